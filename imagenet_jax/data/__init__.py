@@ -1,0 +1,1 @@
+"""Data: encoded images in, batches of uint8 pixels out."""

@@ -1,0 +1,1 @@
+"""Reporting: where metrics are written."""
