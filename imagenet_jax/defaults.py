@@ -1,0 +1,108 @@
+"""Every config field, its default, and what it means: the one place they are documented.
+
+A file in `configs/` starts from `defaults(model)` and changes what its paper changes. The defaults
+are the torchvision V1 recipe for ImageNet, written as its table writes it: durations in epochs,
+the learning rate at the batch size it was published for.
+"""
+
+from ml_collections import ConfigDict
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]; torchvision's published constants
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def defaults(model: str = "resnet50") -> ConfigDict:
+    """The full set of fields for one of `imagenet_jax.models.names()`.
+
+    Every value is plain (str, bool, int, float or a tuple of them), and its type is fixed: an
+    override of another type, or of a field that is not here, is an error.
+    """
+    c = ConfigDict()
+    c.seed = 0  # of initial weights, sample order, crops and everything else drawn at random
+    c.epochs = 90.0  # length of training; may be fractional
+    c.batch_size = 256  # images per optimizer step over all devices and hosts
+    c.resume_with_changes = False  # continue a workdir although its config differs from this one
+
+    c.model = ConfigDict()
+    c.model.name = model  # one of imagenet_jax.models.names()
+    c.model.num_classes = 1000  # must agree with the data
+    c.model.width = 1.0  # multiplies every channel count
+    c.model.dtype = "float32"  # compute: "float32" | "bfloat16"; parameters stay float32
+    if model.startswith("resnet"):
+        c.model.stem = "imagenet"  # "imagenet": 7x7/2 and max-pool | "small": 3x3/1, no pool
+        c.model.zero_init_residual = False  # last BN scale of each block starts at 0 (Goyal 2017)
+    elif model.startswith("vgg"):
+        c.model.dropout = 0.5  # after each of the two hidden linear layers
+
+    c.data = ConfigDict()
+    c.data.source = "auto"  # "auto" looks at path | "tfds" | "folder" | "digits" | "synthetic"
+    c.data.path = "~/tensorflow_datasets/imagenet2012/5.1.0"
+    c.data.train_split = "train"
+    c.data.eval_split = "validation"
+    c.data.interpolation = "bilinear"  # "bilinear" | "bicubic"
+    c.data.resampling = "antialias"  # "antialias": as Pillow resizes | "fast": no low-pass filter
+    c.data.mean = IMAGENET_MEAN  # subtracted from RGB in [0, 1], on the device
+    c.data.std = IMAGENET_STD  # then divided by
+    c.data.remainder = "carry"  # epoch end: "carry" fills the batch from the next epoch | "drop"
+    c.data.threads = 0  # decoding threads per process; 0: one per core
+    c.data.workers = 0  # worker processes instead of threads; 0: threads
+    c.data.prefetch_mb = 1024  # bound on decoded batches that wait in host memory, MiB per process
+    c.data.synthetic = ConfigDict()  # what the source "synthetic" makes; other sources ignore it
+    c.data.synthetic.images = 1_281_167
+    c.data.synthetic.classes = 1000
+    c.data.synthetic.height = 375  # pixels
+    c.data.synthetic.width = 500
+
+    c.augment = ConfigDict()
+    c.augment.image_size = 224  # side of the training crop, pixels
+    c.augment.crop_scale = (0.08, 1.0)  # crop area over image area (Szegedy 2015, section 6)
+    c.augment.crop_ratio = (3 / 4, 4 / 3)  # crop width over height
+    c.augment.flip = True  # mirror half of the images
+
+    c.loss = ConfigDict()
+    c.loss.label_smoothing = 0.0  # mass spread over all classes (Szegedy 2016, section 7)
+
+    c.optim = ConfigDict()
+    c.optim.name = "sgd"  # "sgd" | "adam" | "adamw"
+    c.optim.peak_lr = 0.1  # at reference_batch_size
+    c.optim.reference_batch_size = 256
+    c.optim.lr_scaling = "linear"  # with batch_size: "linear" (Goyal 2017) | "sqrt" | "none"
+    c.optim.schedule = "step"  # "step" | "cosine" | "polynomial" | "constant"
+    c.optim.warmup_epochs = 0.0  # linear rise from warmup_start_lr to the peak
+    c.optim.warmup_start_lr = 0.0  # at reference_batch_size
+    c.optim.milestones = (30.0, 60.0)  # step: epochs at which the rate is multiplied by factor
+    c.optim.factor = 0.1  # step
+    c.optim.power = 1.0  # polynomial
+    c.optim.end_lr = 0.0  # cosine and polynomial: rate at the end, at reference_batch_size
+    c.optim.momentum = 0.9  # sgd; torch's form: v <- momentum * v + g
+    c.optim.nesterov = False  # sgd
+    c.optim.b1 = 0.9  # adam, adamw
+    c.optim.b2 = 0.999  # adam, adamw
+    c.optim.eps = 1e-8  # adam, adamw
+    c.optim.weight_decay = 1e-4
+    c.optim.weight_decay_form = "l2"  # "l2": added to the gradient | "decoupled": to the update
+    c.optim.decay_bias_and_norm = True  # decay biases and norm scales too, as torch does unasked
+    c.optim.clip_norm = 0.0  # largest global gradient norm; 0: no clipping
+    c.optim.accumulate = 1  # micro-batches per step; batch norm sees one micro-batch at a time
+
+    c.ema = ConfigDict()
+    c.ema.decay = 0.0  # of the running average of weights, per step; 0: no average is kept
+
+    c.mesh = ConfigDict()
+    c.mesh.fsdp = 1  # devices that share one copy of parameters and optimizer state
+
+    c.eval = ConfigDict()
+    c.eval.every_epochs = 1.0  # 0: only at the end
+    c.eval.batch_size = 256
+    c.eval.resize = 256  # shorter side before the crop, pixels
+    c.eval.image_size = 224  # side of the centre crop, pixels
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_epochs = 1.0  # 0: only at the end
+    c.checkpoint.keep = 3  # the last so many, and the best
+    c.checkpoint.best_metric = "top1"  # "top1" | "top5" (highest) | "loss" (lowest), on eval_split
+
+    c.log = ConfigDict()
+    c.log.every_steps = 100  # one line, and one point in each curve
+    c.log.tensorboard = True  # write event files
+    return c
