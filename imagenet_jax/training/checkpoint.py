@@ -1,0 +1,166 @@
+"""Checkpoints: state, data position, config and provenance, saved together or not at all.
+
+Layout of `checkpoints/STEP/` (orbax, one directory per item, committed by a rename):
+  weights     params, batch_stats and ema: all that evaluation needs
+  optimizer   step and opt_state
+  position    JSON: the data position and the sums of the logging interval under way
+  config, provenance   JSON
+  metrics     JSON, where the step was evaluated
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from imagenet_jax.errors import UserError
+from imagenet_jax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a run stands beside its state: a few bytes.
+
+    Attributes:
+      data: the grain iterator's own state, {"next_index": batches consumed}.
+      interval: sums of the logging interval under way (metrics.Interval as a dict).
+    """
+
+    data: dict[str, int]
+    interval: dict[str, Any]
+
+
+def best_metric(name: str):
+    """Ranking of checkpoints by an eval metric: the higher the better."""
+    sign = -1.0 if name == "loss" else 1.0
+    return lambda metrics: sign * metrics[name]
+
+
+class Checkpoints:
+    """The checkpoints of a workdir; saving returns while files are still being written."""
+
+    def __init__(self, directory: Path, *, keep: int = 1, metric: str = "top1", write: bool = True):
+        rank = best_metric(metric)
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(keep),
+                checkpoint_managers.BestN(
+                    get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(
+            best_fn=rank,
+            preservation_policy=policy,
+            create=write,
+            read_only=not write,
+            # What a killed writer left behind; complete checkpoints are never touched.
+            cleanup_tmp_directories=write,
+        )
+        self.directory = directory
+        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+
+    def save(
+        self,
+        state: TrainState,
+        position: Position,
+        *,
+        config: dict[str, Any],
+        provenance: dict[str, Any],
+        metrics: dict[str, float] | None,
+    ) -> None:
+        """Start saving under the state's step. The state may be donated as soon as this returns."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                weights=ocp.args.StandardSave(_weights(state)),
+                optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
+                position=ocp.args.JsonSave(dataclasses.asdict(position)),
+                config=ocp.args.JsonSave(config),
+                provenance=ocp.args.JsonSave(provenance),
+            ),
+            metrics=metrics,
+        )
+
+    def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, Position]:
+        """The state at `step` in the shardings of `abstract`, and the position beside it."""
+        optimizer = {"step": abstract.step, "opt_state": abstract.opt_state}
+        got = self._restore(
+            step,
+            weights=ocp.args.StandardRestore(_weights(abstract)),
+            optimizer=ocp.args.StandardRestore(optimizer),
+            position=ocp.args.JsonRestore(),
+        )
+        state = TrainState(
+            step=got.optimizer["step"],
+            opt_state=got.optimizer["opt_state"],
+            params=got.weights["params"],
+            batch_stats=got.weights["batch_stats"],
+            ema=got.weights.get("ema"),
+        )
+        return state, Position(**got.position)
+
+    def restore_weights(self, abstract: TrainState, step: int) -> TrainState:
+        """Weights alone, for evaluation: the optimizer's state is neither read nor held."""
+        got = self._restore(step, weights=ocp.args.StandardRestore(_weights(abstract)))
+        return TrainState(
+            step=jax.numpy.int32(step),
+            params=got.weights["params"],
+            batch_stats=got.weights["batch_stats"],
+            opt_state=None,
+            ema=got.weights.get("ema"),
+        )
+
+    def _restore(self, step: int, **args: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**args))
+        except (ValueError, KeyError, FileNotFoundError) as e:
+            reason = " ".join(str(e).split())[:300]
+            raise UserError(
+                f"checkpoint {self.directory / str(step)} cannot be restored: {reason}"
+            ) from e
+
+    def steps(self) -> list[int]:
+        """Complete checkpoints, in ascending order, as the directory stands now."""
+        self._manager.reload()
+        return sorted(self._manager.all_steps())
+
+    def find(self, which: str) -> int:
+        """The step that "latest", "best" or a number names; UserError where there is none."""
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"no checkpoint in {self.directory}: train into this workdir first")
+        if which == "latest":
+            return steps[-1]
+        if which == "best":
+            best = self._manager.best_step()
+            if best is None:
+                raise UserError(
+                    f"no checkpoint in {self.directory} was evaluated, so none is best; "
+                    "use --checkpoint=latest"
+                )
+            return best
+        if not which.isdecimal() or int(which) not in steps:
+            raise UserError(
+                f"--checkpoint={which}: {self.directory} has {', '.join(map(str, steps))}, "
+                "'latest' and 'best'"
+            )
+        return int(which)
+
+    def wait(self) -> None:
+        """Until everything saved is complete on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _weights(state: TrainState) -> dict[str, Any]:
+    tree = state.weights("raw")
+    return tree if state.ema is None else tree | {"ema": state.ema}

@@ -1,0 +1,107 @@
+"""Evaluation: every image of a split counted once."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from imagenet_jax.data import pipeline
+from imagenet_jax.training.checkpoint import Checkpoints
+from imagenet_jax.training.experiment import Evaluation, evaluation_of
+from imagenet_jax.training.sharding import place_batches
+from imagenet_jax.training.state import TrainState
+from imagenet_jax.training.step import compile_eval_step
+from imagenet_jax.training.workdir import is_training, read_config, write_atomically
+
+Result = dict[str, Any]
+
+
+class Evaluator:
+    """Evaluates states of one shape; the program is compiled once."""
+
+    def __init__(self, evaluation: Evaluation):
+        self._evaluation = evaluation
+        self._step = compile_eval_step(
+            evaluation.abstract, evaluation.mesh, evaluation.graph, evaluation.config
+        )
+
+    def __call__(self, state: TrainState) -> list[Result]:
+        """{weights, count, top1, top5, loss} for the EMA weights, if kept, then the raw ones."""
+        kinds = ["raw"] if state.ema is None else ["ema", "raw"]
+        return [{"weights": kind} | self._measure(state.weights(kind)) for kind in kinds]
+
+    def _measure(self, weights: dict[str, Any]) -> Result:
+        config, source = self._evaluation.config, self._evaluation.source
+        batches = pipeline.eval_batches(
+            source,
+            config.data,
+            config.eval,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        per_batch = [self._step(weights, b) for b in place_batches(batches, self._evaluation.mesh)]
+        # Python's float and int: sums over a split would round in float32.
+        sums = {name: 0.0 for name in per_batch[0]}
+        for batch in jax.device_get(per_batch):
+            for name, value in batch.items():
+                sums[name] += float(value)
+        count = round(sums["count"])
+        if count != len(source):
+            raise AssertionError(f"{count} images evaluated of the {len(source)} in {source.name}")
+        return {
+            "count": count,
+            "top1": sums["top1"] / count,
+            "top5": sums["top5"] / count,
+            "loss": sums["loss"] / count,
+        }
+
+
+def write_result(workdir: Path, step: int, split: str, results: list[Result]) -> Result:
+    """`eval/<step>.json`: the first result, and the others under "also"."""
+    record = {"step": step, "split": split, **results[0], "also": results[1:]}
+    directory = workdir / "eval"
+    directory.mkdir(exist_ok=True)
+    write_atomically(directory / f"{step}.json", json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def evaluate_workdir(
+    workdir: Path,
+    which: str,
+    *,
+    follow: bool = False,
+    prepare: Callable[[Any], Any] = lambda config: config,
+    poll_seconds: float = 2.0,
+) -> Iterator[Result]:
+    """Evaluate a checkpoint ("latest", "best" or a step) of `workdir`; with `follow`, each one.
+
+    Following starts with `which`, waits for newer checkpoints while a training runs, and ends with
+    the last one it left. `prepare` may adjust the config, to say where the data is here.
+
+    Yields what `write_result` wrote. Raises UserError where there is nothing to evaluate.
+    """
+    config = prepare(read_config(workdir))
+    evaluation = evaluation_of(config)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", metric=config.checkpoint.best_metric, write=False
+    )
+    evaluate = Evaluator(evaluation)
+    last = None
+    while True:
+        # Asked before looking: what a run leaves in its last moments is still seen.
+        running = follow and is_training(workdir)
+        steps = checkpoints.steps()
+        newer = [step for step in steps if last is not None and step > last]
+        if newer or (last is None and (steps or not running)):
+            last = newer[0] if newer else checkpoints.find(which)
+            state = checkpoints.restore_weights(evaluation.abstract, last)
+            yield write_result(workdir, last, config.data.eval_split, evaluate(state))
+        elif running:
+            time.sleep(poll_seconds)
+        else:
+            return
+        if not follow:
+            return

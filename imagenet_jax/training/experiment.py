@@ -1,0 +1,134 @@
+"""From a config to the parts that training and evaluation are made of, checked against each other."""
+
+import dataclasses
+import math
+
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from imagenet_jax.data import order, sources
+from imagenet_jax.errors import UserError
+from imagenet_jax.training import optim
+from imagenet_jax.training.sharding import check_batch_size, make_mesh
+from imagenet_jax.training.state import TrainState, abstract_state, graph_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What evaluating a config's model takes.
+
+    Attributes:
+      abstract: shapes and shardings of the state; `opt_state` is empty.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    source: sources.Source
+    graph: nnx.GraphDef
+    abstract: TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What training a config takes.
+
+    Attributes:
+      steps_per_epoch: batches that the training split fills, fractional where batches run across
+        epochs.
+      total_steps: optimizer steps of the whole run.
+      abstract: shapes and shardings of the state.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    source: sources.Source
+    evaluation: Evaluation
+    graph: nnx.GraphDef
+    schedule: optax.Schedule
+    tx: optax.GradientTransformation
+    abstract: TrainState
+    steps_per_epoch: float
+    total_steps: int
+
+    def steps_at(self, every_epochs: float) -> set[int]:
+        """The last step of every so many epochs, and of the run; 0 means of the run alone."""
+        if not every_epochs:
+            return {self.total_steps}
+        times = math.floor(self.total_steps / (every_epochs * self.steps_per_epoch))
+        marks = {
+            max(1, round(i * every_epochs * self.steps_per_epoch)) for i in range(1, times + 1)
+        }
+        return marks | {self.total_steps}
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What identifies the data of both splits."""
+        c = self.config.data
+        return {
+            c.train_split: self.source.fingerprint,
+            c.eval_split: self.evaluation.source.fingerprint,
+        }
+
+
+def evaluation_of(config: ConfigDict, mesh: Mesh | None = None) -> Evaluation:
+    """Raises UserError where model, data and devices do not fit each other."""
+    mesh = mesh or make_mesh(config.mesh.fsdp)
+    check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
+    source = sources.open_source(config.data, config.data.eval_split)
+    _check_classes(config, source, config.data.eval_split)
+    abstract = abstract_state(config.model, optax.identity(), config.ema.decay > 0, mesh)
+    return Evaluation(config, mesh, source, graph_of(config.model), abstract)
+
+
+def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
+    """Raises UserError where model, data and devices do not fit each other; writes nothing."""
+    mesh = mesh or make_mesh(config.mesh.fsdp)
+    check_batch_size("batch_size", config.batch_size, mesh)
+    if config.batch_size // config.optim.accumulate % mesh.size:
+        raise UserError(
+            f"config.optim.accumulate = {config.optim.accumulate} leaves micro-batches of "
+            f"{config.batch_size // config.optim.accumulate}, not divisible by the "
+            f"{mesh.size} devices"
+        )
+    source = sources.open_source(config.data, config.data.train_split)
+    _check_classes(config, source, config.data.train_split)
+    evaluation = evaluation_of(config, mesh)
+    if source.class_names != evaluation.source.class_names:
+        raise UserError(
+            f"splits {config.data.train_split!r} and {config.data.eval_split!r} of "
+            f"{config.data.path} have different classes"
+        )
+    per_epoch = order.steps_per_epoch(len(source), config.batch_size, config.data.remainder)
+    total = math.ceil(config.epochs * per_epoch - 1e-9)
+    if total < 1:
+        raise UserError(
+            f"config.batch_size = {config.batch_size} leaves no step of the {len(source)} images "
+            f"of {config.data.train_split!r}"
+        )
+    schedule = optim.learning_rate(
+        config.optim, batch_size=config.batch_size, steps_per_epoch=per_epoch, total_steps=total
+    )
+    tx = optim.optimizer(config.optim, schedule)
+    return Experiment(
+        config=config,
+        mesh=mesh,
+        source=source,
+        evaluation=evaluation,
+        graph=evaluation.graph,
+        schedule=schedule,
+        tx=tx,
+        abstract=abstract_state(config.model, tx, config.ema.decay > 0, mesh),
+        steps_per_epoch=per_epoch,
+        total_steps=total,
+    )
+
+
+def _check_classes(config: ConfigDict, source: sources.Source, split: str) -> None:
+    found = len(source.class_names)
+    if found != config.model.num_classes:
+        raise UserError(
+            f"config.model.num_classes = {config.model.num_classes}, but split {split!r} of "
+            f"{config.data.path} has {found} classes; set --config.model.num_classes={found}"
+        )

@@ -1,0 +1,162 @@
+"""Training, from a config to a finished workdir: the page to read first.
+
+    config -> experiment (data, model, optimizer, mesh)
+    batches -> train step -> state   -> checkpoints
+                          -> metrics -> writers
+
+Everything random is a function of (config.seed, step), so the result of a step does not depend on
+how often the run was stopped before it.
+"""
+
+from collections import deque
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from imagenet_jax.data import pipeline
+from imagenet_jax.reporting.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writers
+from imagenet_jax.training import workdir as workdirs
+from imagenet_jax.training.checkpoint import Checkpoints, Position
+from imagenet_jax.training.evaluation import Evaluator
+from imagenet_jax.training.experiment import Experiment, experiment_of
+from imagenet_jax.training.metrics import Interval, MetricWindow
+from imagenet_jax.training.sharding import place_batches
+from imagenet_jax.training.signals import StopSignal
+from imagenet_jax.training.state import count_parameters, create_state
+from imagenet_jax.training.step import compile_train_step
+from imagenet_jax.training.throughput import Throughput
+
+# Steps under way on the device before the loop waits for the oldest: enough to keep it busy, few
+# enough that their batches do not pile up in its memory.
+_IN_FLIGHT = 3
+
+
+def train(config: ConfigDict, workdir: Path) -> int:
+    """Train `config` in `workdir`, from its last checkpoint if it has one.
+
+    Returns the exit code: 0 when finished, 128 + the signal that stopped it, after saving.
+    Raises UserError for what the user can mend, before anything is written; NonFiniteError where
+    the loss, a gradient or a parameter left the numbers, with the last good checkpoint in place.
+    """
+    run = experiment_of(config)
+    provenance = workdirs.provenance_of(run.fingerprints)
+    workdirs.claim(workdir, config, provenance)
+    with workdirs.Running(workdir), StopSignal() as stop:
+        checkpoints = Checkpoints(
+            workdir / "checkpoints",
+            keep=config.checkpoint.keep,
+            metric=config.checkpoint.best_metric,
+        )
+        try:
+            return _train(run, workdir, checkpoints, provenance, stop)
+        finally:
+            checkpoints.close()
+
+
+def _train(
+    run: Experiment, workdir: Path, checkpoints: Checkpoints, provenance: dict, stop: StopSignal
+) -> int:
+    config, every = run.config, run.config.log.every_steps
+
+    if checkpoints.steps():
+        first = checkpoints.find("latest")
+        state, position = checkpoints.restore(run.abstract, first)
+    else:
+        first, position = 0, Position(data={"next_index": 0}, interval={})
+        state = create_state(config.model, run.tx, config.ema.decay > 0, run.mesh, config.seed)
+
+    console = ConsoleWriter(run.total_steps, config.batch_size)
+    writers = Writers(console, JsonlWriter(workdir / "metrics.jsonl", first))
+    if config.log.tensorboard:
+        writers.add(TensorBoardWriter(workdir / "tensorboard", first))
+    console.say(_headline(run, state.params, first))
+
+    train_step = compile_train_step(
+        run.abstract, run.mesh, run.graph, run.tx, run.schedule, config
+    )
+    evaluate = Evaluator(run.evaluation)
+    eval_steps = run.steps_at(config.eval.every_epochs)
+    save_steps = run.steps_at(config.checkpoint.every_epochs)
+    batches = place_batches(
+        pipeline.train_batches(
+            run.source,
+            config.data,
+            config.augment,
+            seed=config.seed,
+            batch_size=config.batch_size,
+            total_steps=run.total_steps,
+            position=position.data,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
+        run.mesh,
+    )
+    window = MetricWindow(every, Interval(**position.interval))
+    throughput, speed = Throughput(config.batch_size), {}
+    in_flight: deque[jax.Array] = deque()
+
+    def report(upto: int) -> None:
+        """Write the intervals that are complete by step `upto`; NonFiniteError if one is bad."""
+        for last, means in window.fetch(upto):
+            epoch = {"epoch": last / run.steps_per_epoch}
+            writers.write(last, "train", epoch | means | speed.pop(last, {}))
+
+    try:
+        for step in range(first + 1, run.total_steps + 1):
+            with throughput.waiting():
+                batch = next(batches)
+            state, metrics = train_step(state, batch)
+            throughput.step()
+            console.progress(step)
+            window.append(step, metrics)
+            in_flight.append(metrics["loss"])
+            if len(in_flight) > _IN_FLIGHT:
+                in_flight.popleft().block_until_ready()
+
+            if step % every == 0:
+                speed[step] = throughput.lap()
+                report(step - every)  # one interval late: those values are there, nobody waits
+            results = None
+            if step in eval_steps:
+                report(step)
+                with throughput.paused():
+                    results = evaluate(state)
+                for result in results:
+                    writers.write(step, config.data.eval_split, result)
+            if step in save_steps or stop.received:
+                report(step)  # what is not finite is not saved
+                writers.flush()
+                checkpoints.save(
+                    state,
+                    Position(data={"next_index": step}, interval=window.partial()),
+                    config=config.to_dict(),
+                    provenance=provenance,
+                    metrics=_numbers(results[0]) if results else None,
+                )
+            if stop.received:
+                checkpoints.wait()
+                console.say(
+                    f"stopped by signal {stop.received} after step {step}, saved; the same "
+                    "command continues"
+                )
+                return 128 + stop.received
+        checkpoints.wait()
+        console.say(f"finished: {run.total_steps} steps in {workdir}")
+        return 0
+    finally:
+        writers.close()
+
+
+def _headline(run: Experiment, params: dict, first: int) -> str:
+    config, devices = run.config, jax.devices()
+    resumed = f"; continuing after step {first}" if first else ""
+    return (
+        f"{config.model.name}, {count_parameters(params):,} parameters; {len(run.source):,} images "
+        f"in {len(run.source.class_names)} classes; {run.total_steps:,} steps of "
+        f"{config.batch_size} on {len(devices)} x {devices[0].device_kind}{resumed}"
+    )
+
+
+def _numbers(result: dict) -> dict[str, float]:
+    return {name: value for name, value in result.items() if not isinstance(value, str)}

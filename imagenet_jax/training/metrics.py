@@ -1,0 +1,99 @@
+"""Classification metrics, and their averages over logging intervals."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from imagenet_jax.errors import UserError
+
+
+class NonFiniteError(UserError):
+    """A loss, gradient or parameter norm was NaN or infinite."""
+
+
+def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """How many classes come before the label's in each row: 0 means top-1 is right.
+
+    Ties go to the lower class index, as in argmax, so equal logits earn nothing; a row with a NaN
+    ranks its label last.
+
+    Args:
+      logits: f32[B, C].
+      labels: i32[B].
+
+    Returns:
+      i32[B] in [0, C].
+    """
+    num_classes = logits.shape[-1]
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    tie_before = (logits == own) & (jnp.arange(num_classes) < labels[:, None])
+    rank = jnp.sum((logits > own) | tie_before, axis=-1)
+    return jnp.where(jnp.isnan(logits).any(axis=-1), num_classes, rank)
+
+
+@dataclasses.dataclass
+class Interval:
+    """Sums over the steps of one logging interval; saved with a checkpoint, to lose none."""
+
+    count: int = 0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def add(self, values: dict[str, float]) -> None:
+        self.count += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        return {name: total / self.count for name, total in self.sums.items()}
+
+
+class MetricWindow:
+    """Averages the step's metrics, leaving them on the device until they are certain to be there.
+
+    `append` takes a step's device scalars without touching them; `fetch(upto)` brings over those
+    of steps <= upto and returns the intervals that are complete.
+    """
+
+    def __init__(self, every: int, partial: Interval | None = None):
+        self._every = every
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._interval = partial or Interval()
+
+    def append(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        self._pending.append((step, metrics))
+
+    def fetch(self, upto: int) -> list[tuple[int, dict[str, float]]]:
+        """[(last step, means)] of each interval completed at a step <= upto.
+
+        Raises NonFiniteError at the first step whose metrics are not all finite.
+        """
+        due = [entry for entry in self._pending if entry[0] <= upto]
+        self._pending = self._pending[len(due) :]
+        complete = []
+        for step, metrics in jax.device_get(due):
+            values = {name: float(value) for name, value in metrics.items()}
+            _require_finite(step, values)
+            self._interval.add(values)
+            if step % self._every == 0:
+                # The rate is a setting, not a measurement: the last one, not the mean.
+                last = {"learning_rate": values["learning_rate"]}
+                complete.append((int(step), self._interval.means() | last))
+                self._interval = Interval()
+        return complete
+
+    def partial(self) -> dict[str, Any]:
+        """The sums of the interval under way, as plain values (call `fetch` first)."""
+        return dataclasses.asdict(self._interval)
+
+
+def _require_finite(step: int, values: dict[str, float]) -> None:
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise NonFiniteError(
+            f"{bad[0]} is {values[bad[0]]} at step {step}, learning rate "
+            f"{values['learning_rate']:.4g}; the last checkpoint is kept: lower "
+            "config.optim.peak_lr, warm up longer, or set config.optim.clip_norm"
+        )

@@ -1,0 +1,71 @@
+"""The device mesh, and which part of each array lives where."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from imagenet_jax.errors import UserError
+
+DATA, FSDP = "data", "fsdp"
+
+
+def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """All devices as a (data, fsdp) grid: each group of `fsdp` shares one copy of the state."""
+    devices = devices or jax.devices()
+    if len(devices) % fsdp:
+        raise UserError(f"config.mesh.fsdp = {fsdp} does not divide the {len(devices)} devices")
+    grid = np.asarray(devices).reshape(len(devices) // fsdp, fsdp)
+    return Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto))
+
+
+def check_batch_size(field: str, batch_size: int, mesh: Mesh) -> None:
+    """UserError unless each device gets the same number of rows."""
+    if batch_size % mesh.size:
+        raise UserError(
+            f"config.{field} = {batch_size} is not divisible by the {mesh.size} devices; "
+            f"{batch_size - batch_size % mesh.size or mesh.size} is"
+        )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows spread over every device, those that share parameters included."""
+    return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_sharding(state: Any, mesh: Mesh) -> Any:
+    """A sharding for each leaf: its largest axis that `fsdp` divides is split, or none is.
+
+    Momentum and averages have the shapes of their parameters and so land beside them.
+    """
+    fsdp = mesh.shape[FSDP]
+
+    def spec(leaf: Any) -> NamedSharding:
+        divisible = [axis for axis, size in enumerate(leaf.shape) if size % fsdp == 0]
+        if fsdp == 1 or not divisible:
+            return replicated(mesh)
+        split = max(divisible, key=lambda axis: leaf.shape[axis])
+        return NamedSharding(mesh, PartitionSpec(*[None] * split, FSDP))
+
+    return jax.tree.map(spec, state)
+
+
+def place_batches(
+    batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2
+) -> Iterator[dict[str, jax.Array]]:
+    """Each process's rows as global arrays, `ahead` batches under way to the devices."""
+    sharding = batch_sharding(mesh)
+    queue: list[dict[str, jax.Array]] = []
+    for batch in batches:
+        queue.append(
+            {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+        )
+        if len(queue) > ahead:
+            yield queue.pop(0)
+    yield from queue

@@ -1,0 +1,88 @@
+"""TrainState: everything that a step reads and writes, as one pytree of plain dicts."""
+
+import math
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from imagenet_jax import models
+from imagenet_jax.training.sharding import state_sharding
+
+
+@flax.struct.dataclass
+class TrainState:
+    """The state of training between two steps.
+
+    Attributes:
+      step: i32[], optimizer steps done.
+      params: nested dict of f32 arrays, by module path.
+      batch_stats: nested dict of f32 arrays: running mean and (unbiased) variance.
+      opt_state: optax state.
+      ema: {"params": ..., "batch_stats": ...} averaged over steps, or None.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    opt_state: Any
+    ema: Any
+
+    def weights(self, which: str) -> dict[str, Any]:
+        """{"params", "batch_stats"} of the "raw" or the "ema" weights."""
+        if which == "ema":
+            return self.ema
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def graph_of(model: ConfigDict) -> nnx.GraphDef:
+    """The model's structure without its arrays; nothing is computed."""
+    abstract = nnx.eval_shape(lambda: models.build(model, rngs=nnx.Rngs(0)))
+    return nnx.split(abstract, nnx.Param, nnx.BatchStat)[0]
+
+
+def initial_state(
+    model: ConfigDict, tx: optax.GradientTransformation, ema: bool, key: jax.Array
+) -> TrainState:
+    """The state before step 0. Pure: jit it, or `jax.eval_shape` it for shapes alone."""
+    module = models.build(model, rngs=nnx.Rngs(key))
+    _, params, batch_stats = nnx.split(module, nnx.Param, nnx.BatchStat)
+    params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=tx.init(params),
+        ema=jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats}) if ema else None,
+    )
+
+
+def abstract_state(
+    model: ConfigDict, tx: optax.GradientTransformation, ema: bool, mesh: Mesh
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state on `mesh`: what a checkpoint is restored into."""
+    shapes = jax.eval_shape(lambda: initial_state(model, tx, ema, jax.random.key(0)))
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes,
+        state_sharding(shapes, mesh),
+    )
+
+
+def create_state(
+    model: ConfigDict, tx: optax.GradientTransformation, ema: bool, mesh: Mesh, seed: int
+) -> TrainState:
+    """The initial state, made by one compiled program where its shards will live."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(model, tx, ema, mesh))
+    make = jax.jit(lambda key: initial_state(model, tx, ema, key), out_shardings=shardings)
+    return make(jax.random.key(seed))
+
+
+def count_parameters(params: Any) -> int:
+    """Trainable parameters."""
+    return sum(math.prod(p.shape) for p in jax.tree.leaves(params))

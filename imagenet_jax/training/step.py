@@ -1,0 +1,169 @@
+"""The train step and the eval step: pure functions of (state, batch), compiled once each."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from imagenet_jax.data.augment import normalize, random_flip
+from imagenet_jax.training.losses import cross_entropy
+from imagenet_jax.training.metrics import label_rank
+from imagenet_jax.training.sharding import batch_sharding, replicated
+from imagenet_jax.training.state import TrainState
+
+Batch = dict[str, jax.Array]
+Scalars = dict[str, jax.Array]
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    graph: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: ConfigDict,
+) -> tuple[TrainState, Scalars]:
+    """One optimizer step.
+
+    Args:
+      state: before the step.
+      batch: "image" u8[B, H, W, 3] and "label" i32[B].
+      graph: structure of the model.
+      tx, schedule: the optimizer, and the learning rate to report.
+      config: the run's; seed, model, data, augment, loss, optim and ema are read.
+
+    Returns:
+      The state after it, and f32[] scalars: loss and top1 over the batch, both before the update,
+      grad_norm (before clipping), param_norm (after the update) and learning_rate.
+    """
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    flip_key, dropout_key = jax.random.split(key)
+    images = batch["image"]
+    if config.augment.flip:
+        images = random_flip(images, flip_key)
+
+    def loss_and_stats(params: Any, stats: Any, images: jax.Array, labels: jax.Array, key: Any):
+        model = nnx.merge(graph, params, stats)
+        pixels = normalize(images, config.data.mean, config.data.std, config.model.dtype)
+        logits = model(pixels, train=True, rngs=nnx.Rngs(dropout=key))
+        loss = cross_entropy(logits, labels, config.loss.label_smoothing).mean()
+        top1 = jnp.mean(label_rank(logits, labels) == 0, dtype=jnp.float32)
+        return loss, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), top1)
+
+    def micro_step(stats: Any, micro: tuple[jax.Array, jax.Array, jax.Array]):
+        gradient = jax.value_and_grad(loss_and_stats, has_aux=True)
+        (loss, (stats, top1)), grads = gradient(state.params, stats, *micro)
+        return stats, (loss, top1, grads)
+
+    parts = config.optim.accumulate
+    if parts == 1:
+        stats, (loss, top1, grads) = micro_step(
+            state.batch_stats, (images, batch["label"], dropout_key)
+        )
+    else:
+        micros = (_split(images, parts), _split(batch["label"], parts))
+        stats, (loss, top1, grads) = _accumulate(
+            micro_step, state, (*micros, jax.random.split(dropout_key, parts)), parts
+        )
+
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        new = {"params": params, "batch_stats": stats}
+        ema = optax.incremental_update(new, ema, 1.0 - config.ema.decay)
+    metrics = {
+        "loss": loss,
+        "top1": top1,
+        "grad_norm": optax.global_norm(grads),
+        "param_norm": optax.global_norm(params),
+        "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+    }
+    return TrainState(state.step + 1, params, stats, opt_state, ema), metrics
+
+
+def _split(x: jax.Array, parts: int) -> jax.Array:
+    """[B, ...] -> [parts, B / parts, ...], every part taking rows of every device.
+
+    Row i goes to part i % parts, so that no row leaves the device it lies on.
+    """
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _accumulate(micro_step: Callable, state: TrainState, micros: Any, parts: int):
+    """Means of loss, top1 and gradients over micro-batches; one gradient tree is held."""
+
+    def body(carry: Any, micro: Any):
+        stats, total = carry
+        stats, out = micro_step(stats, micro)
+        return (stats, jax.tree.map(jnp.add, total, out)), None
+
+    scalar = jnp.zeros((), jnp.float32)
+    zeros = (scalar, scalar, jax.tree.map(jnp.zeros_like, state.params))
+    (stats, total), _ = jax.lax.scan(body, (state.batch_stats, zeros), micros)
+    return stats, jax.tree.map(lambda x: x / parts, total)
+
+
+def eval_step(
+    weights: dict[str, Any], batch: Batch, *, graph: nnx.GraphDef, config: ConfigDict
+) -> Scalars:
+    """Sums over one batch, padding excluded.
+
+    Args:
+      weights: {"params", "batch_stats"}.
+      batch: "image" u8[B, H, W, 3], "label" i32[B], "mask" f32[B] (0 for padding).
+
+    Returns:
+      f32[] sums: count, loss (nats, without smoothing), top1, top5.
+    """
+    model = nnx.merge(graph, weights["params"], weights["batch_stats"])
+    pixels = normalize(batch["image"], config.data.mean, config.data.std, config.model.dtype)
+    logits = model(pixels, train=False)
+    rank = label_rank(logits, batch["label"])
+    mask = batch["mask"]
+    per_image = {
+        "count": jnp.ones_like(mask),
+        "loss": cross_entropy(logits, batch["label"]),
+        "top1": rank < 1,
+        "top5": rank < 5,
+    }
+    # where, not a product: a padded row's loss may be infinite, and 0 * inf is NaN.
+    return {k: jnp.sum(jnp.where(mask > 0, v, 0), dtype=jnp.float32) for k, v in per_image.items()}
+
+
+def compile_train_step(
+    abstract: TrainState,
+    mesh: Mesh,
+    graph: nnx.GraphDef,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: ConfigDict,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
+    """`train_step` as one sharded program that reuses the state's memory."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    return jax.jit(
+        lambda state, batch: train_step(
+            state, batch, graph=graph, tx=tx, schedule=schedule, config=config
+        ),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def compile_eval_step(
+    abstract: TrainState, mesh: Mesh, graph: nnx.GraphDef, config: ConfigDict
+) -> Callable[[dict[str, Any], Batch], Scalars]:
+    """`eval_step` as one sharded program whose sums are on every device."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract.weights("raw"))
+    return jax.jit(
+        lambda weights, batch: eval_step(weights, batch, graph=graph, config=config),
+        in_shardings=(shardings, batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )

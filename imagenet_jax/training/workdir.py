@@ -1,0 +1,132 @@
+"""The workdir: what a run writes, where, and which run may write there."""
+
+import json
+import os
+import platform
+import socket
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from imagenet_jax import config as config_io
+from imagenet_jax.errors import UserError
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file has the old content or the new one at every moment."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text)
+    part.replace(path)
+
+
+def claim(workdir: Path, config: ConfigDict, provenance: dict[str, Any]) -> None:
+    """Make `workdir` this run's: write config.json and provenance.json, or check those there.
+
+    Raises UserError where another config or other data trained, naming what differs, unless
+    `config.resume_with_changes`; then the new config replaces the old one. A later start is added
+    to the list "resumed" of provenance.json.
+    """
+    record = dict(provenance)
+    if (workdir / "config.json").exists():
+        first = _read_provenance(workdir)
+        changed = config_io.differences(read_config(workdir), config)
+        for split, fingerprint in provenance["data"].items():
+            if first["data"].get(split, fingerprint) != fingerprint:
+                changed.append(
+                    f"images of split {split!r}: {first['data'][split]} -> {fingerprint}"
+                )
+        if changed and not config.resume_with_changes:
+            raise UserError(
+                f"{workdir} was trained otherwise ({'; '.join(changed)}); "
+                "use another --workdir, or continue with --config.resume_with_changes=true"
+            )
+        record = first | {"resumed": [*first.get("resumed", []), provenance]}
+        if changed:
+            record["data"] = provenance["data"]
+    elif (workdir / "checkpoints").exists():
+        raise UserError(f"{workdir} has checkpoints but no config.json; use another --workdir")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        # config.json last: once it is there, everything is.
+        write_atomically(workdir / "provenance.json", json.dumps(record, indent=2) + "\n")
+        write_atomically(workdir / "config.json", config_io.to_json(config))
+    except OSError as e:
+        raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
+
+
+def _read_provenance(workdir: Path) -> dict[str, Any]:
+    path = workdir / "provenance.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as e:
+        raise UserError(f"{path} cannot be read ({e}); use another --workdir") from e
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config that trained `workdir`; UserError where none did."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"no config.json in {workdir}: it is not the workdir of a training run")
+    return config_io.from_json(path.read_text(), path)
+
+
+def provenance_of(fingerprints: dict[str, str]) -> dict[str, Any]:
+    """What the numbers depend on beside the config: code, versions, devices, data."""
+    root = Path(__file__).parents[2]
+    return {
+        "git_revision": _git(root, "rev-parse", "HEAD"),
+        "git_dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in _PACKAGES},
+        "platform": platform.platform(),
+        "devices": [d.device_kind for d in jax.devices()],
+        "processes": jax.process_count(),
+        "data": fingerprints,
+    }
+
+
+def _git(root: Path, *args: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+class Running:
+    """`running.json` while a process trains here, so that followers know when it ends."""
+
+    def __init__(self, workdir: Path):
+        self._path = workdir / "running.json"
+
+    def __enter__(self) -> "Running":
+        write_atomically(
+            self._path, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n"
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._path.unlink(missing_ok=True)
+
+
+def is_training(workdir: Path) -> bool:
+    """Whether a process trains in `workdir` now; a killed one on this host does not."""
+    try:
+        mark = json.loads((workdir / "running.json").read_text())
+    except FileNotFoundError:
+        return False
+    if mark["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(mark["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it exists, and is somebody else's
+    return True
