@@ -2,12 +2,14 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
+from imagenet_jax import config as config_io
 from imagenet_jax.data import pipeline
 from imagenet_jax.training.checkpoint import Checkpoints
 from imagenet_jax.training.experiment import Evaluation, evaluation_of
@@ -71,20 +73,23 @@ def write_result(workdir: Path, step: int, split: str, results: list[Result]) ->
 def evaluate_workdir(
     workdir: Path,
     which: str,
+    overrides: Iterable[tuple[str, str]] = (),
     *,
     follow: bool = False,
-    prepare: Callable[[Any], Any] = lambda config: config,
     poll_seconds: float = 2.0,
 ) -> Iterator[Result]:
     """Evaluate a checkpoint ("latest", "best" or a step) of `workdir`; with `follow`, each one.
 
     Following starts with `which`, waits for newer checkpoints while a training runs, and ends with
-    the last one it left. `prepare` may adjust the config, to say where the data is here.
+    the last one it left. `overrides` are (field, text) changes to the config that trained, to say
+    where the data is here, say.
 
     Yields what `write_result` wrote. Raises UserError where there is nothing to evaluate.
     """
-    config = prepare(read_config(workdir))
-    evaluation = evaluation_of(config)
+    config = ConfigDict(read_config(workdir))
+    for field, text in overrides:
+        config_io.override(config, field, text)
+    evaluation = evaluation_of(config_io.check(config))
     checkpoints = Checkpoints(
         workdir / "checkpoints", metric=config.checkpoint.best_metric, write=False
     )

@@ -1,0 +1,47 @@
+# Every target makes what it needs: .venv from requirements.txt at the versions of constraints.txt.
+#   make quickstart [SEED=0] [WORKDIR=runs/quickstart]   train and evaluate on a bare machine
+#   make test | test-slow | lint                         what .ci/run calls
+# PYTHON=python3.12 chooses the interpreter of a .venv that is not there yet.
+PYTHON ?= python3
+WORKDIR ?= runs/quickstart
+SEED ?= 0
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: help quickstart test test-slow lint format clean
+
+help:
+	@sed -n '2,4s/^# *//p' Makefile
+
+$(VENV)/.base: requirements.txt constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) \
+	  else "error: Python 3.11 to 3.13 is needed, $(PYTHON) is %d.%d; use make PYTHON=python3.12" % v)'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.base pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
+	@touch $@
+
+quickstart: $(VENV)/.base
+	$(BIN)/python -m imagenet_jax.main --config=configs/quickstart.py --workdir='$(WORKDIR)' --config.seed=$(SEED)
+	$(BIN)/python -m imagenet_jax.eval --workdir='$(WORKDIR)'
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -m 'not slow and not parity'
+
+test-slow: $(VENV)/.test
+	$(BIN)/python -m pytest -m 'slow and not parity'
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,72 @@
+"""What the doors share: config overrides on the command line, and how errors reach the user."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from imagenet_jax.errors import UserError
+
+Overrides = list[tuple[str, str]]
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Descriptions as written; options in one column."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=30, width=100)
+
+
+def parser(module: str, description: str) -> argparse.ArgumentParser:
+    """The argument parser of `python -m module`."""
+    p = argparse.ArgumentParser(
+        prog=f"python -m {module}",
+        description=description,
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    p.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return p
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:
+    """(other arguments, [(field, text)]) of `--config.field=text` and `--config.field text`.
+
+    Raises UserError for a field without a value.
+    """
+    rest: list[str] = []
+    overrides: Overrides = []
+    arguments = iter(argv)
+    for argument in arguments:
+        if not argument.startswith("--config."):
+            rest.append(argument)
+            continue
+        field, equals, text = argument.removeprefix("--config.").partition("=")
+        if not equals:
+            text = next(arguments, None)
+        if text is None:
+            raise UserError(f"--config.{field} needs a value: --config.{field}=VALUE")
+        overrides.append((field, text))
+    return rest, overrides
+
+
+def run(command: Callable[[Sequence[str]], int | None]) -> None:
+    """Exit with the command's code; a UserError becomes one line on stderr and exit code 1."""
+    # Libraries log what they do; warnings and worse are what a user can use.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    argv = sys.argv[1:]
+    try:
+        code = command(argv)
+        sys.stdout.flush()
+    except UserError as e:
+        if "--debug" in argv:
+            raise
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        code = 1
+    except BrokenPipeError:  # the reader of our output, `head` say, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code)
