@@ -1,0 +1,13 @@
+"""ResNet-101 (He et al. 2015, arXiv:1512.03385) by the recipe of configs/resnet50.py.
+
+Source: github.com/pytorch/vision, references/classification, and its ResNet101_Weights table, V1.
+Published top-1: 77.37 %, top-5: 93.55 % (single centre crop of 224 from 256).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import resnet50
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    return resnet50.get_config(model="resnet101")
