@@ -5,6 +5,7 @@ import difflib
 import importlib.util
 import json
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,14 @@ def load(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"config file {path!r} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(module_spec)
+    root = str(file.resolve().parents[1])
     try:
+        sys.path.insert(0, root)  # `from configs import resnet50`, wherever the user stands
         module_spec.loader.exec_module(module)
     except Exception as e:
         raise UserError(f"config file {path!r} fails: {type(e).__name__}: {e}") from e
+    finally:
+        sys.path.remove(root)
     if not hasattr(module, "get_config"):
         raise UserError(f"config file {path!r} defines no get_config(arg='')")
     try:
