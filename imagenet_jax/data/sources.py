@@ -1,0 +1,257 @@
+"""Where encoded images come from: records by random access, with a name and a fingerprint."""
+
+import hashlib
+import io
+import json
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from imagenet_jax.data import digits
+from imagenet_jax.data.tfds_format import Record, parse
+from imagenet_jax.errors import UserError
+
+IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class Source(Protocol):
+    """Records of one split. Picklable; reads from several threads at once.
+
+    Attributes:
+      name: for messages.
+      class_names: label -> name.
+      fingerprint: changes when the records or their order do.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+
+def open_source(data: ConfigDict, split: str) -> Source:
+    """The source of `config.data` for a split, or a part of one: "train[:99%]", "train[100:]".
+
+    Raises UserError where it is not there, is not what it should be, or is empty.
+    """
+    split, part = _split_and_part(split)
+    kind = data.source
+    path = Path(data.path).expanduser()
+    if kind == "synthetic":
+        source: Source = SyntheticSource(split, **data.synthetic)
+    elif kind == "digits":
+        digits.prepare(path)
+        source = open_tfds(path, split)
+    elif kind == "tfds" or (kind == "auto" and (path / "dataset_info.json").is_file()):
+        source = open_tfds(path, split)
+    elif kind == "folder" or (kind == "auto" and _split_folder(path, split)):
+        source = open_folder(path, split)
+    else:
+        raise UserError(
+            f"no data in config.data.path = {data.path!r}: looked for dataset_info.json (a tfds "
+            f"directory) and {split}/CLASS/*.JPEG (a folder); point --config.data.path= at one, "
+            "README.md (section Data) says how to make it"
+        )
+    if part:
+        source = Slice(source, *part(len(source)))
+    if not len(source):
+        raise UserError(f"{source.name} has no images")
+    return source
+
+
+def _split_and_part(text: str) -> tuple[str, Callable[[int], tuple[int, int]] | None]:
+    """("train", n -> (start, stop)) of "train[10%:]"; the bounds round down, as in tfds."""
+    match = re.fullmatch(r"([^\[\]]+)(?:\[(\d+%?)?:(\d+%?)?\])?", text)
+    if not match:
+        raise UserError(f"split {text!r}: write a name, name[:90%], name[90%:] or name[100:200]")
+    name, low, high = match.groups()
+    if low is None and high is None:
+        return name, None
+
+    def bound(mark: str | None, default: int, length: int) -> int:
+        if mark is None:
+            return default
+        number = int(mark.rstrip("%"))
+        return min(length, number * length // 100 if mark.endswith("%") else number)
+
+    return name, lambda n: (bound(low, 0, n), bound(high, n, n))
+
+
+class Slice:
+    """Records start to stop of a source."""
+
+    def __init__(self, source: Source, start: int, stop: int):
+        self.name = f"{source.name}[{start}:{stop}]"
+        self.class_names = source.class_names
+        self.fingerprint = _hash(source.fingerprint, str(start), str(stop))
+        self._source, self._start, self._length = source, start, max(0, stop - start)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Record:
+        return self._source[self._start + index]
+
+
+class ArrayRecordSource:
+    """A split of a tfds directory, read from its ArrayRecord shards without tfds in between."""
+
+    def __init__(self, name: str, paths: list[str], class_names: tuple[str, ...], fingerprint: str):
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        self.name, self.class_names, self.fingerprint = name, class_names, fingerprint
+        self._records = ArrayRecordDataSource(paths)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        image, label, file_name = parse(self._records[index])
+        return {"image": image, "label": label, "id": file_name or f"{self.name} record {index}"}
+
+
+def open_tfds(path: Path, split: str) -> ArrayRecordSource:
+    """A split of the tfds directory `path` (".../name/version")."""
+    if not (path / "dataset_info.json").is_file():
+        raise UserError(f"{path} is not a tfds directory: it has no dataset_info.json")
+    import tensorflow_datasets as tfds
+
+    try:
+        info = tfds.builder_from_directory(str(path)).info
+    except Exception as e:
+        raise UserError(f"{path} is not a readable tfds directory: {_one_line(e)}") from e
+    if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(
+            f"{path} holds {info.file_format.value}, which needs TensorFlow to read; convert it "
+            f"with tfds: `tfds convert_format --dataset_dir={path} "
+            "--out_file_format=array_record --out_path=NEW_DIRECTORY`"
+        )
+    if split not in info.splits:
+        raise UserError(f"{path} has no split {split!r}; it has {', '.join(info.splits)}")
+    label = info.features["label"] if "label" in info.features else None
+    if "image" not in info.features or not isinstance(label, tfds.features.ClassLabel):
+        raise UserError(f"{path} has no features 'image' and 'label' (a ClassLabel)")
+    shards = [str(p) for p in info.splits[split].filepaths]
+    missing = [p for p in shards if not Path(p).is_file()]
+    if missing:
+        raise UserError(f"{path} lacks {len(missing)} of {len(shards)} shards, first {missing[0]}")
+    lengths = list(info.splits[split].shard_lengths)
+    sizes = [os.stat(p).st_size for p in shards]
+    fingerprint = _hash(
+        (path / "features.json").read_text(), split, json.dumps([lengths, sizes]), *label.names
+    )
+    try:
+        source = ArrayRecordSource(f"{path}:{split}", shards, tuple(label.names), fingerprint)
+    except Exception as e:
+        raise UserError(f"a shard of {path} cannot be read: {_one_line(e)}") from e
+    if len(source) != sum(lengths):
+        raise UserError(
+            f"{path} should have {sum(lengths)} records in {split!r} but has {len(source)}: "
+            "a shard is damaged; prepare it again"
+        )
+    return source
+
+
+def _split_folder(path: Path, split: str) -> Path | None:
+    """path/split, or path/val for "validation", if it is there."""
+    names = (split, "val") if split == "validation" else (split,)
+    return next((path / name for name in names if (path / name).is_dir()), None)
+
+
+class FolderSource:
+    """Images of `root/CLASS/FILE`; classes and files in sorted order."""
+
+    def __init__(self, root: Path, class_names: tuple[str, ...], files: list[tuple[str, int, int]]):
+        """`files` are (path below root, label, size in bytes)."""
+        self.name, self.class_names = str(root), class_names
+        self.fingerprint = _hash(*(f"{name} {size}" for name, _, size in files))
+        self._root, self._parent = root, root.name
+        self._names = np.array([name.encode() for name, _, _ in files])  # a tenth of a list's memory
+        self._labels = np.array([label for _, label, _ in files], np.int32)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> Record:
+        name = self._names[index].decode()
+        try:
+            image = (self._root / name).read_bytes()
+        except OSError as e:
+            raise UserError(f"{self._root / name} cannot be read: {e.strerror}") from e
+        return {"image": image, "label": int(self._labels[index]), "id": f"{self._parent}/{name}"}
+
+
+def open_folder(path: Path, split: str) -> FolderSource:
+    """The images of `path/split/CLASS/`."""
+    root = _split_folder(path, split)
+    if not root:
+        raise UserError(f"{path / split} does not exist; it should hold a folder per class")
+    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    if not classes:
+        raise UserError(f"{root} has no class folders; it should hold CLASS/*.JPEG")
+    files = []
+    for label, name in enumerate(classes):
+        found = sorted(
+            (entry.name, entry.stat().st_size)
+            for entry in os.scandir(root / name)
+            if entry.name.lower().endswith(IMAGE_SUFFIXES)
+        )
+        if not found:
+            raise UserError(f"{root / name} has no images ({' '.join(IMAGE_SUFFIXES)})")
+        files += [(f"{name}/{file}", label, size) for file, size in found]
+    return FolderSource(root, tuple(classes), files)
+
+
+class SyntheticSource:
+    """JPEGs of smooth random colours, a few distinct ones over and over: for benchmarks."""
+
+    _DISTINCT = 16
+
+    def __init__(self, split: str, images: int, classes: int, height: int, width: int):
+        self.name = f"synthetic {split}"
+        self.class_names = tuple(f"class {i}" for i in range(classes))
+        self.fingerprint = _hash(split, str(images), str(classes), str(height), str(width))
+        self._length = images
+        rng = np.random.default_rng(0)
+        self._encoded = [self._draw(rng, height, width) for _ in range(self._DISTINCT)]
+
+    @staticmethod
+    def _draw(rng: np.random.Generator, height: int, width: int) -> bytes:
+        coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        grain = rng.normal(0, 6, (height, width, 3))  # as much detail as a photograph
+        pixels = np.clip(np.asarray(image) + grain, 0, 255).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "JPEG", quality=90)
+        return file.getvalue()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Record:
+        label = index % len(self.class_names)
+        return {
+            "image": self._encoded[index % self._DISTINCT],
+            "label": label,
+            "id": f"{self.name} {index}",
+        }
+
+
+def _hash(*parts: str) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _one_line(error: Any) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,72 @@
+"""Ranks against a stable NumPy sort; interval averages; detection of what is not finite."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagenet_jax.training.metrics import Interval, MetricWindow, NonFiniteError, label_rank
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 6), classes=st.integers(1, 9), seed=st.integers(0, 10_000))
+def test_rank_is_the_place_in_a_stable_sort(rows, classes, seed):
+    rng = np.random.default_rng(seed)
+    logits = rng.integers(-2, 3, size=(rows, classes)).astype(np.float32)  # many ties
+    labels = rng.integers(classes, size=rows)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    want = [list(order[i]).index(labels[i]) for i in range(rows)]
+    assert label_rank(jnp.array(logits), jnp.array(labels)).tolist() == want
+
+
+def test_constant_logits_earn_only_the_first_class():
+    ranks = label_rank(jnp.zeros((4, 4)), jnp.arange(4))
+    assert ranks.tolist() == [0, 1, 2, 3]
+
+
+def test_nan_logits_are_wrong():
+    logits = jnp.array([[jnp.nan, 0.0, 1.0]] * 3)
+    assert label_rank(logits, jnp.arange(3)).tolist() == [3, 3, 3]
+
+
+def _metrics(value, lr=0.1):
+    return {"loss": jnp.float32(value), "learning_rate": jnp.float32(lr)}
+
+
+def test_window_averages_each_interval_and_leaves_the_rest():
+    window = MetricWindow(every=3)
+    for step in range(1, 8):
+        window.append(step, _metrics(step, lr=step / 10))
+    assert window.fetch(upto=2) == []
+    (first,) = window.fetch(upto=5)
+    assert first[0] == 3
+    assert first[1]["loss"] == pytest.approx((1 + 2 + 3) / 3)
+    assert first[1]["learning_rate"] == pytest.approx(0.3)
+    (second,) = window.fetch(upto=7)
+    assert second[0] == 6
+    assert second[1]["loss"] == pytest.approx((4 + 5 + 6) / 3)
+    assert window.partial() == {"count": 1, "sums": {"loss": 7.0, "learning_rate": pytest.approx(0.7)}}
+
+
+def test_window_continues_from_a_saved_partial_interval():
+    whole = MetricWindow(every=4)
+    for step in range(1, 5):
+        whole.append(step, _metrics(step / 3))
+    before, after = MetricWindow(every=4), None
+    for step in (1, 2):
+        before.append(step, _metrics(step / 3))
+    before.fetch(upto=2)
+    after = MetricWindow(every=4, partial=Interval(**before.partial()))
+    for step in (3, 4):
+        after.append(step, _metrics(step / 3))
+    assert after.fetch(upto=4) == whole.fetch(upto=4)  # the very same floats
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_window_names_the_step_and_learning_rate_of_a_loss_that_is_not_finite(bad):
+    window = MetricWindow(every=10)
+    window.append(41, _metrics(1.0))
+    window.append(42, _metrics(bad, lr=0.25))
+    with pytest.raises(NonFiniteError, match=r"loss is (nan|inf) at step 42, learning rate 0\.25"):
+        window.fetch(upto=42)

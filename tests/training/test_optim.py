@@ -1,0 +1,160 @@
+"""Schedules against closed formulas, optimizers against NumPy, the weight-decay mask by name."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagenet_jax.defaults import defaults
+from imagenet_jax.training import optim
+
+
+def _optim(**changes):
+    c = defaults().optim
+    c.update(changes)
+    return c
+
+
+def _rates(config, steps, *, batch_size=256, steps_per_epoch=10.0):
+    schedule = optim.learning_rate(
+        config, batch_size=batch_size, steps_per_epoch=steps_per_epoch, total_steps=steps
+    )
+    return np.array([float(schedule(jnp.int32(t))) for t in range(steps)])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    spe=st.floats(0.7, 9.0),
+    warmup=st.sampled_from([0.0, 0.5, 2.0]),
+    milestones=st.lists(st.floats(0.0, 8.0), min_size=1, max_size=3),
+)
+def test_step_decay_is_the_peak_times_factor_per_milestone_passed(spe, warmup, milestones):
+    config = _optim(warmup_epochs=warmup, milestones=tuple(milestones), warmup_start_lr=0.01)
+    steps = math.ceil(8 * spe)
+    warm = round(warmup * spe)
+    want = [
+        0.01 + (0.1 - 0.01) * t / warm
+        if t < warm
+        else 0.1 * 0.1 ** sum(t >= m * spe for m in milestones)
+        for t in range(steps)
+    ]
+    np.testing.assert_allclose(_rates(config, steps, steps_per_epoch=spe), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("warmup", [0.0, 3.0])
+def test_cosine_follows_its_formula(warmup):
+    config = _optim(schedule="cosine", warmup_epochs=warmup, end_lr=0.001)
+    steps, warm = 100, round(warmup * 10)
+    want = [
+        0.1 * t / warm
+        if t < warm
+        else 0.001 + (0.1 - 0.001) * (1 + math.cos(math.pi * (t - warm) / (steps - warm))) / 2
+        for t in range(steps)
+    ]
+    np.testing.assert_allclose(_rates(config, steps), want, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0])
+def test_polynomial_follows_its_formula(power):
+    config = _optim(schedule="polynomial", power=power, warmup_epochs=1.0, end_lr=0.01)
+    want = [
+        0.1 * t / 10 if t < 10 else 0.01 + 0.09 * (1 - (t - 10) / 90) ** power for t in range(100)
+    ]
+    np.testing.assert_allclose(_rates(config, 100), want, rtol=1e-5)
+
+
+def test_constant_is_the_peak_after_the_warm_up():
+    want = [0.1 * min(1, t / 20) for t in range(50)]
+    np.testing.assert_allclose(
+        _rates(_optim(schedule="constant", warmup_epochs=2.0), 50), want, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("scaling", "want"), [("linear", 3.2), ("sqrt", 0.1 * 32**0.5), ("none", 0.1)])
+def test_learning_rate_scales_from_the_reference_batch_size(scaling, want):
+    config = _optim(lr_scaling=scaling, schedule="constant")
+    assert optim.peak_learning_rate(config, 8192) == pytest.approx(want)
+    assert _rates(config, 2, batch_size=8192)[0] == pytest.approx(want)
+
+
+PARAMS = {
+    "conv": {"kernel": np.linspace(-1, 1, 8).reshape(2, 2, 2, 1), "bias": np.array([0.5])},
+    "bn": {"scale": np.array([1.5]), "bias": np.array([-0.5])},
+}
+
+
+def test_mask_decays_kernels_and_neither_biases_nor_norm_parameters():
+    mask = optim.decay_mask(PARAMS)
+    assert mask == {"conv": {"kernel": True, "bias": False}, "bn": {"scale": False, "bias": False}}
+
+
+def _numpy_updates(p, grads, config, decayed):
+    """Textbook updates of one parameter, float64."""
+    lr, wd = config.peak_lr, config.weight_decay * decayed
+    m, v, nu = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
+    decoupled = config.name == "adamw" or config.weight_decay_form == "decoupled"
+    for t, g in enumerate(grads, start=1):
+        before = p
+        if not decoupled:
+            g = g + wd * p
+        if config.name == "sgd":
+            m = config.momentum * m + g
+            step = g + config.momentum * m if config.nesterov else m
+        else:
+            v = config.b1 * v + (1 - config.b1) * g
+            nu = config.b2 * nu + (1 - config.b2) * g**2
+            v_hat, nu_hat = v / (1 - config.b1**t), nu / (1 - config.b2**t)
+            step = v_hat / (np.sqrt(nu_hat) + config.eps)
+        p = p - lr * step
+        if decoupled:
+            p = p - lr * wd * before
+    return p
+
+
+@pytest.mark.parametrize("everything", [True, False])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"name": "sgd"},
+        {"name": "sgd", "nesterov": True},
+        {"name": "sgd", "weight_decay_form": "decoupled"},
+        {"name": "adam"},
+        {"name": "adamw"},
+    ],
+    ids=lambda r: "-".join(str(v) for v in r.values()),
+)
+def test_optimizer_follows_the_textbook(rule, everything):
+    config = _optim(
+        **rule, schedule="constant", peak_lr=0.05, weight_decay=0.1, decay_bias_and_norm=everything
+    )
+    schedule = optim.learning_rate(config, batch_size=256, steps_per_epoch=10, total_steps=100)
+    tx = optim.optimizer(config, schedule)
+    rng = np.random.default_rng(0)
+    grads = [jax.tree.map(lambda p: rng.normal(size=p.shape), PARAMS) for _ in range(4)]
+
+    params = jax.tree.map(jnp.float32, PARAMS)
+    state = tx.init(params)
+    for g in grads:
+        updates, state = tx.update(jax.tree.map(jnp.float32, g), state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+
+    for path in (("conv", "kernel"), ("conv", "bias"), ("bn", "scale"), ("bn", "bias")):
+        decayed = everything or path[1] == "kernel"
+        want = _numpy_updates(
+            PARAMS[path[0]][path[1]], [g[path[0]][path[1]] for g in grads], config, decayed
+        )
+        np.testing.assert_allclose(params[path[0]][path[1]], want, rtol=2e-5, atol=1e-6)
+
+
+def test_clipping_bounds_the_global_norm_before_the_update():
+    config = _optim(schedule="constant", peak_lr=1.0, momentum=0.0, weight_decay=0.0, clip_norm=0.5)
+    tx = optim.optimizer(config, lambda step: 1.0)
+    params = jax.tree.map(jnp.float32, PARAMS)
+    grads = jax.tree.map(lambda p: jnp.full(p.shape, 3.0), params)
+    updates, _ = tx.update(grads, tx.init(params), params)
+    norm = math.sqrt(sum(float(jnp.sum(u**2)) for u in jax.tree.leaves(updates)))
+    assert norm == pytest.approx(0.5, rel=1e-5)
