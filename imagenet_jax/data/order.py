@@ -39,9 +39,9 @@ def record_uniforms(
 
 def _key(*parts: int | np.ndarray) -> np.ndarray:
     """u64: a hash of the parts, each mixed in before the next."""
-    key = np.zeros((), np.uint64)
+    key = np.zeros(1, np.uint64)  # arrays wrap around silently where scalars would warn
     for part in parts:
-        key = _mix(key + _GAMMA + _mix(np.asarray(part, np.uint64) + _GAMMA))
+        key = _mix(key + _GAMMA + _mix(np.atleast_1d(np.asarray(part, np.uint64)) + _GAMMA))
     return key
 
 
@@ -52,10 +52,9 @@ def _words(key: np.ndarray, count: int) -> np.ndarray:
 
 def _mix(z: np.ndarray) -> np.ndarray:
     """SplitMix64's finaliser: every bit of z moves half of the bits of the result."""
-    with np.errstate(over="ignore"):  # arithmetic is modulo 2**64
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 class Order:

@@ -56,10 +56,8 @@ class Experiment:
         """The last step of every so many epochs, and of the run; 0 means of the run alone."""
         if not every_epochs:
             return {self.total_steps}
-        times = math.floor(self.total_steps / (every_epochs * self.steps_per_epoch))
-        marks = {
-            max(1, round(i * every_epochs * self.steps_per_epoch)) for i in range(1, times + 1)
-        }
+        every = every_epochs * self.steps_per_epoch
+        marks = {math.ceil(i * every - 1e-9) for i in range(1, int(self.total_steps / every) + 1)}
         return marks | {self.total_steps}
 
     @property
