@@ -1,0 +1,82 @@
+"""Eight CPU devices for every test, and the smallest configs that run the whole path."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagenet_jax.defaults import defaults
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def digits_path(tmp_path_factory):
+    """The digits, written once for the whole session."""
+    from imagenet_jax.data import digits
+
+    path = tmp_path_factory.mktemp("digits") / "digits" / "1.0.0"
+    digits.prepare(path)
+    return path
+
+
+def tiny_config(path, model="resnet18"):
+    """48 training digits to a batch, 16x16 pixels, 4 channels: a step takes milliseconds."""
+    c = defaults(model)
+    c.epochs = 0.25
+    c.batch_size = 48
+    c.model.num_classes = 10
+    c.model.width = 1 / 16
+    if model.startswith("resnet"):
+        c.model.stem = "small"
+    c.data.source = "digits"
+    c.data.path = str(path)
+    c.data.threads = 2
+    c.augment.image_size = 16 if model.startswith("resnet") else 32
+    c.eval.resize = c.eval.image_size = c.augment.image_size
+    c.eval.batch_size = 120
+    c.optim.peak_lr = 0.05
+    c.optim.reference_batch_size = 48
+    c.optim.schedule = "cosine"
+    c.log.every_steps = 2
+    c.log.tensorboard = False
+    c.ema.decay = 0.9
+    return c
+
+
+@pytest.fixture
+def tiny(digits_path):
+    return tiny_config(digits_path)
+
+
+@pytest.fixture
+def run_module():
+    """Start `python -m MODULE ARGS` as a user would, on one CPU device; returns the process."""
+    processes = []
+
+    def start(module, *args, **kwargs):
+        env = os.environ | {"XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, args)],
+            cwd=REPOSITORY,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **kwargs,
+        )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()

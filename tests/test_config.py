@@ -1,0 +1,171 @@
+"""Configs: every shipped file, overrides, errors that name the field, JSON and back."""
+
+import json
+from pathlib import Path
+
+import jax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagenet_jax import config as config_io
+from imagenet_jax import defaults, models
+from imagenet_jax.errors import UserError
+from imagenet_jax.training import optim
+from imagenet_jax.training.state import initial_state
+
+CONFIGS = sorted(Path(__file__).parents[1].glob("configs/*.py"))
+RESNET50 = str(Path(__file__).parents[1] / "configs/resnet50.py")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_config_builds_its_model_and_schedule(path):
+    config = config_io.load(str(path))
+    schedule = optim.learning_rate(
+        config.optim, batch_size=config.batch_size, steps_per_epoch=5004.57, total_steps=450_411
+    )
+    tx = optim.optimizer(config.optim, schedule)
+    state = jax.eval_shape(
+        lambda key: initial_state(config.model, tx, config.ema.decay > 0, key), jax.random.key(0)
+    )
+    head = jax.tree.leaves(state.params)[-1]
+    assert config.model.num_classes in [s for p in jax.tree.leaves(state.params) for s in p.shape]
+    assert head.dtype == "float32"
+    rate = float(schedule(200_000))
+    assert 0 < rate <= optim.peak_learning_rate(config.optim, config.batch_size)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_no_config_is_longer_than_60_lines(path):
+    assert len(path.read_text().splitlines()) <= 60
+
+
+def test_published_recipe_of_resnet50():
+    c = config_io.load(RESNET50)
+    assert (c.batch_size, c.epochs, c.optim.peak_lr, c.optim.momentum) == (256, 90, 0.1, 0.9)
+    assert (c.optim.weight_decay, c.optim.decay_bias_and_norm) == (1e-4, True)
+    assert (c.optim.milestones, c.optim.factor) == ((30, 60), 0.1)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "value"),
+    [
+        ("optim.peak_lr", "1", 1.0),
+        ("optim.peak_lr", "1e-3", 0.001),
+        ("optim.nesterov", "true", True),
+        ("batch_size", "512", 512),
+        ("model.name", "resnet18", "resnet18"),
+        ("optim.milestones", "(10,20.5)", (10.0, 20.5)),
+        ("optim.milestones", "10,20", (10.0, 20.0)),
+        ("optim.milestones", "15", (15.0,)),
+        ("optim.milestones", "", ()),
+    ],
+)
+def test_override_takes_the_type_of_the_field(field, text, value):
+    config = config_io.load(RESNET50, [(field, text)])
+    got = config_io.flatten(config)[field]
+    assert got == value
+    assert type(got) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "message"),
+    [
+        ("optim.peek_lr", "1", r"config\.optim\.peek_lr .* did you mean config\.optim\.peak_lr\?"),
+        ("peak_lr", "1", r"did you mean config\.optim\.peak_lr\?"),
+        ("optm.peak_lr", "1", r"did you mean config\.optim\.peak_lr\?"),
+        ("nonsense", "1", r"config\.nonsense is not a field; imagenet_jax/defaults\.py"),
+        ("batch_size", "12.5", r"config\.batch_size = '12\.5' should be an integer"),
+        ("batch_size", "many", r"config\.batch_size = 'many' should be an integer"),
+        ("optim.peak_lr", "high", r"config\.optim\.peak_lr = 'high' should be a number"),
+        ("optim.nesterov", "maybe", r"should be true or false"),
+        ("optim.milestones", "(a,b)", r"should be a list of numbers"),
+        ("optim", "3", r"config\.optim is a group; set one of its fields: "),
+        ("optim.peak_lr.x", "3", r"'peak_lr' is a value, it has no fields"),
+        ("model.name", "resnet5", r"did you mean 'resnet50'\?"),
+        ("model.dtype", "float16", r"config\.model\.dtype = 'float16': use float32 \| bfloat16"),
+        ("optim.schedule", "cosin", r"did you mean 'cosine'\?"),
+        ("batch_size", "0", r"config\.batch_size = 0 must be above 0"),
+        ("optim.weight_decay", "-1", r"must not be negative"),
+        ("ema.decay", "1", r"must be at least 0 and below 1"),
+        ("optim.accumulate", "3", r"config\.batch_size = 256 is not divisible by .*accumulate = 3"),
+        ("eval.image_size", "300", r"larger than config\.eval\.resize = 256"),
+        ("optim.warmup_epochs", "100", r"leaves nothing of config\.epochs"),
+        ("augment.crop_scale", "(0.5,0.1)", r"must be \(low, high\)"),
+        ("data.mean", "(0.5,)", r"must have 3 values"),
+        ("model.name", "vgg16", r"config\.model\.stem is not a field of vgg16|is not a field"),
+    ],
+)
+def test_bad_override_is_one_line_that_names_the_field(field, text, message):
+    with pytest.raises(UserError, match=message) as e:
+        config_io.load(RESNET50, [(field, text)])
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def get_config(arg=''):\n  return 1 / 0", r"get_config fails: ZeroDivisionError"),
+        ("import nothing_like_it", r"fails: ModuleNotFoundError"),
+        ("x = 1", r"defines no get_config"),
+        (
+            "from imagenet_jax.defaults import defaults\n"
+            "def get_config(arg=''):\n  c = defaults()\n  c.optim.rate = 1.0\n  return c",
+            r"config\.optim\.rate is not a field",
+        ),
+        (
+            "from imagenet_jax.defaults import defaults\n"
+            "def get_config(arg=''):\n  c = defaults()\n  del c.ema\n  return c",
+            r"config\.ema\.decay is missing",
+        ),
+    ],
+)
+def test_bad_config_file_is_one_line(tmp_path, source, message):
+    path = tmp_path / "mine.py"
+    path.write_text(source)
+    with pytest.raises(UserError, match=message) as e:
+        config_io.load(str(path))
+    assert "\n" not in str(e.value)
+
+
+def test_missing_config_file_is_named():
+    with pytest.raises(UserError, match=r"'configs/resnet51\.py' does not exist"):
+        config_io.load("configs/resnet51.py")
+
+
+def test_a_config_elsewhere_may_import_the_shipped_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert config_io.load(str(Path(RESNET50).with_name("resnet18.py"))).model.name == "resnet18"
+
+
+def test_argument_reaches_get_config(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from imagenet_jax.defaults import defaults\n"
+        "def get_config(arg=''):\n  c = defaults(arg or 'resnet50')\n  return c\n"
+    )
+    assert config_io.load(f"{path}:vgg11_bn").model.name == "vgg11_bn"
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_json_and_back_is_the_same_config(name):
+    config = config_io.check(defaults.defaults(name))
+    again = config_io.from_json(config_io.to_json(config))
+    assert config_io.flatten(again) == config_io.flatten(config)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lr=st.floats(0, 10), batch=st.integers(1, 4096), note=st.sampled_from(["resnet18", "vgg16"]))
+def test_differences_name_exactly_what_differs(lr, batch, note):
+    a = defaults.defaults("resnet50")
+    b = defaults.defaults("resnet50")
+    b.optim.peak_lr, b.batch_size, b.data.threads = lr, batch, 7
+    named = {line.split(":")[0] for line in config_io.differences(a, b)}
+    want = {f for f, x, y in (("optim.peak_lr", 0.1, lr), ("batch_size", 256, batch)) if x != y}
+    assert named == want
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", json.dumps({"seed": 0})])
+def test_damaged_config_json_is_a_user_error(text):
+    with pytest.raises(UserError):
+        config_io.from_json(text)
