@@ -9,7 +9,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+# Tests compile the same few programs over and over, in this process and in those they start.
+_CACHE = tempfile.TemporaryDirectory()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 import pytest
 

@@ -93,7 +93,8 @@ def test_override_takes_the_type_of_the_field(field, text, value):
         ("optim.warmup_epochs", "100", r"leaves nothing of config\.epochs"),
         ("augment.crop_scale", "(0.5,0.1)", r"must be \(low, high\)"),
         ("data.mean", "(0.5,)", r"must have 3 values"),
-        ("model.name", "vgg16", r"config\.model\.stem is not a field of vgg16|is not a field"),
+        ("model.name", "vgg16", r"config\.model\.stem does not belong to vgg16"),
+        ("model.stem", "tiny", r"config\.model\.stem = 'tiny'"),
     ],
 )
 def test_bad_override_is_one_line_that_names_the_field(field, text, message):

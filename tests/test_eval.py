@@ -1,0 +1,108 @@
+"""The eval binary: exact counts, checkpoints by name, following a run."""
+
+import json
+import time
+
+import jax
+import pytest
+
+from imagenet_jax.data import sources
+from imagenet_jax.training import loop
+from imagenet_jax.training.evaluation import Evaluator, evaluate_workdir
+from imagenet_jax.training.experiment import evaluation_of
+from imagenet_jax.training.state import create_state
+
+
+@pytest.mark.parametrize("batch_size", [8, 40, 120, 360, 368])
+@pytest.mark.parametrize("split", ["validation", "validation[:1]", "validation[3:44]"])
+def test_every_image_is_counted_once_whatever_the_batch(tiny, batch_size, split):
+    tiny.eval.batch_size = batch_size
+    tiny.data.eval_split = split
+    evaluation = evaluation_of(tiny)
+    import optax
+
+    state = create_state(tiny.model, optax.identity(), False, evaluation.mesh, 0)
+    (result,) = Evaluator(evaluation)(state)
+    assert result["count"] == len(sources.open_source(tiny.data, split))
+    # A fresh network: one image weighs 1 / count, so a wrong count would show in the shares.
+    assert round(result["top1"] * result["count"]) == pytest.approx(result["top1"] * result["count"])
+
+
+def test_metrics_do_not_depend_on_the_batch(tiny):
+    import optax
+
+    results = []
+    for batch_size in (8, 120, 368):
+        tiny.eval.batch_size = batch_size
+        evaluation = evaluation_of(tiny)
+        state = create_state(tiny.model, optax.identity(), False, evaluation.mesh, 0)
+        results.append(Evaluator(evaluation)(state)[0])
+    for result in results[1:]:
+        assert result["top1"] == results[0]["top1"]
+        assert result["top5"] == results[0]["top5"]
+        assert result["loss"] == pytest.approx(results[0]["loss"], rel=1e-5)
+
+
+def test_writes_json_for_latest_best_and_a_step(tiny, tmp_path):
+    tiny.checkpoint.every_epochs = tiny.eval.every_epochs = 4 * 48 / 1437
+    loop.train(tiny, tmp_path)
+    history = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    logged = {(h["step"], h["weights"]): h for h in history if "weights" in h}
+    for which in ("latest", "best", "4"):
+        (result,) = evaluate_workdir(tmp_path, which)
+        on_disk = json.loads((tmp_path / "eval" / f"{result['step']}.json").read_text())
+        assert on_disk == result
+        assert (result["split"], result["weights"], result["count"]) == ("validation", "ema", 360)
+        assert result["also"][0]["weights"] == "raw"
+        for one in (result, *result["also"]):
+            same = logged[result["step"], one["weights"]]
+            for name in ("top1", "top5", "loss"):
+                assert one[name] == pytest.approx(same[name], rel=1e-6)
+    best = max(("top1", h["top1"], s) for (s, w), h in logged.items() if w == "ema")[2]
+    assert next(evaluate_workdir(tmp_path, "best"))["step"] == best
+
+
+def test_data_may_lie_elsewhere(tiny, tmp_path, digits_path):
+    tiny.eval.every_epochs = 0.0
+    loop.train(tiny, tmp_path / "run")
+    moved = tmp_path / "moved" / "1.0.0"
+    moved.parent.mkdir()
+    moved.symlink_to(digits_path)
+    (result,) = evaluate_workdir(tmp_path / "run", "latest", [("data.path", str(moved))])
+    assert result["count"] == 360
+
+
+def test_follow_evaluates_the_checkpoints_of_a_running_training_and_ends_with_it(
+    tiny, tmp_path, run_module
+):
+    from imagenet_jax.config import to_json
+
+    (tmp_path / "mine.py").write_text(
+        "import json\nfrom ml_collections import ConfigDict\n"
+        "def tuples(t):\n"
+        "  return {k: tuples(v) if isinstance(v, dict) else tuple(v) if isinstance(v, list) else v"
+        " for k, v in t.items()}\n"
+        f"def get_config(arg=''):\n  return ConfigDict(tuples(json.loads('''{to_json(tiny)}''')))\n"
+    )
+    run = tmp_path / "run"
+    training = run_module(
+        "imagenet_jax.main",
+        f"--config={tmp_path}/mine.py",
+        f"--workdir={run}",
+        "--config.epochs=4",
+        "--config.checkpoint.every_epochs=1",
+        "--config.checkpoint.keep=9",
+    )
+    deadline = time.time() + 120
+    while not (run / "running.json").exists():
+        assert time.time() < deadline, training.stderr.read()
+        assert training.poll() is None, training.stderr.read()
+        time.sleep(0.1)
+    follower = run_module("imagenet_jax.eval", f"--workdir={run}", "--follow")
+    out, err = follower.communicate(timeout=180)
+    assert training.wait(timeout=10) == 0
+    assert follower.returncode == 0, err
+    last = jax.numpy.ceil(4 * 1437 / 48)
+    assert (run / "eval" / f"{int(last)}.json").exists()
+    assert "120" in out
+    assert "TensorBoard: " in out

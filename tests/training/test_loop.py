@@ -1,0 +1,190 @@
+"""The loop: stop and continue, signals, NaN, what the workdir holds. In this process, 8 devices."""
+
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from imagenet_jax.errors import UserError
+from imagenet_jax.training import loop
+from imagenet_jax.training.checkpoint import Checkpoints
+from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.metrics import NonFiniteError
+
+TIMES = ("images_per_second", "input_wait")  # what may differ between two runs
+
+
+def _final(config, workdir):
+    """(step, state on the host, position) of the last checkpoint."""
+    checkpoints = Checkpoints(workdir / "checkpoints", write=False)
+    step = checkpoints.find("latest")
+    state, position = checkpoints.restore(experiment_of(config).abstract, step)
+    return step, jax.device_get(state), position
+
+
+def _assert_same_run(config, a, b):
+    (step_a, state_a, position_a), (step_b, state_b, position_b) = (
+        _final(config, a),
+        _final(config, b),
+    )
+    assert step_a == step_b
+    assert position_a == position_b
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(state_a), jax.tree.leaves(state_b), strict=True
+    ):
+        np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
+    assert _history(a) == _history(b)
+
+
+def _history(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Send this process a signal when the loop asks for the batch after `step`."""
+
+    def arm(step, number=signal.SIGTERM):
+        real = loop.place_batches
+
+        def batches(*args):
+            for i, batch in enumerate(real(*args)):
+                if i == step - 1:
+                    os.kill(os.getpid(), number)
+                yield batch
+
+        monkeypatch.setattr(loop, "place_batches", batches)
+
+    yield arm
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_stopped_and_continued_is_bit_identical_to_undisturbed(
+    tiny, tmp_path, stop_after, monkeypatch, stop
+):
+    """Stops inside and at the end of a logging interval of 2 steps, in mid-epoch."""
+    assert loop.train(tiny, tmp_path / "whole") == 0
+    stop_after(stop)
+    assert loop.train(tiny, tmp_path / "parts") == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert Checkpoints(tmp_path / "parts" / "checkpoints", write=False).steps() == [stop]
+    assert loop.train(tiny, tmp_path / "parts") == 0
+    _assert_same_run(tiny, tmp_path / "whole", tmp_path / "parts")
+
+
+def test_interrupt_saves_and_exits_130(tiny, tmp_path, stop_after):
+    stop_after(2, signal.SIGINT)
+    assert loop.train(tiny, tmp_path) == 130
+    assert Checkpoints(tmp_path / "checkpoints", write=False).steps() == [2]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # put back
+
+
+def test_a_finished_run_started_again_changes_nothing(tiny, tmp_path, capsys):
+    assert loop.train(tiny, tmp_path) == 0
+    history = (tmp_path / "metrics.jsonl").read_text()
+    assert loop.train(tiny, tmp_path) == 0
+    assert (tmp_path / "metrics.jsonl").read_text() == history
+    assert "finished: 8 steps" in capsys.readouterr().out
+
+
+def test_workdir_holds_what_the_contract_says(tiny, tmp_path):
+    tiny.log.tensorboard = True
+    assert loop.train(tiny, tmp_path) == 0
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["optim"]["peak_lr"] == 0.05
+    provenance = json.loads((tmp_path / "provenance.json").read_text())
+    assert {"git_revision", "git_dirty", "packages", "devices", "data"} <= provenance.keys()
+    assert provenance["packages"]["jax"] == jax.__version__
+    history = _history(tmp_path)
+    train = [line for line in history if line["split"] == "train"]
+    assert [line["step"] for line in train] == [2, 4, 6, 8]
+    assert train[0]["epoch"] == pytest.approx(2 * 48 / 1437)
+    evaluated = [line for line in history if line["split"] == "validation"]
+    assert [(line["step"], line["weights"]) for line in evaluated] == [(8, "ema"), (8, "raw")]
+    assert all(line["count"] == 360 for line in evaluated)
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    points = [(e.step, e.value) for e in events.Scalars("train/loss")]
+    assert points == [(line["step"], pytest.approx(line["loss"])) for line in train]
+    assert "validation/ema/top1" in events.Tags()["scalars"]
+
+
+def test_metrics_file_is_cut_back_to_the_checkpoint(tiny, tmp_path, stop_after, monkeypatch):
+    loop.train(tiny, tmp_path / "whole")
+    stop_after(5)
+    loop.train(tiny, tmp_path / "parts")
+    monkeypatch.undo()
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as f:  # what a SIGKILL may leave
+        f.write(json.dumps({"step": 6, "split": "train", "loss": 0}) + "\n" + '{"step": 8, "sp')
+    loop.train(tiny, tmp_path / "parts")
+    assert _history(tmp_path / "parts") == _history(tmp_path / "whole")
+
+
+def test_keeps_the_last_n_and_the_best(tiny, tmp_path):
+    tiny.checkpoint.every_epochs = tiny.eval.every_epochs = 48 / 1437  # every step
+    tiny.checkpoint.keep = 2
+    assert loop.train(tiny, tmp_path) == 0
+    best = max(
+        (line for line in _history(tmp_path) if line.get("weights") == "ema"),
+        key=lambda line: (line["top1"], line["step"]),
+    )
+    checkpoints = Checkpoints(tmp_path / "checkpoints", write=False)
+    assert checkpoints.steps() == sorted({best["step"], 7, 8})
+    assert checkpoints.find("best") == best["step"]
+    tops = {line["step"]: line["top1"] for line in _history(tmp_path) if "top1" in line}
+    assert max(tops.values()) > 0
+
+
+def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tiny, tmp_path):
+    tiny.checkpoint.every_epochs = 3 * 48 / 1437
+    tiny.optim.update({"schedule": "polynomial", "peak_lr": 0.0, "end_lr": 1e38, "momentum": 0.0})
+    with pytest.raises(NonFiniteError, match=r"at step \d+, learning rate .*last checkpoint"):
+        loop.train(tiny, tmp_path)
+    kept = Checkpoints(tmp_path / "checkpoints", write=False).steps()
+    for step in kept:
+        state, _ = Checkpoints(tmp_path / "checkpoints", write=False).restore(
+            experiment_of(tiny).abstract, step
+        )
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
+    assert not (tmp_path / "running.json").exists()
+
+
+def test_workdir_of_another_config_is_refused_unless_told(tiny, tmp_path, digits_path):
+    loop.train(tiny, tmp_path)
+    before = (tmp_path / "config.json").read_text()
+    other = tiny_config(digits_path)
+    other.optim.peak_lr = 0.01
+    other.seed = 5
+    with pytest.raises(UserError, match=r"optim\.peak_lr: 0\.05 -> 0\.01; seed: 0 -> 5") as e:
+        loop.train(other, tmp_path)
+    assert "resume_with_changes=true" in str(e.value)
+    assert (tmp_path / "config.json").read_text() == before
+    other.resume_with_changes = True
+    assert loop.train(other, tmp_path) == 0
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5
+
+
+def test_workdir_of_other_images_is_refused(tiny, tmp_path, monkeypatch):
+    loop.train(tiny, tmp_path)
+    path = tmp_path / "provenance.json"
+    record = json.loads(path.read_text())
+    record["data"]["train"] = "0123456789abcdef"
+    path.write_text(json.dumps(record))
+    with pytest.raises(UserError, match=r"images of split 'train': 0123456789abcdef -> "):
+        loop.train(tiny, tmp_path)
+
+
+def test_fields_of_convenience_may_change_on_resumption(tiny, tmp_path, stop_after, monkeypatch):
+    stop_after(3)
+    loop.train(tiny, tmp_path)
+    monkeypatch.undo()
+    tiny.data.threads, tiny.checkpoint.keep, tiny.mesh.fsdp = 1, 7, 2
+    assert loop.train(tiny, tmp_path) == 0

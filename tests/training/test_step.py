@@ -1,0 +1,195 @@
+"""The sharded step against the one-device step, accumulation, EMA, masks, dtypes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+from flax import nnx
+
+from imagenet_jax.training import optim
+from imagenet_jax.training.sharding import batch_sharding, make_mesh
+from imagenet_jax.training.state import abstract_state, count_parameters, create_state, graph_of
+from imagenet_jax.training.step import compile_eval_step, compile_train_step
+
+
+def _batch(rows, side, mask=None):
+    rng = np.random.default_rng(7)
+    batch = {
+        "image": rng.integers(0, 256, (rows, side, side, 3), dtype=np.uint8),
+        "label": rng.integers(0, 10, rows).astype(np.int32),
+    }
+    return batch if mask is None else batch | {"mask": np.asarray(mask, np.float32)}
+
+
+def _train(config, devices, fsdp=1, steps=3, rows=32):
+    """(state after some steps, metrics of each) on the first `devices` devices."""
+    mesh = make_mesh(fsdp, jax.devices()[:devices])
+    schedule = optim.learning_rate(
+        config.optim, batch_size=rows, steps_per_epoch=10, total_steps=100
+    )
+    tx = optim.optimizer(config.optim, schedule)
+    ema = config.ema.decay > 0
+    abstract = abstract_state(config.model, tx, ema, mesh)
+    state = create_state(config.model, tx, ema, mesh, config.seed)
+    step = compile_train_step(abstract, mesh, graph_of(config.model), tx, schedule, config)
+    metrics = []
+    for _ in range(steps):
+        batch = jax.device_put(_batch(rows, config.augment.image_size), batch_sharding(mesh))
+        state, m = step(state, batch)
+        metrics.append(jax.device_get(m))
+    return state, metrics
+
+
+def _assert_close(a, b, rtol, atol):
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(jax.device_get(a)),
+        jax.tree.leaves(jax.device_get(b)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(x, y, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize(("devices", "fsdp"), [(8, 1), (8, 4), (8, 8)])
+def test_eight_devices_take_the_step_of_one(tiny, devices, fsdp):
+    """Float32 sums in another order: 1e-5 of the loss after one step, 1e-3 after three."""
+    one, m_one = _train(tiny, 1)
+    many, m_many = _train(tiny, devices, fsdp)
+    np.testing.assert_allclose(m_one[0]["loss"], m_many[0]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(m_one[0]["grad_norm"], m_many[0]["grad_norm"], rtol=1e-4)
+    for a, b in zip(m_one, m_many, strict=True):
+        assert a["top1"] == b["top1"]
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-3)
+    _assert_close(one, many, rtol=1e-3, atol=1e-4)
+
+
+def test_fsdp_shards_parameters_optimizer_and_ema(tiny):
+    tiny.model.width = 0.125  # every kernel has an axis that 4 divides
+    mesh = make_mesh(4)
+    tx = optim.optimizer(tiny.optim, lambda step: 0.1)
+    state = create_state(tiny.model, tx, True, mesh, 0)
+    on_one = sum(
+        shard.data.nbytes
+        for leaf in jax.tree.leaves(state)
+        for shard in leaf.addressable_shards
+        if shard.device == jax.devices()[0]
+    )
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert whole / 4 <= on_one < whole / 3.9
+
+
+def test_the_whole_state_is_donated(tiny):
+    mesh = make_mesh(1, jax.devices()[:1])
+    schedule = optim.learning_rate(tiny.optim, batch_size=48, steps_per_epoch=10, total_steps=100)
+    tx = optim.optimizer(tiny.optim, schedule)
+    abstract = abstract_state(tiny.model, tx, True, mesh)
+    state = create_state(tiny.model, tx, True, mesh, 0)
+    step = compile_train_step(abstract, mesh, graph_of(tiny.model), tx, schedule, tiny)
+    step(state, jax.device_put(_batch(48, 16), batch_sharding(mesh)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_accumulating_4_of_8_equals_32(digits_path):
+    """Without batch norm and dropout the mean over micro-batches is the mean over the batch."""
+    config = tiny_config(digits_path, "vgg11")
+    config.model.dropout = 0.0
+    whole, m_whole = _train(config, 1, steps=2)
+    config.optim.accumulate = 4
+    parts, m_parts = _train(config, 1, steps=2)
+    eight, _ = _train(config, 8, steps=2)
+    np.testing.assert_allclose(m_whole[0]["loss"], m_parts[0]["loss"], rtol=1e-6)
+    np.testing.assert_allclose(m_whole[0]["grad_norm"], m_parts[0]["grad_norm"], rtol=1e-5)
+    _assert_close(whole.params, parts.params, rtol=1e-5, atol=1e-6)
+    _assert_close(whole.params, eight.params, rtol=1e-5, atol=1e-6)
+
+
+def test_accumulation_moves_batch_statistics_once_a_micro_batch(tiny):
+    tiny.augment.flip = False
+    tiny.optim.accumulate = 2
+    state, _ = _train(tiny, 1, steps=1)
+    start = _train(tiny, 1, steps=0)[0]
+    # A constant activation's variance moves as 0.9 ** updates from its start at 1.
+    batch = _batch(32, 16)
+    pixels = (batch["image"] / 255 - tiny.data.mean) / tiny.data.std
+    conv = nnx.merge(graph_of(tiny.model), start.params, start.batch_stats).conv1
+    mean = np.zeros(conv.out_features)
+    for part in (pixels[0::2], pixels[1::2]):
+        out = np.asarray(conv(jnp.asarray(part, jnp.float32)))
+        mean = 0.9 * mean + 0.1 * out.mean(axis=(0, 1, 2))
+    np.testing.assert_allclose(state.batch_stats["bn1"]["mean"], mean, rtol=1e-4, atol=1e-6)
+
+
+def test_ema_follows_its_recursion(tiny):
+    tiny.ema.decay = 0.75
+    states = [_train(tiny, 1, steps=n)[0] for n in range(4)]
+    want = jax.device_get(states[0].weights("raw"))
+    for state in states[1:]:
+        new = jax.device_get(state.weights("raw"))
+        want = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, want, new)
+    _assert_close(states[-1].ema, want, rtol=1e-5, atol=1e-6)
+
+
+def test_no_ema_is_kept_unless_asked(tiny):
+    tiny.ema.decay = 0.0
+    assert _train(tiny, 1, steps=1)[0].ema is None
+
+
+@pytest.mark.parametrize("model", ["resnet18", "vgg11_bn"])
+def test_bfloat16_computes_but_does_not_store(digits_path, model):
+    config = tiny_config(digits_path, model)
+    config.model.dtype = "bfloat16"
+    state, metrics = _train(config, 1, steps=2)
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats, state.ema))} == {
+        jnp.dtype("float32")
+    }
+    assert {m.dtype for m in metrics[0].values()} == {np.dtype("float32")}
+    config.model.dtype = "float32"
+    _, reference = _train(config, 1, steps=2)
+    np.testing.assert_allclose(metrics[0]["loss"], reference[0]["loss"], rtol=0.02)
+    assert metrics[0]["loss"] != reference[0]["loss"]  # bfloat16 was really used
+
+
+def test_learning_rate_reported_is_the_one_applied(digits_path):
+    config = tiny_config(digits_path, "vgg11")
+    config.optim.update({"schedule": "cosine", "warmup_epochs": 0.5, "momentum": 0.0})
+    _, metrics = _train(config, 1, steps=3)
+    scale = 32 / 48  # of the batch to the reference batch
+    assert [float(m["learning_rate"]) for m in metrics] == pytest.approx(
+        [0.05 * scale * t / 5 for t in range(3)], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_eval_step_ignores_padding_whatever_it_holds(tiny, devices):
+    mesh = make_mesh(1, jax.devices()[:devices])
+    tx = optim.optimizer(tiny.optim, lambda step: 0.1)
+    abstract = abstract_state(tiny.model, tx, True, mesh)
+    state = create_state(tiny.model, tx, True, mesh, 0)
+    step = compile_eval_step(abstract, mesh, graph_of(tiny.model), tiny)
+    batch = _batch(16, 16, mask=[1] * 11 + [0] * 5)
+    sums = jax.device_get(step(state.weights("raw"), jax.device_put(batch, batch_sharding(mesh))))
+    batch["image"][11:] = 255
+    batch["label"][11:] = 9
+    again = jax.device_get(step(state.weights("raw"), jax.device_put(batch, batch_sharding(mesh))))
+    assert sums == again
+    assert sums["count"] == 11
+
+    model = nnx.merge(graph_of(tiny.model), state.params, state.batch_stats)
+    pixels = (batch["image"][:11] / 255 - tiny.data.mean) / tiny.data.std
+    logits = np.asarray(model(jnp.asarray(pixels, jnp.float32), train=False), np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    labels = batch["label"][:11]
+    np.testing.assert_allclose(sums["loss"], -log_p[np.arange(11), labels].sum(), rtol=1e-4)
+    top = np.argsort(-logits, axis=1)
+    assert sums["top1"] == (top[:, 0] == labels).sum()
+    assert sums["top5"] == (top[:, :5] == labels[:, None]).any(1).sum()
+
+
+def test_every_start_from_a_seed_is_the_same_and_seeds_differ(tiny):
+    mesh = make_mesh()
+    tx = optim.optimizer(tiny.optim, lambda step: 0.1)
+    a, b, c = (create_state(tiny.model, tx, False, mesh, seed) for seed in (3, 3, 4))
+    kernels = [np.asarray(s.params["conv1"]["kernel"]) for s in (a, b, c)]
+    assert (kernels[0] == kernels[1]).all()
+    assert (kernels[0] != kernels[2]).any()
+    assert count_parameters(a.params) > 0
