@@ -22,7 +22,6 @@ OPERATIONAL = (
 )  # fmt: skip
 
 _CHOICES = {
-    "model.dtype": ("float32", "bfloat16"),
     "data.source": ("auto", "tfds", "folder", "digits", "synthetic"),
     "data.interpolation": ("bilinear", "bicubic"),
     "data.resampling": ("antialias", "fast"),
@@ -34,7 +33,7 @@ _CHOICES = {
     "checkpoint.best_metric": ("top1", "top5", "loss"),
 }
 _POSITIVE = (
-    "batch_size", "epochs", "model.num_classes", "model.width", "augment.image_size",
+    "batch_size", "epochs", "augment.image_size",
     "optim.reference_batch_size", "optim.accumulate", "mesh.fsdp", "eval.batch_size",
     "eval.resize", "eval.image_size", "checkpoint.keep", "log.every_steps", "data.prefetch_mb",
 )  # fmt: skip
@@ -100,9 +99,9 @@ def override(config: ConfigDict, field: str, text: str) -> None:
 def check(config: ConfigDict) -> ConfigDict:
     """The config, locked, if each field is present and every value is one that can be meant."""
     present = flatten(config)
-    expected = flatten(defaults.defaults(str(present.get("model.name", ""))))
-    # The name first: a wrong one would make every other message about it.
-    models.check_name(present.get("model.name", ""))
+    # The model first: which fields the config has depends on its name.
+    models.check(config.get("model", {}))
+    expected = flatten(defaults.defaults(present["model.name"]))
     for field in present:
         if field not in expected:
             raise UserError(f"config.{field} is not a field{_nearest(field, expected)}")

@@ -10,6 +10,9 @@ from flax import nnx
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import resnet, vgg
 
+DTYPES = ("float32", "bfloat16")
+_SHARED_FIELDS = ("name", "num_classes", "width", "dtype")
+
 
 def names() -> list[str]:
     """Every model that can be built."""
@@ -24,28 +27,45 @@ def check_name(name: str) -> None:
         raise UserError(f"config.model.name = {name!r}: use {' | '.join(names())}{hint}")
 
 
-def build(config: Mapping[str, Any], *, rngs: nnx.Rngs) -> nnx.Module:
+def check(config: Mapping[str, Any]) -> None:
+    """UserError naming the field, unless `build` can make the model of this `config.model`."""
+    check_name(config.get("name", ""))
+    family = resnet if config["name"] in resnet.VARIANTS else vgg
+    fields = (*_SHARED_FIELDS, *family.FIELDS)
+    for field in config:
+        if field not in fields:
+            raise UserError(
+                f"config.model.{field} does not belong to {config['name']}; "
+                f"its fields are {', '.join(fields)}"
+            )
+    for field in fields:
+        if field not in config:
+            raise UserError(f"config.model.{field} is missing for {config['name']}")
+    if config["num_classes"] < 1:
+        raise UserError(f"config.model.num_classes = {config['num_classes']} must be at least 1")
+    if not config["width"] > 0 or round(64 * config["width"]) < 1:
+        raise UserError(
+            f"config.model.width = {config['width']} leaves a layer no channels; 1.0 is the paper's"
+        )
+    if config["dtype"] not in DTYPES:
+        raise UserError(f"config.model.dtype = {config['dtype']!r}: use {' | '.join(DTYPES)}")
+    family.check(config)
+
+
+def build(config: Mapping[str, Any], *, rngs: nnx.Rngs) -> resnet.ResNet | vgg.VGG:
     """The model of `config.model`: (f[B, H, W, 3], train, rngs) -> logits f32[B, num_classes].
 
-    It holds nnx.Param and nnx.BatchStat variables alone. Initial weights are drawn from
+    It holds nnx.Param and nnx.BatchStat variables alone, float32. Initial weights are drawn from
     `rngs.params`; call it under jax.jit or nnx.eval_shape, where it costs no eager operations.
 
-    Raises UserError for an unknown name or a value that the model cannot take.
+    With dtype "bfloat16" convolutions and hidden layers compute in bfloat16. With "float32" they
+    compute in the common type of images and parameters, so that casting both to float64 (under
+    jax_enable_x64) gives a float64 model.
+
+    Raises UserError for an unknown name, a field of another family or a value out of range.
     """
-    check_name(config["name"])
-    if round(64 * config["width"]) < 1:
-        raise UserError(f"config.model.width = {config['width']} leaves a layer no channels")
-    shared = {
-        "num_classes": config["num_classes"],
-        "width": config["width"],
-        "dtype": jnp.dtype(config["dtype"]),
-        "rngs": rngs,
-    }
-    if config["name"] in resnet.VARIANTS:
-        return resnet.ResNet(
-            config["name"],
-            stem=config["stem"],
-            zero_init_residual=config["zero_init_residual"],
-            **shared,
-        )
-    return vgg.VGG(config["name"], dropout=config["dropout"], **shared)
+    check(config)
+    options = dict(config)
+    options["dtype"] = jnp.bfloat16 if options["dtype"] == "bfloat16" else None
+    family = resnet.ResNet if options["name"] in resnet.VARIANTS else vgg.VGG
+    return family(**options, rngs=rngs)

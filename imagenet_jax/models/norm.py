@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from imagenet_jax.errors import UserError
+
 
 class BatchNorm(nnx.Module):
     """Normalises over all axes but the last.
@@ -26,16 +28,24 @@ class BatchNorm(nnx.Module):
         self.eps, self.momentum = eps, momentum
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """[..., C] -> [..., C] in the dtype of x; in training the statistics move."""
+        """[..., C] -> [..., C] in the dtype of x; in training the statistics move.
+
+        Raises UserError in training where a channel has one value, whose variance is undefined.
+        """
         if train:
+            n = x.size // x.shape[-1]
+            if n < 2:
+                raise UserError(
+                    "batch norm sees one value per channel (one image, reduced to 1x1): use a "
+                    "larger config.batch_size or config.augment.image_size"
+                )
             wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
             axes = tuple(range(x.ndim - 1))
             mean = jnp.mean(wide, axes)
             var = jnp.maximum(jnp.mean(jnp.square(wide), axes) - jnp.square(mean), 0.0)
-            n = x.size // x.shape[-1]
             keep = self.momentum
             self.mean[...] = keep * self.mean[...] + (1 - keep) * mean
-            self.var[...] = keep * self.var[...] + (1 - keep) * var * (n / max(n - 1, 1))
+            self.var[...] = keep * self.var[...] + (1 - keep) * var * (n / (n - 1))
         else:
             mean, var = self.mean[...], self.var[...]
         scale = self.scale[...] * jax.lax.rsqrt(var + self.eps)

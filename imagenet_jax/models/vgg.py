@@ -3,7 +3,8 @@
 Semantics and initial weights of torchvision.models.vgg, in NHWC.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +14,29 @@ from flax import nnx
 from imagenet_jax.errors import UserError
 from imagenet_jax.models.norm import BatchNorm
 
-# name -> 3x3 convolutions in each of the five stages, which have these channels:
-CHANNELS = (64, 128, 256, 512, 512)
-_DEPTHS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2,) * 5, "vgg16": (2, 2, 3, 3, 3),
-           "vgg19": (2, 2, 4, 4, 4)}  # fmt: skip
+CHANNELS = (64, 128, 256, 512, 512)  # of the five stages
+HIDDEN = 4096  # of the two hidden linear layers
+POOLED = 7  # side of the feature map that the classifier sees, whatever the image size
+
+_DEPTHS = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
+# name -> (3x3 convolutions in each of the five stages, whether batch norm follows each)
 VARIANTS: dict[str, tuple[tuple[int, ...], bool]] = {
     name + suffix: (depths, suffix == "_bn")
     for name, depths in _DEPTHS.items()
     for suffix in ("", "_bn")
 }
-POOLED = 7  # side of the feature map that the classifier sees, whatever the image size
+FIELDS = ("dropout",)
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """UserError unless this family's own fields of `config.model` have values it knows."""
+    if not 0 <= config["dropout"] < 1:
+        raise UserError(f"config.model.dropout = {config['dropout']}: use 0 <= dropout < 1")
 
 
 class VGG(nnx.Module):
@@ -35,46 +49,28 @@ class VGG(nnx.Module):
         num_classes: int,
         width: float,
         dropout: float,
-        dtype: jnp.dtype,
+        dtype: jnp.dtype | None,
         rngs: nnx.Rngs,
     ):
-        depths, self.has_bn = VARIANTS[name]
-        self.dtype = dtype
-        convs, bns, inputs = [], [], 3
+        """`dtype` is the compute dtype of all but the last layer; None: that of the operands."""
+        depths, has_bn = VARIANTS[name]
+        stages, inputs = [], 3
         for depth, channels in zip(depths, CHANNELS, strict=True):
-            outputs = round(channels * width)
-            stage = []
+            outputs, stage = round(channels * width), []
             for _ in range(depth):
-                stage.append(
-                    nnx.Conv(
-                        inputs,
-                        outputs,
-                        (3, 3),
-                        padding=1,
-                        kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-                        dtype=dtype,
-                        rngs=rngs,
-                    )
-                )
+                stage.append(ConvUnit(inputs, outputs, has_bn=has_bn, dtype=dtype, rngs=rngs))
                 inputs = outputs
-            convs.append(nnx.List(stage))
-            bns.append(nnx.List([BatchNorm(outputs) for _ in stage] if self.has_bn else []))
-        self.convs, self.bns = nnx.List(convs), nnx.List(bns)
-        hidden = round(4096 * width)
-        self.dropout = nnx.Dropout(dropout)
-        sizes = (inputs * POOLED**2, hidden, hidden, num_classes)
+            stages.append(nnx.List(stage))
+        self.features = nnx.List(stages)
+        hidden = round(HIDDEN * width)
         self.classifier = nnx.List(
             [
-                nnx.Linear(
-                    sizes[i],
-                    sizes[i + 1],
-                    kernel_init=nnx.initializers.normal(0.01),
-                    dtype=dtype if i < 2 else jnp.promote_types(dtype, jnp.float32),
-                    rngs=rngs,
-                )
-                for i in range(3)
+                _linear(inputs * POOLED**2, hidden, dtype=dtype, rngs=rngs),
+                _linear(hidden, hidden, dtype=dtype, rngs=rngs),
+                _linear(hidden, num_classes, dtype=None, rngs=rngs),  # logits are not rounded
             ]
         )
+        self.dropout = nnx.Dropout(dropout)
 
     def activations(
         self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
@@ -85,41 +81,74 @@ class VGG(nnx.Module):
                 f"images of {images.shape[1]}x{images.shape[2]} pixels: VGG halves them five "
                 "times and needs at least 32x32 (config.augment.image_size, eval.image_size)"
             )
-        x = images.astype(self.dtype)
-        for i, stage in enumerate(self.convs):
-            for j, conv in enumerate(stage):
-                x = conv(x)
-                if self.has_bn:
-                    x = self.bns[i][j](x, train=train)
-                x = nnx.relu(x)
+        x = images
+        for i, stage in enumerate(self.features):
+            for unit in stage:
+                x = unit(x, train=train)
             x = nnx.max_pool(x, (2, 2), strides=(2, 2))
             yield f"stage{i + 1}", x
         x = adaptive_average_pool(x, POOLED)
         x = x.reshape(x.shape[0], -1)
         for linear in self.classifier[:-1]:
-            x = nnx.relu(linear(x))
-            x = self.dropout(x, deterministic=not train, rngs=rngs)
+            x = self.dropout(nnx.relu(linear(x)), deterministic=not train, rngs=rngs)
         yield "logits", self.classifier[-1](x)
 
     def __call__(
         self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
-        """[B, H, W, 3] -> logits f32[B, num_classes]; dropout in training draws from `rngs`."""
-        logits = images
-        for _, logits in self.activations(images, train=train, rngs=rngs):
-            pass
+        """f[B, H, W, 3] -> logits f32[B, num_classes].
+
+        `train` normalises with, and moves, batch statistics, and drops hidden units by draws from
+        `rngs.dropout`, which must be given unless the rate is 0.
+        Raises UserError for images below 32x32.
+        """
+        *_, (_, logits) = self.activations(images, train=train, rngs=rngs)
         return logits
 
 
-def adaptive_average_pool(x: jax.Array, side: int) -> jax.Array:
-    """[B, H, W, C] -> [B, side, side, C], torch's AdaptiveAvgPool2d.
+class ConvUnit(nnx.Module):
+    """3x3 convolution with a bias, batch norm in the variants that have it, ReLU."""
 
-    Output i averages input rows floor(i * H / side) up to ceil((i + 1) * H / side), exclusive.
+    def __init__(
+        self, inputs: int, outputs: int, *, has_bn: bool, dtype: jnp.dtype | None, rngs: nnx.Rngs
+    ):
+        self.conv = nnx.Conv(
+            inputs,
+            outputs,
+            (3, 3),
+            padding=1,
+            # He et al. 2015, arXiv:1502.01852, over the fan-out, as torchvision chooses.
+            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.bn = BatchNorm(outputs) if has_bn else None
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        x = self.conv(x)
+        if self.bn is not None:
+            x = self.bn(x, train=train)
+        return nnx.relu(x)
+
+
+def _linear(inputs: int, outputs: int, *, dtype: jnp.dtype | None, rngs: nnx.Rngs) -> nnx.Linear:
+    return nnx.Linear(
+        inputs, outputs, kernel_init=nnx.initializers.normal(0.01), dtype=dtype, rngs=rngs
+    )
+
+
+def adaptive_average_pool(x: jax.Array, side: int) -> jax.Array:
+    """f[B, H, W, C] -> f[B, side, side, C], torch's AdaptiveAvgPool2d.
+
+    Output i averages input rows floor(i * H / side) up to ceil((i + 1) * H / side), exclusive;
+    columns likewise. Sums are in float32 at least.
     """
     if x.shape[1:3] == (side, side):
         return x
-    rows, columns = (jnp.asarray(_bins(size, side), x.dtype) for size in x.shape[1:3])
-    return jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x, precision="highest")
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    rows, columns = (jnp.asarray(_bins(size, side), wide) for size in x.shape[1:3])
+    pooled = jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x.astype(wide), precision="highest")
+    return pooled.astype(x.dtype)
 
 
 def _bins(size: int, side: int) -> np.ndarray:

@@ -79,7 +79,13 @@ def create_state(
 ) -> TrainState:
     """The initial state, made by one compiled program where its shards will live."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(model, tx, ema, mesh))
-    make = jax.jit(lambda key: initial_state(model, tx, ema, key), out_shardings=shardings)
+    # It runs once: on the CPU, optimising dozens of random generators takes longer than anything.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    make = jax.jit(
+        lambda key: initial_state(model, tx, ema, key),
+        out_shardings=shardings,
+        compiler_options=options,
+    )
     return make(jax.random.key(seed))
 
 

@@ -81,8 +81,8 @@ def train_step(
     metrics = {
         "loss": loss,
         "top1": top1,
-        "grad_norm": optax.global_norm(grads),
-        "param_norm": optax.global_norm(params),
+        "grad_norm": optax.tree.norm(grads),
+        "param_norm": optax.tree.norm(params),
         "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
     }
     return TrainState(state.step + 1, params, stats, opt_state, ema), metrics
