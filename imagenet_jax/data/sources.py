@@ -5,7 +5,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,7 +62,7 @@ def open_source(data: ConfigDict, split: str) -> Source:
             "README.md (section Data) says how to make it"
         )
     if part:
-        source = Slice(source, *part(len(source)))
+        source = Subset(source, np.arange(*part(len(source))))
     if not len(source):
         raise UserError(f"{source.name} has no images")
     return source
@@ -86,20 +86,20 @@ def _split_and_part(text: str) -> tuple[str, Callable[[int], tuple[int, int]] | 
     return name, lambda n: (bound(low, 0, n), bound(high, n, n))
 
 
-class Slice:
-    """Records start to stop of a source."""
+class Subset:
+    """The records of a source at some indices."""
 
-    def __init__(self, source: Source, start: int, stop: int):
-        self.name = f"{source.name}[{start}:{stop}]"
+    def __init__(self, source: Source, indices: Sequence[int] | np.ndarray):
+        self._source, self._indices = source, np.asarray(indices, np.int64)
+        self.name = f"{source.name} ({len(self._indices)} of {len(source)} records)"
         self.class_names = source.class_names
-        self.fingerprint = _hash(source.fingerprint, str(start), str(stop))
-        self._source, self._start, self._length = source, start, max(0, stop - start)
+        self.fingerprint = _hash(source.fingerprint, self._indices.tobytes().hex())
 
     def __len__(self) -> int:
-        return self._length
+        return len(self._indices)
 
     def __getitem__(self, index: int) -> Record:
-        return self._source[self._start + index]
+        return self._source[int(self._indices[index])]
 
 
 class ArrayRecordSource:

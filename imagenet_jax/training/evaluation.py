@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from imagenet_jax import config as config_io
-from imagenet_jax.data import pipeline
+from imagenet_jax.data import pipeline, sources
 from imagenet_jax.training.checkpoint import Checkpoints
 from imagenet_jax.training.experiment import Evaluation, evaluation_of
 from imagenet_jax.training.sharding import place_batches
 from imagenet_jax.training.state import TrainState
-from imagenet_jax.training.step import compile_eval_step
+from imagenet_jax.training.step import compile_eval_step, predict
 from imagenet_jax.training.workdir import is_training, read_config, write_atomically
 
 Result = dict[str, Any]
@@ -110,3 +111,27 @@ def evaluate_workdir(
             return
         if not follow:
             return
+
+
+def predict_samples(
+    workdir: Path, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Some images of the evaluation split, evenly spread, and what the last checkpoint says.
+
+    Returns:
+      images u8[N, S, S, 3], labels i32[N], probabilities f32[N, C], class names. N is `count`, or
+      the size of the split where that is less.
+    """
+    evaluation = evaluation_of(read_config(workdir))
+    config, source = evaluation.config, evaluation.source
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", metric=config.checkpoint.best_metric, write=False
+    )
+    state = checkpoints.restore_weights(evaluation.abstract, checkpoints.find("latest"))
+    chosen = sources.Subset(source, np.linspace(0, len(source) - 1, min(count, len(source))))
+    batches = list(pipeline.eval_batches(chosen, config.data, config.eval))
+    images = np.concatenate([b["image"] for b in batches])[: len(chosen)]
+    labels = np.concatenate([b["label"] for b in batches])[: len(chosen)]
+    weights = state.weights("raw" if state.ema is None else "ema")
+    probabilities = predict(weights, images, graph=evaluation.graph, config=config)
+    return images, labels, np.asarray(probabilities), source.class_names

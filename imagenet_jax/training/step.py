@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -135,6 +136,17 @@ def eval_step(
     }
     # where, not a product: a padded row's loss may be infinite, and 0 * inf is NaN.
     return {k: jnp.sum(jnp.where(mask > 0, v, 0), dtype=jnp.float32) for k, v in per_image.items()}
+
+
+def predict(
+    weights: dict[str, Any], images: jax.Array | np.ndarray, *, graph: nnx.GraphDef, config: ConfigDict
+) -> jax.Array:
+    """Class probabilities f32[B, C] of u8[B, H, W, 3]."""
+    model = nnx.merge(graph, weights["params"], weights["batch_stats"])
+    pixels = normalize(
+        jnp.asarray(images), config.data.mean, config.data.std, config.model.dtype
+    )
+    return jax.nn.softmax(model(pixels, train=False))
 
 
 def compile_train_step(

@@ -1,0 +1,109 @@
+"""What the training loop costs: its throughput over that of the bare step.
+
+  python benchmarks/loop.py
+
+Trains configs/quickstart.py with logging, metrics, checkpoints and prefetch, but on batches that
+are ready in host memory, so that the loop is measured and not the decoding of images. Bare steps
+and loop steps run in turn, in one process; the ratio is of medians, 1.0 is a loop that costs nothing.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from imagenet_jax import cli
+from imagenet_jax import config as config_io
+from imagenet_jax.training import loop
+from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.sharding import batch_sharding
+from imagenet_jax.training.state import create_state
+from imagenet_jax.training.step import compile_train_step
+
+
+class Ready:
+    """Batches that cost nothing to make, in the shape of the pipeline's."""
+
+    def __init__(self, config: Any):
+        rng = np.random.default_rng(0)
+        side = config.augment.image_size
+        self.batch = {
+            "image": rng.integers(0, 256, (config.batch_size, side, side, 3), dtype=np.uint8),
+            "label": rng.integers(0, config.model.num_classes, config.batch_size).astype(np.int32),
+        }
+
+    def __call__(self, *args: Any, total_steps: int, **kwargs: Any) -> Iterator[dict]:
+        return itertools.repeat(self.batch, total_steps)
+
+
+def measure(config: Any, rounds: int) -> dict[str, float]:
+    """Medians over `rounds` of images per second, bare and in the loop."""
+    run = experiment_of(config)
+    ready = Ready(config)
+    step = compile_train_step(run.abstract, run.mesh, run.graph, run.tx, run.schedule, config)
+    batch = jax.device_put(ready.batch, batch_sharding(run.mesh))
+    images = run.total_steps * config.batch_size
+    bare, looped = [], []
+    for i in range(rounds + 1):
+        state = create_state(config.model, run.tx, config.ema.decay > 0, run.mesh, config.seed)
+        state, metrics = step(state, batch)
+        jax.block_until_ready(state)
+        start = time.perf_counter()
+        for _ in range(run.total_steps):
+            state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+        seconds = time.perf_counter() - start
+        with tempfile.TemporaryDirectory() as directory:
+            looped_rate = _loop_rate(config, Path(directory), ready)
+        if i:  # the first round warms up
+            bare.append(images / seconds)
+            looped.append(looped_rate)
+    return {
+        "bare_images_per_second": statistics.median(bare),
+        "loop_images_per_second": statistics.median(looped),
+        "ratio": statistics.median(b / a for a, b in zip(bare, looped, strict=True)),
+    }
+
+
+def _loop_rate(config: Any, workdir: Path, ready: Ready) -> float:
+    """Images per second of a whole run, by the loop's own clock, which starts after step 1."""
+    real = loop.pipeline.train_batches
+    loop.pipeline.train_batches = ready  # type: ignore[assignment]
+    try:
+        loop.train(config, workdir)
+    finally:
+        loop.pipeline.train_batches = real
+    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
+    return len(rates) / sum(1 / rate for rate in rates)
+
+
+def main(argv: Any) -> None:
+    argv, overrides = cli.split_overrides(argv)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="configs/quickstart.py", metavar="FILE[:ARG]")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
+    args = parser.parse_args(argv)
+    defaults = [("epochs", "4"), ("checkpoint.every_epochs", "1"), ("eval.every_epochs", "0")]
+    config = config_io.load(args.config, [*defaults, *overrides])
+    result = measure(config, args.rounds)
+    print(
+        json.dumps(result)
+        if args.json
+        else "\n".join(f"{name:24} {value:,.3f}" for name, value in result.items())
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
