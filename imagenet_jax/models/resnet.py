@@ -81,7 +81,8 @@ class ResNet(nnx.Module):
             raise UserError(f"images of {images.shape[1]}x{images.shape[2]} pixels are empty")
         x = nnx.relu(self.bn1(self.conv1(images), train=train))
         if not self.small_stem:
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+            # flax annotates padding as str; it takes pairs too.
+            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore
         yield "stem", x
         for i, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
             for block in stage:
