@@ -11,6 +11,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 from ml_collections import ConfigDict
 
 from imagenet_jax.data import decode
@@ -29,16 +30,16 @@ def train_batches(
     seed: int,
     batch_size: int,
     total_steps: int,
-    position: dict[str, int] | None = None,
+    start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """This process's rows of batches 0 .. total_steps - 1 of the run.
+    """This process's rows of batches start_step .. total_steps - 1 of the run.
 
     Args:
       data, augment: `config.data` and `config.augment`.
       batch_size: global; each process gets an equal share, in row order.
-      position: an iterator's `get_state()`, {"next_index": batches consumed}.
+      start_step: batches consumed before; nothing of them is read.
 
     Returns:
       An iterator of {"image": u8[b, S, S, 3], "label": i32[b]}; errors of a record are UserErrors
@@ -46,10 +47,7 @@ def train_batches(
     """
     load = TrainRows(source, data, augment, seed, batch_size, process_index, process_count)
     rows = batch_size // process_count
-    batches = _iterate(load, total_steps, data, rows * augment.image_size**2 * 3)
-    if position:
-        batches.set_state(position)
-    return batches
+    return _iterate(load, start_step, total_steps, data, rows * augment.image_size**2 * 3)
 
 
 def eval_batches(
@@ -72,7 +70,7 @@ def eval_batches(
     load = EvalRows(source, data, evaluation, process_index, process_count)
     rows = evaluation.batch_size // process_count
     count = -(-len(source) // evaluation.batch_size)
-    return _iterate(load, count, data, rows * evaluation.image_size**2 * 3)
+    return _iterate(load, 0, count, data, rows * evaluation.image_size**2 * 3)
 
 
 class TrainRows:
@@ -179,13 +177,19 @@ class _naming:
 
 
 def _iterate(
-    load: Callable[[int], Batch], count: int, data: ConfigDict, batch_bytes: int
+    load: Callable[[int], Batch], start: int, stop: int, data: ConfigDict, batch_bytes: int
 ) -> grain.DatasetIterator:
-    """Batches of `load`, made ahead of time within `data.prefetch_mb`."""
+    """Batches start .. stop - 1 of `load`, made ahead of time within `data.prefetch_mb`.
+
+    The range starts where the run stands, rather than an iterator being moved there: grain's own
+    states differ between threads and workers, and a run may change from one to the other.
+    """
     ahead = max(2, int(data.prefetch_mb * 2**20) // batch_bytes)
     threads = data.threads or os.cpu_count() or 1
-    dataset = grain.MapDataset.range(count).map(load)
+    dataset = grain.MapDataset.range(start, stop).map(load)
     if data.workers:
+        if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which we do not use
+            flags.FLAGS.mark_as_parsed()
         # A worker decodes one batch at a time and holds one more.
         per_worker = max(1, min(ahead // data.workers - 1, 4))
         options = grain.MultiprocessingOptions(data.workers, per_worker_buffer_size=per_worker)

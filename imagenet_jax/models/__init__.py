@@ -1,6 +1,7 @@
 """Models by name: `build(config.model, rngs=nnx.Rngs(seed))` is the one entry."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,11 +42,12 @@ def check(config: Mapping[str, Any]) -> None:
     for field in fields:
         if field not in config:
             raise UserError(f"config.model.{field} is missing for {config['name']}")
-    if config["num_classes"] < 1:
-        raise UserError(f"config.model.num_classes = {config['num_classes']} must be at least 1")
-    if not config["width"] > 0 or round(64 * config["width"]) < 1:
+    classes, width = config["num_classes"], config["width"]
+    if type(classes) is not int or classes < 1:
+        raise UserError(f"config.model.num_classes = {classes!r}: use an integer of at least 1")
+    if not isinstance(width, int | float) or not 0 < width < math.inf or round(64 * width) < 1:
         raise UserError(
-            f"config.model.width = {config['width']} leaves a layer no channels; 1.0 is the paper's"
+            f"config.model.width = {width!r} leaves a layer no channels; 1.0 is the paper's"
         )
     if config["dtype"] not in DTYPES:
         raise UserError(f"config.model.dtype = {config['dtype']!r}: use {' | '.join(DTYPES)}")

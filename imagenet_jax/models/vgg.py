@@ -35,8 +35,9 @@ FIELDS = ("dropout",)
 
 def check(config: Mapping[str, Any]) -> None:
     """UserError unless this family's own fields of `config.model` have values it knows."""
-    if not 0 <= config["dropout"] < 1:
-        raise UserError(f"config.model.dropout = {config['dropout']}: use 0 <= dropout < 1")
+    rate = config["dropout"]
+    if not isinstance(rate, int | float) or not 0 <= rate < 1:
+        raise UserError(f"config.model.dropout = {rate!r}: use 0 <= dropout < 1")
 
 
 class VGG(nnx.Module):

@@ -25,7 +25,7 @@ class Position:
     """Where a run stands beside its state: a few bytes.
 
     Attributes:
-      data: the grain iterator's own state, {"next_index": batches consumed}.
+      data: {"next_index": batches consumed}, as grain names it.
       interval: sums of the logging interval under way (metrics.Interval as a dict).
     """
 

@@ -86,7 +86,7 @@ def _train(
             seed=config.seed,
             batch_size=config.batch_size,
             total_steps=run.total_steps,
-            position=position.data,
+            start_step=position.data["next_index"],
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         ),

@@ -1,0 +1,251 @@
+"""Geometry and formats against Pillow, and torchvision's published rules written out again."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from imagenet_jax.data import decode
+from imagenet_jax.data.order import record_uniforms
+
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    from sklearn.datasets import load_sample_image
+
+    return Image.fromarray(load_sample_image("china.jpg"))
+
+
+def _encode(image, kind="JPEG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def _uniforms(seed=0):
+    return record_uniforms(seed, np.array([0]), np.array([0]), decode.CROP_DRAWS)[0]
+
+
+def _share_within(a, b, levels):
+    return np.mean(np.abs(a.astype(int) - np.asarray(b).astype(int)) <= levels)
+
+
+def _torchvision_eval(image, resize, side, interpolation):
+    """Resize(resize) and CenterCrop(side) as torchvision documents them, by Pillow alone."""
+    width, height = image.size
+    short, long = min(width, height), max(width, height)
+    new_long = int(resize * long / short)
+    size = (resize, new_long) if width <= height else (new_long, resize)
+    resized = image.resize(size, FILTERS[interpolation])
+    top, left = round((size[1] - side) / 2.0), round((size[0] - side) / 2.0)
+    return np.asarray(resized.crop((left, top, left + side, top + side)))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    "size", [(640, 427), (427, 640), (500, 375), (333, 500), (256, 256), (300, 257), (100, 80)]
+)
+def test_eval_image_is_torchvisions(photograph, size, interpolation):
+    encoded = _encode(photograph.resize(size), quality=92)
+    want = _torchvision_eval(
+        Image.open(io.BytesIO(encoded)).convert("RGB"), 256, 224, interpolation
+    )
+    out = np.zeros((224, 224, 3), np.uint8)
+    decode.eval_image(encoded, out, resize=256, interpolation=interpolation)
+    assert _share_within(out, want, 1) >= 0.999
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    width=st.integers(30, 300),
+    height=st.integers(30, 300),
+    resize=st.integers(24, 80),
+    seed=st.integers(0, 99),
+)
+def test_eval_image_is_torchvisions_for_any_size(width, height, resize, seed):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    encoded = _encode(Image.fromarray(pixels), "PNG")
+    side = resize - seed % 9
+    out = np.zeros((side, side, 3), np.uint8)
+    decode.eval_image(encoded, out, resize=resize)
+    want = _torchvision_eval(Image.fromarray(pixels), resize, side, "bilinear")
+    assert _share_within(out, want, 1) >= 0.999
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_train_image_is_pillows_crop_and_resize(photograph, interpolation):
+    encoded = _encode(photograph, quality=92)
+    image = Image.open(io.BytesIO(encoded)).convert("RGB")
+    for seed in range(8):
+        u = _uniforms(seed)
+        top, left, h, w = decode.random_crop_box(
+            image.height, image.width, u, (0.08, 1.0), (3 / 4, 4 / 3)
+        )
+        want = image.crop((left, top, left + w, top + h)).resize(
+            (224, 224), FILTERS[interpolation]
+        )
+        out = np.zeros((224, 224, 3), np.uint8)
+        decode.train_image(
+            encoded, out, u, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation=interpolation
+        )
+        assert _share_within(out, want, 1) >= 0.999
+
+
+def test_fast_resampling_has_no_low_pass_filter(photograph):
+    """The same crop, differently resized: equal when enlarging, sharper when shrinking."""
+    crop = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
+    for size, close in ((112, True), (896, False)):
+        encoded = _encode(photograph.resize((size, size)), quality=95)
+        outs = {}
+        for resampling in ("fast", "antialias"):
+            outs[resampling] = np.zeros((224, 224, 3), np.uint8)
+            decode.train_image(
+                encoded, outs[resampling], _uniforms(), resampling=resampling, **crop
+            )
+        share = _share_within(outs["fast"], outs["antialias"], 2)
+        assert (share > 0.99) == close
+
+
+def _crop_by_the_rules(height, width, u, scale, ratio):
+    """RandomResizedCrop as torchvision's documentation and paper describe it."""
+    for i in range(10):
+        area = height * width * (scale[0] + u[2 * i] * (scale[1] - scale[0]))
+        log_ratio = math.log(ratio[0]) + u[2 * i + 1] * (math.log(ratio[1]) - math.log(ratio[0]))
+        w = round(math.sqrt(area * math.exp(log_ratio)))
+        h = round(math.sqrt(area / math.exp(log_ratio)))
+        if w <= width and h <= height and w > 0 and h > 0:
+            return math.floor(u[20] * (height - h + 1)), math.floor(u[21] * (width - w + 1)), h, w
+    in_ratio = width / height
+    w = round(height * ratio[1]) if in_ratio > ratio[1] else width
+    h = round(width / ratio[0]) if in_ratio < ratio[0] else height
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    height=st.integers(1, 3000),
+    width=st.integers(1, 3000),
+    low=st.floats(0.01, 1.0),
+    high=st.floats(0.01, 1.0),
+    ratio=st.sampled_from([(3 / 4, 4 / 3), (1.0, 1.0), (0.2, 5.0)]),
+    seed=st.integers(0, 10_000),
+)
+def test_crop_box_follows_the_rules_and_stays_inside(height, width, low, high, ratio, seed):
+    scale = (min(low, high), max(low, high))
+    u = _uniforms(seed)
+    box = decode.random_crop_box(height, width, u, scale, ratio)
+    assert box == _crop_by_the_rules(height, width, u, scale, ratio)
+    top, left, h, w = box
+    assert 0 <= top <= top + h <= height and 0 <= left <= left + w <= width
+    assert h > 0 and w > 0
+
+
+def test_crops_of_a_large_square_have_the_distribution_of_the_paper():
+    """Area uniform, aspect log-uniform, position uniform: Kolmogorov-Smirnov at the 0.1 % level."""
+    from scipy.stats import kstest
+
+    u = record_uniforms(5, np.zeros(4000, int), np.arange(4000), decode.CROP_DRAWS)
+    side = 4000
+    boxes = np.array(
+        [decode.random_crop_box(side, side, row, (0.08, 0.5), (3 / 4, 4 / 3)) for row in u]
+    )
+    top, left, h, w = boxes.T
+    assert kstest(h * w / side**2, "uniform", (0.08, 0.42)).pvalue > 0.001
+    logs = np.log(w / h)
+    low, high = np.log(3 / 4), np.log(4 / 3)
+    assert kstest(logs, "uniform", (low, high - low)).pvalue > 0.001
+    assert kstest((top + 0.5) / (side - h + 1), "uniform").pvalue > 0.001
+    assert kstest((left + 0.5) / (side - w + 1), "uniform").pvalue > 0.001
+
+
+def _modes():
+    rng = np.random.default_rng(0)
+    rgb = Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).resize((60, 40))
+    alpha = rgb.copy()
+    alpha.putalpha(Image.fromarray(rng.integers(0, 256, (40, 60), dtype=np.uint8)))
+    return {
+        "grey JPEG": _encode(rgb.convert("L")),
+        "CMYK JPEG": _encode(rgb.convert("CMYK")),
+        "progressive JPEG": _encode(rgb, progressive=True),
+        "4:4:4 JPEG": _encode(rgb, subsampling=0, quality=95),
+        "palette PNG": _encode(rgb.quantize(32), "PNG"),
+        "RGBA PNG": _encode(alpha, "PNG"),
+        "grey and alpha PNG": _encode(alpha.convert("LA"), "PNG"),
+        "1-bit PNG": _encode(rgb.convert("1"), "PNG"),
+        "WebP": _encode(rgb, "WEBP", lossless=True),
+        "BMP": _encode(rgb, "BMP"),
+        "PNG in a .JPEG": _encode(rgb, "PNG"),
+    }
+
+
+@pytest.mark.parametrize("kind", list(_modes()))
+def test_every_format_is_what_pillow_makes_of_it(kind):
+    encoded = _modes()[kind]
+    want = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+    got = decode.decode(encoded)
+    assert got.shape == want.shape and got.dtype == np.uint8
+    assert _share_within(got, want, 1) >= 0.999
+
+
+def test_16_bit_grey_is_scaled_to_8():
+    deep = np.linspace(0, 65535, 2400).astype(np.uint16).reshape(40, 60)
+    got = decode.decode(_encode(Image.fromarray(deep), "PNG"))
+    want = deep / 65535 * 255
+    assert (got == got[..., :1]).all()
+    assert np.abs(got[..., 0] - want).max() <= 1
+
+
+def test_the_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    encoded = _encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decode.decode(encoded)[0, 0].tolist() == [255, 0, 0]
+
+
+def test_exif_rotation_is_not_applied():
+    image = Image.new("RGB", (60, 40), "green")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert decode.decode(_encode(image, exif=exif)).shape == (40, 60, 3)
+
+
+def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
+    for kind in ("JPEG", "PNG"):
+        with pytest.raises(decode.UndecodableImage, match=r"60x40 pixels, more than 1,000"):
+            decode.decode(_encode(Image.new("RGB", (60, 40)), kind))
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_truncated_files_are_undecodable(photograph, kind):
+    whole = _encode(photograph.resize((64, 64)), kind)
+    with pytest.raises(decode.UndecodableImage) as e:
+        decode.decode(whole[: len(whole) // 2])
+    assert len(str(e.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("bad", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0junk", b"text", b"\x89PNG\r\n\x1a\n"])
+def test_garbage_is_undecodable(bad):
+    with pytest.raises(decode.UndecodableImage):
+        decode.decode(bad)
+
+
+def test_the_same_pixels_from_many_threads(photograph):
+    from concurrent.futures import ThreadPoolExecutor
+
+    encoded = _encode(photograph.resize((300, 200)))
+
+    def crop(seed):
+        out = np.zeros((64, 64, 3), np.uint8)
+        decode.train_image(encoded, out, _uniforms(seed), scale=(0.08, 1.0), ratio=(0.75, 1.33))
+        return out
+
+    want = [crop(seed) for seed in range(40)]
+    with ThreadPoolExecutor(8) as pool:
+        for a, b in zip(pool.map(crop, range(40)), want, strict=True):
+            np.testing.assert_array_equal(a, b)

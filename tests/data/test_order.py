@@ -1,0 +1,98 @@
+"""Order and random numbers: permutations, independence from the split, statistics."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagenet_jax.data.order import Order, permutation, record_uniforms, steps_per_epoch
+
+MASK = 2**64 - 1
+
+
+def _splitmix64(state):
+    """The published algorithm, one word at a time, in Python integers."""
+    while True:
+        state = (state + 0x9E3779B97F4A7C15) & MASK
+        z = state
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+        yield z ^ (z >> 31)
+
+
+def _key(*parts):
+    key = 0
+    for part in parts:
+        hashed = next(_splitmix64(part))
+        key = next(_splitmix64((key + hashed) & MASK))
+    return key
+
+
+def test_words_are_splitmix64():
+    for seed, epoch, index in [(0, 0, 0), (7, 3, 1_281_166), (2**40, 89, 5)]:
+        words = _splitmix64(_key(seed, 2, epoch, index))
+        want = [(next(words) >> 11) / 2**53 for _ in range(5)]
+        got = record_uniforms(seed, np.array([epoch]), np.array([index]), 5)[0]
+        assert got.tolist() == want
+    words = _splitmix64(_key(3, 1, 2))
+    want = sorted(range(50), key=dict(enumerate(next(words) for _ in range(50))).get)
+    assert permutation(50, seed=3, epoch=2).tolist() == want
+
+
+@settings(max_examples=50, deadline=None)
+@given(length=st.integers(1, 300), seed=st.integers(0, 2**62), epoch=st.integers(0, 1000))
+def test_each_epoch_is_a_permutation(length, seed, epoch):
+    assert sorted(permutation(length, seed, epoch)) == list(range(length))
+
+
+def test_permutations_are_uniform():
+    """Each of the 24 orders of 4 records equally often: chi-square with 23 degrees of freedom."""
+    counts = {}
+    for epoch in range(4800):
+        key = tuple(permutation(4, 0, epoch))
+        counts[key] = counts.get(key, 0) + 1
+    assert len(counts) == 24
+    assert sum((c - 200) ** 2 / 200 for c in counts.values()) < 49.7  # 0.1 % level
+
+
+def test_uniforms_are_uniform_and_uncorrelated():
+    epochs, indices = np.divmod(np.arange(20_000), 5_000)
+    u = record_uniforms(1, epochs, indices, 4)
+    assert u.min() >= 0 and u.max() < 1
+    np.testing.assert_allclose(u.mean(axis=0), 0.5, atol=0.01)
+    np.testing.assert_allclose(u.var(axis=0), 1 / 12, atol=0.003)
+    columns = np.stack([*u.T, np.roll(u[:, 0], 1), np.roll(u[:, 0], 5_000)])
+    correlation = np.corrcoef(columns) - np.eye(len(columns))
+    assert np.abs(correlation).max() < 0.03  # neighbours in record, epoch and draw
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(1, 60),
+    batch=st.integers(1, 20),
+    remainder=st.sampled_from(["carry", "drop"]),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+def test_any_window_of_the_run_is_the_same_sequence(length, batch, remainder, seed, data):
+    if remainder == "drop" and length < batch:
+        return
+    per_epoch = length if remainder == "carry" else length // batch * batch
+    whole = [
+        (epoch, int(i))
+        for epoch in range(4)
+        for i in permutation(length, seed, epoch)[:per_epoch]
+    ]
+    order = Order(length, seed=seed, batch_size=batch, remainder=remainder)
+    order = data.draw(st.sampled_from([order, pickle.loads(pickle.dumps(order))]))
+    start = data.draw(st.integers(0, len(whole) - 1))
+    stop = data.draw(st.integers(start, len(whole)))
+    epochs, indices = order.records(start, stop)
+    assert list(zip(epochs.tolist(), indices.tolist(), strict=True)) == whole[start:stop]
+
+
+def test_steps_per_epoch_by_hand():
+    assert steps_per_epoch(1_281_167, 256, "carry") == pytest.approx(5004.55859375)
+    assert steps_per_epoch(1_281_167, 256, "drop") == 5004

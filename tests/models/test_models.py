@@ -1,0 +1,136 @@
+"""Building by name: parameter counts, abstract building, state, dtypes, bad fields."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+from imagenet_jax import models
+from imagenet_jax.defaults import defaults
+from imagenet_jax.errors import UserError
+
+# Trainable parameters for 1,000 classes, from the model table of torchvision's documentation.
+PARAMETERS = {
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "vgg11": 132_863_336,
+    "vgg13": 133_047_848,
+    "vgg16": 138_357_544,
+    "vgg19": 143_667_240,
+    "vgg11_bn": 132_868_840,
+    "vgg13_bn": 133_053_736,
+    "vgg16_bn": 138_365_992,
+    "vgg19_bn": 143_678_248,
+}
+
+
+def small(name: str, **fields) -> ConfigDict:
+    config = defaults(name).model
+    config.width, config.num_classes = 1 / 16, 10
+    for field, value in fields.items():
+        config[field] = value
+    return config
+
+
+def test_names_are_the_thirteen_variants():
+    assert sorted(models.names()) == sorted(PARAMETERS)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_count(name):
+    model = nnx.eval_shape(lambda: models.build(defaults(name).model, rngs=nnx.Rngs(0)))
+    _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)  # raises if more is left
+    assert sum(math.prod(p.shape) for p in jax.tree.leaves(params)) == PARAMETERS[name]
+    assert {p.dtype for p in jax.tree.leaves((params, batch_stats))} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
+@pytest.mark.parametrize("dtype", models.DTYPES)
+def test_compute_dtype(name, dtype):
+    model = models.build(small(name, dtype=dtype), rngs=nnx.Rngs(0))
+    graph, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+
+    def forward(params, batch_stats, images):
+        model = nnx.merge(graph, params, batch_stats)
+        rngs = nnx.Rngs(0)
+        stages = dict(model.activations(images, train=True, rngs=rngs))
+        return model(images, train=True, rngs=rngs), stages, nnx.state(model, nnx.BatchStat)
+
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), dtype)
+    logits, stages, moved = jax.eval_shape(forward, params, batch_stats, images)
+    assert logits.shape == (2, 10)
+    assert logits.dtype == stages.pop("logits").dtype == jnp.float32
+    assert {x.dtype for x in stages.values()} == {jnp.dtype(dtype)}
+    assert {x.dtype for x in jax.tree.leaves(moved)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
+def test_float64_parameters_and_images_give_a_float64_model(name):
+    config = small(name)
+    with jax.enable_x64(True):
+        graph, *state = nnx.split(
+            models.build(config, rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat
+        )
+        state = jax.tree.map(lambda x: x.astype(jnp.float64), state)
+        model = nnx.merge(graph, *state)
+        images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)))
+        logits = model(images, train=True, rngs=nnx.Rngs(0))
+        assert logits.dtype == jnp.float64
+        moved = nnx.state(model, nnx.BatchStat)
+        assert {x.dtype for x in jax.tree.leaves(moved)} == {jnp.dtype("float64")}
+        # Full precision was kept on the way: a change far below float32's reaches the logits.
+        again = nnx.merge(graph, *state)(images * (1 + 1e-12), train=True, rngs=nnx.Rngs(0))
+        change = float(jnp.max(jnp.abs(again - logits)) / jnp.max(jnp.abs(logits)))
+        assert 0 < change < 1e-9
+
+
+def test_one_seed_makes_one_model_and_another_seed_another():
+    def leaves(seed):
+        return jax.tree.leaves(nnx.state(models.build(small("vgg11"), rngs=nnx.Rngs(seed))))
+
+    assert all(np.array_equal(a, b) for a, b in zip(leaves(1), leaves(1), strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(leaves(1), leaves(2), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "message"),
+    [
+        ("resnet18", "name", "resnet5", "did you mean 'resnet50'"),
+        ("resnet18", "name", "VGG16-BN", r"config\.model\.name = 'VGG16-BN'"),
+        ("resnet18", "name", None, r"config\.model\.name = None"),
+        ("resnet18", "num_classes", 0, r"config\.model\.num_classes = 0"),
+        ("resnet18", "num_classes", "10", r"config\.model\.num_classes = '10'"),
+        ("resnet18", "width", 0.0, r"config\.model\.width = 0\.0"),
+        ("resnet18", "width", 1e-3, r"config\.model\.width = 0\.001"),
+        ("resnet18", "width", math.inf, r"config\.model\.width = inf"),
+        ("resnet18", "width", math.nan, r"config\.model\.width = nan"),
+        ("resnet18", "dtype", "float16", r"model\.dtype = 'float16': use float32 \| bfloat16"),
+        ("resnet18", "stem", "foo", r"config\.model\.stem = 'foo': use imagenet \| small"),
+        ("resnet18", "zero_init_residual", "yes", r"config\.model\.zero_init_residual = 'yes'"),
+        ("resnet18", "dropout", 0.5, r"config\.model\.dropout does not belong to resnet18"),
+        ("vgg16", "stem", "small", r"config\.model\.stem does not belong to vgg16"),
+        ("vgg16", "dropout", 1.0, r"config\.model\.dropout = 1\.0"),
+        ("vgg16", "dropout", -0.1, r"config\.model\.dropout = -0\.1"),
+        ("vgg16", "dropout", "half", r"config\.model\.dropout = 'half'"),
+    ],
+)
+def test_a_bad_field_is_one_line_that_names_it(name, field, value, message):
+    config = defaults(name).model.to_dict() | {field: value}
+    with pytest.raises(UserError, match=message) as caught:
+        models.build(config, rngs=nnx.Rngs(0))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("field", ["num_classes", "width", "dtype", "dropout"])
+def test_a_missing_field_is_named(field):
+    config = defaults("vgg11").model.to_dict()
+    del config[field]
+    with pytest.raises(UserError, match=rf"config\.model\.{field} is missing"):
+        models.build(config, rngs=nnx.Rngs(0))

@@ -1,0 +1,94 @@
+"""Batch norm against its formula in float64 NumPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagenet_jax.errors import UserError
+from imagenet_jax.models.norm import BatchNorm
+
+
+def made(channels: int, rng: np.random.Generator) -> BatchNorm:
+    norm = BatchNorm(channels)
+    norm.scale[...] = jnp.asarray(rng.uniform(0.5, 2, channels), jnp.float32)
+    norm.bias[...] = jnp.asarray(rng.normal(size=channels), jnp.float32)
+    norm.mean[...] = jnp.asarray(rng.normal(size=channels), jnp.float32)
+    norm.var[...] = jnp.asarray(rng.uniform(0.5, 2, channels), jnp.float32)
+    return norm
+
+
+def values(norm: BatchNorm) -> list[np.ndarray]:
+    return [np.asarray(v[...], np.float64) for v in (norm.scale, norm.bias, norm.mean, norm.var)]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    batch=st.integers(1, 4),
+    height=st.integers(1, 4),
+    width=st.integers(2, 4),
+    seed=st.integers(0, 2**31),
+)
+def test_training_normalises_with_biased_and_keeps_unbiased_variance(batch, height, width, seed):
+    rng = np.random.default_rng(seed)
+    norm = made(3, rng)
+    scale, bias, old_mean, old_var = values(norm)
+    x = rng.normal(1.0, 2.0, (batch, height, width, 3)).astype(np.float32)
+    y = norm(jnp.asarray(x), train=True)
+    flat = x.reshape(-1, 3).astype(np.float64)
+    mean, biased, unbiased = flat.mean(0), flat.var(0), flat.var(0, ddof=1)
+    # One-pass moments cancel where the mean is far above the deviation: hence not 1e-6.
+    np.testing.assert_allclose(
+        y, (x - mean) / np.sqrt(biased + 1e-5) * scale + bias, rtol=1e-2, atol=1e-2
+    )
+    np.testing.assert_allclose(norm.mean[...], 0.9 * old_mean + 0.1 * mean, atol=1e-5)
+    np.testing.assert_allclose(norm.var[...], 0.9 * old_var + 0.1 * unbiased, rtol=1e-4)
+
+
+def test_evaluation_uses_the_kept_statistics_and_moves_nothing():
+    rng = np.random.default_rng(0)
+    norm = made(5, rng)
+    before = values(norm)
+    scale, bias, mean, var = before
+    x = rng.normal(size=(2, 3, 4, 5)).astype(np.float32)
+    y = norm(jnp.asarray(x), train=False)
+    np.testing.assert_allclose(
+        y, (x - mean) / np.sqrt(var + 1e-5) * scale + bias, rtol=1e-5, atol=1e-5
+    )
+    for old, new in zip(before, values(norm), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_bfloat16_is_normalised_with_float32_moments():
+    x = jnp.asarray(np.random.default_rng(0).normal(3.0, 1.0, (64, 16, 16, 2)), jnp.bfloat16)
+    norm = BatchNorm(2)
+    y = norm(x, train=True)
+    assert y.dtype == jnp.bfloat16
+    # The mean of 16,384 bfloat16 values: summed in bfloat16 it would stall at a few hundred.
+    exact = np.asarray(x, np.float64).reshape(-1, 2)
+    np.testing.assert_allclose(norm.mean[...], 0.1 * exact.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * exact.var(0, ddof=1), rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(y, np.float64).reshape(-1, 2).mean(0), 0, atol=1e-2)
+
+
+def test_a_constant_channel_gives_the_bias():
+    norm = made(2, np.random.default_rng(1))
+    bias = values(norm)[1]
+    y = norm(jnp.full((4, 4, 4, 2), 1000.1), train=True)
+    assert np.isfinite(np.asarray(y)).all()
+    # rsqrt(1e-5) = 316 magnifies the rounding of a mean near 1000 (6e-5) to a few hundredths.
+    np.testing.assert_allclose(y, np.broadcast_to(bias, y.shape), atol=0.2)
+
+
+def test_one_value_per_channel_is_refused():
+    with pytest.raises(UserError, match="one value per channel"):
+        BatchNorm(3)(jnp.ones((1, 1, 1, 3)), train=True)
+    assert BatchNorm(3)(jnp.ones((1, 1, 1, 3)), train=False).shape == (1, 1, 1, 3)
+
+
+def test_holds_parameters_and_statistics_alone():
+    graph, params, stats = nnx.split(BatchNorm(4), nnx.Param, nnx.BatchStat)
+    assert set(nnx.to_pure_dict(params)) == {"scale", "bias"}
+    assert set(nnx.to_pure_dict(stats)) == {"mean", "var"}

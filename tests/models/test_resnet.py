@@ -1,0 +1,117 @@
+"""ResNets: shapes at any input size, strides, initial weights, options."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from imagenet_jax import models
+from imagenet_jax.defaults import defaults
+from imagenet_jax.errors import UserError
+from imagenet_jax.models import resnet
+
+
+def config_of(name: str, **fields):
+    config = defaults(name).model
+    config.width, config.num_classes = 1 / 16, 7
+    for field, value in fields.items():
+        config[field] = value
+    return config
+
+
+def shapes(config, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    def stages(images):
+        model = models.build(config, rngs=nnx.Rngs(0))
+        return dict(model.activations(images, train=False))
+
+    out = jax.eval_shape(stages, jax.ShapeDtypeStruct((2, *size, 3), jnp.float32))
+    return {name: x.shape[1:] for name, x in out.items()}
+
+
+def halved(size: int) -> int:
+    """torch's floor((size + 2 padding - kernel) / 2) + 1 for 7x7/3, 3x3/1 and 1x1/0 alike."""
+    return (size - 1) // 2 + 1
+
+
+@pytest.mark.parametrize("name", resnet.VARIANTS)
+@pytest.mark.parametrize("size", [(224, 224), (225, 225), (97, 131), (32, 32), (1, 1)])
+def test_stage_shapes(name, size):
+    got = shapes(config_of(name, width=1.0), size)
+    expansion = 1 if name in ("resnet18", "resnet34") else 4
+    side = tuple(halved(halved(s)) for s in size)
+    want = {"stem": (*side, 64)}
+    for i in range(4):
+        want[f"layer{i + 1}"] = (*side, 64 * 2**i * expansion)
+        side = tuple(halved(s) for s in side)
+    want["logits"] = (7,)
+    assert got == want
+
+
+def test_small_stem_keeps_the_resolution():
+    got = shapes(config_of("resnet18", stem="small"), (32, 32))
+    assert got["stem"] == got["layer1"] == (32, 32, 4)
+    assert got["layer4"] == (4, 4, 32)
+
+
+def test_width_multiplies_every_channel_count():
+    got = shapes(config_of("resnet50", width=1.5), (64, 64))
+    assert [got[s][-1] for s in ("stem", "layer1", "layer4")] == [96, 384, 3072]
+
+
+def test_the_stride_of_a_bottleneck_is_on_its_3x3():
+    model = models.build(config_of("resnet50"), rngs=nnx.Rngs(0))
+    first = model.layer2[0]
+    assert [first.conv1.strides, first.conv2.strides, first.conv3.strides] == [1, 2, 1]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_zero_init_residual_makes_every_block_its_shortcut(name):
+    model = models.build(config_of(name, zero_init_residual=True), rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        for block in stage:
+            channels = block.conv1.kernel.shape[2]
+            x = jnp.asarray(rng.uniform(0, 1, (2, 8, 8, channels)), jnp.float32)
+            shortcut = x
+            if block.downsample is not None:
+                shortcut = nnx.relu(block.downsample[1](block.downsample[0](x), train=False))
+            np.testing.assert_array_equal(block(x, train=False), shortcut)
+
+
+def test_blocks_are_not_the_identity_without_zero_init():
+    block = models.build(config_of("resnet18"), rngs=nnx.Rngs(0)).layer1[0]
+    x = jnp.ones((1, 4, 4, 4))
+    assert not np.allclose(block(x, train=False), x)
+
+
+def test_initial_weights_are_torchvisions():
+    config = config_of("resnet18", width=0.5, num_classes=1000)
+    model = jax.jit(lambda: models.build(config, rngs=nnx.Rngs(0)))()
+    # Kaiming normal, fan-out: std = sqrt(2 / (outputs * height * width)).
+    kernel = np.asarray(model.layer4[1].conv2.kernel[...])
+    assert kernel.shape == (3, 3, 256, 256)
+    assert kernel.std() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
+    # The fourth moment over the squared variance: 3 for a normal, 1.8 uniform, 2.4 truncated at 2.
+    assert (kernel**4).mean() / kernel.var() ** 2 == pytest.approx(3, rel=0.02)
+    strided = np.asarray(model.layer4[0].conv1.kernel[...])  # 128 -> 256: fan-in and -out differ
+    assert strided.std() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
+    # torch's linear layer: uniform within 1 / sqrt(inputs), for the bias as well.
+    bound = 256**-0.5
+    for values in (np.asarray(model.fc.kernel[...]), np.asarray(model.fc.bias[...])):
+        assert np.abs(values).max() <= bound
+        assert values.std() == pytest.approx(bound / 3**0.5, rel=0.05)
+        assert values.mean() == pytest.approx(0, abs=0.1 * bound)
+    assert "bias" not in nnx.to_pure_dict(nnx.state(model.conv1))
+
+
+def test_empty_images_are_refused():
+    model = models.build(config_of("resnet18"), rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match="0x5 pixels are empty"):
+        model(jnp.zeros((1, 0, 5, 3)), train=False)
+
+
+def test_a_single_pixel_cannot_train_alone():
+    model = models.build(config_of("resnet18"), rngs=nnx.Rngs(0))
+    with pytest.raises(UserError, match="one value per channel"):
+        model(jnp.zeros((1, 32, 32, 3)), train=True)
