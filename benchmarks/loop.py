@@ -4,7 +4,7 @@
 
 Trains configs/quickstart.py with logging, metrics, checkpoints and prefetch, but on batches that
 are ready in host memory, so that the loop is measured and not the decoding of images. Bare steps
-and loop steps run in turn, in one process; the ratio is of medians, 1.0 is a loop that costs nothing.
+and loop steps run in turn, in one process; the ratio is a median, 1.0 is a loop that costs nothing.
 """
 
 import argparse

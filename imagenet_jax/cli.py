@@ -43,11 +43,10 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:
             rest.append(argument)
             continue
         field, equals, text = argument.removeprefix("--config.").partition("=")
-        if not equals:
-            text = next(arguments, None)
-        if text is None:
+        value = text if equals else next(arguments, None)
+        if value is None:
             raise UserError(f"--config.{field} needs a value: --config.{field}=VALUE")
-        overrides.append((field, text))
+        overrides.append((field, value))
     return rest, overrides
 
 

@@ -133,7 +133,9 @@ def _check_values(value: dict[str, Any]) -> None:
             raise UserError(f"config.{field} = {value[field]!r} must be at least 0 and below 1")
     for field in ("augment.crop_scale", "augment.crop_ratio"):
         if len(value[field]) != 2 or not 0 < value[field][0] <= value[field][1]:
-            raise UserError(f"config.{field} = {value[field]!r} must be (low, high), 0 < low <= high")
+            raise UserError(
+                f"config.{field} = {value[field]!r} must be (low, high), 0 < low <= high"
+            )
     if value["augment.crop_scale"][1] > 1:
         raise UserError("config.augment.crop_scale: a crop cannot be larger than its image (1.0)")
     for field in ("data.mean", "data.std"):

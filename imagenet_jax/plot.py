@@ -1,5 +1,7 @@
 """Draw a run: its curves, and predictions of its last checkpoint, as one PNG.
 
+For example:
+
   python -m imagenet_jax.plot --workdir=runs/quickstart --out=docs/quickstart.png
 """
 

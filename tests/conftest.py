@@ -1,25 +1,22 @@
 """Eight CPU devices for every test, and the smallest configs that run the whole path."""
 
 import os
-
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
+# Before jax is imported, which pytest's collection does after this file.
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile the same few programs over and over, in this process and in those they start.
 _CACHE = tempfile.TemporaryDirectory()
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
-
-import pytest
-
-from imagenet_jax.defaults import defaults
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -36,6 +33,8 @@ def digits_path(tmp_path_factory):
 
 def tiny_config(path, model="resnet18"):
     """48 training digits to a batch, 16x16 pixels, 4 channels: a step takes milliseconds."""
+    from imagenet_jax.defaults import defaults
+
     c = defaults(model)
     c.epochs = 0.25
     c.batch_size = 48

@@ -68,7 +68,10 @@ def _args(tmp_path, path, *more):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("--config.optim.peek_lr=1", ["config.optim.peek_lr", "did you mean config.optim.peak_lr?"]),
+        (
+            "--config.optim.peek_lr=1",
+            ["config.optim.peek_lr", "did you mean config.optim.peak_lr?"],
+        ),
         ("--config.batch_size=big", ["config.batch_size = 'big'", "an integer"]),
         ("--config.batch_size=12", ["config.batch_size = 12", "8 devices", "8 is"]),
         ("--config.eval.batch_size=12", ["config.eval.batch_size = 12", "8 devices"]),
@@ -137,7 +140,12 @@ def test_image_that_vanishes_is_named(folder, tmp_path, fails, monkeypatch):
         return real(*args)
 
     monkeypatch.setattr(loop, "create_state", remove_then_create)
-    fails(main_door, _args(tmp_path, folder, "--config.epochs=2"), "train/ant/0.JPEG", "cannot be read")
+    fails(
+        main_door,
+        _args(tmp_path, folder, "--config.epochs=2"),
+        "train/ant/0.JPEG",
+        "cannot be read",
+    )
 
 
 def test_workdir_that_cannot_be_written(folder, tmp_path, fails):
@@ -150,7 +158,11 @@ def test_missing_config_file(tmp_path, fails):
 
 
 def test_override_without_a_value(tmp_path, fails):
-    fails(main_door, ["--config=x.py", f"--workdir={tmp_path}", "--config.seed"], "--config.seed=VALUE")
+    fails(
+        main_door,
+        ["--config=x.py", f"--workdir={tmp_path}", "--config.seed"],
+        "--config.seed=VALUE",
+    )
 
 
 def test_unknown_flag_names_itself(tmp_path, monkeypatch, capsys):

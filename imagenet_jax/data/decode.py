@@ -105,7 +105,8 @@ def train_image(
 ) -> None:
     """Write a random resized crop to out, u8[S, S, 3]. Raises UndecodableImage."""
     image = decode(encoded)
-    top, left, height, width = random_crop_box(*image.shape[:2], uniforms, scale, ratio)
+    size = image.shape[:2]
+    top, left, height, width = random_crop_box(size[0], size[1], uniforms, scale, ratio)
     crop = image[top : top + height, left : left + width]
     if resampling == "fast":
         cv2.resize(crop, out.shape[1::-1], dst=out, interpolation=_OPENCV[interpolation])

@@ -29,9 +29,7 @@ def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(words, kind="stable")
 
 
-def record_uniforms(
-    seed: int, epochs: np.ndarray, indices: np.ndarray, count: int
-) -> np.ndarray:
+def record_uniforms(seed: int, epochs: np.ndarray, indices: np.ndarray, count: int) -> np.ndarray:
     """f64[N, count] in [0, 1): the random numbers of record indices[n] in epoch epochs[n]."""
     words = _words(_key(seed, _RECORD, epochs, indices)[:, None], count)
     return (words >> np.uint64(11)) * 2.0**-53

@@ -87,9 +87,7 @@ class TrainRows:
         process_count: int,
     ):
         self._source = source
-        self._order = Order(
-            len(source), seed=seed, batch_size=batch_size, remainder=data.remainder
-        )
+        self._order = Order(len(source), seed=seed, batch_size=batch_size, remainder=data.remainder)
         self._batch_size = batch_size
         self._rows = _share(batch_size, process_index, process_count)
         self._side = augment.image_size

@@ -51,7 +51,8 @@ class ResNet(nnx.Module):
     ):
         """`dtype` is the compute dtype of convolutions; None: that of images and parameters."""
         kind, depths = VARIANTS[name]
-        block = {"basic": BasicBlock, "bottleneck": Bottleneck}[kind]
+        block: type[BasicBlock] | type[Bottleneck]
+        block = BasicBlock if kind == "basic" else Bottleneck
         base = round(64 * width)
 
         def stage(i: int) -> nnx.List:

@@ -33,7 +33,7 @@ def plot_run(
       images: u8[N, H, W, 3] with labels i32[N] and class probabilities f32[N, C].
     """
     figure = plt.figure(figsize=(12, 5.6), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=(1.25, 1))[:, 0]
     loss, accuracy, rate = top.subplots(1, 3)
     train = [line for line in history if line["split"] == "train"]
     evaluated: dict[str, list] = {}

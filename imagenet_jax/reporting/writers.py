@@ -4,13 +4,14 @@ import datetime
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-Values = dict[str, float | int | str]
+Values = Mapping[str, float | int | str]
 
 
 class Writer(Protocol):
@@ -39,7 +40,7 @@ class JsonlWriter:
         self._file = path.open("a")
 
     def write(self, step: int, split: str, values: Values) -> None:
-        self._file.write(json.dumps({"step": step, "split": split} | values) + "\n")
+        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         self._file.flush()
 
     def flush(self) -> None:

@@ -47,7 +47,7 @@ class Evaluator:
         )
         per_batch = [self._step(weights, b) for b in place_batches(batches, self._evaluation.mesh)]
         # Python's float and int: sums over a split would round in float32.
-        sums = {name: 0.0 for name in per_batch[0]}
+        sums = dict.fromkeys(per_batch[0], 0.0)
         for batch in jax.device_get(per_batch):
             for name, value in batch.items():
                 sums[name] += float(value)

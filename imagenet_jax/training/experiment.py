@@ -1,4 +1,4 @@
-"""From a config to the parts that training and evaluation are made of, checked against each other."""
+"""From a config to the parts of training and evaluation, checked against each other."""
 
 import dataclasses
 import math

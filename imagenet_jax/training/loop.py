@@ -72,9 +72,7 @@ def _train(
         writers.add(TensorBoardWriter(workdir / "tensorboard", first))
     console.say(_headline(run, state.params, first))
 
-    train_step = compile_train_step(
-        run.abstract, run.mesh, run.graph, run.tx, run.schedule, config
-    )
+    train_step = compile_train_step(run.abstract, run.mesh, run.graph, run.tx, run.schedule, config)
     evaluate = Evaluator(run.evaluation)
     eval_steps = run.steps_at(config.eval.every_epochs)
     save_steps = run.steps_at(config.checkpoint.every_epochs)
@@ -93,7 +91,8 @@ def _train(
         run.mesh,
     )
     window = MetricWindow(every, Interval(**position.interval))
-    throughput, speed = Throughput(config.batch_size), {}
+    throughput = Throughput(config.batch_size)
+    speed: dict[int, dict[str, float]] = {}
     in_flight: deque[jax.Array] = deque()
 
     def report(upto: int) -> None:

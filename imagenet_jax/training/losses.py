@@ -17,6 +17,8 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
       f32[B], in nats.
     """
     num_classes = logits.shape[-1]
-    targets = labels if labels.ndim == 2 else jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
+    targets = (
+        labels if labels.ndim == 2 else jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
+    )
     targets = (1.0 - smoothing) * targets + smoothing / num_classes
     return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)

@@ -51,8 +51,8 @@ def initial_state(
 ) -> TrainState:
     """The state before step 0. Pure: jit it, or `jax.eval_shape` it for shapes alone."""
     module = models.build(model, rngs=nnx.Rngs(key))
-    _, params, batch_stats = nnx.split(module, nnx.Param, nnx.BatchStat)
-    params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+    params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
+    batch_stats = nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

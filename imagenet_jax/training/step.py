@@ -139,13 +139,15 @@ def eval_step(
 
 
 def predict(
-    weights: dict[str, Any], images: jax.Array | np.ndarray, *, graph: nnx.GraphDef, config: ConfigDict
+    weights: dict[str, Any],
+    images: jax.Array | np.ndarray,
+    *,
+    graph: nnx.GraphDef,
+    config: ConfigDict,
 ) -> jax.Array:
     """Class probabilities f32[B, C] of u8[B, H, W, 3]."""
     model = nnx.merge(graph, weights["params"], weights["batch_stats"])
-    pixels = normalize(
-        jnp.asarray(images), config.data.mean, config.data.std, config.model.dtype
-    )
+    pixels = normalize(jnp.asarray(images), config.data.mean, config.data.std, config.model.dtype)
     return jax.nn.softmax(model(pixels, train=False))
 
 
@@ -156,7 +158,7 @@ def compile_train_step(
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: ConfigDict,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Scalars]]:
+) -> jax.stages.Wrapped:
     """`train_step` as one sharded program that reuses the state's memory."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(
@@ -171,7 +173,7 @@ def compile_train_step(
 
 def compile_eval_step(
     abstract: TrainState, mesh: Mesh, graph: nnx.GraphDef, config: ConfigDict
-) -> Callable[[dict[str, Any], Batch], Scalars]:
+) -> jax.stages.Wrapped:
     """`eval_step` as one sharded program whose sums are on every device."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract.weights("raw"))
     return jax.jit(

@@ -93,7 +93,9 @@ def provenance_of(fingerprints: dict[str, str]) -> dict[str, Any]:
 
 def _git(root: Path, *args: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", root, *args], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", "-C", root, *args], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

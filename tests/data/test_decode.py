@@ -87,9 +87,7 @@ def test_train_image_is_pillows_crop_and_resize(photograph, interpolation):
         top, left, h, w = decode.random_crop_box(
             image.height, image.width, u, (0.08, 1.0), (3 / 4, 4 / 3)
         )
-        want = image.crop((left, top, left + w, top + h)).resize(
-            (224, 224), FILTERS[interpolation]
-        )
+        want = image.crop((left, top, left + w, top + h)).resize((224, 224), FILTERS[interpolation])
         out = np.zeros((224, 224, 3), np.uint8)
         decode.train_image(
             encoded, out, u, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), interpolation=interpolation
@@ -229,7 +227,9 @@ def test_truncated_files_are_undecodable(photograph, kind):
     assert len(str(e.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("bad", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0junk", b"text", b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize(
+    "bad", [b"", b"\xff\xd8", b"\xff\xd8\xff\xe0junk", b"text", b"\x89PNG\r\n\x1a\n"]
+)
 def test_garbage_is_undecodable(bad):
     with pytest.raises(decode.UndecodableImage):
         decode.decode(bad)

@@ -81,9 +81,7 @@ def test_any_window_of_the_run_is_the_same_sequence(length, batch, remainder, se
         return
     per_epoch = length if remainder == "carry" else length // batch * batch
     whole = [
-        (epoch, int(i))
-        for epoch in range(4)
-        for i in permutation(length, seed, epoch)[:per_epoch]
+        (epoch, int(i)) for epoch in range(4) for i in permutation(length, seed, epoch)[:per_epoch]
     ]
     order = Order(length, seed=seed, batch_size=batch, remainder=remainder)
     order = data.draw(st.sampled_from([order, pickle.loads(pickle.dumps(order))]))

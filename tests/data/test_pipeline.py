@@ -132,9 +132,7 @@ def test_crops_of_a_record_change_with_the_epoch(digits):
 
 
 @settings(max_examples=25, deadline=None)
-@given(
-    length=st.integers(1, 50), rows=st.integers(1, 9), processes=st.sampled_from([1, 2, 4])
-)
+@given(length=st.integers(1, 50), rows=st.integers(1, 9), processes=st.sampled_from([1, 2, 4]))
 def test_evaluation_covers_every_record_once(digits, length, rows, processes):
     config = tiny_config("")
     config.eval.batch_size = rows * processes

@@ -75,9 +75,7 @@ def test_compute_dtype(name, dtype):
 def test_float64_parameters_and_images_give_a_float64_model(name):
     config = small(name)
     with jax.enable_x64(True):
-        graph, *state = nnx.split(
-            models.build(config, rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat
-        )
+        graph, *state = nnx.split(models.build(config, rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat)
         state = jax.tree.map(lambda x: x.astype(jnp.float64), state)
         model = nnx.merge(graph, *state)
         images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)))

@@ -46,7 +46,10 @@ def test_window_averages_each_interval_and_leaves_the_rest():
     (second,) = window.fetch(upto=7)
     assert second[0] == 6
     assert second[1]["loss"] == pytest.approx((4 + 5 + 6) / 3)
-    assert window.partial() == {"count": 1, "sums": {"loss": 7.0, "learning_rate": pytest.approx(0.7)}}
+    assert window.partial() == {
+        "count": 1,
+        "sums": {"loss": 7.0, "learning_rate": pytest.approx(0.7)},
+    }
 
 
 def test_window_continues_from_a_saved_partial_interval():

@@ -74,7 +74,9 @@ def test_constant_is_the_peak_after_the_warm_up():
     )
 
 
-@pytest.mark.parametrize(("scaling", "want"), [("linear", 3.2), ("sqrt", 0.1 * 32**0.5), ("none", 0.1)])
+@pytest.mark.parametrize(
+    ("scaling", "want"), [("linear", 3.2), ("sqrt", 0.1 * 32**0.5), ("none", 0.1)]
+)
 def test_learning_rate_scales_from_the_reference_batch_size(scaling, want):
     config = _optim(lr_scaling=scaling, schedule="constant")
     assert optim.peak_learning_rate(config, 8192) == pytest.approx(want)

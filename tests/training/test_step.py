@@ -139,9 +139,9 @@ def test_bfloat16_computes_but_does_not_store(digits_path, model):
     config = tiny_config(digits_path, model)
     config.model.dtype = "bfloat16"
     state, metrics = _train(config, 1, steps=2)
-    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats, state.ema))} == {
-        jnp.dtype("float32")
-    }
+    assert {
+        leaf.dtype for leaf in jax.tree.leaves((state.params, state.batch_stats, state.ema))
+    } == {jnp.dtype("float32")}
     assert {m.dtype for m in metrics[0].values()} == {np.dtype("float32")}
     config.model.dtype = "float32"
     _, reference = _train(config, 1, steps=2)
