@@ -3,7 +3,7 @@
 The digits are written once as PNGs in the format that ImageNet uses and read by the same pipeline.
 
     model               images         batch  optimizer       schedule                 epochs
-    ResNet-18, width/8  1,437 at 32x32 64     SGD, Nesterov   cosine, 1 epoch warm-up  12
+    ResNet-18, width/8  1,437 at 32x32 64     SGD, Nesterov   cosine, 1 epoch warm-up  16
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from imagenet_jax.defaults import defaults
 
 def get_config(arg: str = "") -> ConfigDict:
     c = defaults("resnet18")
-    c.epochs = 12.0
+    c.epochs = 16.0
     c.batch_size = 64
 
     c.model.num_classes = 10
