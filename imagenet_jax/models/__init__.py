@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import resnet, vgg
@@ -28,7 +29,7 @@ def check_name(name: str) -> None:
         raise UserError(f"config.model.name = {name!r}: use {' | '.join(names())}{hint}")
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check(config: ConfigDict | Mapping[str, Any]) -> None:
     """UserError naming the field, unless `build` can make the model of this `config.model`."""
     check_name(config.get("name", ""))
     family = resnet if config["name"] in resnet.VARIANTS else vgg
@@ -54,7 +55,7 @@ def check(config: Mapping[str, Any]) -> None:
     family.check(config)
 
 
-def build(config: Mapping[str, Any], *, rngs: nnx.Rngs) -> resnet.ResNet | vgg.VGG:
+def build(config: ConfigDict | Mapping[str, Any], *, rngs: nnx.Rngs) -> resnet.ResNet | vgg.VGG:
     """The model of `config.model`: (f[B, H, W, 3], train, rngs) -> logits f32[B, num_classes].
 
     It holds nnx.Param and nnx.BatchStat variables alone, float32. Initial weights are drawn from

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.models.norm import BatchNorm
@@ -25,7 +26,7 @@ FIELDS = ("stem", "zero_init_residual")
 STEMS = ("imagenet", "small")
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check(config: ConfigDict | Mapping[str, Any]) -> None:
     """UserError unless this family's own fields of `config.model` have values it knows."""
     if config["stem"] not in STEMS:
         raise UserError(f"config.model.stem = {config['stem']!r}: use {' | '.join(STEMS)}")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from ml_collections import ConfigDict
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.models.norm import BatchNorm
@@ -33,7 +34,7 @@ VARIANTS: dict[str, tuple[tuple[int, ...], bool]] = {
 FIELDS = ("dropout",)
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check(config: ConfigDict | Mapping[str, Any]) -> None:
     """UserError unless this family's own fields of `config.model` have values it knows."""
     rate = config["dropout"]
     if not isinstance(rate, int | float) or not 0 <= rate < 1:

@@ -60,34 +60,46 @@ def test_width_multiplies_every_channel_count():
 
 
 def test_the_stride_of_a_bottleneck_is_on_its_3x3():
-    model = models.build(config_of("resnet50"), rngs=nnx.Rngs(0))
+    model = nnx.eval_shape(lambda: models.build(config_of("resnet50"), rngs=nnx.Rngs(0)))
     first = model.layer2[0]
     assert [first.conv1.strides, first.conv2.strides, first.conv3.strides] == [1, 2, 1]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_zero_init_residual_makes_every_block_its_shortcut(name):
-    model = models.build(config_of(name, zero_init_residual=True), rngs=nnx.Rngs(0))
-    rng = np.random.default_rng(0)
-    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
-        for block in stage:
-            channels = block.conv1.kernel.shape[2]
-            x = jnp.asarray(rng.uniform(0, 1, (2, 8, 8, channels)), jnp.float32)
-            shortcut = x
-            if block.downsample is not None:
-                shortcut = nnx.relu(block.downsample[1](block.downsample[0](x), train=False))
-            np.testing.assert_array_equal(block(x, train=False), shortcut)
+@pytest.mark.parametrize("kind", [resnet.BasicBlock, resnet.Bottleneck])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_zero_init_residual_makes_a_block_its_shortcut(kind, stride):
+    block = kind(4 * kind.expansion, 4, stride, dtype=None, rngs=nnx.Rngs(0))
+    images = np.random.default_rng(0).uniform(0, 1, (2, 6, 6, 4 * kind.expansion))
+    x = jnp.asarray(images, jnp.float32)
+    shortcut = x
+    if stride == 2:
+        conv, bn = block.downsample
+        shortcut = nnx.relu(bn(conv(x), train=False))
+    assert not np.allclose(block(x, train=False), shortcut)
+    block.zero_last_scale()
+    np.testing.assert_array_equal(block(x, train=False), shortcut)
 
 
-def test_blocks_are_not_the_identity_without_zero_init():
-    block = models.build(config_of("resnet18"), rngs=nnx.Rngs(0)).layer1[0]
-    x = jnp.ones((1, 4, 4, 4))
-    assert not np.allclose(block(x, train=False), x)
+@pytest.mark.parametrize("name", resnet.VARIANTS)
+@pytest.mark.parametrize("zero", [True, False])
+def test_zero_init_residual_is_of_the_last_norm_of_every_block(name, zero):
+    config = config_of(name, zero_init_residual=zero)
+
+    @jax.jit  # which drops the draws of kernels that are not returned
+    def scales():
+        model = models.build(config, rngs=nnx.Rngs(0))
+        flat = nnx.to_pure_dict(nnx.state(model, nnx.Param))
+        paths = jax.tree_util.tree_flatten_with_path(flat)[0]
+        return {jax.tree_util.keystr(p): v for p, v in paths if "scale" in str(p[-1])}
+
+    last = "bn2" if name in ("resnet18", "resnet34") else "bn3"
+    for path, scale in scales().items():
+        assert (scale == (0.0 if zero and f"'{last}'" in path else 1.0)).all(), path
 
 
 def test_initial_weights_are_torchvisions():
     config = config_of("resnet18", width=0.5, num_classes=1000)
-    model = jax.jit(lambda: models.build(config, rngs=nnx.Rngs(0)))()
+    model = nnx.jit(lambda: models.build(config, rngs=nnx.Rngs(0)))()
     # Kaiming normal, fan-out: std = sqrt(2 / (outputs * height * width)).
     kernel = np.asarray(model.layer4[1].conv2.kernel[...])
     assert kernel.shape == (3, 3, 256, 256)
@@ -105,13 +117,13 @@ def test_initial_weights_are_torchvisions():
     assert "bias" not in nnx.to_pure_dict(nnx.state(model.conv1))
 
 
-def test_empty_images_are_refused():
-    model = models.build(config_of("resnet18"), rngs=nnx.Rngs(0))
+def test_empty_images_are_refused(filled):
+    model = filled(config_of("resnet18"))
     with pytest.raises(UserError, match="0x5 pixels are empty"):
         model(jnp.zeros((1, 0, 5, 3)), train=False)
 
 
-def test_a_single_pixel_cannot_train_alone():
-    model = models.build(config_of("resnet18"), rngs=nnx.Rngs(0))
+def test_a_single_pixel_cannot_train_alone(filled):
+    model = filled(config_of("resnet18"))
     with pytest.raises(UserError, match="one value per channel"):
         model(jnp.zeros((1, 32, 32, 3)), train=True)

@@ -39,16 +39,16 @@ def test_stage_shapes(name, size):
 
 @pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
 @pytest.mark.parametrize("size", [32, 64, 100])
-def test_small_images_run(name, size):
-    model = models.build(config_of(name), rngs=nnx.Rngs(0))
+def test_small_images_run(name, size, filled):
+    model = filled(config_of(name))
     logits = model(jnp.ones((2, size, size, 3)), train=False)
     assert logits.shape == (2, 7)
     assert np.isfinite(np.asarray(logits)).all()
 
 
 @pytest.mark.parametrize("size", [(31, 64), (64, 16)])
-def test_images_that_a_stage_would_empty_are_refused(size):
-    model = models.build(config_of("vgg11"), rngs=nnx.Rngs(0))
+def test_images_that_a_stage_would_empty_are_refused(size, filled):
+    model = filled(config_of("vgg11"))
     with pytest.raises(UserError, match=f"{size[0]}x{size[1]} pixels.*at least 32x32"):
         model(jnp.zeros((1, *size, 3)), train=False)
 
@@ -75,8 +75,8 @@ def test_adaptive_pool_of_bfloat16_sums_in_float32():
     np.testing.assert_array_equal(np.asarray(pooled, np.float32), 3.0)
 
 
-def test_dropout_acts_in_training_alone_and_draws_from_the_call():
-    model = models.build(config_of("vgg11"), rngs=nnx.Rngs(0))
+def test_dropout_acts_in_training_alone_and_draws_from_the_call(filled):
+    model = filled(config_of("vgg11"))
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
     still = model(images, train=False)
     np.testing.assert_array_equal(still, model(images, train=False, rngs=nnx.Rngs(1)))
@@ -88,15 +88,15 @@ def test_dropout_acts_in_training_alone_and_draws_from_the_call():
         model(images, train=True)
 
 
-def test_no_dropout_needs_no_rngs_and_changes_nothing():
-    model = models.build(config_of("vgg11", dropout=0.0), rngs=nnx.Rngs(0))
+def test_no_dropout_needs_no_rngs_and_changes_nothing(filled):
+    model = filled(config_of("vgg11", dropout=0.0))
     images = jnp.ones((2, 32, 32, 3))
     np.testing.assert_array_equal(model(images, train=True), model(images, train=False))
 
 
-def test_dropout_falls_on_both_hidden_layers():
+def test_dropout_falls_on_both_hidden_layers(filled):
     """Rate p on hidden units scales survivors by 1 / (1 - p): a fraction p of them are 0."""
-    model = models.build(config_of("vgg11", width=0.25, dropout=0.3), rngs=nnx.Rngs(0))
+    model = filled(config_of("vgg11", width=0.25, dropout=0.3))
     for linear in model.classifier[:-1]:
         linear.kernel[...] = jnp.zeros_like(linear.kernel[...])
         linear.bias[...] = jnp.ones_like(linear.bias[...])

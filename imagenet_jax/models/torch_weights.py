@@ -1,0 +1,211 @@
+"""torchvision state dicts to our parameters and back, exactly.
+
+Layouts: convolutions OIHW <-> HWIO, linear (out, in) <-> (in, out), and VGG's first linear layer,
+which reads a flattened (C, 7, 7) feature map there and (7, 7, C) here. Batch norm keeps its values:
+both store the unbiased running variance (see norm.py). timm's ResNets of these names have the same
+keys and are read alike; its VGGs have a convolutional classifier and are refused, naming the keys.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from imagenet_jax import models
+from imagenet_jax.errors import UserError
+from imagenet_jax.models import vgg
+
+StateDict = dict[str, np.ndarray]
+Tree = dict[Any, Any]  # nested dicts of arrays by module path, as nnx.to_pure_dict makes
+Config = ConfigDict | Mapping[str, Any]  # a config.model
+
+_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias",
+           "mean": "running_mean", "var": "running_var"}  # fmt: skip
+_COUNTER = "num_batches_tracked"  # torch's, of each batch norm; it affects nothing at momentum 0.1
+_SHOWN = 3  # keys that an error spells out
+
+
+def from_torch(
+    state_dict: Mapping[str, np.ndarray], config: Config, *, origin: str = "state dict"
+) -> tuple[Tree, Tree]:
+    """(params, batch_stats) of the model of `config`, float32 NumPy arrays.
+
+    Half-precision weights are widened, wider ones rounded to float32.
+
+    Raises UserError, naming the first keys and `origin`, for missing keys, keys that the model does
+    not have, and shapes that differ.
+    """
+    tree = _abstract(config)
+    wanted = {torch_key(config, path): (path, leaf) for path, leaf in _leaves(tree)}
+    given = {k: np.asarray(v) for k, v in state_dict.items() if not k.endswith(_COUNTER)}
+    problems = [
+        _keys("missing", [k for k in wanted if k not in given]),
+        _keys("not of this model", [k for k in given if k not in wanted]),
+        _keys(
+            "of another shape",
+            [
+                f"{k} {given[k].shape}, not {_torch_shape(path, leaf.shape)}"
+                for k, (path, leaf) in wanted.items()
+                if k in given and given[k].shape != _torch_shape(path, leaf.shape)
+            ],
+        ),
+    ]
+    if any(problems):
+        raise UserError(
+            f"{origin} does not fit {config['name']} with num_classes={config['num_classes']}, "
+            f"width={config['width']}: {'; '.join(filter(None, problems))}"
+        )
+    arrays = {path: _to_ours(path, given[k], leaf.shape) for k, (path, leaf) in wanted.items()}
+    params, batch_stats = (_map(part, arrays) for part in tree)
+    return params, batch_stats
+
+
+def to_torch(params: Tree, batch_stats: Tree, config: Config) -> StateDict:
+    """The state dict that torchvision's model of this name loads strictly: f32, counters 0."""
+    state_dict: StateDict = {}
+    for path, leaf in _leaves((params, batch_stats)):
+        key = torch_key(config, path)
+        state_dict[key] = _to_theirs(path, np.asarray(leaf))
+        if path[-1] == "var":
+            state_dict[key.replace("running_var", _COUNTER)] = np.zeros((), np.int64)
+    return state_dict
+
+
+def torch_key(config: Config, path: tuple[Any, ...]) -> str:
+    """torchvision's name of our variable: ("layer1", 0, "bn1", "scale") -> layer1.0.bn1.weight."""
+    *module, leaf = path
+    if module[0] == "features":  # one flat list there, in which ReLUs and pools count too
+        depths, has_bn = vgg.VARIANTS[config["name"]]
+        _, stage, unit, kind = module
+        per_unit = 3 if has_bn else 2
+        index = sum(depths[:stage]) * per_unit + stage + unit * per_unit + (kind == "bn")
+        module = ["features", index]
+    elif module[0] == "classifier":  # linear, ReLU, dropout, ...
+        module = ["classifier", module[1] * 3]
+    return ".".join(map(str, [*module, _LEAVES[leaf]]))
+
+
+def load(path: str | Path) -> StateDict:
+    """The arrays of a .safetensors, .pth or .pt file.
+
+    .pth needs torch and is read with weights_only=True: no code in it is run. A dict that wraps the
+    state dict under "state_dict" or "model", as training scripts save it, is unwrapped, and the
+    prefix "module." of DataParallel dropped.
+
+    Raises UserError for a missing or unreadable file and for one that holds other things.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UserError(f"weights file {path} does not exist")
+    if path.suffix == ".safetensors":
+        return _load_safetensors(path)
+    if path.suffix in (".pth", ".pt"):
+        return _load_pickle(path)
+    raise UserError(f"weights file {path}: use .safetensors, .pth or .pt")
+
+
+def save(state_dict: StateDict, path: str | Path) -> None:
+    """Write a .safetensors file, whole or not at all. Raises UserError for another suffix."""
+    from safetensors.numpy import save_file
+
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        raise UserError(f"weights are written as .safetensors, not {path.name}")
+    if not path.parent.is_dir():
+        raise UserError(f"weights file {path}: the folder {path.parent} does not exist")
+    part = path.with_name(path.name + ".part")
+    # safetensors writes the buffer behind an array, whatever its strides: hence the copies.
+    save_file({k: np.ascontiguousarray(v) for k, v in state_dict.items()}, part)
+    part.replace(path)
+
+
+def _load_safetensors(path: Path) -> StateDict:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, TypeError, ValueError) as e:
+        raise UserError(f"weights file {path} cannot be read: {' '.join(str(e).split())}") from e
+
+
+def _load_pickle(path: Path) -> StateDict:
+    try:
+        import torch
+    except ImportError as e:
+        raise UserError(
+            f"weights file {path}: reading {path.suffix} needs torch (pip install torch), or save "
+            "it as .safetensors where torch is"
+        ) from e
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises many kinds; each means that this file is not usable
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise UserError(f"weights file {path} cannot be read: {reason}") from e
+    for wrapper in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not loaded:
+        raise UserError(f"weights file {path} holds no state dict")
+    others = [str(k) for k, v in loaded.items() if not isinstance(v, torch.Tensor)]
+    if others:
+        raise UserError(f"weights file {path} holds no state dict: {_keys('no tensors', others)}")
+    return {
+        k.removeprefix("module."): (v.float() if v.is_floating_point() else v).numpy()
+        for k, v in loaded.items()
+    }
+
+
+def _abstract(config: Config) -> tuple[Tree, Tree]:
+    model = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
+    _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+
+
+def _leaves(trees: tuple[Tree, Tree]) -> list[tuple[tuple[Any, ...], Any]]:
+    found = jax.tree_util.tree_flatten_with_path(trees)[0]
+    return [(tuple(key.key for key in path[1:]), leaf) for path, leaf in found]
+
+
+def _map(tree: Tree, arrays: Mapping[tuple[Any, ...], np.ndarray]) -> Tree:
+    return jax.tree_util.tree_map_with_path(lambda p, _: arrays[tuple(k.key for k in p)], tree)
+
+
+def _torch_shape(path: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    if path[-1] != "kernel":
+        return shape
+    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
+
+
+def _to_ours(path: tuple[Any, ...], array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    array = array.astype(np.float32)
+    if path[-1] != "kernel":
+        return array
+    if array.ndim == 4:
+        return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
+    if path[:2] == ("classifier", 0):
+        side = vgg.POOLED
+        return array.reshape(len(array), -1, side, side).transpose(2, 3, 1, 0).reshape(shape)
+    return np.ascontiguousarray(array.T)
+
+
+def _to_theirs(path: tuple[Any, ...], array: np.ndarray) -> np.ndarray:
+    if path[-1] != "kernel":
+        return array
+    if array.ndim == 4:
+        return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
+    if path[:2] == ("classifier", 0):
+        side, outputs = vgg.POOLED, array.shape[1]
+        return array.reshape(side, side, -1, outputs).transpose(3, 2, 0, 1).reshape(outputs, -1)
+    return np.ascontiguousarray(array.T)
+
+
+def _keys(what: str, keys: list[str]) -> str:
+    if not keys:
+        return ""
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return f"{len(keys)} {what}: {', '.join(keys[:_SHOWN])}{more}"
