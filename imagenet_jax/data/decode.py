@@ -15,12 +15,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
+from imagenet_jax.data import resample
 from imagenet_jax.errors import UserError
 
 MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, about 0.5 GB of RGB
 CROP_DRAWS = 22  # uniforms that one random crop may use: 10 tries of (area, ratio), then (y, x)
 
-_PILLOW = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _OPENCV = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 cv2.setNumThreads(1)  # the pipeline's threads are enough; OpenCV's own would fight with them
@@ -111,7 +111,8 @@ def train_image(
     if resampling == "fast":
         cv2.resize(crop, out.shape[1::-1], dst=out, interpolation=_OPENCV[interpolation])
     else:
-        _resize(crop, out, (0, 0, width, height), interpolation)
+        box = (left, top, left + width, top + height)
+        resample.resize(image, box, box, interpolation, out)
 
 
 def eval_image(
@@ -140,11 +141,5 @@ def eval_image(
     else:
         # Only the crop is resampled: its box in the original, with the original's pixels around.
         y, x = height / tall, width / wide
-        _resize(image, out, (left * x, top * y, (left + side) * x, (top + side) * y), interpolation)
-
-
-def _resize(
-    image: np.ndarray, out: np.ndarray, box: tuple[float, float, float, float], interpolation: str
-) -> None:
-    source = Image.fromarray(np.ascontiguousarray(image))
-    out[...] = source.resize(out.shape[1::-1], _PILLOW[interpolation], box=box)
+        box = (left * x, top * y, (left + side) * x, (top + side) * y)
+        resample.resize(image, box, (0, 0, width, height), interpolation, out)

@@ -1,0 +1,102 @@
+"""Antialiased resizing, equal to Pillow's to one grey level and about three times as fast.
+
+Pillow's two passes (a triangle or a cubic, stretched by the reduction factor, over columns and then
+over rows), but on a transposed copy, so that both add up whole rows of numbers, as vector units like
+it. Compiled by numba; runs without Python's interpreter lock.
+"""
+
+import math
+
+import cv2
+import numpy as np
+from numba import njit
+
+_OPTIONS = {"nogil": True, "cache": True, "fastmath": True, "error_model": "numpy"}
+
+
+def resize(
+    image: np.ndarray,
+    box: tuple[float, float, float, float],
+    within: tuple[int, int, int, int],
+    interpolation: str,
+    out: np.ndarray,
+) -> None:
+    """Resize a box of `image` into `out`.
+
+    Args:
+      image: u8[H, W, 3].
+      box: (left, top, right, bottom) in pixels, fractions allowed.
+      within: (left, top, right, bottom), whole pixels that the filter may read: the box itself for
+        a crop that knows nothing of its surroundings, the image for a part of a resized whole.
+      interpolation: "bilinear", or "bicubic" (a = -0.5, as Pillow's).
+      out: u8[S, T, 3], contiguous.
+    """
+    cubic = interpolation == "bicubic"
+    tall, wide = out.shape[0], out.shape[1]
+    x_first, x_weights = _weights(wide, box[0], box[2], within[0], within[2], cubic)
+    y_first, y_weights = _weights(tall, box[1], box[3], within[1], within[3], cubic)
+    # Only what some output needs; columns first and 8 bits in between, as Pillow does it.
+    left, right = x_first[0], x_first[-1] + x_weights.shape[1]
+    top, bottom = y_first[0], y_first[-1] + y_weights.shape[1]
+    turned = cv2.transpose(image[top:bottom, left:right])
+    narrow = np.empty((wide, bottom - top, 3), np.uint8)
+    _blend(_rows(turned), x_first - left, x_weights, _rows(narrow))
+    upright = cv2.transpose(narrow)
+    _blend(_rows(upright), y_first - top, y_weights, _rows(out))
+
+
+def _rows(image: np.ndarray) -> np.ndarray:
+    return image.reshape(image.shape[0], -1)
+
+
+@njit(**_OPTIONS)
+def _weights(
+    count: int, low: float, high: float, first: int, last: int, cubic: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each output, its first input and the normalised weights of the inputs from there on."""
+    scale = (high - low) / count
+    stretch = max(scale, 1.0)
+    support = (2.0 if cubic else 1.0) * stretch
+    taps = min(int(math.ceil(support)) * 2 + 1, last - first)
+    start = np.empty(count, np.int64)
+    weights = np.zeros((count, taps), np.float32)
+    for i in range(count):
+        centre = low + (i + 0.5) * scale
+        begin = max(int(centre - support + 0.5), first)
+        end = min(int(centre + support + 0.5), last)
+        begin = min(begin, last - taps)  # all windows are of one length and inside
+        total = 0.0
+        for k in range(begin, end):
+            x = abs((k + 0.5 - centre) / stretch)
+            if not cubic:
+                w = 1.0 - x if x < 1.0 else 0.0
+            elif x < 1.0:
+                w = (1.5 * x - 2.5) * x * x + 1.0
+            elif x < 2.0:
+                w = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
+            else:
+                w = 0.0
+            weights[i, k - begin] = w
+            total += w
+        for k in range(end - begin):
+            weights[i, k] /= total
+        start[i] = begin
+    return start, weights
+
+
+@njit(**_OPTIONS)
+def _blend(rows: np.ndarray, first: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
+    """out[i] = weighted sum of rows first[i], first[i] + 1, ..., rounded and clipped."""
+    width = out.shape[1]
+    total = np.empty(width, np.float32)
+    for i in range(out.shape[0]):
+        total[:] = np.float32(0.5)  # rounds
+        for k in range(weights.shape[1]):
+            w = weights[i, k]
+            if w != 0.0:
+                row = rows[first[i] + k]
+                for j in range(width):
+                    total[j] += w * np.float32(row[j])
+        target = out[i]
+        for j in range(width):
+            target[j] = np.uint8(min(max(total[j], np.float32(0.0)), np.float32(255.0)))
