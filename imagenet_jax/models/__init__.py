@@ -21,7 +21,7 @@ def names() -> list[str]:
     return [*resnet.VARIANTS, *vgg.VARIANTS]
 
 
-def check_name(name: str) -> None:
+def check_name(name: object) -> None:
     """UserError that suggests the nearest name, unless this is one."""
     if name not in names():
         near = difflib.get_close_matches(str(name), names(), n=1)

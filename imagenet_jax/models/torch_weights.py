@@ -8,7 +8,7 @@ keys and are read alike; its VGGs have a convolutional classifier and are refuse
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -21,7 +21,7 @@ from imagenet_jax.models import vgg
 
 StateDict = dict[str, np.ndarray]
 Tree = dict[Any, Any]  # nested dicts of arrays by module path, as nnx.to_pure_dict makes
-Config = ConfigDict | Mapping[str, Any]  # a config.model
+Config: TypeAlias = ConfigDict | Mapping[str, Any]  # a config.model
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias",
            "mean": "running_mean", "var": "running_var"}  # fmt: skip
@@ -60,8 +60,7 @@ def from_torch(
             f"width={config['width']}: {'; '.join(filter(None, problems))}"
         )
     arrays = {path: _to_ours(path, given[k], leaf.shape) for k, (path, leaf) in wanted.items()}
-    params, batch_stats = (_map(part, arrays) for part in tree)
-    return params, batch_stats
+    return _map(tree[0], arrays), _map(tree[1], arrays)
 
 
 def to_torch(params: Tree, batch_stats: Tree, config: Config) -> StateDict:
@@ -79,7 +78,7 @@ def torch_key(config: Config, path: tuple[Any, ...]) -> str:
     """torchvision's name of our variable: ("layer1", 0, "bn1", "scale") -> layer1.0.bn1.weight."""
     *module, leaf = path
     if module[0] == "features":  # one flat list there, in which ReLUs and pools count too
-        depths, has_bn = vgg.VARIANTS[config["name"]]
+        depths, has_bn = vgg.VARIANTS[str(config["name"])]
         _, stage, unit, kind = module
         per_unit = 3 if has_bn else 2
         index = sum(depths[:stage]) * per_unit + stage + unit * per_unit + (kind == "bn")
@@ -118,8 +117,9 @@ def save(state_dict: StateDict, path: str | Path) -> None:
     if not path.parent.is_dir():
         raise UserError(f"weights file {path}: the folder {path.parent} does not exist")
     part = path.with_name(path.name + ".part")
-    # safetensors writes the buffer behind an array, whatever its strides: hence the copies.
-    save_file({k: np.ascontiguousarray(v) for k, v in state_dict.items()}, part)
+    # safetensors writes the buffer behind an array, whatever its strides; ascontiguousarray would
+    # give torch's counters, which have no axis, one.
+    save_file({k: np.asarray(v, order="C") for k, v in state_dict.items()}, part)
     part.replace(path)
 
 
@@ -162,7 +162,7 @@ def _load_pickle(path: Path) -> StateDict:
 
 def _abstract(config: Config) -> tuple[Tree, Tree]:
     model = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
-    _, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, batch_stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
     return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 

@@ -61,6 +61,7 @@ def test_width_multiplies_every_channel_count():
 
 def test_the_stride_of_a_bottleneck_is_on_its_3x3():
     model = nnx.eval_shape(lambda: models.build(config_of("resnet50"), rngs=nnx.Rngs(0)))
+    assert isinstance(model, resnet.ResNet)
     first = model.layer2[0]
     assert [first.conv1.strides, first.conv2.strides, first.conv3.strides] == [1, 2, 1]
 
@@ -100,6 +101,7 @@ def test_zero_init_residual_is_of_the_last_norm_of_every_block(name, zero):
 def test_initial_weights_are_torchvisions():
     config = config_of("resnet18", width=0.5, num_classes=1000)
     model = nnx.jit(lambda: models.build(config, rngs=nnx.Rngs(0)))()
+    assert isinstance(model, resnet.ResNet)
     # Kaiming normal, fan-out: std = sqrt(2 / (outputs * height * width)).
     kernel = np.asarray(model.layer4[1].conv2.kernel[...])
     assert kernel.shape == (3, 3, 256, 256)

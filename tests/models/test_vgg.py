@@ -116,7 +116,8 @@ def test_dropout_falls_on_both_hidden_layers(filled):
 
 def test_initial_weights_are_torchvisions():
     config = config_of("vgg11_bn", width=0.5)
-    model = jax.jit(lambda: models.build(config, rngs=nnx.Rngs(0)))()
+    model = nnx.jit(lambda: models.build(config, rngs=nnx.Rngs(0)))()
+    assert isinstance(model, vgg.VGG)
     for i, j in ((2, 0), (4, 1)):  # 64 -> 128 channels, where fan-in and -out differ; 256 -> 256
         conv = model.features[i][j].conv
         kernel = np.asarray(conv.kernel[...])

@@ -1,0 +1,190 @@
+"""Every variant against torchvision's: same weights, same images, stage by stage.
+
+In training mode a deep ResNet multiplies a rounding error by some factor in every block, because
+each batch norm divides by the deviation of a few values. With residual branches as strong as their
+shortcuts, 50 blocks turn float32's 6e-8 into 1e-3: torchvision in float32 is then as far from
+torchvision in float64 (1.4e-3 at layer4 of ResNet-152) as we are (1.6e-3), and neither is wrong.
+So float32 is compared on networks whose branches are weaker, as trained ones are, and the strong
+ones are compared in float64, to a tolerance that no difference in semantics could meet.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from imagenet_jax import defaults, models
+from imagenet_jax.models import torch_weights
+
+torch = pytest.importorskip("torch")
+torchvision = pytest.importorskip("torchvision")
+datasets = pytest.importorskip("sklearn.datasets")
+
+pytestmark = pytest.mark.parity
+
+TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # of the largest magnitude in the array compared
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    """f32[4, 64, 64, 3]: two photographs, shrunk and normalised, and two of noise."""
+    photographs = [
+        Image.fromarray(photo).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        for photo in datasets.load_sample_images().images
+    ]
+    real = np.stack([np.asarray(p) for p in photographs]) / 255
+    real = (real - defaults.IMAGENET_MEAN) / defaults.IMAGENET_STD
+    noise = np.random.default_rng(0).normal(size=(2, SIDE, SIDE, 3))
+    return np.concatenate([real, noise]).astype(np.float32)
+
+
+def reference(name: str, *, branch: tuple[float, float]):
+    """torchvision's model with no weight, bias or statistic at a value that could hide an error.
+
+    `branch` bounds the norm scales that end residual branches.
+
+    Running statistics come from a batch, so that activations stay near unit size in evaluation
+    too, and are then moved at random.
+    """
+    torch.manual_seed(0)
+    calibration = np.random.default_rng(1).normal(size=(8, SIDE, SIDE, 3)).astype(np.float32)
+    options = {"dropout": 0.0} if name.startswith("vgg") else {}
+    model = getattr(torchvision.models, name)(**options)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        for module in model.modules():
+            if getattr(module, "bias", None) is not None:
+                module.bias.normal_(0, 0.1)
+        for norm in norms:
+            norm.weight.uniform_(0.5, 1.5)
+            norm.momentum = 1.0
+        for module in model.modules():
+            if isinstance(module, torchvision.models.resnet.BasicBlock):
+                module.bn2.weight.uniform_(*branch)
+            elif isinstance(module, torchvision.models.resnet.Bottleneck):
+                module.bn3.weight.uniform_(*branch)
+        model.train()(to_torch(calibration))
+        for norm in norms:
+            norm.running_mean += 0.1 * norm.running_var.sqrt() * torch.randn(norm.num_features)
+            norm.running_var *= torch.empty(norm.num_features).uniform_(0.8, 1.25)
+            norm.momentum = 0.1
+    return model
+
+
+def to_torch(images: np.ndarray):
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+
+
+def reference_stages(name: str, model, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Activations in NHWC under the names of `model.activations`."""
+    stages: dict[str, np.ndarray] = {}
+
+    def keep(stage: str):
+        def hook(_module, _inputs, output):
+            stages[stage] = output.permute(0, 2, 3, 1).numpy()
+
+        return hook
+
+    if name.startswith("vgg"):
+        pools = [m for m in model.features if isinstance(m, torch.nn.MaxPool2d)]
+        points = {f"stage{i + 1}": pool for i, pool in enumerate(pools)}
+    else:
+        points = {"stem": model.maxpool} | {
+            f"layer{i}": getattr(model, f"layer{i}") for i in (1, 2, 3, 4)
+        }
+    handles = [module.register_forward_hook(keep(stage)) for stage, module in points.items()]
+    with torch.no_grad():
+        stages["logits"] = model(to_torch(images)).numpy()
+    for handle in handles:
+        handle.remove()
+    return stages
+
+
+def relative(ours, theirs: np.ndarray) -> float:
+    """Largest difference over the largest magnitude of the reference."""
+    assert ours.shape == theirs.shape
+    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_forward(name, images, parity_table):
+    compare(name, reference(name, branch=(0.1, 0.5)), images, parity_table)
+
+
+@pytest.mark.parametrize("name", [n for n in models.names() if n.startswith("resnet")])
+def test_forward_in_float64(name, images, parity_table):
+    theirs = reference(name, branch=(0.5, 1.5)).double()
+    with jax.enable_x64(True):
+        compare(name, theirs, images.astype(np.float64), parity_table)
+
+
+def compare(name, theirs, images, parity_table):
+    config = defaults.defaults(name).model
+    if name.startswith("vgg"):
+        config.dropout = 0.0
+    numpy_dict = {k: v.numpy() for k, v in theirs.state_dict().items()}
+    trees = torch_weights.from_torch(numpy_dict, config)
+    graph, *states = nnx.split(
+        nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0))), nnx.Param, nnx.BatchStat
+    )
+    for state, tree in zip(states, trees, strict=True):
+        # float32 values, as a state dict holds them, in the precision that is compared.
+        arrays = jax.tree.map(lambda x: jnp.asarray(x, images.dtype), tree)
+        nnx.replace_by_pure_dict(state, arrays)
+
+    @jax.jit
+    def evaluate(states, images):
+        return dict(nnx.merge(graph, *states).activations(images, train=False))
+
+    @jax.jit
+    def train(states, images):
+        model = nnx.merge(graph, *states)
+        stages = dict(model.activations(images, train=True))
+        return stages, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+
+    tolerance = TOLERANCE[images.dtype.name]
+    want = reference_stages(name, theirs.eval(), images)
+    got = evaluate(states, images)
+    check(name, "eval", got, want, tolerance, parity_table)
+
+    want = reference_stages(name, theirs.train(), images)
+    got, moved = train(states, images)
+    check(name, "train", got, want, tolerance, parity_table)
+
+    statistics = torch_weights.to_torch(trees[0], moved, config)
+    worst = 0.0
+    for key, value in theirs.state_dict().items():
+        if "running" in key:
+            error = relative(statistics[key], value.numpy())
+            assert error < tolerance, f"{name}: {key} after a training step is off by {error:.1e}"
+            worst = max(worst, error)
+    if worst:
+        parity_table(name, f"{images.dtype.name} statistics", worst)
+
+
+def check(name, mode, got, want, tolerance, parity_table):
+    assert set(got) == set(want)
+    for stage, activation in got.items():
+        assert activation.dtype == want[stage].dtype
+        error = relative(activation, want[stage])
+        assert error < tolerance, f"{name} in {mode} mode: {stage} is off by {error:.1e}"
+    error = relative(got["logits"], want["logits"])
+    parity_table(name, f"{got['logits'].dtype.name} logits, {mode}", error)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_torchvision_loads_what_we_write(name):
+    """Strictly: every key, no other, each shape; and what comes back is what went."""
+    config = defaults.defaults(name).model
+    with torch.device("meta"):
+        theirs = getattr(torchvision.models, name)()
+    shapes = {k: tuple(v.shape) for k, v in theirs.state_dict().items()}
+    ours = {k: np.broadcast_to(np.float32(i), shapes[k]) for i, k in enumerate(shapes)}
+    back = torch_weights.to_torch(*torch_weights.from_torch(ours, config), config)
+    assert {k: v.shape for k, v in back.items()} == shapes
+    for i, key in enumerate(shapes):
+        counter = key.endswith("num_batches_tracked")
+        assert (back[key] == (0 if counter else i)).all(), key
