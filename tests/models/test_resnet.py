@@ -112,7 +112,7 @@ def test_initial_weights_are_torchvisions():
     assert strided.std() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.01)
     # torch's linear layer: uniform within 1 / sqrt(inputs), for the bias as well.
     bound = 256**-0.5
-    for values in (np.asarray(model.fc.kernel[...]), np.asarray(model.fc.bias[...])):
+    for values in map(np.asarray, jax.tree.leaves(nnx.state(model.fc))):
         assert np.abs(values).max() <= bound
         assert values.std() == pytest.approx(bound / 3**0.5, rel=0.05)
         assert values.mean() == pytest.approx(0, abs=0.1 * bound)
@@ -129,3 +129,21 @@ def test_a_single_pixel_cannot_train_alone(filled):
     model = filled(config_of("resnet18"))
     with pytest.raises(UserError, match="one value per channel"):
         model(jnp.zeros((1, 32, 32, 3)), train=True)
+
+
+@pytest.mark.parametrize("side", [8, 9])
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_strided_convolutions_pad_symmetrically(side, size):
+    """torch's definition as a loop; "SAME" would pad even sides by one less on the near edge."""
+    rng = np.random.default_rng(0)
+    conv = resnet._conv(2, 3, size, 2, dtype=None, rngs=nnx.Rngs(0))
+    x = rng.normal(size=(1, side, side, 2)).astype(np.float32)
+    kernel, pad = np.asarray(conv.kernel[...]), size // 2
+    padded = np.pad(x[0], ((pad, pad), (pad, pad), (0, 0)))
+    outputs = (side + 2 * pad - size) // 2 + 1
+    want = np.empty((outputs, outputs, 3))
+    for i in range(outputs):
+        for j in range(outputs):
+            window = padded[2 * i : 2 * i + size, 2 * j : 2 * j + size]
+            want[i, j] = np.einsum("hwi,hwio->o", window, kernel)
+    np.testing.assert_allclose(conv(jnp.asarray(x))[0], want, rtol=1e-4, atol=1e-5)

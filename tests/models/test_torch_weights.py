@@ -44,7 +44,7 @@ def abstract_trees(config):
     return nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
-def random_trees(config):
+def random_trees(config) -> tuple[dict, dict]:
     """(params, batch_stats), every array of distinct random values."""
     rng = np.random.default_rng(0)
     return jax.tree.map(

@@ -125,4 +125,4 @@ def test_initial_weights_are_torchvisions():
         assert not np.asarray(conv.bias[...]).any()
     for linear in model.classifier:
         assert np.asarray(linear.kernel[...]).std() == pytest.approx(0.01, rel=0.02)
-        assert not np.asarray(linear.bias[...]).any()
+        assert linear.bias is not None and not np.asarray(linear.bias[...]).any()
