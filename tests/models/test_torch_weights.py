@@ -93,8 +93,11 @@ def test_vgg_keys_are_torchvisions(name, convolutions):
 
 def test_resnet_keys_and_shapes_are_torchvisions():
     config = defaults("resnet50").model
-    zeros = jax.tree.map(lambda x: np.broadcast_to(np.float32(0), x.shape), abstract_trees(config))
-    shapes = {k: v.shape for k, v in torch_weights.to_torch(*zeros, config).items()}
+    params, batch_stats = jax.tree.map(
+        lambda x: np.broadcast_to(np.float32(0), x.shape), abstract_trees(config)
+    )
+    state_dict = torch_weights.to_torch(params, batch_stats, config)
+    shapes = {k: v.shape for k, v in state_dict.items()}
     assert shapes["conv1.weight"] == (64, 3, 7, 7)
     assert shapes["bn1.running_var"] == (64,)
     assert shapes["bn1.num_batches_tracked"] == ()
