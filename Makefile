@@ -1,6 +1,7 @@
 # Every target makes what it needs: .venv from requirements.txt at the versions of constraints.txt.
 #   make quickstart [SEED=0] [WORKDIR=runs/quickstart]   train and evaluate on a bare machine
 #   make test | test-slow | lint                         what .ci/run calls
+#   make bench                                           benchmarks/, beside TensorFlow and torch
 # PYTHON=python3.12 chooses the interpreter of a .venv that is not there yet.
 PYTHON ?= python3
 WORKDIR ?= runs/quickstart
@@ -8,10 +9,10 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-slow lint format clean
+.PHONY: help quickstart test test-slow bench lint format clean
 
 help:
-	@sed -n '2,4s/^# *//p' Makefile
+	@sed -n '2,5s/^# *//p' Makefile
 
 $(VENV)/.base: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) \
@@ -33,6 +34,16 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m 'slow and not parity'
+
+$(VENV)/.bench: $(VENV)/.base pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt
+	@touch $@
+
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.input --cores=1
+	$(BIN)/python -m benchmarks.input --cores=2
+	$(BIN)/python -m benchmarks.loop
+	$(BIN)/python -m benchmarks.train_step --config=configs/resnet50.py --config.batch_size=16 --steps=2
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Input pipelines side by side: ours, tf.data and torchvision's reference loader.
 
-  make bench-input                       installs TensorFlow and torch, runs on one and two cores
-  python benchmarks/input.py --cores=1
+  make bench                             installs TensorFlow and torch, then runs every benchmark
+  python -m benchmarks.input --cores=1
 
 Every pipeline turns the same JPEGs (scikit-learn's two photographs, cropped and resized to 500x375,
 about 84 KB each) into uint8 batches of 224x224 random resized crops of the same distribution. They
@@ -39,7 +39,7 @@ def photographs(count: int = 128) -> list[bytes]:
     for i in range(count):
         width = int(rng.integers(480, 561))
         height = width * 3 // 4
-        x, y = rng.integers(0, 641 - width), rng.integers(0, 428 - height)
+        x, y = int(rng.integers(0, 641 - width)), int(rng.integers(0, 428 - height))
         crop = pictures[i % 2].crop((x, y, x + width, y + height)).resize((500, 375))
         for quality in range(99, 60, -1):
             file = io.BytesIO()

@@ -1,6 +1,6 @@
 """What the training loop costs: its throughput over that of the bare step.
 
-  python benchmarks/loop.py
+  python -m benchmarks.loop
 
 Trains configs/quickstart.py with logging, metrics, checkpoints and prefetch, but on batches that
 are ready in host memory, so that the loop is measured and not the decoding of images. Bare steps

@@ -8,6 +8,7 @@ and tfds's ImageNet.
 
 import io
 import math
+import threading
 import warnings
 
 import cv2
@@ -23,6 +24,9 @@ CROP_DRAWS = 22  # uniforms that one random crop may use: 10 tries of (area, rat
 
 _OPENCV = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
+_MCU = 16  # rows of pixels that a JPEG codes together, at most (4:2:0)
+_memory = threading.local()
+
 cv2.setNumThreads(1)  # the pipeline's threads are enough; OpenCV's own would fight with them
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides
 
@@ -33,11 +37,16 @@ class UndecodableImage(UserError):
 
 def decode(encoded: bytes) -> np.ndarray:
     """u8[H, W, 3], RGB. Raises UndecodableImage."""
+    return np.array(_decode(encoded))
+
+
+def _decode(encoded: bytes) -> np.ndarray:
+    """`decode` into this thread's buffer: valid until the thread decodes again."""
     if encoded[:2] == b"\xff\xd8":
         try:
             height, width, colour, _ = simplejpeg.decode_jpeg_header(encoded)
             if colour not in ("CMYK", "YCCK") and height * width <= MAX_PIXELS:
-                return simplejpeg.decode_jpeg(encoded, "RGB")
+                return simplejpeg.decode_jpeg(encoded, "RGB", buffer=_scratch(height, width))
         except ValueError:
             pass  # Pillow is more forgiving: it knows which warnings leave the pixels whole
     try:
@@ -51,6 +60,59 @@ def decode(encoded: bytes) -> np.ndarray:
         raise
     except Exception as e:  # Pillow's plugins raise whatever a damaged file makes them raise
         raise UndecodableImage(f"{type(e).__name__}: {' '.join(str(e).split())}") from e
+
+
+def _decode_top(encoded: bytes, size: tuple[int, int], bottom: int) -> np.ndarray:
+    """At least the first `bottom` rows of an image of (height, width) `size`, as `decode` would.
+
+    Rows below the crop are a seventh of the work on average. libjpeg stops where the header says
+    that the image ends, so a baseline JPEG is given a header that says it earlier.
+    """
+    height, width = size
+    rows = (bottom // _MCU + 1) * _MCU  # one row of blocks more than needed: chroma is interpolated
+    at = _height_field(encoded) if rows <= height - _MCU else None
+    if at is None:
+        return _decode(encoded)
+    shorter = bytearray(encoded)
+    shorter[at : at + 2] = rows.to_bytes(2, "big")
+    buffer = _scratch(rows, width)
+    try:
+        return simplejpeg.decode_jpeg(shorter, "RGB", buffer=buffer)
+    except ValueError as e:
+        # The rows left out are reported; anything else is for `decode` to judge.
+        if "extraneous bytes before marker 0xd9" in str(e):
+            return buffer
+        return _decode(encoded)
+
+
+def _height_field(encoded: bytes) -> int | None:
+    """Where a JPEG's header has its height, if its rows are coded in one pass from the top."""
+    at, found = 2, None
+    while at + 4 < len(encoded) and encoded[at] == 0xFF:
+        marker = encoded[at + 1]
+        if marker == 0xC0:  # start of frame, baseline
+            found, components = at + 5, encoded[at + 9]
+        elif marker == 0xDA:  # start of scan
+            return found if found and encoded[at + 4] == components else None
+        at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
+    return None
+
+
+def _scratch(height: int, width: int) -> np.ndarray:
+    """This thread's buffer, as u8[height, width, 3]: fresh memory would cost its page faults."""
+    size = height * width * 3
+    buffer = getattr(_memory, "buffer", None)
+    if buffer is None or buffer.size < size:
+        buffer = _memory.buffer = np.empty(size, np.uint8)
+    return buffer[:size].reshape(height, width, 3)
+
+
+def image_size(encoded: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG from its header; None for what `decode` has to look at."""
+    try:
+        return simplejpeg.decode_jpeg_header(encoded)[:2] if encoded[:2] == b"\xff\xd8" else None
+    except ValueError:
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -104,9 +166,14 @@ def train_image(
     resampling: str = "antialias",
 ) -> None:
     """Write a random resized crop to out, u8[S, S, 3]. Raises UndecodableImage."""
-    image = decode(encoded)
-    size = image.shape[:2]
-    top, left, height, width = random_crop_box(size[0], size[1], uniforms, scale, ratio)
+    size = image_size(encoded)
+    if size and size[0] * size[1] <= MAX_PIXELS:
+        top, left, height, width = random_crop_box(*size, uniforms, scale, ratio)
+        image = _decode_top(encoded, size, top + height)
+    else:
+        image = _decode(encoded)
+        rows, columns = image.shape[:2]
+        top, left, height, width = random_crop_box(rows, columns, uniforms, scale, ratio)
     crop = image[top : top + height, left : left + width]
     if resampling == "fast":
         cv2.resize(crop, out.shape[1::-1], dst=out, interpolation=_OPENCV[interpolation])
@@ -127,7 +194,7 @@ def eval_image(
 
     Sizes and offsets round as torchvision's Resize and CenterCrop do. Raises UndecodableImage.
     """
-    image = decode(encoded)
+    image = _decode(encoded)
     height, width = image.shape[:2]
     if height <= width:
         tall, wide = resize, int(resize * width / height)

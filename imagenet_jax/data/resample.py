@@ -1,17 +1,18 @@
 """Antialiased resizing, equal to Pillow's to one grey level and about three times as fast.
 
 Pillow's two passes (a triangle or a cubic, stretched by the reduction factor, over columns and then
-over rows), but on a transposed copy, so that both add up whole rows of numbers, as vector units like
-it. Compiled by numba; runs without Python's interpreter lock.
+over rows), but on a transposed copy, so that both add up whole rows of numbers, which is what vector
+units like. Compiled by numba; runs without Python's interpreter lock.
 """
 
+import functools
 import math
 
 import cv2
 import numpy as np
 from numba import njit
 
-_OPTIONS = {"nogil": True, "cache": True, "fastmath": True, "error_model": "numpy"}
+_compiled = functools.partial(njit, nogil=True, cache=True, fastmath=True, error_model="numpy")
 
 
 def resize(
@@ -49,7 +50,7 @@ def _rows(image: np.ndarray) -> np.ndarray:
     return image.reshape(image.shape[0], -1)
 
 
-@njit(**_OPTIONS)
+@_compiled()
 def _weights(
     count: int, low: float, high: float, first: int, last: int, cubic: bool
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +85,7 @@ def _weights(
     return start, weights
 
 
-@njit(**_OPTIONS)
+@_compiled()
 def _blend(rows: np.ndarray, first: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
     """out[i] = weighted sum of rows first[i], first[i] + 1, ..., rounded and clipped."""
     width = out.shape[1]

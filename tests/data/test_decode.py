@@ -249,3 +249,34 @@ def test_the_same_pixels_from_many_threads(photograph):
     with ThreadPoolExecutor(8) as pool:
         for a, b in zip(pool.map(crop, range(40)), want, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"subsampling": 0}, {"subsampling": 1}, {"optimize": True}]
+)
+def test_stopping_after_the_crop_changes_no_pixel(photograph, options):
+    """Against Pillow's whole image: 4:2:0, 4:4:4, 4:2:2; and crops that end anywhere."""
+    encoded = _encode(photograph.resize((160, 333)), quality=90, **options)
+    whole = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+    for bottom in [1, 15, 16, 17, 31, 32, 150, 300, 316, 317, 333]:
+        top = decode._decode_top(encoded, (333, 160), bottom)[:bottom]
+        np.testing.assert_array_equal(top, whole[:bottom])
+
+
+def test_progressive_and_grey_jpegs_are_decoded_whole(photograph):
+    small = photograph.resize((160, 333))
+    for encoded in (_encode(small, progressive=True), _encode(small.convert("L"))):
+        whole = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+        np.testing.assert_array_equal(decode._decode_top(encoded, (333, 160), 64)[:64], whole[:64])
+
+
+def test_a_file_that_ends_inside_the_crop_is_undecodable(photograph):
+    encoded = _encode(photograph.resize((160, 333)), quality=90)
+    out = np.zeros((32, 32, 3), np.uint8)
+    u = _uniforms()
+    top, _, height, _ = decode.random_crop_box(333, 160, u, (0.3, 0.3), (1.0, 1.0))
+    crop = {"scale": (0.3, 0.3), "ratio": (1.0, 1.0)}
+    share = (top + height) / 333
+    assert 0.3 < share < 0.95
+    with pytest.raises(decode.UndecodableImage):
+        decode.train_image(encoded[: int(len(encoded) * share * 0.7)], out, u, **crop)
