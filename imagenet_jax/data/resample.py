@@ -1,8 +1,8 @@
 """Antialiased resizing, equal to Pillow's to one grey level and about three times as fast.
 
 Pillow's two passes (a triangle or a cubic, stretched by the reduction factor, over columns and then
-over rows), but on a transposed copy, so that both add up whole rows of numbers, which is what vector
-units like. Compiled by numba; runs without Python's interpreter lock.
+over rows), but on a transposed copy, so that both add up whole rows of numbers, as suits vector
+units. Compiled by numba; runs without Python's interpreter lock.
 """
 
 import functools
