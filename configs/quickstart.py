@@ -37,6 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
     c.optim.weight_decay = 5e-4
     c.optim.decay_bias_and_norm = False
 
+    c.loss.label_smoothing = 0.1
     c.ema.decay = 0.98
     c.eval.resize = 32
     c.eval.image_size = 32

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from imagenet_jax import models
+from imagenet_jax.training import compiler
 from imagenet_jax.training.sharding import state_sharding
 
 
@@ -79,12 +80,10 @@ def create_state(
 ) -> TrainState:
     """The initial state, made by one compiled program where its shards will live."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(model, tx, ema, mesh))
-    # It runs once: on the CPU, optimising dozens of random generators takes longer than anything.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     make = jax.jit(
         lambda key: initial_state(model, tx, ema, key),
         out_shardings=shardings,
-        compiler_options=options,
+        compiler_options=compiler.options(optimize=False),
     )
     return make(jax.random.key(seed))
 

@@ -73,3 +73,24 @@ def test_window_names_the_step_and_learning_rate_of_a_loss_that_is_not_finite(ba
     window.append(42, _metrics(bad, lr=0.25))
     with pytest.raises(NonFiniteError, match=r"loss is (nan|inf) at step 42, learning rate 0\.25"):
         window.fetch(upto=42)
+
+
+def test_nan_is_wrong_in_top5_however_few_the_classes():
+    from flax import nnx
+
+    from imagenet_jax.defaults import defaults
+    from imagenet_jax.training.step import eval_step
+
+    class Broken(nnx.Module):
+        def __call__(self, images, *, train):
+            return jnp.full((images.shape[0], 2), jnp.nan)
+
+    graph, _ = nnx.split(Broken())
+    batch = {
+        "image": jnp.zeros((3, 8, 8, 3), jnp.uint8),
+        "label": jnp.zeros(3, jnp.int32),
+        "mask": jnp.ones(3),
+    }
+    weights = {"params": nnx.State({}), "batch_stats": nnx.State({})}
+    sums = eval_step(weights, batch, graph=graph, config=defaults())
+    assert (sums["count"], sums["top1"], sums["top5"]) == (3, 0, 0)

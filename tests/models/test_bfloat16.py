@@ -1,0 +1,41 @@
+"""Compiled bfloat16 networks stay near float32: guards against faults of a compiler version."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from imagenet_jax import models
+from imagenet_jax.defaults import defaults
+from imagenet_jax.training import compiler
+
+
+@pytest.mark.parametrize(("name", "side"), [("resnet50", 224), ("resnet18", 64), ("vgg11_bn", 64)])
+@pytest.mark.parametrize("train", [False, True])
+def test_compiled_bfloat16_is_near_float32(name, side, train):
+    config = defaults(name).model
+    config.num_classes = 10
+    config.width = 1.0 if name == "resnet50" else 0.25
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(4, side, side, 3)), jnp.float32)
+
+    def logits(dtype):
+        config.dtype = dtype
+
+        make = jax.jit(
+            lambda key: models.build(config, rngs=nnx.Rngs(key)),
+            compiler_options=compiler.options(optimize=False),
+        )
+        model = make(jax.random.key(0))
+
+        def run(model, images):
+            if name.startswith("vgg"):
+                model.dropout.rate = 0.0
+            return model(images.astype(dtype), train=train)
+
+        compiled = jax.jit(run, compiler_options=compiler.options())
+        return np.asarray(compiled(model, images))
+
+    want, got = logits("float32"), logits("bfloat16")
+    assert np.isfinite(got).all()
+    assert np.abs(got - want).max() < 0.15 * np.abs(want).max()
