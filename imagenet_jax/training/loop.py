@@ -133,7 +133,7 @@ def _train(
                     provenance=provenance,
                     metrics=_numbers(results[0]) if results else None,
                 )
-            if stop.received:
+            if stop.received and step < run.total_steps:
                 checkpoints.wait()
                 console.say(
                     f"stopped by signal {stop.received} after step {step}, saved; the same "
