@@ -67,7 +67,10 @@ class TensorBoardWriter:
     def __init__(self, directory: Path, resume_step: int = 0):
         from tensorboardX import SummaryWriter  # a second of imports that eval does not need
 
-        self._writer = SummaryWriter(str(directory), purge_step=resume_step + 1)
+        # The step in the file's name: two starts within a second would overwrite each other.
+        self._writer = SummaryWriter(
+            str(directory), purge_step=resume_step + 1, filename_suffix=f".{resume_step}"
+        )
 
     def write(self, step: int, split: str, values: Values) -> None:
         group = f"{split}/{values['weights']}" if "weights" in values else split

@@ -1,0 +1,49 @@
+"""Doors: --help that needs no accelerator, and the picture of a run."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import REPOSITORY
+from PIL import Image
+
+from imagenet_jax import plot
+from imagenet_jax.errors import UserError
+from imagenet_jax.training import loop
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("main", ["--config", "--workdir", "continues", "defaults.py", "--config.optim.nesterov"]),
+        ("eval", ["--workdir", "--checkpoint", "--follow", "counted once", "eval/STEP.json"]),
+        ("plot", ["--workdir", "--out", "PNG"]),
+    ],
+)
+def test_help_is_quick_and_says_what_it_does(module, words):
+    code = (
+        f"import sys; sys.argv = ['x', '--help']\n"
+        f"from imagenet_jax import cli, {module} as door\n"
+        "try: cli.run(door.main)\n"
+        "finally: assert 'jax' not in sys.modules, 'help should not import jax'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    for word in words:
+        assert word in done.stdout
+
+
+def test_plot_draws_a_run(tiny, tmp_path, capsys):
+    loop.train(tiny, tmp_path / "run")
+    out = tmp_path / "pictures" / "run.png"
+    assert plot.main([f"--workdir={tmp_path}/run", f"--out={out}"]) == 0
+    with Image.open(out) as picture:
+        assert picture.size == (960, 448)
+        assert len(picture.convert("RGB").getcolors(10**6)) > 50  # it is not blank
+
+
+def test_plot_of_no_run_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match=r"no config\.json"):
+        plot.main([f"--workdir={tmp_path}", f"--out={tmp_path}/x.png"])
