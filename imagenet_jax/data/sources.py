@@ -132,8 +132,8 @@ def open_tfds(path: Path, split: str) -> ArrayRecordSource:
     if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
             f"{path} holds {info.file_format.value}, which needs TensorFlow to read; convert it "
-            f"with tfds: `tfds convert_format --dataset_dir={path} "
-            "--out_file_format=array_record --out_path=NEW_DIRECTORY`"
+            f"with tfds: `tfds convert_format --dataset_version_dir={path} "
+            "--out_file_format=array_record --out_dir=NEW_DIRECTORY`"
         )
     if split not in info.splits:
         raise UserError(f"{path} has no split {split!r}; it has {', '.join(info.splits)}")
