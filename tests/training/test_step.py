@@ -22,8 +22,8 @@ def _batch(rows, side, mask=None):
     return batch if mask is None else batch | {"mask": np.asarray(mask, np.float32)}
 
 
-def _train(config, devices, fsdp=1, steps=3, rows=32):
-    """(state after some steps, metrics of each) on the first `devices` devices."""
+def _train(config, devices, fsdp=1, steps=3, rows=32, wide=False):
+    """(state after some steps, metrics of each) on the first `devices` devices; wide: float64."""
     mesh = make_mesh(fsdp, jax.devices()[:devices])
     schedule = optim.learning_rate(
         config.optim, batch_size=rows, steps_per_epoch=10, total_steps=100
@@ -32,6 +32,8 @@ def _train(config, devices, fsdp=1, steps=3, rows=32):
     ema = config.ema.decay > 0
     abstract = abstract_state(config.model, tx, ema, mesh)
     state = create_state(config.model, tx, ema, mesh, config.seed)
+    if wide:
+        state = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state)
     step = compile_train_step(abstract, mesh, graph_of(config.model), tx, schedule, config)
     metrics = []
     for _ in range(steps):
@@ -52,15 +54,25 @@ def _assert_close(a, b, rtol, atol):
 
 @pytest.mark.parametrize(("devices", "fsdp"), [(8, 1), (8, 4), (8, 8)])
 def test_eight_devices_take_the_step_of_one(tiny, devices, fsdp):
-    """Float32 sums in another order: 1e-5 of the loss after one step, 1e-3 after three."""
-    one, m_one = _train(tiny, 1)
-    many, m_many = _train(tiny, devices, fsdp)
-    np.testing.assert_allclose(m_one[0]["loss"], m_many[0]["loss"], rtol=1e-5)
-    np.testing.assert_allclose(m_one[0]["grad_norm"], m_many[0]["grad_norm"], rtol=1e-4)
-    for a, b in zip(m_one, m_many, strict=True):
-        assert a["top1"] == b["top1"]
-        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-3)
+    """Float32 sums in another order: 1e-5 of the loss, 1e-3 of what a step changes."""
+    one, (m_one,) = _train(tiny, 1, steps=1)
+    many, (m_many,) = _train(tiny, devices, fsdp, steps=1)
+    assert m_one["top1"] == m_many["top1"]
+    np.testing.assert_allclose(m_one["loss"], m_many["loss"], rtol=1e-5)
+    np.testing.assert_allclose(m_one["grad_norm"], m_many["grad_norm"], rtol=1e-4)
     _assert_close(one, many, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("fsdp", [1, 4])
+def test_eight_devices_stay_with_one_in_float64(tiny, fsdp):
+    """Four steps: rounding grows from step to step, so float64 tells it from a difference."""
+    with jax.enable_x64(True):
+        one, m_one = _train(tiny, 1, steps=4, wide=True)
+        many, m_many = _train(tiny, 8, fsdp, steps=4, wide=True)
+    assert one.params["fc"]["kernel"].dtype == jnp.float64
+    for a, b in zip(m_one, m_many, strict=True):
+        np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-9)
+    _assert_close(one, many, rtol=1e-7, atol=1e-9)
 
 
 def test_fsdp_shards_parameters_optimizer_and_ema(tiny):
