@@ -55,7 +55,7 @@ def test_killed_half_way_ends_with_the_weights_of_one_left_alone(run_module, tmp
     assert whole.returncode == 0, err
 
     metrics = tmp_path / "killed" / "metrics.jsonl"
-    for last_step in (60, 150):  # before and after the first checkpoint
+    for last_step in (60, 160):  # before and after the first checkpoint
         killed = _start(run_module, tmp_path / "killed", digits_path)
         deadline = time.time() + 300
         while not metrics.exists() or f'"step": {last_step},' not in metrics.read_text():
