@@ -253,7 +253,11 @@ def _break_json(things):
         (None, "test", r"has no split 'test'; it has train, validation"),
         (None, "train[50", r"split 'train\[50': write a name"),
         (None, "train[20:]", r"has no images"),
-        (_tfrecord, "train", r"tfrecord.*tfds convert_format --dataset_version_dir=/.*=array_record --out_dir="),
+        (
+            _tfrecord,
+            "train",
+            r"tfrecord.*tfds convert_format --dataset_version_dir=/.*=array_record --out_dir=",
+        ),
         (_lose_shard, "train", r"lacks 1 of 1 shards"),
         (_cut_shard, "train", r"shard"),
         (_break_json, "train", r"not a readable tfds directory"),
