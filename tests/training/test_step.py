@@ -63,7 +63,7 @@ def test_eight_devices_take_the_step_of_one(tiny, devices, fsdp):
     _assert_close(one, many, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("fsdp", [1, 4])
+@pytest.mark.parametrize("fsdp", [4])
 def test_eight_devices_stay_with_one_in_float64(tiny, fsdp):
     """Four steps: rounding grows from step to step, so float64 tells it from a difference."""
     with jax.enable_x64(True):
