@@ -6,11 +6,12 @@
 --tars has ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz (the
 validation labels). Writes /data/imagenet2012/5.1.0, a tfds directory of ArrayRecord files in which
 record i is the same image as in the one that tfds prepares; tfds opens it too. Nothing is unpacked;
-the room needed is that of the archives. Images are stored byte for byte, except that CMYK JPEGs
-and files of another format become RGB JPEGs. A run that was killed continues where it ended.
+the room needed is that of the archives, which are best on an SSD: shards mix the classes. Images
+are stored byte for byte, except that CMYK JPEGs and files of another format become RGB JPEGs (PNGs,
+without loss, for a folder that has no JPEG). A run that was killed continues where it ended.
 
---resize=256 stores images with a shorter side of 256 pixels at JPEG quality --quality, in
-imagenet2012_256q90/5.1.0. They take a quarter of the room and far less time to decode. The price:
+--resize=256 stores images with a shorter side of 256 pixels (none is enlarged) at JPEG quality
+--quality, in imagenet2012_256q90/5.1.0. They take less room and less time to decode. The price:
 random crops come from fewer pixels and a second JPEG compression, and evaluation sees other pixels,
 so accuracies are not comparable with published ones, whose recipes trained on full-size files.
 """
@@ -28,8 +29,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--tars", metavar="DIR", help="with the official archives")
     parser.add_argument(
         "--val_labels", metavar="FILE",
-        help="validation labels instead of the development kit's: a WordNet id per line in the "
-        "order of the file names, or lines 'FILE_NAME WORDNET_ID'",
+        help="instead of the kit's: a WordNet id per line in file order, or 'FILE_NAME ID' lines",
     )  # fmt: skip
     parser.add_argument("--folder", metavar="DIR", help="with train/CLASS/* and val/CLASS/*")
     parser.add_argument("--name", help="of the data set that --folder makes")
@@ -55,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
     quality = 90 if args.quality is None else args.quality
     for flag, value, low, high in (
         ("workers", args.workers, 1, 4096), ("resize", args.resize, 1, 65_500),
-        ("quality", quality, 1, 100), ("shard_mb", args.shard_mb, 1e-3, 1e6),
+        ("quality", quality, 1, 100), ("shard_mb", args.shard_mb, 0.001, 1_000_000),
     ):  # fmt: skip
         if value is not None and not low <= value <= high:
             raise UserError(f"--{flag}={value}: give a number from {low} to {high}")
@@ -64,13 +64,13 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.data.preparation.images import Storage
     from imagenet_jax.data.preparation.prepare import prepare
 
-    out, labels = Path(args.out).expanduser().absolute(), args.val_labels
+    out = Path(args.out).expanduser().absolute()
     if args.tars:
         tars = Path(args.tars).expanduser().absolute()
-        dataset = imagenet.dataset(tars, Path(labels).expanduser() if labels else None)
+        labels = Path(args.val_labels).expanduser() if args.val_labels else None
+        dataset = imagenet.dataset(tars, labels)
     else:
-        root = Path(args.folder).expanduser().absolute()
-        dataset = folder.dataset(root, args.name)
+        dataset = folder.dataset(Path(args.folder).expanduser().absolute(), args.name)
     storage = Storage("jpeg" if args.resize else dataset.encoding, args.resize, quality)
     prepare(dataset, out, storage, workers=args.workers, shard_bytes=args.shard_mb * 1e6)
     return 0

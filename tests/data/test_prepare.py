@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -432,6 +433,46 @@ def test_bad_flags(tmp_path, args, message):
     with pytest.raises(UserError, match=message):
         door.main([*args, f"--out={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
+
+
+def test_links_in_archives_are_refused(tars, tmp_path):
+    with tarfile.open(tars / VAL, "a") as tar:
+        link = tarfile.TarInfo("ILSVRC2012_val_00000011.JPEG")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with pytest.raises(UserError, match=r"val_00000011\.JPEG is a link"):
+        _prepare(tars, tmp_path / "out")
+
+
+def test_out_that_cannot_be_written(tars, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match="--out: .* cannot be written"):
+        _prepare(tars, tmp_path / "out")
+
+
+def test_interrupted_ends_at_once_without_a_traceback(tmp_path):
+    """Ctrl-C reaches the workers too."""
+    tars = tmp_path / "tars"
+    _write_tars(tars, *_content(per_class=200))
+    args = [f"--tars={tars}", f"--out={tmp_path / 'out'}", "--workers=2", "--shard_mb=0.01"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "imagenet_jax.prepare", *args],
+        cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    manifest = tmp_path / "out" / "imagenet2012" / ".5.1.0.part" / "prepared.json"
+    while process.poll() is None and not manifest.exists():
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert not list(manifest.parent.parent.glob("5.1.0"))
+
+
+def test_help_states_the_price_of_resizing(capsys):
+    with pytest.raises(SystemExit):
+        door.main(["--help"])
+    assert "accuracies are not comparable with published ones" in capsys.readouterr().out
 
 
 def test_folders_with_different_classes_or_an_empty_one(tmp_path):

@@ -57,8 +57,9 @@ def write(path: Path, root: Path, entries: list[index.Entry], storage: Storage) 
     files = index.read(root, entries)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        # One record a group, so that one random read fetches one image.
-        writer = ArrayRecordWriter(str(part), "group_size:1")
+        # One record a group, so that one random read fetches one image. Images are compressed
+        # already: another attempt takes a fifth of all time and gains nothing.
+        writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
         try:
             for entry, encoded in zip(entries, files, strict=True):
                 image, repaired = _to_store(root, entry, encoded, storage)
