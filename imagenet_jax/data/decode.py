@@ -2,8 +2,8 @@
 
 Any file becomes RGB as Pillow's `convert("RGB")` makes it, which is what torchvision trains on:
 grey is repeated, CMYK converted, palettes looked up, alpha dropped, of an animation the first frame
-taken. 16-bit grey is scaled to 8 bits. EXIF rotation is not applied, in keeping with torchvision's
-and tfds's ImageNet.
+taken. 16-bit grey is scaled to 8 bits (32-bit grey is clipped to 16 before). EXIF rotation is not
+applied, in keeping with torchvision's and tfds's ImageNet.
 """
 
 import io
@@ -23,6 +23,8 @@ MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, abou
 CROP_DRAWS = 22  # uniforms that one random crop may use: 10 tries of (area, ratio), then (y, x)
 
 _OPENCV = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
+
+_KEPT_BYTES = 2**26  # a larger buffer, of a rare 22-megapixel image, is given back
 
 _MCU = 16  # rows of pixels that a JPEG codes together, at most (4:2:0)
 _memory = threading.local()
@@ -101,6 +103,8 @@ def _height_field(encoded: bytes) -> int | None:
 def _scratch(height: int, width: int) -> np.ndarray:
     """This thread's buffer, as u8[height, width, 3]: fresh memory would cost its page faults."""
     size = height * width * 3
+    if size > _KEPT_BYTES:
+        return np.empty((height, width, 3), np.uint8)
     buffer = getattr(_memory, "buffer", None)
     if buffer is None or buffer.size < size:
         buffer = _memory.buffer = np.empty(size, np.uint8)
@@ -117,7 +121,7 @@ def image_size(encoded: bytes) -> tuple[int, int] | None:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.asarray(image).astype(np.uint32)
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
         return Image.fromarray((grey // 257).astype(np.uint8)).convert("RGB")
     return image.convert("RGB")
 
@@ -203,6 +207,8 @@ def eval_image(
     side = out.shape[0]
     top, left = round((tall - side) / 2), round((wide - side) / 2)
     if resampling == "fast":
+        if tall * wide > MAX_PIXELS:  # a line of pixels, enlarged until it is `resize` thick
+            raise UndecodableImage(f"{width}x{height} pixels would be resized to {wide}x{tall}")
         whole = cv2.resize(image, (wide, tall), interpolation=_OPENCV[interpolation])
         out[...] = whole[top : top + side, left : left + side]
     else:

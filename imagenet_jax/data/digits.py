@@ -12,6 +12,7 @@ from PIL import Image
 
 from imagenet_jax.data.tfds_format import Record, write_dataset
 
+NAME = "digits"
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 
 
@@ -42,7 +43,7 @@ def prepare(path: Path) -> None:
         return
     write_dataset(
         path,
-        name="digits",
+        name=NAME,
         version="1.0.0",
         splits=dict(splits()),
         class_names=CLASS_NAMES,

@@ -49,6 +49,11 @@ def open_source(data: ConfigDict, split: str) -> Source:
     if kind == "synthetic":
         source: Source = SyntheticSource(split, **data.synthetic)
     elif kind == "digits":
+        if path.parent.name != digits.NAME and not path.exists():
+            raise UserError(
+                f"config.data.source = 'digits' would be written to config.data.path = "
+                f"{data.path!r}, which has another name; give a path that ends in digits/1.0.0"
+            )
         digits.prepare(path)
         source = open_tfds(path, split)
     elif kind == "tfds" or (kind == "auto" and (path / "dataset_info.json").is_file()):
@@ -56,10 +61,12 @@ def open_source(data: ConfigDict, split: str) -> Source:
     elif kind == "folder" or (kind == "auto" and _split_folder(path, split)):
         source = open_folder(path, split)
     else:
+        inside = sorted(path.glob("*/dataset_info.json"))
+        hint = f"; did you mean {inside[-1].parent}?" if inside else ""
         raise UserError(
             f"no data in config.data.path = {data.path!r}: looked for dataset_info.json (a tfds "
             f"directory) and {split}/CLASS/*.JPEG (a folder); point --config.data.path= at one, "
-            "README.md (section Data) says how to make it"
+            f"README.md (section Data) says how to make it{hint}"
         )
     if part:
         source = Subset(source, np.arange(*part(len(source))))
@@ -115,7 +122,13 @@ class ArrayRecordSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        image, label, file_name = parse(self._records[index])
+        try:
+            image, label, file_name = parse(self._records[index])
+        except Exception as e:  # array_record and protobuf tell damage by exceptions of many types
+            raise UserError(
+                f"{self.name} record {index} cannot be read: {_one_line(e)}; a shard is damaged, "
+                "prepare it again"
+            ) from e
         return {"image": image, "label": label, "id": file_name or f"{self.name} record {index}"}
 
 

@@ -4,8 +4,8 @@ What comes out is what `tfds.builder_from_directory` opens: shards named as tfds
 dataset_info.json, features.json and the class names.
 """
 
-import os
 import shutil
+import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -39,8 +39,7 @@ def write_dataset(
     directory stays and this one is thrown away.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # hosts may share the file system
     part.mkdir()
     try:
         features = image_features(class_names, encoding)

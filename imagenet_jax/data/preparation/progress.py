@@ -22,15 +22,24 @@ class Reporter:
 
     Args:
       what: the stage.
-      total: bytes, or archives where `in_bytes` is false.
+      total: bytes, or archives or images where `in_bytes` is false.
       already: done by an earlier run; no basis for the time left.
+      quiet: show nothing.
     """
 
-    def __init__(self, what: str, total: int, *, already: int = 0, in_bytes: bool = True):
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        *,
+        already: int = 0,
+        in_bytes: bool = True,
+        quiet: bool = False,
+    ):
         self._what, self._total, self._in_bytes = what, total, in_bytes
         self._already = self._done = already
         self._start = self._last = time.monotonic()
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Console(highlight=False, soft_wrap=True, quiet=quiet)
         self._bar: Progress | None = None
         if self._console.is_terminal:
             amount: ProgressColumn = DownloadColumn() if in_bytes else MofNCompleteColumn()

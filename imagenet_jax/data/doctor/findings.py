@@ -1,0 +1,59 @@
+"""What the doctor looks for: every kind of finding, and whether it is an error or a warning.
+
+Errors stop a training run or make its numbers wrong; ImageNet as it was published has none but
+perhaps `leakage`. It does have a few of the warnings, CMYK files and duplicates among them.
+"""
+
+from typing import NamedTuple
+
+ERRORS = {
+    "unreadable": "no image, a damaged one, or a file that cannot be opened",
+    "truncated": "an image that ends early and cannot be decoded",
+    "wrong_count": "images or classes are not as many as ImageNet has",
+    "leakage": "the same bytes in two splits",
+    "bad_label": "a label that is no class",
+    "empty_class": "a class without images",
+    "different_classes": "splits whose classes differ",
+}
+WARNINGS = {
+    "unterminated": "an image without its end mark that can be decoded all the same",
+    "cmyk": "CMYK colours; converted to RGB",
+    "sixteen_bit": "16 bits per channel; reduced to 8",
+    "animated": "several frames; the first is taken",
+    "alpha": "transparency; dropped",
+    "misnamed": "another format than the file name says, such as a PNG in a .JPEG",
+    "exif_rotated": "an EXIF rotation, which is not applied",
+    "tiny": "a shorter side of less than 32 pixels",
+    "conflicting_labels": "the same bytes twice in a split with different labels",
+    "duplicate": "the same bytes twice in a split with the same label",
+    "ignored_file": "a file that is not taken for an image: wrong suffix or wrong place",
+}
+
+
+class Finding(NamedTuple):
+    """One thing found.
+
+    Attributes:
+      kind: a key of ERRORS or WARNINGS.
+      split: where; empty where it concerns the whole data set.
+      name: of the record, class or split.
+      detail: what exactly, in one line; may be empty.
+    """
+
+    kind: str
+    split: str
+    name: str
+    detail: str
+
+
+def describe() -> str:
+    """Every kind with its meaning, for --help."""
+    lines = []
+    for title, kinds in (("errors (exit code 1)", ERRORS), ("warnings (exit code 0)", WARNINGS)):
+        lines += [f"{title}:", *(f"  {kind:<20}{text}" for kind, text in kinds.items())]
+    return "\n".join(lines)
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with what UTF-8 cannot hold (odd file names) written as escapes."""
+    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
