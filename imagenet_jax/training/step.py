@@ -35,7 +35,8 @@ def train_step(
 
     Args:
       state: before the step.
-      batch: "image" u8[B, H, W, 3] and "label" i32[B].
+      batch: "image" u8[B, H, W, 3] and "label" i32[B]; with config.data.undecodable = "skip" also
+        "mask" f32[B]: rows of 0 enter neither loss nor top1.
       graph: structure of the model.
       tx, schedule: the optimizer, and the learning rate to report.
       config: the run's; seed, model, data, augment, loss, optim and ema are read.
@@ -50,15 +51,23 @@ def train_step(
     if config.augment.flip:
         images = random_flip(images, flip_key)
 
-    def loss_and_stats(params: Any, stats: Any, images: jax.Array, labels: jax.Array, key: Any):
+    # Relative to the share of rows that count, so that micro-batches average to the batch's mean.
+    weight = batch["mask"] / batch["mask"].mean() if "mask" in batch else None
+
+    def mean(values: jax.Array, weight: jax.Array | None) -> jax.Array:
+        return jnp.mean(values if weight is None else values * weight, dtype=jnp.float32)
+
+    def loss_and_stats(
+        params: Any, stats: Any, images: jax.Array, labels: jax.Array, weight: Any, key: Any
+    ):
         model = nnx.merge(graph, params, stats)
         pixels = normalize(images, config.data.mean, config.data.std, config.model.dtype)
         logits = model(pixels, train=True, rngs=nnx.Rngs(dropout=key))
-        loss = cross_entropy(logits, labels, config.loss.label_smoothing).mean()
-        top1 = jnp.mean(label_rank(logits, labels) == 0, dtype=jnp.float32)
+        loss = mean(cross_entropy(logits, labels, config.loss.label_smoothing), weight)
+        top1 = mean(label_rank(logits, labels) == 0, weight)
         return loss, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), top1)
 
-    def micro_step(stats: Any, micro: tuple[jax.Array, jax.Array, jax.Array]):
+    def micro_step(stats: Any, micro: tuple[Any, ...]):
         gradient = jax.value_and_grad(loss_and_stats, has_aux=True)
         (loss, (stats, top1)), grads = gradient(state.params, stats, *micro)
         return stats, (loss, top1, grads)
@@ -66,13 +75,12 @@ def train_step(
     parts = config.optim.accumulate
     if parts == 1:
         stats, (loss, top1, grads) = micro_step(
-            state.batch_stats, (images, batch["label"], dropout_key)
+            state.batch_stats, (images, batch["label"], weight, dropout_key)
         )
     else:
-        micros = (_split(images, parts), _split(batch["label"], parts))
-        stats, (loss, top1, grads) = _accumulate(
-            micro_step, state, (*micros, jax.random.split(dropout_key, parts)), parts
-        )
+        rows = jax.tree.map(lambda x: _split(x, parts), (images, batch["label"], weight))
+        micros = (*rows, jax.random.split(dropout_key, parts))
+        stats, (loss, top1, grads) = _accumulate(micro_step, state, micros, parts)
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
