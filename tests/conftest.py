@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -85,3 +86,36 @@ def run_module():
     for process in processes:
         process.kill()
         process.wait()
+
+
+class SavedRun(NamedTuple):
+    workdir: Path
+    config: Any  # ConfigDict
+    state: Any  # TrainState
+
+
+@pytest.fixture(scope="session")
+def saved_run(tmp_path_factory, digits_path):
+    """A run that has saved step 3: random weights, and others as their average."""
+    import jax
+    import numpy as np
+
+    from imagenet_jax.training import workdir as workdirs
+    from imagenet_jax.training.checkpoint import Checkpoints, Position
+    from imagenet_jax.training.experiment import experiment_of
+
+    config = tiny_config(digits_path)
+    run, rng = experiment_of(config), np.random.default_rng(0)
+    state = jax.tree.map(
+        lambda x: jax.device_put(rng.uniform(0.1, 0.2, x.shape).astype(x.dtype), x.sharding),
+        run.abstract,
+    ).replace(step=jax.numpy.int32(3))
+    workdir = tmp_path_factory.mktemp("saved") / "run"
+    workdirs.claim(workdir, config, workdirs.provenance_of(run.fingerprints))
+    workdirs.write_classes(workdir, run.source.class_names)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    position = Position(data={"next_index": 3}, interval={})
+    checkpoints.save(state, position, config=config.to_dict(), provenance={}, metrics=None)
+    checkpoints.wait()
+    checkpoints.close()
+    return SavedRun(workdir, config, state)

@@ -6,6 +6,7 @@ both store the unbiased running variance (see norm.py). timm's ResNets of these 
 keys and are read alike; its VGGs have a convolutional classifier and are refused, naming the keys.
 """
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -26,6 +27,7 @@ Config: TypeAlias = ConfigDict | Mapping[str, Any]  # a config.model
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias",
            "mean": "running_mean", "var": "running_var"}  # fmt: skip
 _COUNTER = "num_batches_tracked"  # torch's, of each batch norm; it affects nothing at momentum 0.1
+_CLASS_NAMES = "class_names"  # entry of a .safetensors file's metadata: a JSON list
 _SHOWN = 3  # keys that an error spells out
 
 
@@ -107,8 +109,28 @@ def load(path: str | Path) -> StateDict:
     raise UserError(f"weights file {path}: use .safetensors, .pth or .pt")
 
 
-def save(state_dict: StateDict, path: str | Path) -> None:
-    """Write a .safetensors file, whole or not at all. Raises UserError for another suffix."""
+def load_class_names(path: str | Path) -> tuple[str, ...]:
+    """Names by label that `save` stored in a .safetensors file; () where there are none."""
+    from safetensors import safe_open
+
+    path = Path(path).expanduser()
+    if path.suffix != ".safetensors":
+        return ()
+    with safe_open(path, framework="numpy") as file:
+        stored = (file.metadata() or {}).get(_CLASS_NAMES, "[]")
+    try:
+        names = json.loads(stored)
+    except json.JSONDecodeError:  # somebody else's entry of that name
+        return ()
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def save(state_dict: StateDict, path: str | Path, class_names: tuple[str, ...] = ()) -> None:
+    """Write a .safetensors file, whole or not at all, with class names in its metadata.
+
+    Raises UserError for another suffix, and where the file cannot be written.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     path = Path(path).expanduser()
@@ -119,8 +141,14 @@ def save(state_dict: StateDict, path: str | Path) -> None:
     part = path.with_name(path.name + ".part")
     # safetensors writes the buffer behind an array, whatever its strides; ascontiguousarray would
     # give torch's counters, which have no axis, one.
-    save_file({k: np.asarray(v, order="C") for k, v in state_dict.items()}, part)
-    part.replace(path)
+    arrays = {k: np.asarray(v, order="C") for k, v in state_dict.items()}
+    metadata = {_CLASS_NAMES: json.dumps(class_names)} if class_names else None
+    try:
+        save_file(arrays, part, metadata)
+        part.replace(path)
+    except (OSError, SafetensorError) as e:
+        part.unlink(missing_ok=True)
+        raise UserError(f"weights file {path} cannot be written: {' '.join(str(e).split())}") from e
 
 
 def _load_safetensors(path: Path) -> StateDict:

@@ -42,6 +42,7 @@ def train(config: ConfigDict, workdir: Path) -> int:
     run = experiment_of(config)
     provenance = workdirs.provenance_of(run.fingerprints)
     workdirs.claim(workdir, config, provenance)
+    workdirs.write_classes(workdir, run.source.class_names)
     with workdirs.Running(workdir), StopSignal() as stop:
         checkpoints = Checkpoints(
             workdir / "checkpoints",

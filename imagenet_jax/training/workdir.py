@@ -76,6 +76,22 @@ def read_config(workdir: Path) -> ConfigDict:
     return config_io.from_json(path.read_text(), path)
 
 
+def write_classes(workdir: Path, class_names: tuple[str, ...]) -> None:
+    """classes.json: names by label, so that predictions need no data."""
+    write_atomically(workdir / "classes.json", json.dumps(class_names, indent=0) + "\n")
+
+
+def read_classes(workdir: Path) -> tuple[str, ...]:
+    """What `write_classes` wrote; () where an older run wrote none."""
+    path = workdir / "classes.json"
+    try:
+        return tuple(map(str, json.loads(path.read_text())))
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, TypeError) as e:
+        raise UserError(f"{path} cannot be read ({e}); the same training writes it again") from e
+
+
 def provenance_of(fingerprints: dict[str, str]) -> dict[str, Any]:
     """What the numbers depend on beside the config: code, versions, devices, data."""
     root = Path(__file__).parents[2]

@@ -1,0 +1,51 @@
+"""Turn weights into a .safetensors file that imagenet_jax, torchvision and timm read.
+
+  python -m imagenet_jax.convert --from=resnet50.pth --to=resnet50.safetensors
+  python -m imagenet_jax.convert --from=runs/resnet50 --to=resnet50.safetensors --checkpoint=best
+
+The first reads a state dict of torchvision (.pth, .pt or .safetensors; a .pth needs torch, and no
+code in it is run), the second a workdir, whose EMA weights are taken where the run keeps them. The
+file written has torchvision's keys and layouts in float32 and, from a workdir, the class names.
+Every key and shape is checked against the model. It is what --weights of main, eval and predict
+takes, and in torch:
+
+  model.load_state_dict(safetensors.torch.load_file("resnet50.safetensors"))
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from imagenet_jax import cli
+from imagenet_jax.errors import UserError
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.parser("imagenet_jax.convert", __doc__)
+    parser.add_argument(
+        "--from", required=True, dest="source", metavar="FILE|DIR",
+        help="a state dict, or the workdir of a training run",
+    )  # fmt: skip
+    parser.add_argument(
+        "--to", required=True, dest="target", metavar="FILE", help="a .safetensors file"
+    )
+    parser.add_argument(
+        "--model", default="", metavar="NAME",
+        help="what it must be, such as resnet50 (default: found out from the keys)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--checkpoint", metavar="latest|best|STEP", help="of a workdir (default: latest)"
+    )
+    args = parser.parse_args(argv)
+    source = Path(args.source).expanduser()
+    if args.checkpoint and not source.is_dir():
+        raise UserError(f"--checkpoint goes with a workdir, and {source} is none")
+
+    from imagenet_jax.training.conversion import convert
+
+    target = Path(args.target).expanduser()
+    print(convert(source, target, args.model, args.checkpoint or "latest"))
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

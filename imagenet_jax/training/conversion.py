@@ -1,0 +1,47 @@
+"""From whatever holds weights to a weights file that every other tool reads."""
+
+from pathlib import Path
+
+import jax
+
+from imagenet_jax.defaults import defaults
+from imagenet_jax.errors import UserError
+from imagenet_jax.models import torch_weights
+from imagenet_jax.models.identify import identify
+from imagenet_jax.training.state import count_parameters
+from imagenet_jax.training.weights import of_workdir
+
+
+def convert(source: Path, target: Path, name: str = "", checkpoint: str = "latest") -> str:
+    """Write the weights of a file or a workdir to `target`, a .safetensors file.
+
+    What is written has torchvision's keys and layouts, all in float32, and the class names where
+    they are known; each key and shape has been checked against the model.
+
+    Args:
+      name: of the model that the file must be of; "" finds it out.
+      checkpoint: "latest", "best" or a step, of a workdir.
+
+    Returns:
+      One line that says what was written. Raises UserError where nothing was.
+    """
+    if source.is_dir():
+        weights = of_workdir(source, checkpoint)
+        config, names = weights.config.model, weights.class_names
+        if name and name != config.name:
+            raise UserError(f"--model={name}, but {weights.origin} is of {config.name}")
+        params, batch_stats = jax.device_get((weights.tree["params"], weights.tree["batch_stats"]))
+    else:
+        origin = f"weights file {source}"
+        state_dict = torch_weights.load(source)
+        fields = identify(state_dict, name, origin=origin)
+        config = defaults(fields["name"]).model
+        config.update(fields)
+        params, batch_stats = torch_weights.from_torch(state_dict, config, origin=origin)
+        names = torch_weights.load_class_names(source)
+    torch_weights.save(torch_weights.to_torch(params, batch_stats, config), target, names)
+    width = "" if config.width == 1 else f", width {config.width:g}"
+    return (
+        f"{target}: {config.name}{width}, {config.num_classes:,} classes, "
+        f"{count_parameters(params):,} parameters"
+    )

@@ -1,0 +1,114 @@
+"""Weights to use rather than to train on: of a weights file, or of a run's checkpoint."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from imagenet_jax import config as config_io
+from imagenet_jax.data import imagenet_classes, sources
+from imagenet_jax.errors import UserError
+from imagenet_jax.models import torch_weights
+from imagenet_jax.training.checkpoint import Checkpoints
+from imagenet_jax.training.sharding import make_mesh
+from imagenet_jax.training.state import abstract_state
+from imagenet_jax.training.workdir import read_classes, read_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Weights with what it takes to run them.
+
+    Attributes:
+      config: the run's, or the one given with the file.
+      tree: {"params", "batch_stats"} of f32 arrays.
+      mesh: where the arrays live.
+      class_names: label -> name; () where nobody knows.
+      origin: for messages.
+    """
+
+    config: ConfigDict
+    tree: dict[str, Any]
+    mesh: Mesh
+    class_names: tuple[str, ...]
+    origin: str
+
+
+def of_file(path: Path, config: ConfigDict) -> Weights:
+    """The weights of a .safetensors, .pth or .pt file, for the model of `config`.
+
+    Class names are those stored in the file, ImageNet's where it has 1000 classes, or those of the
+    data that `config` names, where it is here.
+
+    Raises UserError where the file cannot be read or does not fit the model.
+    """
+    origin = f"weights file {path}"
+    state_dict = torch_weights.load(path)
+    params, batch_stats = torch_weights.from_torch(state_dict, config.model, origin=origin)
+    mesh = make_mesh(config.mesh.fsdp)
+    names = torch_weights.load_class_names(path)
+    if not names and config.model.num_classes != len(imagenet_classes.wnids()):
+        names = _names_of_data(config)
+    tree = {"params": params, "batch_stats": batch_stats}
+    return Weights(config, place(tree, config, mesh), mesh, _readable(names, config), origin)
+
+
+def of_workdir(
+    workdir: Path, checkpoint: str = "latest", overrides: Iterable[tuple[str, str]] = ()
+) -> Weights:
+    """The weights of a checkpoint ("latest", "best" or a step): EMA weights where the run keeps
+    them. The data is not needed.
+
+    Raises UserError where there is no such checkpoint.
+    """
+    config = ConfigDict(read_config(workdir))
+    for field, text in overrides:
+        config_io.override(config, field, text)
+    config = config_io.check(config)
+    mesh = make_mesh(config.mesh.fsdp)
+    if not (workdir / "checkpoints").is_dir():
+        raise UserError(f"no checkpoint in {workdir}: train into this workdir first")
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", metric=config.checkpoint.best_metric, write=False
+    )
+    step = checkpoints.find(checkpoint)
+    has_ema = config.ema.decay > 0
+    abstract = abstract_state(config.model, optax.identity(), has_ema, mesh)
+    state = checkpoints.restore_weights(abstract, step)
+    tree = state.weights("ema" if has_ema else "raw")
+    names = _readable(read_classes(workdir), config)
+    return Weights(config, tree, mesh, names, f"checkpoint {workdir / 'checkpoints' / str(step)}")
+
+
+def place(tree: dict[str, Any], config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
+    """NumPy arrays of every process -> the same as arrays on the mesh, sharded as in training."""
+    abstract = abstract_state(config.model, optax.identity(), False, mesh).weights("raw")
+    return jax.tree.map(place_like, tree, abstract)
+
+
+def place_like(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+    """`array`, the same in every process, in the sharding of `like`."""
+    return jax.make_array_from_callback(like.shape, like.sharding, lambda part: array[part])
+
+
+def _readable(names: tuple[str, ...], config: ConfigDict) -> tuple[str, ...]:
+    """Words for WordNet ids; () where the number of classes is another."""
+    classes = config.model.num_classes
+    if classes == len(imagenet_classes.wnids()) and names in ((), imagenet_classes.wnids()):
+        return imagenet_classes.class_names()
+    return names if len(names) == classes else ()
+
+
+def _names_of_data(config: ConfigDict) -> tuple[str, ...]:
+    if config.data.source in ("digits", "synthetic"):  # opening those would make them
+        return ()
+    try:
+        return sources.open_source(config.data, config.data.eval_split).class_names
+    except UserError:
+        return ()  # predictions need no data; numbers stand for the names

@@ -1,0 +1,134 @@
+"""The convert door: files and workdirs in, torchvision's layout out."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from imagenet_jax import cli, convert, models
+from imagenet_jax.defaults import defaults
+from imagenet_jax.errors import UserError
+from imagenet_jax.models import torch_weights
+from imagenet_jax.models.identify import identify
+
+
+def state_dict_of(name, classes=7, width=1 / 8, **fields):
+    """A state dict of random values with the keys and shapes of the model."""
+    from flax import nnx
+
+    config = defaults(name).model
+    config.update({"num_classes": classes, "width": width, **fields})
+    model = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
+    _, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    rng = np.random.default_rng(0)
+    trees = jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(np.float32),
+        (nnx.to_pure_dict(params), nnx.to_pure_dict(stats)),
+    )
+    return torch_weights.to_torch(*trees, config)
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_model_is_told_from_its_keys(name):
+    found = identify(state_dict_of(name))
+    assert found.pop("stem", "imagenet") == "imagenet"
+    assert found == {"name": name, "num_classes": 7, "width": 1 / 8}
+
+
+def test_the_small_stem_is_told_from_the_kernel():
+    assert identify(state_dict_of("resnet18", stem="small"))["stem"] == "small"
+
+
+def test_a_file_comes_out_as_it_went_in(tmp_path, capsys):
+    given = state_dict_of("resnet34")
+    save_file(given, tmp_path / "in.safetensors")
+    args = [f"--from={tmp_path}/in.safetensors", f"--to={tmp_path}/out.safetensors"]
+    assert convert.main(args) == 0
+    written = load_file(tmp_path / "out.safetensors")
+    assert written.keys() == given.keys()
+    for key, array in given.items():
+        if not key.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(written[key], array)
+    trained = sum(v.size for k, v in given.items() if "running" not in k and "num_b" not in k)
+    out = capsys.readouterr().out
+    assert f"out.safetensors: resnet34, width 0.125, 7 classes, {trained:,} parameters" in out
+
+
+def test_a_workdir_comes_out_with_its_average_and_its_class_names(saved_run, tmp_path):
+    target = tmp_path / "w.safetensors"
+    workdir, config, state = saved_run
+    assert convert.main([f"--from={workdir}", f"--to={target}", "--model=resnet18"]) == 0
+    written = load_file(target)
+    assert len(written) == 122  # torchvision's entries
+    kernel = state.ema["params"]["layer3"][1]["conv2"]["kernel"]
+    np.testing.assert_array_equal(
+        written["layer3.1.conv2.weight"], np.einsum("hwio->oihw", np.asarray(kernel))
+    )
+    torch_weights.from_torch(written, config.model)
+    with safe_open(target, framework="numpy") as file:
+        names = json.loads(file.metadata()["class_names"])
+    assert names == [str(digit) for digit in range(10)]
+    again = tmp_path / "again.safetensors"  # a conversion of the conversion keeps them
+    convert.main([f"--from={target}", f"--to={again}"])
+    assert torch_weights.load_class_names(again) == tuple(names)
+
+
+def test_metadata_of_others_is_not_taken_for_class_names(tmp_path):
+    for i, text in enumerate(("ant, bee", '{"0": "ant"}')):
+        path = tmp_path / f"{i}.safetensors"
+        save_file({"x": np.zeros(1)}, path, {"class_names": text})
+        assert torch_weights.load_class_names(path) == ()
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--from=nope.safetensors", "--to=x.safetensors"], ["nope.safetensors", "not exist"]),
+        (["--from=18.safetensors", "--to=x.pth"], [".safetensors, not x.pth"]),
+        (["--from=18.safetensors", "--to=no/x.safetensors"], ["folder no does not exist"]),
+        (
+            ["--from=18.safetensors", "--to=x.safetensors", "--model=resnet50"],
+            ["18.safetensors does not fit resnet50", "missing"],
+        ),
+        (
+            ["--from=18.safetensors", "--to=x.safetensors", "--model=vgg16"],
+            ["18.safetensors does not fit vgg16", "no features.0.weight"],
+        ),
+        (
+            ["--from=18.safetensors", "--to=x.safetensors", "--model=resnet19"],
+            ["'resnet19'", "did you mean"],
+        ),
+        (
+            ["--from=other.safetensors", "--to=x.safetensors"],
+            ["other.safetensors is of no ResNet or VGG", "encoder.weight"],
+        ),
+        (["--from=text.safetensors", "--to=x.safetensors"], ["text.safetensors cannot be read"]),
+        (["--from=.", "--to=x.safetensors"], ["no config.json"]),
+        (["--from=18.safetensors", "--to=x.safetensors", "--checkpoint=best"], ["a workdir"]),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(args, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    save_file(state_dict_of("resnet18"), "18.safetensors")
+    save_file({"encoder.weight": np.zeros((3, 3))}, "other.safetensors")
+    (tmp_path / "text.safetensors").write_text("weights, allegedly")
+    monkeypatch.setattr("sys.argv", ["convert", *args])
+    with pytest.raises(SystemExit) as caught:
+        cli.run(convert.main)
+    assert caught.value.code == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    for word in words:
+        assert word in err
+    assert not list(tmp_path.glob("x.*"))
+
+
+def test_a_workdir_of_another_model_is_refused(saved_run, tmp_path):
+    with pytest.raises(UserError, match=r"--model=vgg11, but checkpoint .* is of resnet18"):
+        convert.main(
+            [f"--from={saved_run.workdir}", f"--to={tmp_path}/w.safetensors", "--model=vgg11"]
+        )
