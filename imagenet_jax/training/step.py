@@ -55,7 +55,8 @@ def train_step(
     weight = batch["mask"] / batch["mask"].mean() if "mask" in batch else None
 
     def mean(values: jax.Array, weight: jax.Array | None) -> jax.Array:
-        return jnp.mean(values if weight is None else values * weight, dtype=jnp.float32)
+        wide = jnp.promote_types(values.dtype, jnp.float32)
+        return jnp.mean(values if weight is None else values * weight, dtype=wide)
 
     def loss_and_stats(
         params: Any, stats: Any, images: jax.Array, labels: jax.Array, weight: Any, key: Any
