@@ -25,7 +25,12 @@ _CHOICES = {
     "data.source": ("auto", "tfds", "folder", "digits", "synthetic"),
     "data.interpolation": ("bilinear", "bicubic"),
     "data.resampling": ("antialias", "fast"),
+    "data.undecodable": ("stop", "skip"),
+    "data.balance": ("none", "over", "under"),
     "data.remainder": ("carry", "drop"),
+    "augment.auto": ("none", "randaugment", "trivialaugment"),
+    "augment.auto_interpolation": ("nearest", "bilinear"),
+    "augment.erase_fill": ("zero", "noise"),
     "optim.name": ("sgd", "adam", "adamw"),
     "optim.lr_scaling": ("linear", "sqrt", "none"),
     "optim.schedule": ("step", "cosine", "polynomial", "constant"),
@@ -33,15 +38,16 @@ _CHOICES = {
     "checkpoint.best_metric": ("top1", "top5", "loss"),
 }
 _POSITIVE = (
-    "batch_size", "epochs", "augment.image_size",
+    "batch_size", "epochs", "augment.image_size", "data.repeats",
     "optim.reference_batch_size", "optim.accumulate", "mesh.fsdp", "eval.batch_size",
     "eval.resize", "eval.image_size", "checkpoint.keep", "log.every_steps", "data.prefetch_mb",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "optim.peak_lr", "optim.warmup_epochs", "optim.warmup_start_lr", "optim.end_lr",
     "optim.weight_decay", "optim.clip_norm", "eval.every_epochs", "checkpoint.every_epochs",
-    "data.threads", "data.workers", "seed",
+    "data.threads", "data.workers", "seed", "augment.lighting", "augment.mixup", "augment.cutmix",
 )  # fmt: skip
+_SHARES = ("augment.erase", "augment.mix_probability", "augment.mix_switch")
 _BELOW_ONE = ("loss.label_smoothing", "ema.decay", "optim.momentum", "optim.b1", "optim.b2")
 
 
@@ -131,6 +137,7 @@ def _check_values(value: dict[str, Any]) -> None:
     for field in _BELOW_ONE:
         if not 0 <= value[field] < 1:
             raise UserError(f"config.{field} = {value[field]!r} must be at least 0 and below 1")
+    _check_augment(value)
     for field in ("augment.crop_scale", "augment.crop_ratio"):
         if len(value[field]) != 2 or not 0 < value[field][0] <= value[field][1]:
             raise UserError(
@@ -146,6 +153,12 @@ def _check_values(value: dict[str, Any]) -> None:
             f"config.batch_size = {value['batch_size']} is not divisible by "
             f"config.optim.accumulate = {value['optim.accumulate']}"
         )
+    group = value.get("model.bn_group", 0)
+    if group and value["batch_size"] // value["optim.accumulate"] % group:
+        raise UserError(
+            f"config.model.bn_group = {group} does not divide the "
+            f"{value['batch_size'] // value['optim.accumulate']} images that the model sees at once"
+        )
     if value["eval.image_size"] > value["eval.resize"]:
         raise UserError(
             f"config.eval.image_size = {value['eval.image_size']} is larger than "
@@ -156,6 +169,49 @@ def _check_values(value: dict[str, Any]) -> None:
             f"config.optim.warmup_epochs = {value['optim.warmup_epochs']} leaves nothing of "
             f"config.epochs = {value['epochs']}"
         )
+
+
+def _check_augment(value: dict[str, Any]) -> None:
+    for field in _SHARES:
+        if not 0 <= value[field] <= 1:
+            raise UserError(f"config.{field} = {value[field]!r} must be from 0 to 1")
+    if not value["augment.rand_num_ops"] > 0:
+        raise UserError("config.augment.rand_num_ops must be above 0; augment.auto = none is off")
+    if not 0 <= value["augment.rand_magnitude"] <= 30:
+        raise UserError(
+            f"config.augment.rand_magnitude = {value['augment.rand_magnitude']} must be from 0 to 30"
+        )
+    jitter = value["augment.jitter"]
+    if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
+        raise UserError(
+            f"config.augment.jitter = {jitter!r} must be (brightness, contrast, saturation, hue), "
+            "none negative and the hue at most 0.5"
+        )
+    default = flatten(defaults.defaults(value["model.name"]))
+    mixes = (value["augment.mixup"] > 0) + (value["augment.cutmix"] > 0)
+    for field, works, condition in (
+        ("auto_interpolation", value["augment.auto"] != "none", "augment.auto is none"),
+        ("rand_num_ops", value["augment.auto"] == "randaugment", "augment.auto is not randaugment"),
+        (
+            "rand_magnitude",
+            value["augment.auto"] == "randaugment",
+            "augment.auto is not randaugment",
+        ),
+        ("erase_fill", value["augment.erase"] > 0, "augment.erase is 0"),
+        ("mix_probability", mixes > 0, "augment.mixup and augment.cutmix are 0"),
+        ("mix_switch", mixes == 2, "augment.mixup and augment.cutmix are not both on"),
+    ):
+        field = f"augment.{field}"
+        if not works and value[field] != default[field]:
+            raise UserError(
+                f"config.{field} = {value[field]!r} would do nothing: config.{condition}"
+            )
+    if mixes and not value["augment.mix_probability"] > 0:
+        raise UserError(
+            "config.augment.mix_probability = 0 turns mixup and cutmix off: set their alphas to 0"
+        )
+    if mixes and value["batch_size"] < 2:
+        raise UserError("config.batch_size = 1 leaves mixup and cutmix no second image")
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

@@ -30,9 +30,15 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.model.dtype = "float32"  # compute: "float32" | "bfloat16"; parameters stay float32
     if model.startswith("resnet"):
         c.model.stem = "imagenet"  # "imagenet": 7x7/2 and max-pool | "small": 3x3/1, no pool
-        c.model.zero_init_residual = False  # last BN scale of each block starts at 0 (Goyal 2017)
+        c.model.zero_init_residual = False  # last norm scale of each block starts at 0 (Goyal 2017)
+        c.model.drop_path = 0.0  # chance to leave out the last block; rises from 0 at the first
+        c.model.blur_pool = "none"  # low-pass filter: "zhang" after | "ffcv" before strided 3x3
+        c.model.norm = "batch"  # "batch" | "group": 32 groups of channels
+        c.model.weight_standardization = False  # kernels of mean 0 and variance 1 (Qiao 2019)
+        c.model.bn_group = 0  # images that batch norm sees together in training; 0: the batch
     elif model.startswith("vgg"):
         c.model.dropout = 0.5  # after each of the two hidden linear layers
+        c.model.bn_group = 0  # images that batch norm sees together in training; 0: the batch
 
     c.data = ConfigDict()
     c.data.source = "auto"  # "auto" looks at path | "tfds" | "folder" | "digits" | "synthetic"
@@ -43,6 +49,9 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.data.resampling = "antialias"  # "antialias": as Pillow resizes | "fast": no low-pass filter
     c.data.mean = IMAGENET_MEAN  # subtracted from RGB in [0, 1], on the device
     c.data.std = IMAGENET_STD  # then divided by
+    c.data.undecodable = "stop"  # at a damaged image | "skip": its row does not count; it is reported
+    c.data.repeats = 1  # copies of an image in a batch, cropped apart (Hoffer 2020, Berman 2019)
+    c.data.balance = "none"  # classes: "over" repeats images of small ones | "under" drops of large
     c.data.remainder = "carry"  # epoch end: "carry" fills the batch from the next epoch | "drop"
     c.data.threads = 0  # decoding threads per process; 0: one per core
     c.data.workers = 0  # worker processes instead of threads; 0: threads
@@ -58,6 +67,18 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.augment.crop_scale = (0.08, 1.0)  # crop area over image area (Szegedy 2015, section 6)
     c.augment.crop_ratio = (3 / 4, 4 / 3)  # crop width over height
     c.augment.flip = True  # mirror half of the images
+    c.augment.auto = "none"  # "none" | "randaugment" (Cubuk 2020) | "trivialaugment" (wide)
+    c.augment.auto_interpolation = "bilinear"  # of its shears and rotations; or "nearest"
+    c.augment.rand_num_ops = 2  # randaugment: operations on each image, one after the other
+    c.augment.rand_magnitude = 9  # randaugment: 0 to 30, in torchvision's 31 bins
+    c.augment.jitter = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue; 0: off
+    c.augment.lighting = 0.0  # deviation of AlexNet's noise along ImageNet's colours; 0: off
+    c.augment.erase = 0.0  # chance to erase a box of an image (Zhong 2020)
+    c.augment.erase_fill = "zero"  # the box becomes: "zero": the mean colour | "noise": N(0, 1)
+    c.augment.mixup = 0.0  # alpha of the Beta distribution (Zhang 2018); 0: off
+    c.augment.cutmix = 0.0  # alpha of the Beta distribution (Yun 2019); 0: off
+    c.augment.mix_probability = 1.0  # share of batches that mixup or cutmix mixes
+    c.augment.mix_switch = 0.5  # share of them that cutmix gets, where both are on
 
     c.loss = ConfigDict()
     c.loss.label_smoothing = 0.0  # mass spread over all classes (Szegedy 2016, section 7)

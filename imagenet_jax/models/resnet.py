@@ -3,6 +3,7 @@
 Semantics, initial weights and module names of torchvision.models.resnet, in NHWC.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.models.norm import BatchNorm
+from imagenet_jax.models import blur_pool
+from imagenet_jax.models.drop_path import drop_path, linear_rates
+from imagenet_jax.models.norm import BatchNorm, GroupNorm, check_bn_group
+from imagenet_jax.models.weight_standardization import StandardizedConv
 
 # name -> (block, blocks in each of the four stages)
 VARIANTS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
@@ -22,18 +26,42 @@ VARIANTS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
     "resnet101": ("bottleneck", (3, 4, 23, 3)),
     "resnet152": ("bottleneck", (3, 8, 36, 3)),
 }
-FIELDS = ("stem", "zero_init_residual")
-STEMS = ("imagenet", "small")
+FIELDS = (
+    "stem", "zero_init_residual", "drop_path", "blur_pool", "norm", "weight_standardization",
+    "bn_group",
+)  # fmt: skip
+_CHOICES = {
+    "stem": ("imagenet", "small"),
+    "blur_pool": blur_pool.FORMS,
+    "norm": ("batch", "group"),
+}
 
 
 def check(config: ConfigDict | Mapping[str, Any]) -> None:
     """UserError unless this family's own fields of `config.model` have values it knows."""
-    if config["stem"] not in STEMS:
-        raise UserError(f"config.model.stem = {config['stem']!r}: use {' | '.join(STEMS)}")
-    if not isinstance(config["zero_init_residual"], bool):
-        raise UserError(
-            f"config.model.zero_init_residual = {config['zero_init_residual']!r}: use True or False"
-        )
+    for field, choices in _CHOICES.items():
+        if config[field] not in choices:
+            raise UserError(f"config.model.{field} = {config[field]!r}: use {' | '.join(choices)}")
+    for field in ("zero_init_residual", "weight_standardization"):
+        if not isinstance(config[field], bool):
+            raise UserError(f"config.model.{field} = {config[field]!r}: use True or False")
+    if not isinstance(config["drop_path"], int | float) or not 0 <= config["drop_path"] < 1:
+        raise UserError(f"config.model.drop_path = {config['drop_path']!r}: use 0 <= rate < 1")
+    check_bn_group(config["bn_group"], has_bn=config["norm"] == "batch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What all blocks of a network share: `config.model`'s fields of these names."""
+
+    dtype: jnp.dtype | None = None  # of convolutions; None: that of images and parameters
+    norm: str = "batch"
+    bn_group: int = 0
+    weight_standardization: bool = False
+    blur_pool: str = "none"
+
+
+DEFAULT = Options()
 
 
 class ResNet(nnx.Module):
@@ -47,14 +75,17 @@ class ResNet(nnx.Module):
         width: float,
         stem: str,
         zero_init_residual: bool,
-        dtype: jnp.dtype | None,
+        drop_path: float,
         rngs: nnx.Rngs,
+        **options: Any,
     ):
-        """`dtype` is the compute dtype of convolutions; None: that of images and parameters."""
+        """`options` are the fields of Options."""
+        self.options = Options(**options)
         kind, depths = VARIANTS[name]
         block: type[BasicBlock] | type[Bottleneck]
         block = BasicBlock if kind == "basic" else Bottleneck
         base = round(64 * width)
+        rates = linear_rates(drop_path, sum(depths))
 
         def stage(i: int) -> nnx.List:
             features = base * 2**i
@@ -62,7 +93,10 @@ class ResNet(nnx.Module):
             blocks = []
             for j in range(depths[i]):
                 stride = 2 if i > 0 and j == 0 else 1
-                blocks.append(block(inputs, features, stride, dtype=dtype, rngs=rngs))
+                rate = rates[sum(depths[:i]) + j]
+                blocks.append(
+                    block(inputs, features, stride, self.options, drop_path=rate, rngs=rngs)
+                )
                 inputs = features * block.expansion
                 if zero_init_residual:
                     blocks[-1].zero_last_scale()
@@ -70,8 +104,8 @@ class ResNet(nnx.Module):
 
         self.small_stem = stem == "small"
         size, stride = (3, 1) if self.small_stem else (7, 2)
-        self.conv1 = _conv(3, base, size, stride, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(base)
+        self.conv1 = _conv(3, base, size, stride, self.options, rngs=rngs)
+        self.bn1 = _norm(base, self.options)
         self.layer1, self.layer2, self.layer3, self.layer4 = (stage(i) for i in range(4))
         self.fc = _classifier(base * 8 * block.expansion, num_classes, rngs=rngs)
 
@@ -83,12 +117,15 @@ class ResNet(nnx.Module):
             raise UserError(f"images of {images.shape[1]}x{images.shape[2]} pixels are empty")
         x = nnx.relu(self.bn1(self.conv1(images), train=train))
         if not self.small_stem:
+            blur = self.options.blur_pool
+            stride = blur_pool.own_stride(2, blur)
             # flax annotates padding as str; it takes pairs too.
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore
+            x = nnx.max_pool(x, (3, 3), strides=(stride, stride), padding=((1, 1), (1, 1)))  # pyright: ignore
+            x = blur_pool.after_stride(x, 2, blur)
         yield "stem", x
         for i, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
             for block in stage:
-                x = block(x, train=train)
+                x = block(x, train=train, rngs=rngs)
             yield f"layer{i + 1}", x
         # float32 from here: the mean over 7x7 and the logits are cheap and should not round.
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
@@ -99,14 +136,47 @@ class ResNet(nnx.Module):
     ) -> jax.Array:
         """f[B, H, W, 3] -> logits f32[B, num_classes].
 
-        `train` normalises with, and moves, batch statistics. Nothing here draws from `rngs`.
+        `train` normalises with, and moves, batch statistics, and drops residual branches by draws
+        from `rngs.dropout`, which must be given unless `drop_path` is 0.
         Raises UserError for empty images.
         """
-        *_, (_, logits) = self.activations(images, train=train)
+        *_, (_, logits) = self.activations(images, train=train, rngs=rngs)
         return logits
 
 
-class BasicBlock(nnx.Module):
+class Block(nnx.Module):
+    """What both kinds of block share: the shortcut, and drop path of the residual branch."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        options: Options,
+        drop_path: float,
+        rngs: nnx.Rngs,
+    ):
+        self.stride, self.blur, self.rate = stride, options.blur_pool, drop_path
+        self.downsample = _downsample(inputs, outputs, stride, options, rngs=rngs)
+
+    def join(
+        self, x: jax.Array, residual: jax.Array, *, train: bool, rngs: nnx.Rngs | None
+    ) -> jax.Array:
+        """ReLU of the shortcut of x plus the residual branch, which drop path may leave out.
+
+        Raises ValueError in training where drop path has no `rngs`.
+        """
+        if train and self.rate:
+            if rngs is None:
+                raise ValueError("drop path needs rngs=nnx.Rngs(dropout=key) in training")
+            residual = drop_path(residual, self.rate, rngs.dropout())
+        if self.downsample is not None:
+            conv, norm = self.downsample[0], self.downsample[1]
+            x = norm(conv(blur_pool.shortcut(x, self.stride, self.blur)), train=train)
+        return nnx.relu(residual + x)
+
+
+class BasicBlock(Block):
     """3x3, 3x3, added to a shortcut."""
 
     expansion = 1
@@ -116,27 +186,31 @@ class BasicBlock(nnx.Module):
         inputs: int,
         features: int,
         stride: int,
+        options: Options = DEFAULT,
         *,
-        dtype: jnp.dtype | None,
+        drop_path: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        self.conv1 = _conv(inputs, features, 3, stride, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(features)
-        self.conv2 = _conv(features, features, 3, 1, dtype=dtype, rngs=rngs)
-        self.bn2 = BatchNorm(features)
-        self.downsample = _downsample(inputs, features, stride, dtype=dtype, rngs=rngs)
+        own_stride = blur_pool.own_stride(stride, options.blur_pool)
+        self.conv1 = _conv(inputs, features, 3, own_stride, options, rngs=rngs)
+        self.bn1 = _norm(features, options)
+        self.conv2 = _conv(features, features, 3, 1, options, rngs=rngs)
+        self.bn2 = _norm(features, options)
+        super().__init__(inputs, features, stride, options, drop_path, rngs)
 
     def zero_last_scale(self) -> None:
         """Start as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
         self.bn2.scale[...] = jnp.zeros_like(self.bn2.scale[...])
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        y = nnx.relu(self.bn1(self.conv1(x), train=train))
-        y = self.bn2(self.conv2(y), train=train)
-        return nnx.relu(y + _shortcut(self.downsample, x, train=train))
+    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
+        y = nnx.relu(
+            self.bn1(self.conv1(blur_pool.before_stride(x, self.stride, self.blur)), train=train)
+        )
+        y = self.bn2(self.conv2(blur_pool.after_stride(y, self.stride, self.blur)), train=train)
+        return self.join(x, y, train=train, rngs=rngs)
 
 
-class Bottleneck(nnx.Module):
+class Bottleneck(Block):
     """1x1, 3x3, 1x1 with four times the channels at the end, added to a shortcut."""
 
     expansion = 4
@@ -146,40 +220,39 @@ class Bottleneck(nnx.Module):
         inputs: int,
         features: int,
         stride: int,
+        options: Options = DEFAULT,
         *,
-        dtype: jnp.dtype | None,
+        drop_path: float = 0.0,
         rngs: nnx.Rngs,
     ):
         outputs = features * self.expansion
-        self.conv1 = _conv(inputs, features, 1, 1, dtype=dtype, rngs=rngs)
-        self.bn1 = BatchNorm(features)
-        self.conv2 = _conv(features, features, 3, stride, dtype=dtype, rngs=rngs)
-        self.bn2 = BatchNorm(features)
-        self.conv3 = _conv(features, outputs, 1, 1, dtype=dtype, rngs=rngs)
-        self.bn3 = BatchNorm(outputs)
-        self.downsample = _downsample(inputs, outputs, stride, dtype=dtype, rngs=rngs)
+        own_stride = blur_pool.own_stride(stride, options.blur_pool)
+        self.conv1 = _conv(inputs, features, 1, 1, options, rngs=rngs)
+        self.bn1 = _norm(features, options)
+        self.conv2 = _conv(features, features, 3, own_stride, options, rngs=rngs)
+        self.bn2 = _norm(features, options)
+        self.conv3 = _conv(features, outputs, 1, 1, options, rngs=rngs)
+        self.bn3 = _norm(outputs, options)
+        super().__init__(inputs, outputs, stride, options, drop_path, rngs)
 
     def zero_last_scale(self) -> None:
         """Start as the identity (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
         self.bn3.scale[...] = jnp.zeros_like(self.bn3.scale[...])
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
         y = nnx.relu(self.bn1(self.conv1(x), train=train))
-        y = nnx.relu(self.bn2(self.conv2(y), train=train))
-        y = self.bn3(self.conv3(y), train=train)
-        return nnx.relu(y + _shortcut(self.downsample, x, train=train))
+        y = nnx.relu(
+            self.bn2(self.conv2(blur_pool.before_stride(y, self.stride, self.blur)), train=train)
+        )
+        y = self.bn3(self.conv3(blur_pool.after_stride(y, self.stride, self.blur)), train=train)
+        return self.join(x, y, train=train, rngs=rngs)
 
 
 def _conv(
-    inputs: int,
-    outputs: int,
-    size: int,
-    stride: int,
-    *,
-    dtype: jnp.dtype | None,
-    rngs: nnx.Rngs,
+    inputs: int, outputs: int, size: int, stride: int, options: Options = DEFAULT, *, rngs: nnx.Rngs
 ) -> nnx.Conv:
-    return nnx.Conv(
+    kind = StandardizedConv if options.weight_standardization else nnx.Conv
+    return kind(
         inputs,
         outputs,
         (size, size),
@@ -188,25 +261,26 @@ def _conv(
         use_bias=False,
         # He et al. 2015, arXiv:1502.01852, over the fan-out, as torchvision chooses.
         kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        dtype=dtype,
+        dtype=options.dtype,
         rngs=rngs,
     )
 
 
 def _downsample(
-    inputs: int, outputs: int, stride: int, *, dtype: jnp.dtype | None, rngs: nnx.Rngs
+    inputs: int, outputs: int, stride: int, options: Options, *, rngs: nnx.Rngs
 ) -> nnx.List | None:
     """1x1 convolution and norm where the block changes the shape, else None: the identity."""
     if stride == 1 and inputs == outputs:
         return None
-    return nnx.List([_conv(inputs, outputs, 1, stride, dtype=dtype, rngs=rngs), BatchNorm(outputs)])
+    own_stride = stride if options.blur_pool == "none" else 1
+    conv = _conv(inputs, outputs, 1, own_stride, options, rngs=rngs)
+    return nnx.List([conv, _norm(outputs, options)])
 
 
-def _shortcut(downsample: nnx.List | None, x: jax.Array, *, train: bool) -> jax.Array:
-    if downsample is None:
-        return x
-    conv, bn = downsample
-    return bn(conv(x), train=train)
+def _norm(features: int, options: Options) -> BatchNorm | GroupNorm:
+    if options.norm == "group":
+        return GroupNorm(features)
+    return BatchNorm(features, images_per_group=options.bn_group)
 
 
 def _classifier(inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.Linear:

@@ -13,7 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.models.norm import BatchNorm
+from imagenet_jax.models.norm import BatchNorm, check_bn_group
 
 CHANNELS = (64, 128, 256, 512, 512)  # of the five stages
 HIDDEN = 4096  # of the two hidden linear layers
@@ -31,7 +31,7 @@ VARIANTS: dict[str, tuple[tuple[int, ...], bool]] = {
     for name, depths in _DEPTHS.items()
     for suffix in ("", "_bn")
 }
-FIELDS = ("dropout",)
+FIELDS = ("dropout", "bn_group")
 
 
 def check(config: ConfigDict | Mapping[str, Any]) -> None:
@@ -39,6 +39,7 @@ def check(config: ConfigDict | Mapping[str, Any]) -> None:
     rate = config["dropout"]
     if not isinstance(rate, int | float) or not 0 <= rate < 1:
         raise UserError(f"config.model.dropout = {rate!r}: use 0 <= dropout < 1")
+    check_bn_group(config["bn_group"], has_bn=VARIANTS[config["name"]][1])
 
 
 class VGG(nnx.Module):
@@ -51,6 +52,7 @@ class VGG(nnx.Module):
         num_classes: int,
         width: float,
         dropout: float,
+        bn_group: int,
         dtype: jnp.dtype | None,
         rngs: nnx.Rngs,
     ):
@@ -60,7 +62,8 @@ class VGG(nnx.Module):
         for depth, channels in zip(depths, CHANNELS, strict=True):
             outputs, stage = round(channels * width), []
             for _ in range(depth):
-                stage.append(ConvUnit(inputs, outputs, has_bn=has_bn, dtype=dtype, rngs=rngs))
+                bn = BatchNorm(outputs, images_per_group=bn_group) if has_bn else None
+                stage.append(ConvUnit(inputs, outputs, bn=bn, dtype=dtype, rngs=rngs))
                 inputs = outputs
             stages.append(nnx.List(stage))
         self.features = nnx.List(stages)
@@ -112,7 +115,13 @@ class ConvUnit(nnx.Module):
     """3x3 convolution with a bias, batch norm in the variants that have it, ReLU."""
 
     def __init__(
-        self, inputs: int, outputs: int, *, has_bn: bool, dtype: jnp.dtype | None, rngs: nnx.Rngs
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        bn: BatchNorm | None,
+        dtype: jnp.dtype | None,
+        rngs: nnx.Rngs,
     ):
         self.conv = nnx.Conv(
             inputs,
@@ -124,7 +133,7 @@ class ConvUnit(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.bn = BatchNorm(outputs) if has_bn else None
+        self.bn = bn
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = self.conv(x)
