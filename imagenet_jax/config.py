@@ -31,7 +31,7 @@ _CHOICES = {
     "augment.auto": ("none", "randaugment", "trivialaugment"),
     "augment.auto_interpolation": ("nearest", "bilinear"),
     "augment.erase_fill": ("zero", "noise"),
-    "optim.name": ("sgd", "adam", "adamw"),
+    "optim.name": ("sgd", "adam", "adamw", "lars", "lamb"),
     "optim.lr_scaling": ("linear", "sqrt", "none"),
     "optim.schedule": ("step", "cosine", "polynomial", "constant"),
     "optim.weight_decay_form": ("l2", "decoupled"),
@@ -44,11 +44,22 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "optim.peak_lr", "optim.warmup_epochs", "optim.warmup_start_lr", "optim.end_lr",
-    "optim.weight_decay", "optim.clip_norm", "eval.every_epochs", "checkpoint.every_epochs",
+    "optim.weight_decay", "optim.clip_norm", "optim.l1", "optim.trust_coefficient",
+    "eval.every_epochs", "checkpoint.every_epochs",
     "data.threads", "data.workers", "seed", "augment.lighting", "augment.mixup", "augment.cutmix",
 )  # fmt: skip
 _SHARES = ("augment.erase", "augment.mix_probability", "augment.mix_switch")
 _BELOW_ONE = ("loss.label_smoothing", "ema.decay", "optim.momentum", "optim.b1", "optim.b2")
+
+# The optimizers that read a field; with the others only its default is accepted.
+_READ_BY = {
+    "optim.nesterov": ("sgd", "lars"),
+    "optim.trust_coefficient": ("lars",),
+    "optim.b1": ("adam", "adamw", "lamb"),
+    "optim.b2": ("adam", "adamw", "lamb"),
+    "optim.eps": ("adam", "adamw", "lamb"),
+    "optim.weight_decay_form": ("sgd", "adam", "adamw"),
+}
 
 
 def load(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
@@ -118,11 +129,11 @@ def check(config: ConfigDict) -> ConfigDict:
             raise UserError(
                 f"config.{field} = {present[field]!r} should be {_kind(default)}, like {default!r}"
             )
-    _check_values(present)
+    _check_values(present, expected)
     return config.lock()
 
 
-def _check_values(value: dict[str, Any]) -> None:
+def _check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
     for field, choices in _CHOICES.items():
         if value[field] not in choices:
             near = difflib.get_close_matches(value[field], choices, n=1)
@@ -148,6 +159,13 @@ def _check_values(value: dict[str, Any]) -> None:
     for field in ("data.mean", "data.std"):
         if len(value[field]) != 3:
             raise UserError(f"config.{field} = {value[field]!r} must have 3 values, for R, G and B")
+    rule = value["optim.name"]
+    for field, rules in _READ_BY.items():
+        if rule not in rules and value[field] != default[field]:
+            raise UserError(
+                f"config.{field} = {value[field]!r} does nothing with config.optim.name = "
+                f"{rule!r}: leave it at {default[field]!r}, or use {' | '.join(rules)}"
+            )
     if value["batch_size"] % value["optim.accumulate"]:
         raise UserError(
             f"config.batch_size = {value['batch_size']} is not divisible by "

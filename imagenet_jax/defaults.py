@@ -84,7 +84,7 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.loss.label_smoothing = 0.0  # mass spread over all classes (Szegedy 2016, section 7)
 
     c.optim = ConfigDict()
-    c.optim.name = "sgd"  # "sgd" | "adam" | "adamw"
+    c.optim.name = "sgd"  # "sgd" | "adam" | "adamw" | "lars" (You 2017) | "lamb" (You 2019)
     c.optim.peak_lr = 0.1  # at reference_batch_size
     c.optim.reference_batch_size = 256
     c.optim.lr_scaling = "linear"  # with batch_size: "linear" (Goyal 2017) | "sqrt" | "none"
@@ -95,14 +95,17 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.optim.factor = 0.1  # step
     c.optim.power = 1.0  # polynomial
     c.optim.end_lr = 0.0  # cosine and polynomial: rate at the end, at reference_batch_size
-    c.optim.momentum = 0.9  # sgd; torch's form: v <- momentum * v + g
-    c.optim.nesterov = False  # sgd
-    c.optim.b1 = 0.9  # adam, adamw
-    c.optim.b2 = 0.999  # adam, adamw
-    c.optim.eps = 1e-8  # adam, adamw
+    c.optim.momentum = 0.9  # sgd, lars; torch's form: v <- momentum * v + g
+    c.optim.nesterov = False  # sgd, lars
+    c.optim.trust_coefficient = 0.001  # lars: of the ratio of norms that scales each rate
+    c.optim.b1 = 0.9  # adam, adamw, lamb
+    c.optim.b2 = 0.999  # adam, adamw, lamb
+    c.optim.eps = 1e-8  # adam, adamw, lamb
     c.optim.weight_decay = 1e-4
+    c.optim.l1 = 0.0  # adds l1 * sign(weight) to the gradient, of the weights that decay
     c.optim.weight_decay_form = "l2"  # "l2": added to the gradient | "decoupled": to the update
-    c.optim.decay_bias_and_norm = True  # decay biases and norm scales too, as torch does unasked
+    # Decay biases and norm scales too, as torch does unasked; lars and lamb: adapt their rates too.
+    c.optim.decay_bias_and_norm = True
     c.optim.clip_norm = 0.0  # largest global gradient norm; 0: no clipping
     c.optim.accumulate = 1  # micro-batches per step; batch norm sees one micro-batch at a time
 

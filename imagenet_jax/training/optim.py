@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from imagenet_jax.training import large_batch
+
 
 def peak_learning_rate(optim: ConfigDict, batch_size: int) -> float:
     """The configured rate scaled from the reference batch size to this one.
@@ -65,13 +67,32 @@ def decay_mask(params: Any) -> Any:
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
+def add_l1_gradient(strength: float) -> optax.GradientTransformation:
+    """Adds the gradient of strength * sum(|w|), whose value at w = 0 is taken as 0."""
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(lambda g, w: g + strength * jnp.sign(w), grads, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def optimizer(optim: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """The update rule: clip, L2 decay, preconditioner, decoupled decay, learning rate, in turn.
+    """The update rule: clip, L1, L2 decay, preconditioner, decoupled decay, learning rate, in turn.
 
     With "l2" decay this is torch.optim.SGD / Adam (decay enters the momentum); with "decoupled"
     it is SGDW / AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), scaled by the learning rate.
     """
     mask = None if optim.decay_bias_and_norm else decay_mask
+    parts = []
+    if optim.clip_norm:
+        parts.append(optax.clip_by_global_norm(optim.clip_norm))
+    if optim.l1:
+        l1 = add_l1_gradient(optim.l1)
+        parts.append(l1 if mask is None else optax.masked(l1, mask))
+    if optim.name == "lars":
+        return optax.chain(*parts, large_batch.lars(optim, schedule, mask))
+    if optim.name == "lamb":
+        return optax.chain(*parts, large_batch.lamb(optim, schedule, mask))
     decay = optax.add_decayed_weights(optim.weight_decay, mask=mask)
     if optim.name == "sgd":
         rule = optax.trace(decay=optim.momentum, nesterov=optim.nesterov)
@@ -79,9 +100,6 @@ def optimizer(optim: ConfigDict, schedule: optax.Schedule) -> optax.GradientTran
         rule = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
     # torch's AdamW is decoupled by definition; the name alone decides there.
     decoupled = optim.weight_decay_form == "decoupled" or optim.name == "adamw"
-    parts = []
-    if optim.clip_norm:
-        parts.append(optax.clip_by_global_norm(optim.clip_norm))
     if optim.weight_decay and not decoupled:
         parts.append(decay)
     parts.append(rule)

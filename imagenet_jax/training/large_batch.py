@@ -1,0 +1,67 @@
+"""LARS and LAMB: the learning rate of each array follows the ratio of its norm to its update's.
+
+An array here is one kernel, bias or norm parameter: what the papers call a layer. With the mask of
+`optim.decay_mask`, biases and norm parameters neither decay nor adapt and take plain momentum or
+Adam steps, as in MLPerf's reference (its skip list) and in LAMB's (exclude_from_weight_decay).
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+
+def lars(
+    optim: ConfigDict, schedule: optax.Schedule, mask: Any = None
+) -> optax.GradientTransformation:
+    """LARS (You et al. 2017, arXiv:1708.03888, algorithm 1), as MLPerf's ResNet-50 runs it.
+
+    With gradient g, weights w, trust coefficient c, decay d and learning rate r,
+        v <- momentum * v + r * c * |w| / (|g| + d * |w|) * (g + d * w),    w <- w - v
+    and a ratio of 1 where |w| or |g| is 0. The rate is inside the momentum, unlike in SGD here.
+
+    optax.lars divides by |g + d * w| instead, which is neither the paper's nor MLPerf's.
+    """
+    return optax.chain(
+        _masked(_scale_by_lars_ratio(optim.trust_coefficient, optim.weight_decay), mask),
+        optax.scale_by_learning_rate(schedule),
+        optax.trace(decay=optim.momentum, nesterov=optim.nesterov),
+    )
+
+
+def lamb(
+    optim: ConfigDict, schedule: optax.Schedule, mask: Any = None
+) -> optax.GradientTransformation:
+    """LAMB (You et al. 2019, arXiv:1904.00962, algorithm 2, with phi the identity).
+
+    With Adam's bias-corrected step a = m / (sqrt(v) + eps), weights w, decay d and rate r,
+        u = a + d * w,    w <- w - r * |w| / |u| * u
+    and a ratio of 1 where |w| or |u| is 0. timm's Lamb also clips the gradient to a global norm of
+    1: config.optim.clip_norm.
+    """
+    return optax.chain(
+        optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),
+        optax.add_decayed_weights(optim.weight_decay, mask=mask),
+        _masked(optax.scale_by_trust_ratio(), mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _masked(inner: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:
+    return inner if mask is None else optax.masked(inner, mask)
+
+
+def _scale_by_lars_ratio(coefficient: float, decay: float) -> optax.GradientTransformation:
+    def scale(g: jax.Array, w: jax.Array) -> jax.Array:
+        w_norm, g_norm = jnp.linalg.norm(w.ravel()), jnp.linalg.norm(g.ravel())
+        usable = (w_norm > 0) & (g_norm > 0)
+        ratio = coefficient * w_norm / jnp.where(usable, g_norm + decay * w_norm, 1.0)
+        return jnp.where(usable, ratio, 1.0) * (g + decay * w)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        # What a mask leaves out is an optax.MaskedNode: an empty subtree, so tree.map skips it.
+        return jax.tree.map(scale, grads, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
