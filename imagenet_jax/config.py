@@ -207,23 +207,18 @@ def _check_augment(value: dict[str, Any]) -> None:
         )
     default = flatten(defaults.defaults(value["model.name"]))
     mixes = (value["augment.mixup"] > 0) + (value["augment.cutmix"] > 0)
-    for field, works, condition in (
-        ("auto_interpolation", value["augment.auto"] != "none", "augment.auto is none"),
-        ("rand_num_ops", value["augment.auto"] == "randaugment", "augment.auto is not randaugment"),
-        (
-            "rand_magnitude",
-            value["augment.auto"] == "randaugment",
-            "augment.auto is not randaugment",
-        ),
+    auto = value["augment.auto"]
+    for field, works, reason in (
+        ("auto_interpolation", auto != "none", "augment.auto is none"),
+        ("rand_num_ops", auto == "randaugment", "augment.auto is not randaugment"),
+        ("rand_magnitude", auto == "randaugment", "augment.auto is not randaugment"),
         ("erase_fill", value["augment.erase"] > 0, "augment.erase is 0"),
         ("mix_probability", mixes > 0, "augment.mixup and augment.cutmix are 0"),
         ("mix_switch", mixes == 2, "augment.mixup and augment.cutmix are not both on"),
     ):
         field = f"augment.{field}"
         if not works and value[field] != default[field]:
-            raise UserError(
-                f"config.{field} = {value[field]!r} would do nothing: config.{condition}"
-            )
+            raise UserError(f"config.{field} = {value[field]!r} would do nothing: {reason}")
     if mixes and not value["augment.mix_probability"] > 0:
         raise UserError(
             "config.augment.mix_probability = 0 turns mixup and cutmix off: set their alphas to 0"

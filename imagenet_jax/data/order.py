@@ -10,7 +10,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-_SHUFFLE, _RECORD = 1, 2  # keep the two families of streams apart
+_SHUFFLE, _RECORD, _MIX = 1, 2, 3  # keep the families of streams apart
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, odd
 
 
@@ -29,10 +29,15 @@ def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
     return np.argsort(words, kind="stable")
 
 
-def record_uniforms(seed: int, epochs: np.ndarray, indices: np.ndarray, count: int) -> np.ndarray:
-    """f64[N, count] in [0, 1): the random numbers of record indices[n] in epoch epochs[n]."""
-    words = _words(_key(seed, _RECORD, epochs, indices)[:, None], count)
-    return (words >> np.uint64(11)) * 2.0**-53
+def record_uniforms(
+    seed: int, epochs: np.ndarray, indices: np.ndarray, copies: np.ndarray, count: int
+) -> np.ndarray:
+    """f64[N, count] in [0, 1): the random numbers of record indices[n] in epoch epochs[n].
+
+    The record's further appearances, copies[n] > 0, take the numbers that follow.
+    """
+    key = _key(seed, _RECORD, epochs, indices) + _GAMMA * (copies * count).astype(np.uint64)
+    return (_words(key[:, None], count) >> np.uint64(11)) * 2.0**-53
 
 
 def _key(*parts: int | np.ndarray) -> np.ndarray:
@@ -56,32 +61,85 @@ def _mix(z: np.ndarray) -> np.ndarray:
 
 
 class Order:
-    """The sequence of records of a whole run: position 0, 1, 2, ... -> (epoch, index)."""
+    """The sequence of records of a whole run: position 0, 1, 2, ... -> (epoch, index, copy)."""
 
-    def __init__(self, length: int, *, seed: int, batch_size: int, remainder: str = "carry"):
-        """`length` records; see `steps_per_epoch` for `remainder`."""
-        self.seed = seed
-        self._length = length
-        self._per_epoch = length if remainder == "carry" else length // batch_size * batch_size
-        self._epochs: OrderedDict[int, np.ndarray] = OrderedDict()
+    def __init__(
+        self,
+        length: int,
+        *,
+        seed: int,
+        batch_size: int,
+        remainder: str = "carry",
+        repeats: int = 1,
+        balance: str = "none",
+        labels: np.ndarray | None = None,
+    ):
+        """`length` records; see `steps_per_epoch` for `remainder`.
+
+        Args:
+          repeats: times that a record comes in a row; an epoch has as many positions as without,
+            so that fraction of the records (Hoffer et al. 2020, arXiv:1901.09335; Berman et al.
+            2019, arXiv:1902.05509).
+          balance: "over": in an epoch every class has as many positions as the largest, its records
+            coming equally often, give or take one; "under": as many as the smallest, other
+            records in each epoch.
+          labels: i[length], for balance.
+        """
+        self.seed, self.batch_size = seed, batch_size
+        self._length, self._repeats = length, repeats
+        self._balance, self._labels = balance, labels
+        positions = balanced_length(labels, balance) if labels is not None else length
+        self.steps_per_epoch = steps_per_epoch(positions, batch_size, remainder)
+        self._per_epoch = (
+            positions if remainder == "carry" else positions // batch_size * batch_size
+        )
+        self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def records(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """(epochs, indices), i64[stop - start] each, of the run's positions start to stop."""
+    def records(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(epochs, indices, copies), i64[stop - start] each, of the run's positions start to stop.
+
+        Copies number a record's appearances in its epoch, from 0.
+        """
         epochs, places = np.divmod(np.arange(start, stop), self._per_epoch)
-        indices = np.empty_like(places)
+        indices, copies = np.empty_like(places), np.empty_like(places)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            indices[here] = self._permutation(int(epoch))[places[here]]
-        return epochs, indices
+            of_epoch, again = self._epoch(int(epoch))
+            first, repeat = np.divmod(places[here], self._repeats)
+            indices[here] = of_epoch[first]
+            copies[here] = again[first] * self._repeats + repeat
+        return epochs, indices, copies
 
-    def _permutation(self, epoch: int) -> np.ndarray:
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         with self._lock:
             if epoch not in self._epochs:
-                self._epochs[epoch] = permutation(self._length, self.seed, epoch)
+                self._epochs[epoch] = self._draw(epoch)
                 while len(self._epochs) > 2:  # batches run across the end of an epoch
                     self._epochs.popitem(last=False)
             return self._epochs[epoch]
+
+    def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """(indices, copies) of an epoch."""
+        order = permutation(self._length, self.seed, epoch)
+        if self._labels is None or self._balance == "none":
+            return order, np.broadcast_to(0, len(order))
+        by_class = order[np.argsort(self._labels[order], kind="stable")]
+        counts = class_sizes(self._labels)
+        starts = np.cumsum(counts) - counts
+        # Each record's place among those of its class, in this epoch's order.
+        rank = np.arange(len(by_class)) - np.repeat(starts, counts)
+        if self._balance == "under":
+            chosen = np.zeros(self._length, bool)
+            chosen[by_class[rank < counts.min()]] = True
+            order = order[chosen[order]]
+            return order, np.broadcast_to(0, len(order))
+        size = np.repeat(counts, counts)
+        times = counts.max() // size + (rank < counts.max() % size)
+        indices = np.repeat(by_class, times)
+        copies = np.arange(len(indices)) - np.repeat(np.cumsum(times) - times, times)
+        mixed = np.argsort(_words(_key(self.seed, _MIX, epoch), len(indices)), kind="stable")
+        return indices[mixed], copies[mixed]
 
     def __getstate__(self) -> dict:
         """For worker processes: permutations are cheaper made again than sent."""
@@ -90,3 +148,16 @@ class Order:
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._lock = threading.Lock()
+
+
+def balanced_length(labels: np.ndarray, balance: str) -> int:
+    """Positions of an epoch in which each class that is there has equally many, see `Order`."""
+    counts = class_sizes(labels)
+    each = {"over": counts.max(), "under": counts.min()}
+    return int(len(counts) * each[balance]) if balance in each else len(labels)
+
+
+def class_sizes(labels: np.ndarray) -> np.ndarray:
+    """i64[K]: records of each of the K classes that have any, in the order of labels."""
+    counts = np.bincount(labels)
+    return counts[counts > 0]

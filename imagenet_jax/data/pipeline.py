@@ -17,18 +17,35 @@ from ml_collections import ConfigDict
 from imagenet_jax.data import decode
 from imagenet_jax.data.order import Order, record_uniforms
 from imagenet_jax.data.sources import Source
+from imagenet_jax.data.tfds_format import Record
 from imagenet_jax.errors import UserError
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
+
+
+def order_of(source: Source, data: ConfigDict, *, seed: int, batch_size: int) -> Order:
+    """The order of the records of a run, as `config.data` has it; `batch_size` is global.
+
+    Balancing classes takes their labels: a tfds directory is read once for them.
+    """
+    labels = source.labels() if data.balance != "none" else None
+    return Order(
+        len(source),
+        seed=seed,
+        batch_size=batch_size,
+        remainder=data.remainder,
+        repeats=data.repeats,
+        balance=data.balance,
+        labels=labels,
+    )
 
 
 def train_batches(
     source: Source,
+    order: Order,
     data: ConfigDict,
     augment: ConfigDict,
     *,
-    seed: int,
-    batch_size: int,
     total_steps: int,
     start_step: int = 0,
     process_index: int = 0,
@@ -37,16 +54,17 @@ def train_batches(
     """This process's rows of batches start_step .. total_steps - 1 of the run.
 
     Args:
+      order: from `order_of`; each process gets an equal share of a batch, in row order.
       data, augment: `config.data` and `config.augment`.
-      batch_size: global; each process gets an equal share, in row order.
       start_step: batches consumed before; nothing of them is read.
 
     Returns:
       An iterator of {"image": u8[b, S, S, 3], "label": i32[b]}; errors of a record are UserErrors
-      that name it.
+      that name it. With data.undecodable = "skip" also "mask": f32[b], 0 for an image that could
+      not be decoded, and "skipped": their names.
     """
-    load = TrainRows(source, data, augment, seed, batch_size, process_index, process_count)
-    rows = batch_size // process_count
+    load = TrainRows(source, order, data, augment, process_index, process_count)
+    rows = order.batch_size // process_count
     return _iterate(load, start_step, total_steps, data, rows * augment.image_size**2 * 3)
 
 
@@ -65,7 +83,8 @@ def eval_batches(
 
     Returns:
       An iterator of {"image": u8[b, S, S, 3], "label": i32[b], "mask": f32[b]}: the last batch is
-      filled with rows of mask 0. Every process gets the same number of batches.
+      filled with rows of mask 0. Every process gets the same number of batches. "skipped" as in
+      `train_batches`.
     """
     load = EvalRows(source, data, evaluation, process_index, process_count)
     rows = evaluation.batch_size // process_count
@@ -79,18 +98,16 @@ class TrainRows:
     def __init__(
         self,
         source: Source,
+        order: Order,
         data: ConfigDict,
         augment: ConfigDict,
-        seed: int,
-        batch_size: int,
         process_index: int,
         process_count: int,
     ):
-        self._source = source
-        self._order = Order(len(source), seed=seed, batch_size=batch_size, remainder=data.remainder)
-        self._batch_size = batch_size
-        self._rows = _share(batch_size, process_index, process_count)
+        self._source, self._order = source, order
+        self._rows = _share(order.batch_size, process_index, process_count)
         self._side = augment.image_size
+        self._judge = _Judge(source, data)
         self._crop: dict[str, Any] = {
             "scale": tuple(augment.crop_scale),
             "ratio": tuple(augment.crop_ratio),
@@ -99,18 +116,23 @@ class TrainRows:
         }
 
     def __call__(self, step: int) -> Batch:
-        first = step * self._batch_size
-        epochs, indices = self._order.records(first + self._rows.start, first + self._rows.stop)
-        uniforms = record_uniforms(self._order.seed, epochs, indices, decode.CROP_DRAWS)
-        batch = _empty(len(indices), self._side)
-        for row, index in enumerate(indices):
+        first = step * self._order.batch_size
+        where = self._order.records(first + self._rows.start, first + self._rows.stop)
+        uniforms = record_uniforms(self._order.seed, *where, decode.CROP_DRAWS)
+        batch = _empty(len(self._rows), self._side)
+        mask, skipped = np.ones(len(self._rows), np.float32), []
+        for row, index in enumerate(where[1]):
             record = self._source[int(index)]
-            batch["label"][row] = record["label"]
-            with _naming(record["id"]):
+            batch["label"][row] = self._judge.label(record)
+            try:
                 decode.train_image(
                     record["image"], batch["image"][row], uniforms[row], **self._crop
                 )
-        return batch
+            except decode.UndecodableImage as e:
+                self._judge.skip(record, e, batch["image"][row])
+                mask[row] = 0
+                skipped.append(record["id"])
+        return batch | {"mask": mask, "skipped": skipped} if self._judge.skips else batch
 
 
 class EvalRows:
@@ -127,26 +149,58 @@ class EvalRows:
         self._source = source
         self._batch_size = evaluation.batch_size
         self._rows = _share(evaluation.batch_size, process_index, process_count)
+        self._judge = _Judge(source, data)
         self._side, self._resize = evaluation.image_size, evaluation.resize
         self._resampling = {"interpolation": data.interpolation, "resampling": data.resampling}
 
     def __call__(self, step: int) -> Batch:
         first = step * self._batch_size
-        batch = _empty(len(self._rows), self._side) | {
-            "mask": np.zeros(len(self._rows), np.float32)
-        }
+        batch = _empty(len(self._rows), self._side)
+        mask, skipped = np.zeros(len(self._rows), np.float32), []
         for row, place in enumerate(self._rows):
             if first + place >= len(self._source):
                 batch["image"][row:] = 0
                 batch["label"][row:] = 0
                 break
             record = self._source[first + place]
-            batch["label"][row], batch["mask"][row] = record["label"], 1
-            with _naming(record["id"]):
+            batch["label"][row] = self._judge.label(record)
+            try:
                 decode.eval_image(
                     record["image"], batch["image"][row], resize=self._resize, **self._resampling
                 )
-        return batch
+                mask[row] = 1
+            except decode.UndecodableImage as e:
+                self._judge.skip(record, e, batch["image"][row])
+                skipped.append(record["id"])
+        return batch | {"mask": mask} | ({"skipped": skipped} if self._judge.skips else {})
+
+
+class _Judge:
+    """What becomes of a record that training cannot use."""
+
+    def __init__(self, source: Source, data: ConfigDict):
+        self.skips = data.undecodable == "skip"
+        self._classes = len(source.class_names)
+        self._mean = np.round(np.asarray(data.mean) * 255).astype(np.uint8)
+
+    def label(self, record: Record) -> int:
+        """The record's; UserError where it is none, as in tfds's test splits."""
+        if not 0 <= record["label"] < self._classes:
+            raise UserError(
+                f"image {record['id']} has label {record['label']}, not one of the "
+                f"{self._classes} classes; use another split or prepare the data again"
+            )
+        return record["label"]
+
+    def skip(self, record: Record, error: decode.UndecodableImage, row: np.ndarray) -> None:
+        """Paint the row u8[S, S, 3] in the mean colour, or stop the run with a UserError."""
+        if not self.skips:
+            raise UserError(
+                f"image {record['id']} cannot be decoded: {error}; `python -m imagenet_jax.doctor` "
+                "finds all such, --config.data.undecodable=skip trains without them"
+            ) from error
+        # The closest to nothing that batch norm, which sees every row, can be given.
+        row[...] = self._mean
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> range:
@@ -159,19 +213,6 @@ def _empty(rows: int, side: int) -> Batch:
         "image": np.empty((rows, side, side, 3), np.uint8),
         "label": np.empty(rows, np.int32),
     }
-
-
-class _naming:
-    """Adds the record's name to the error of one that cannot be decoded."""
-
-    def __init__(self, name: str):
-        self._name = name
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, decode.UndecodableImage):
-            raise UserError(f"image {self._name} cannot be decoded: {error}") from error
 
 
 def _iterate(

@@ -37,6 +37,10 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Record: ...
 
+    def labels(self) -> np.ndarray:
+        """i32[N]: the label of every record."""
+        ...
+
 
 def open_source(data: ConfigDict, split: str) -> Source:
     """The source of `config.data` for a split, or a part of one: "train[:99%]", "train[100:]".
@@ -108,6 +112,9 @@ class Subset:
     def __getitem__(self, index: int) -> Record:
         return self._source[int(self._indices[index])]
 
+    def labels(self) -> np.ndarray:
+        return self._source.labels()[self._indices]
+
 
 class ArrayRecordSource:
     """A split of a tfds directory, read from its ArrayRecord shards without tfds in between."""
@@ -130,6 +137,10 @@ class ArrayRecordSource:
                 "prepare it again"
             ) from e
         return {"image": image, "label": label, "id": file_name or f"{self.name} record {index}"}
+
+    def labels(self) -> np.ndarray:
+        """Reads every record: they keep their labels beside their images."""
+        return np.array([self[i]["label"] for i in range(len(self))], np.int32)
 
 
 def open_tfds(path: Path, split: str) -> ArrayRecordSource:
@@ -204,6 +215,9 @@ class FolderSource:
             raise UserError(f"{self._root / name} cannot be read: {e.strerror}") from e
         return {"image": image, "label": int(self._labels[index]), "id": f"{self._parent}/{name}"}
 
+    def labels(self) -> np.ndarray:
+        return self._labels
+
 
 def open_folder(path: Path, split: str) -> FolderSource:
     """The images of `path/split/CLASS/`."""
@@ -259,6 +273,9 @@ class SyntheticSource:
             "label": label,
             "id": f"{self.name} {index}",
         }
+
+    def labels(self) -> np.ndarray:
+        return np.arange(self._length, dtype=np.int32) % len(self.class_names)
 
 
 def _hash(*parts: str) -> str:

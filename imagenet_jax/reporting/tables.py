@@ -23,6 +23,8 @@ def print_result(result: dict[str, Any], workdir: Path) -> None:
             f"{row['loss']:.4f}",
         )
     Console(file=sys.stdout).print(table)
+    if "skipped" in result:
+        print(f"undecodable and not counted: {', '.join(result['skipped'])}")
     print(
         f"TensorBoard: {workdir / 'tensorboard'}  metrics: {workdir / 'metrics.jsonl'}  "
         f"checkpoints: {workdir / 'checkpoints'}  this result: "

@@ -6,12 +6,12 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-Values = Mapping[str, float | int | str]
+Values = Mapping[str, Any]  # numbers, words, or lists of names
 
 
 class Writer(Protocol):
@@ -75,7 +75,7 @@ class TensorBoardWriter:
     def write(self, step: int, split: str, values: Values) -> None:
         group = f"{split}/{values['weights']}" if "weights" in values else split
         for name, value in values.items():
-            if not isinstance(value, str):
+            if isinstance(value, int | float):
                 self._writer.add_scalar(f"{group}/{name}", value, step)
 
     def flush(self) -> None:
@@ -125,13 +125,13 @@ class ConsoleWriter:
         self.say(
             f"step {step:>7}  {split}{weights}: {values['count']} images, "
             f"top-1 {_percent(values['top1'])}, top-5 {_percent(values['top5'])}, "
-            f"loss {values['loss']:.4f}"
+            f"loss {values['loss']:.4f}{_skipped(values)}"
         )
 
     def _training_line(self, step: int, v: Values) -> str:
         line = (
             f"step {step:>7}/{self._total}  epoch {v['epoch']:7.2f}  loss {v['loss']:7.4f}  "
-            f"top-1 {_percent(v['top1'])}  lr {v['learning_rate']:.3g}"
+            f"top-1 {_percent(v['top1'])}  lr {v['learning_rate']:.3g}{_skipped(v)}"
         )
         if "images_per_second" not in v:
             return line
@@ -148,8 +148,12 @@ class ConsoleWriter:
             self._bar.stop()
 
 
-def _percent(share: float | int | str) -> str:
-    return f"{100 * float(share):5.1f} %"
+def _percent(share: float) -> str:
+    return f"{100 * share:5.1f} %"
+
+
+def _skipped(values: Values) -> str:
+    return f"  {len(values['skipped'])} undecodable skipped" if "skipped" in values else ""
 
 
 class Writers:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax import config as config_io
 from imagenet_jax.data import pipeline, sources
+from imagenet_jax.errors import UserError
 from imagenet_jax.training.checkpoint import Checkpoints
 from imagenet_jax.training.experiment import Evaluation, evaluation_of
 from imagenet_jax.training.sharding import place_batches
@@ -32,7 +33,11 @@ class Evaluator:
         )
 
     def __call__(self, state: TrainState) -> list[Result]:
-        """{weights, count, top1, top5, loss} for the EMA weights, if kept, then the raw ones."""
+        """{weights, count, top1, top5, loss} for the EMA weights, if kept, then the raw ones.
+
+        Where images could not be decoded and config.data.undecodable says "skip", also "skipped":
+        their names; the means are over the others.
+        """
         kinds = ["raw"] if state.ema is None else ["ema", "raw"]
         return [{"weights": kind} | self._measure(state.weights(kind)) for kind in kinds]
 
@@ -45,21 +50,22 @@ class Evaluator:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        per_batch = [self._step(weights, b) for b in place_batches(batches, self._evaluation.mesh)]
+        per_batch, skipped = [], []
+        for batch in place_batches(batches, self._evaluation.mesh):
+            skipped += batch.pop("skipped", [])
+            per_batch.append(self._step(weights, batch))
         # Python's float and int: sums over a split would round in float32.
         sums = dict.fromkeys(per_batch[0], 0.0)
         for batch in jax.device_get(per_batch):
             for name, value in batch.items():
                 sums[name] += float(value)
         count = round(sums["count"])
-        if count != len(source):
+        if count + len(skipped) != len(source):
             raise AssertionError(f"{count} images evaluated of the {len(source)} in {source.name}")
-        return {
-            "count": count,
-            "top1": sums["top1"] / count,
-            "top5": sums["top5"] / count,
-            "loss": sums["loss"] / count,
-        }
+        if not count:
+            raise UserError(f"none of the {len(source)} images of {source.name} can be decoded")
+        means = {name: sums[name] / count for name in ("top1", "top5", "loss")}
+        return {"count": count} | means | ({"skipped": skipped} if skipped else {})
 
 
 def write_result(workdir: Path, step: int, split: str, results: list[Result]) -> Result:

@@ -8,7 +8,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from imagenet_jax.data import order, sources
+from imagenet_jax.data import pipeline, sources
+from imagenet_jax.data.order import Order
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import optim
 from imagenet_jax.training.sharding import check_batch_size, make_mesh
@@ -35,6 +36,7 @@ class Experiment:
     """What training a config takes.
 
     Attributes:
+      order: of the records of the training split.
       steps_per_epoch: batches that the training split fills, fractional where batches run across
         epochs.
       total_steps: optimizer steps of the whole run.
@@ -44,6 +46,7 @@ class Experiment:
     config: ConfigDict
     mesh: Mesh
     source: sources.Source
+    order: Order
     evaluation: Evaluation
     graph: nnx.GraphDef
     schedule: optax.Schedule
@@ -98,7 +101,8 @@ def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
             f"splits {config.data.train_split!r} and {config.data.eval_split!r} of "
             f"{config.data.path} have different classes"
         )
-    per_epoch = order.steps_per_epoch(len(source), config.batch_size, config.data.remainder)
+    order = pipeline.order_of(source, config.data, seed=config.seed, batch_size=config.batch_size)
+    per_epoch = order.steps_per_epoch
     total = math.ceil(config.epochs * per_epoch - 1e-9)
     if total < 1:
         raise UserError(
@@ -113,6 +117,7 @@ def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
         config=config,
         mesh=mesh,
         source=source,
+        order=order,
         evaluation=evaluation,
         graph=evaluation.graph,
         schedule=schedule,

@@ -80,10 +80,9 @@ def _train(
     batches = place_batches(
         pipeline.train_batches(
             run.source,
+            run.order,
             config.data,
             config.augment,
-            seed=config.seed,
-            batch_size=config.batch_size,
             total_steps=run.total_steps,
             start_step=position.data["next_index"],
             process_index=jax.process_index(),
@@ -91,25 +90,26 @@ def _train(
         ),
         run.mesh,
     )
-    window = MetricWindow(every, Interval(**position.interval))
+    window = MetricWindow(every, run.total_steps, Interval(**position.interval))
     throughput = Throughput(config.batch_size)
     speed: dict[int, dict[str, float]] = {}
     in_flight: deque[jax.Array] = deque()
 
     def report(upto: int) -> None:
         """Write the intervals that are complete by step `upto`; NonFiniteError if one is bad."""
-        for last, means in window.fetch(upto):
+        for last, values in window.fetch(upto):
             epoch = {"epoch": last / run.steps_per_epoch}
-            writers.write(last, "train", epoch | means | speed.pop(last, {}))
+            writers.write(last, "train", epoch | values | speed.pop(last, {}))
 
     try:
         for step in range(first + 1, run.total_steps + 1):
             with throughput.waiting():
                 batch = next(batches)
+            skipped = batch.pop("skipped", [])
             state, metrics = train_step(state, batch)
             throughput.step()
             console.progress(step)
-            window.append(step, metrics)
+            window.append(step, metrics, skipped)
             in_flight.append(metrics["loss"])
             if len(in_flight) > _IN_FLIGHT:
                 in_flight.popleft().block_until_ready()
@@ -142,7 +142,7 @@ def _train(
                 )
                 return 128 + stop.received
         checkpoints.wait()
-        console.say(f"finished: {run.total_steps} steps in {workdir}")
+        console.say(f"finished: {run.total_steps} steps in {workdir}{_skipped(window.skipped)}")
         return 0
     finally:
         writers.close()
@@ -158,5 +158,9 @@ def _headline(run: Experiment, params: dict, first: int) -> str:
     )
 
 
+def _skipped(count: int) -> str:
+    return f"; {count:,} undecodable images skipped, named in metrics.jsonl" if count else ""
+
+
 def _numbers(result: dict) -> dict[str, float]:
-    return {name: value for name, value in result.items() if not isinstance(value, str)}
+    return {name: value for name, value in result.items() if isinstance(value, int | float)}

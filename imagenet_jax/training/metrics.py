@@ -36,53 +36,74 @@ def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass
 class Interval:
-    """Sums over the steps of one logging interval; saved with a checkpoint, to lose none."""
+    """Sums over the steps of one logging interval; saved with a checkpoint, to lose none.
+
+    Attributes:
+      count: steps.
+      sums: of each metric.
+      skipped: names of images that could not be decoded.
+      skipped_before: how many there were in earlier intervals.
+    """
 
     count: int = 0
     sums: dict[str, float] = dataclasses.field(default_factory=dict)
+    skipped: list[str] = dataclasses.field(default_factory=list)
+    skipped_before: int = 0
 
-    def add(self, values: dict[str, float]) -> None:
+    def add(self, values: dict[str, float], skipped: list[str]) -> None:
         self.count += 1
+        self.skipped += skipped
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
 
-    def means(self) -> dict[str, float]:
-        return {name: total / self.count for name, total in self.sums.items()}
+    def summary(self) -> dict[str, Any]:
+        """Means, and the names of skipped images where there were some."""
+        means: dict[str, Any] = {name: total / self.count for name, total in self.sums.items()}
+        return means | ({"skipped": self.skipped} if self.skipped else {})
+
+    def next(self) -> "Interval":
+        return Interval(skipped_before=self.skipped_before + len(self.skipped))
 
 
 class MetricWindow:
     """Averages the step's metrics, leaving them on the device until they are certain to be there.
 
     `append` takes a step's device scalars without touching them; `fetch(upto)` brings over those
-    of steps <= upto and returns the intervals that are complete.
+    of steps <= upto and returns the intervals that are complete: every `every` steps, and at `end`.
     """
 
-    def __init__(self, every: int, partial: Interval | None = None):
-        self._every = every
-        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+    def __init__(self, every: int, end: int, partial: Interval | None = None):
+        self._every, self._end = every, end
+        self._pending: list[tuple[int, dict[str, jax.Array], list[str]]] = []
         self._interval = partial or Interval()
 
-    def append(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        self._pending.append((step, metrics))
+    def append(self, step: int, metrics: dict[str, jax.Array], skipped: list[str]) -> None:
+        """`skipped` are the images of the step's batch that could not be decoded."""
+        self._pending.append((step, metrics, skipped))
 
-    def fetch(self, upto: int) -> list[tuple[int, dict[str, float]]]:
-        """[(last step, means)] of each interval completed at a step <= upto.
+    def fetch(self, upto: int) -> list[tuple[int, dict[str, Any]]]:
+        """[(last step, summary)] of each interval completed at a step <= upto.
 
         Raises NonFiniteError at the first step whose metrics are not all finite.
         """
         due = [entry for entry in self._pending if entry[0] <= upto]
         self._pending = self._pending[len(due) :]
         complete = []
-        for step, metrics in jax.device_get(due):
+        for step, metrics, skipped in jax.device_get(due):
             values = {name: float(value) for name, value in metrics.items()}
             _require_finite(step, values)
-            self._interval.add(values)
-            if step % self._every == 0:
+            self._interval.add(values, skipped)
+            if step % self._every == 0 or step == self._end:
                 # The rate is a setting, not a measurement: the last one, not the mean.
                 last = {"learning_rate": values["learning_rate"]}
-                complete.append((int(step), self._interval.means() | last))
-                self._interval = Interval()
+                complete.append((int(step), self._interval.summary() | last))
+                self._interval = self._interval.next()
         return complete
+
+    @property
+    def skipped(self) -> int:
+        """Images skipped since the run began, a skipped image of each epoch counted again."""
+        return self._interval.skipped_before + len(self._interval.skipped)
 
     def partial(self) -> dict[str, Any]:
         """The sums of the interval under way, as plain values (call `fetch` first)."""

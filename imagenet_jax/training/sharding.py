@@ -57,15 +57,22 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
 
 
 def place_batches(
-    batches: Iterable[dict[str, np.ndarray]], mesh: Mesh, ahead: int = 2
-) -> Iterator[dict[str, jax.Array]]:
-    """Each process's rows as global arrays, `ahead` batches under way to the devices."""
+    batches: Iterable[dict[str, Any]], mesh: Mesh, ahead: int = 2
+) -> Iterator[dict[str, Any]]:
+    """Each process's rows as global arrays, `ahead` batches under way to the devices.
+
+    What is no array, the names of skipped images, passes as it is.
+    """
     sharding = batch_sharding(mesh)
-    queue: list[dict[str, jax.Array]] = []
+
+    def place(value: Any) -> Any:
+        if not isinstance(value, np.ndarray):
+            return value
+        return jax.make_array_from_process_local_data(sharding, value)
+
+    queue: list[dict[str, Any]] = []
     for batch in batches:
-        queue.append(
-            {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
-        )
+        queue.append({name: place(value) for name, value in batch.items()})
         if len(queue) > ahead:
             yield queue.pop(0)
     yield from queue

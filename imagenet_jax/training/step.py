@@ -11,7 +11,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from imagenet_jax.data.augment import normalize, random_flip
+from imagenet_jax.data import augment
+from imagenet_jax.data.augment import normalize
 from imagenet_jax.training import compiler
 from imagenet_jax.training.losses import cross_entropy
 from imagenet_jax.training.metrics import label_rank
@@ -43,28 +44,36 @@ def train_step(
 
     Returns:
       The state after it, and f32[] scalars: loss and top1 over the batch, both before the update,
-      grad_norm (before clipping), param_norm (after the update) and learning_rate.
+      grad_norm (before clipping), param_norm (after the update) and learning_rate. Where images
+      are mixed, top1 is against the label with the larger share (the first class, at a half).
     """
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    flip_key, dropout_key = jax.random.split(key)
-    images = batch["image"]
-    if config.augment.flip:
-        images = random_flip(images, flip_key)
-
-    # Relative to the share of rows that count, so that micro-batches average to the batch's mean.
-    weight = batch["mask"] / batch["mask"].mean() if "mask" in batch else None
+    augment_key, dropout_key = jax.random.split(key)
+    # The whole batch at once, before it is split: an image is mixed with any other of the batch.
+    pixels, targets = augment.apply(
+        batch["image"],
+        batch["label"],
+        augment_key,
+        config.augment,
+        num_classes=config.model.num_classes,
+        mean=config.data.mean,
+        std=config.data.std,
+        dtype=config.model.dtype,
+        valid=batch.get("mask"),
+    )
+    weight = _weights(batch["mask"]) if "mask" in batch else None
 
     def mean(values: jax.Array, weight: jax.Array | None) -> jax.Array:
         wide = jnp.promote_types(values.dtype, jnp.float32)
         return jnp.mean(values if weight is None else values * weight, dtype=wide)
 
     def loss_and_stats(
-        params: Any, stats: Any, images: jax.Array, labels: jax.Array, weight: Any, key: Any
+        params: Any, stats: Any, pixels: jax.Array, targets: jax.Array, weight: Any, key: Any
     ):
         model = nnx.merge(graph, params, stats)
-        pixels = normalize(images, config.data.mean, config.data.std, config.model.dtype)
         logits = model(pixels, train=True, rngs=nnx.Rngs(dropout=key))
-        loss = mean(cross_entropy(logits, labels, config.loss.label_smoothing), weight)
+        loss = mean(cross_entropy(logits, targets, config.loss.label_smoothing), weight)
+        labels = targets if targets.ndim == 1 else jnp.argmax(targets, axis=-1)
         top1 = mean(label_rank(logits, labels) == 0, weight)
         return loss, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), top1)
 
@@ -76,10 +85,10 @@ def train_step(
     parts = config.optim.accumulate
     if parts == 1:
         stats, (loss, top1, grads) = micro_step(
-            state.batch_stats, (images, batch["label"], weight, dropout_key)
+            state.batch_stats, (pixels, targets, weight, dropout_key)
         )
     else:
-        rows = jax.tree.map(lambda x: _split(x, parts), (images, batch["label"], weight))
+        rows = jax.tree.map(lambda x: _split(x, parts), (pixels, targets, weight))
         micros = (*rows, jax.random.split(dropout_key, parts))
         stats, (loss, top1, grads) = _accumulate(micro_step, state, micros, parts)
 
@@ -97,6 +106,11 @@ def train_step(
         "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
     }
     return TrainState(state.step + 1, params, stats, opt_state, ema), metrics
+
+
+def _weights(mask: jax.Array) -> jax.Array:
+    """f32[B] of mean 1, so that micro-batches average to the mean of the rows that count."""
+    return mask / jnp.maximum(mask.mean(), 1.0 / len(mask))  # 0 where no row counts
 
 
 def _split(x: jax.Array, parts: int) -> jax.Array:

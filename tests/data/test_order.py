@@ -34,7 +34,7 @@ def test_words_are_splitmix64():
     for seed, epoch, index in [(0, 0, 0), (7, 3, 1_281_166), (2**40, 89, 5)]:
         words = _splitmix64(_key(seed, 2, epoch, index))
         want = [(next(words) >> 11) / 2**53 for _ in range(5)]
-        got = record_uniforms(seed, np.array([epoch]), np.array([index]), 5)[0]
+        got = record_uniforms(seed, np.array([epoch]), np.array([index]), np.array([0]), 5)[0]
         assert got.tolist() == want
     words = _splitmix64(_key(3, 1, 2))
     want = sorted(range(50), key=dict(enumerate(next(words) for _ in range(50))).get)
@@ -59,7 +59,7 @@ def test_permutations_are_uniform():
 
 def test_uniforms_are_uniform_and_uncorrelated():
     epochs, indices = np.divmod(np.arange(20_000), 5_000)
-    u = record_uniforms(1, epochs, indices, 4)
+    u = record_uniforms(1, epochs, indices, np.zeros_like(epochs), 4)
     assert u.min() >= 0 and u.max() < 1
     np.testing.assert_allclose(u.mean(axis=0), 0.5, atol=0.01)
     np.testing.assert_allclose(u.var(axis=0), 1 / 12, atol=0.003)
@@ -87,10 +87,99 @@ def test_any_window_of_the_run_is_the_same_sequence(length, batch, remainder, se
     order = data.draw(st.sampled_from([order, pickle.loads(pickle.dumps(order))]))
     start = data.draw(st.integers(0, len(whole) - 1))
     stop = data.draw(st.integers(start, len(whole)))
-    epochs, indices = order.records(start, stop)
+    epochs, indices, copies = order.records(start, stop)
+    assert not copies.any()
     assert list(zip(epochs.tolist(), indices.tolist(), strict=True)) == whole[start:stop]
 
 
 def test_steps_per_epoch_by_hand():
     assert steps_per_epoch(1_281_167, 256, "carry") == pytest.approx(5004.55859375)
     assert steps_per_epoch(1_281_167, 256, "drop") == 5004
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    length=st.integers(1, 50),
+    repeats=st.integers(1, 5),
+    batch=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_repeats_come_in_a_row_and_an_epoch_keeps_its_length(length, repeats, batch, seed):
+    order = Order(length, seed=seed, batch_size=batch, repeats=repeats)
+    assert order.steps_per_epoch == length / batch
+    for epoch in range(2):
+        _, indices, copies = order.records(epoch * length, (epoch + 1) * length)
+        want = [(i, c) for i in permutation(length, seed, epoch) for c in range(repeats)]
+        assert list(zip(indices, copies, strict=True)) == want[:length]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 12), min_size=1, max_size=5).filter(any),
+    repeats=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_over_sampling_shows_every_class_as_often_as_the_largest(sizes, repeats, seed):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    labels = labels[permutation(len(labels), 1, 0)]
+    order = Order(
+        len(labels), seed=seed, batch_size=4, repeats=repeats, balance="over", labels=labels
+    )
+    present = [size for size in sizes if size]
+    length = len(present) * max(present)
+    assert order.steps_per_epoch == length / 4
+    _, indices, copies = order.records(0, length)
+    assert len(set(zip(indices.tolist(), copies.tolist(), strict=True))) == length
+    if repeats == 1:
+        assert np.bincount(labels[indices], minlength=len(sizes)).tolist() == [
+            max(present) if size else 0 for size in sizes
+        ]
+        for label, size in enumerate(sizes):
+            times = np.bincount(indices, minlength=len(labels))[labels == label]
+            assert size == 0 or times.max() - times.min() <= 1
+            assert size == 0 or times.min() >= max(present) // size
+        # Copies are numbered from 0 without gaps: no two share their random numbers.
+        for index in set(indices.tolist()):
+            mine = copies[indices == index]
+            assert sorted(mine) == list(range(len(mine)))
+
+
+def test_over_sampling_picks_other_extras_and_another_order_each_epoch():
+    labels = np.repeat([0, 1], [40, 30])
+    order = Order(70, seed=0, batch_size=8, balance="over", labels=labels)
+    epochs = [order.records(80 * e, 80 * (e + 1))[1] for e in range(2)]
+    twice = [set(np.flatnonzero(np.bincount(indices, minlength=70) == 2)) for indices in epochs]
+    assert len(twice[0]) == len(twice[1]) == 10 and twice[0] != twice[1]
+    runs = np.flatnonzero(np.diff(labels[epochs[0]]) != 0)
+    assert len(runs) > 20  # classes are mixed, not one after the other
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 12), min_size=1, max_size=5).filter(any),
+    seed=st.integers(0, 99),
+)
+def test_under_sampling_shows_as_many_of_each_class_as_the_smallest_has(sizes, seed):
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    order = Order(len(labels), seed=seed, batch_size=4, balance="under", labels=labels)
+    present = [size for size in sizes if size]
+    length = len(present) * min(present)
+    _, indices, copies = order.records(0, length)
+    assert not copies.any() and len(set(indices.tolist())) == length
+    assert np.bincount(labels[indices], minlength=len(sizes)).tolist() == [
+        min(present) if size else 0 for size in sizes
+    ]
+
+
+def test_under_sampling_covers_a_large_class_over_the_epochs():
+    labels = np.repeat([0, 1], [40, 4])
+    order = Order(44, seed=0, batch_size=8, balance="under", labels=labels)
+    _, indices, _ = order.records(0, 8 * 60)
+    assert set(indices.tolist()) == set(range(44))
+
+
+def test_copies_take_the_numbers_that_follow():
+    words = record_uniforms(3, np.array([1]), np.array([5]), np.array([0]), 12)[0]
+    for copy in range(3):
+        own = record_uniforms(3, np.array([1]), np.array([5]), np.array([copy]), 4)[0]
+        assert own.tolist() == words[4 * copy : 4 * copy + 4].tolist()

@@ -32,6 +32,9 @@ class Recording:
             self.reads.append(index)
         return self._source[index]
 
+    def labels(self):
+        return self._source.labels()[: self._length]
+
 
 @pytest.fixture(scope="module")
 def digits(digits_path):
@@ -42,10 +45,9 @@ def _train(source, config, *, steps=6, batch_size=8, start=0, index=0, count=1):
     return list(
         pipeline.train_batches(
             source,
+            pipeline.order_of(source, config.data, seed=config.seed, batch_size=batch_size),
             config.data,
             config.augment,
-            seed=config.seed,
-            batch_size=batch_size,
             total_steps=steps,
             start_step=start,
             process_index=index,
@@ -70,11 +72,16 @@ def _assert_equal(a, b):
     length=st.integers(9, 40),
     start=st.integers(0, 6),
     remainder=st.sampled_from(["carry", "drop"]),
+    repeats=st.integers(1, 3),
+    balance=st.sampled_from(["none", "over", "under"]),
 )
 def test_global_batches_do_not_depend_on_who_loads_them(
-    digits, seed, threads, processes, length, start, remainder
+    digits, seed, threads, processes, length, start, remainder, repeats, balance
 ):
     config = tiny_config("")
+    config.data.repeats, config.data.balance = repeats, balance
+    if balance == "under":
+        config.data.remainder = remainder = "carry"  # a balanced epoch may be below a batch
     config.seed, config.data.remainder, config.data.threads = seed, remainder, 1
     source = Recording(digits, length)
     whole = _train(source, config)
@@ -161,24 +168,66 @@ def test_an_undecodable_record_is_named_once_and_cleanly(digits, workers):
     config = tiny_config("")
     config.data.workers = workers
     with pytest.raises(UserError) as e:
-        _train(Damaged(digits), config)
+        _train(Damaged(digits, every=1), config)
     assert "digit" in str(e.value) and "cannot be decoded" in str(e.value)
+    assert "--config.data.undecodable=skip" in str(e.value)
     assert len(str(e.value).splitlines()) == 1
 
 
 class Damaged:
-    """Every image cut short."""
+    """Images cut short, at every so many indices."""
 
-    def __init__(self, source):
-        self._source = source
+    def __init__(self, source, every, length=40):
+        self._source, self._every, self._length = source, every, length
         self.name, self.class_names = source.name, source.class_names
 
     def __len__(self):
-        return len(self._source)
+        return self._length
 
     def __getitem__(self, index):
         record = self._source[index]
-        return record | {"image": record["image"][:40]}
+        return record if index % self._every else record | {"image": record["image"][:40]}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_undecodable_records_are_skipped_by_name_and_change_nothing_else(digits, workers):
+    config = tiny_config("")
+    good = _train(Recording(digits, 40), config, steps=10)
+    config.data.undecodable, config.data.workers = "skip", workers
+    source = Damaged(digits, every=7)
+    got = _train(source, config, steps=10)
+    mean = np.round(np.array(config.data.mean) * 255).astype(np.uint8)
+    order = [*permutation(40, 0, 0), *permutation(40, 0, 1)]
+    for step, (batch, want) in enumerate(zip(got, good, strict=True)):
+        here = np.array(order[8 * step : 8 * step + 8])
+        assert batch["mask"].tolist() == (here % 7 != 0).tolist()
+        assert batch["skipped"] == [digits[int(i)]["id"] for i in here if i % 7 == 0]
+        np.testing.assert_array_equal(batch["label"], want["label"])
+        for row, index in enumerate(here):
+            expected = (
+                want["image"][row] if index % 7 else np.broadcast_to(mean, want["image"][row].shape)
+            )
+            np.testing.assert_array_equal(batch["image"][row], expected)
+
+
+def test_undecodable_records_of_evaluation_are_masked_and_named(digits):
+    config = tiny_config("")
+    config.data.undecodable, config.eval.batch_size = "skip", 16
+    batches = list(pipeline.eval_batches(Damaged(digits, every=9), config.data, config.eval))
+    masks = np.concatenate([b["mask"] for b in batches])
+    assert masks.tolist() == [float(i < 40 and i % 9 != 0) for i in range(48)]
+    names = [name for b in batches for name in b["skipped"]]
+    assert names == [digits[i]["id"] for i in range(0, 40, 9)]
+
+
+class Unlabelled(Damaged):
+    def __getitem__(self, index):
+        return self._source[index] | {"label": -1}
+
+
+def test_a_label_that_is_no_class_is_named(digits):
+    with pytest.raises(UserError, match=r"digit_\d+\.png has label -1, not one of the 10 classes"):
+        _train(Unlabelled(digits, every=1), tiny_config(""))
 
 
 def test_prefetch_is_bounded_in_bytes(digits):
@@ -187,9 +236,8 @@ def test_prefetch_is_bounded_in_bytes(digits):
     config.augment.image_size = 256  # 1.5 MiB a batch of 8
     config.data.prefetch_mb, config.data.threads = 3, 4
     source = Recording(digits)
-    batches = pipeline.train_batches(
-        source, config.data, config.augment, seed=0, batch_size=8, total_steps=50
-    )
+    order = pipeline.order_of(source, config.data, seed=0, batch_size=8)
+    batches = pipeline.train_batches(source, order, config.data, config.augment, total_steps=50)
     next(batches)
     time.sleep(1.0)
     # One handed out, two waiting, and one that a thread holds until there is room.

@@ -35,9 +35,9 @@ def _metrics(value, lr=0.1):
 
 
 def test_window_averages_each_interval_and_leaves_the_rest():
-    window = MetricWindow(every=3)
+    window = MetricWindow(every=3, end=100)
     for step in range(1, 8):
-        window.append(step, _metrics(step, lr=step / 10))
+        window.append(step, _metrics(step, lr=step / 10), [])
     assert window.fetch(upto=2) == []
     (first,) = window.fetch(upto=5)
     assert first[0] == 3
@@ -49,28 +49,42 @@ def test_window_averages_each_interval_and_leaves_the_rest():
     assert window.partial() == {
         "count": 1,
         "sums": {"loss": 7.0, "learning_rate": pytest.approx(0.7)},
+        "skipped": [],
+        "skipped_before": 0,
     }
 
 
+def test_window_completes_a_short_interval_at_the_end_and_counts_what_was_skipped():
+    window = MetricWindow(every=2, end=5)
+    for step in range(1, 6):
+        window.append(step, _metrics(step), ["a", "b"] if step == 3 else ["c"] if step == 5 else [])
+    first, second, last = window.fetch(upto=5)
+    assert "skipped" not in first[1]
+    assert second[1]["skipped"] == ["a", "b"]
+    assert (last[0], last[1]["loss"], last[1]["skipped"]) == (5, 5.0, ["c"])
+    assert window.skipped == 3
+    assert MetricWindow(every=2, end=9, partial=Interval(**window.partial())).skipped == 3
+
+
 def test_window_continues_from_a_saved_partial_interval():
-    whole = MetricWindow(every=4)
+    whole = MetricWindow(every=4, end=100)
     for step in range(1, 5):
-        whole.append(step, _metrics(step / 3))
-    before, after = MetricWindow(every=4), None
+        whole.append(step, _metrics(step / 3), [])
+    before, after = MetricWindow(every=4, end=100), None
     for step in (1, 2):
-        before.append(step, _metrics(step / 3))
+        before.append(step, _metrics(step / 3), [])
     before.fetch(upto=2)
-    after = MetricWindow(every=4, partial=Interval(**before.partial()))
+    after = MetricWindow(every=4, end=100, partial=Interval(**before.partial()))
     for step in (3, 4):
-        after.append(step, _metrics(step / 3))
+        after.append(step, _metrics(step / 3), [])
     assert after.fetch(upto=4) == whole.fetch(upto=4)  # the very same floats
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_window_names_the_step_and_learning_rate_of_a_loss_that_is_not_finite(bad):
-    window = MetricWindow(every=10)
-    window.append(41, _metrics(1.0))
-    window.append(42, _metrics(bad, lr=0.25))
+    window = MetricWindow(every=10, end=100)
+    window.append(41, _metrics(1.0), [])
+    window.append(42, _metrics(bad, lr=0.25), [])
     with pytest.raises(NonFiniteError, match=r"loss is (nan|inf) at step 42, learning rate 0\.25"):
         window.fetch(upto=42)
 
