@@ -177,6 +177,11 @@ def _check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
             f"config.model.bn_group = {group} does not divide the "
             f"{value['batch_size'] // value['optim.accumulate']} images that the model sees at once"
         )
+    if value["init.weights"] and value.get("model.zero_init_residual"):
+        raise UserError(
+            "config.model.zero_init_residual = True does nothing where config.init.weights gives "
+            "the weights; set --config.model.zero_init_residual=false"
+        )
     if value["eval.image_size"] > value["eval.resize"]:
         raise UserError(
             f"config.eval.image_size = {value['eval.image_size']} is larger than "

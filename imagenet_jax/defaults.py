@@ -40,6 +40,10 @@ def defaults(model: str = "resnet50") -> ConfigDict:
         c.model.dropout = 0.5  # after each of the two hidden linear layers
         c.model.bn_group = 0  # images that batch norm sees together in training; 0: the batch
 
+    c.init = ConfigDict()
+    c.init.weights = ""  # .safetensors, .pth or .pt file to start from, with a new head for other
+    # classes; "": random values. A run that is resumed does not read it again
+
     c.data = ConfigDict()
     c.data.source = "auto"  # "auto" looks at path | "tfds" | "folder" | "digits" | "synthetic"
     c.data.path = "~/tensorflow_datasets/imagenet2012/5.1.0"

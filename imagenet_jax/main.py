@@ -28,8 +28,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--workdir", required=True, metavar="DIR", help="where the run is written, and continued"
     )
+    parser.add_argument(
+        "--weights", metavar="FILE", help="start from these: short for --config.init.weights=FILE"
+    )
     parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
     args = parser.parse_args(argv)
+    if args.weights is not None:
+        overrides.append(("init.weights", args.weights))
 
     from imagenet_jax import config as config_io  # jax is imported after --help was answered
     from imagenet_jax.training.loop import train

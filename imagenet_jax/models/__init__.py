@@ -29,6 +29,11 @@ def check_name(name: object) -> None:
         raise UserError(f"config.model.name = {name!r}: use {' | '.join(names())}{hint}")
 
 
+def head(name: str) -> tuple[str | int, ...]:
+    """Where the last linear layer lies among the parameters: the one that num_classes shapes."""
+    return ("fc",) if name in resnet.VARIANTS else ("classifier", 2)
+
+
 def check(config: ConfigDict | Mapping[str, Any]) -> None:
     """UserError naming the field, unless `build` can make the model of this `config.model`."""
     check_name(config.get("name", ""))

@@ -20,6 +20,11 @@ from imagenet_jax.training import workdir as workdirs
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.evaluation import Evaluator
 from imagenet_jax.training.experiment import Experiment, experiment_of
+from imagenet_jax.training.initialization import (
+    InitialWeights,
+    read_initial_weights,
+    start_from,
+)
 from imagenet_jax.training.metrics import Interval, MetricWindow
 from imagenet_jax.training.sharding import place_batches
 from imagenet_jax.training.signals import StopSignal
@@ -40,7 +45,10 @@ def train(config: ConfigDict, workdir: Path) -> int:
     the loss, a gradient or a parameter left the numbers, with the last good checkpoint in place.
     """
     run = experiment_of(config)
+    initial = None if workdirs.has_checkpoint(workdir) else read_initial_weights(config)
     provenance = workdirs.provenance_of(run.fingerprints)
+    if initial:
+        provenance["initial_weights"] = {"file": config.init.weights, "sha256": initial.sha256}
     workdirs.claim(workdir, config, provenance)
     workdirs.write_classes(workdir, run.source.class_names)
     with workdirs.Running(workdir), StopSignal() as stop:
@@ -50,13 +58,18 @@ def train(config: ConfigDict, workdir: Path) -> int:
             metric=config.checkpoint.best_metric,
         )
         try:
-            return _train(run, workdir, checkpoints, provenance, stop)
+            return _train(run, workdir, checkpoints, provenance, stop, initial)
         finally:
             checkpoints.close()
 
 
 def _train(
-    run: Experiment, workdir: Path, checkpoints: Checkpoints, provenance: dict, stop: StopSignal
+    run: Experiment,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    provenance: dict,
+    stop: StopSignal,
+    initial: InitialWeights | None,
 ) -> int:
     config, every = run.config, run.config.log.every_steps
 
@@ -66,12 +79,16 @@ def _train(
     else:
         first, position = 0, Position(data={"next_index": 0}, interval={})
         state = create_state(config.model, run.tx, config.ema.decay > 0, run.mesh, config.seed)
+        if initial:
+            state = start_from(initial, state, run.tx)
 
     console = ConsoleWriter(run.total_steps, config.batch_size)
     writers = Writers(console, JsonlWriter(workdir / "metrics.jsonl", first))
     if config.log.tensorboard:
         writers.add(TensorBoardWriter(workdir / "tensorboard", first))
     console.say(_headline(run, state.params, first))
+    if initial:
+        console.say(f"starting from {initial.summary}")
 
     train_step = compile_train_step(run.abstract, run.mesh, run.graph, run.tx, run.schedule, config)
     evaluate = Evaluator(run.evaluation)

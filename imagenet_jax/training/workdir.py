@@ -76,6 +76,11 @@ def read_config(workdir: Path) -> ConfigDict:
     return config_io.from_json(path.read_text(), path)
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run here has saved something to continue from."""
+    return any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
+
+
 def write_classes(workdir: Path, class_names: tuple[str, ...]) -> None:
     """classes.json: names by label, so that predictions need no data."""
     write_atomically(workdir / "classes.json", json.dumps(class_names, indent=0) + "\n")

@@ -1,0 +1,98 @@
+"""Where training starts from: a weights file instead of random values."""
+
+import dataclasses
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from imagenet_jax import models
+from imagenet_jax.models import torch_weights
+from imagenet_jax.models.identify import identify
+from imagenet_jax.training import compiler
+from imagenet_jax.training.state import TrainState
+from imagenet_jax.training.weights import place_like
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialWeights:
+    """What a weights file gives a model.
+
+    Attributes:
+      params, batch_stats: nested dicts of f32 NumPy arrays; `params` lacks the head where the file
+        is of another number of classes.
+      sha256: of the file, in hexadecimal.
+      summary: one line for the console.
+    """
+
+    params: dict[Any, Any]
+    batch_stats: dict[Any, Any]
+    sha256: str
+    summary: str
+
+
+def read_initial_weights(config: ConfigDict) -> InitialWeights | None:
+    """The file of `config.init.weights`; None where that is "".
+
+    Raises UserError where it cannot be read or does not fit the model in more than the head.
+    """
+    if not config.init.weights:
+        return None
+    path = Path(config.init.weights).expanduser()
+    origin = f"config.init.weights = {str(path)!r}"
+    state_dict = torch_weights.load(path)
+    classes = identify(state_dict, config.model.name, origin=origin)["num_classes"]
+    model = dict(config.model) | {"num_classes": classes}
+    params, batch_stats = torch_weights.from_torch(state_dict, model, origin=origin)
+    summary = f"weights of {path}"
+    if classes != config.model.num_classes:
+        params = _without(params, models.head(config.model.name))
+        summary += (
+            f", but for the head: it has {classes} classes there and {config.model.num_classes} "
+            "here, and starts from random values"
+        )
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return InitialWeights(params, batch_stats, digest, summary)
+
+
+def start_from(
+    weights: InitialWeights, state: TrainState, tx: optax.GradientTransformation
+) -> TrainState:
+    """`state` with its weights replaced, its average equal to them, and its optimizer started anew.
+
+    What `weights` lacks keeps its value in `state`, whose shardings stay.
+    """
+    params = _replace(state.params, weights.params)
+    batch_stats = _replace(state.batch_stats, weights.batch_stats)
+    old = (state.opt_state, state.ema)
+
+    def rest(params: Any, batch_stats: Any) -> tuple[Any, Any]:
+        tree = {"params": params, "batch_stats": batch_stats}
+        return tx.init(params), jax.tree.map(jnp.copy, tree) if state.ema is not None else None
+
+    opt_state, ema = jax.jit(
+        rest,
+        out_shardings=jax.tree.map(lambda x: x.sharding, old),
+        compiler_options=compiler.options(optimize=False),
+    )(params, batch_stats)
+    return TrainState(state.step, params, batch_stats, opt_state, ema)
+
+
+def _without(tree: Any, path: tuple[Any, ...]) -> Any:
+    """A copy of nested dicts that lacks the entry at `path`."""
+    first, *rest = path
+    kept = {key: value for key, value in tree.items() if key != first}
+    return kept | {first: _without(tree[first], tuple(rest))} if rest else kept
+
+
+def _replace(tree: Any, new: Any) -> Any:
+    """`tree` with the arrays that `new` has, in the shardings of those they replace."""
+    if isinstance(new, np.ndarray):
+        return place_like(new, jax.ShapeDtypeStruct(tree.shape, tree.dtype, sharding=tree.sharding))
+    return {k: _replace(v, new[k]) if k in new else v for k, v in tree.items()}
