@@ -32,6 +32,8 @@ _CHOICES = {
     "augment.auto_interpolation": ("nearest", "bilinear"),
     "augment.erase_fill": ("zero", "noise"),
     "optim.name": ("sgd", "adam", "adamw", "lars", "lamb"),
+    "loss.name": ("softmax", "bce"),
+    "loss.bce_reduction": ("mean", "sum"),
     "optim.lr_scaling": ("linear", "sqrt", "none"),
     "optim.schedule": ("step", "cosine", "polynomial", "constant"),
     "optim.weight_decay_form": ("l2", "decoupled"),
@@ -49,7 +51,7 @@ _NOT_NEGATIVE = (
     "data.threads", "data.workers", "seed", "augment.lighting", "augment.mixup", "augment.cutmix",
 )  # fmt: skip
 _SHARES = ("augment.erase", "augment.mix_probability", "augment.mix_switch")
-_BELOW_ONE = ("loss.label_smoothing", "ema.decay", "optim.momentum", "optim.b1", "optim.b2")
+_BELOW_ONE = ("loss.label_smoothing", "loss.bce_threshold", "ema.decay", "optim.momentum", "optim.b1", "optim.b2")
 
 # The optimizers that read a field; with the others only its default is accepted.
 _READ_BY = {
@@ -159,6 +161,19 @@ def _check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
     for field in ("data.mean", "data.std"):
         if len(value[field]) != 3:
             raise UserError(f"config.{field} = {value[field]!r} must have 3 values, for R, G and B")
+    weights = value["loss.class_weights"]
+    if weights and (len(weights) != value["model.num_classes"] or min(weights) <= 0):
+        raise UserError(
+            f"config.loss.class_weights must be {value['model.num_classes']} numbers above 0, one "
+            f"for each class of config.model.num_classes, or (); it has {len(weights)}, the "
+            f"smallest {min(weights)}"
+        )
+    for field in ("loss.bce_reduction", "loss.bce_threshold"):
+        if value["loss.name"] != "bce" and value[field] != default[field]:
+            raise UserError(
+                f"config.{field} = {value[field]!r} does nothing with config.loss.name = "
+                f"{value['loss.name']!r}: leave it at {default[field]!r}, or use bce"
+            )
     rule = value["optim.name"]
     for field, rules in _READ_BY.items():
         if rule not in rules and value[field] != default[field]:
@@ -201,9 +216,8 @@ def _check_augment(value: dict[str, Any]) -> None:
     if not value["augment.rand_num_ops"] > 0:
         raise UserError("config.augment.rand_num_ops must be above 0; augment.auto = none is off")
     if not 0 <= value["augment.rand_magnitude"] <= 30:
-        raise UserError(
-            f"config.augment.rand_magnitude = {value['augment.rand_magnitude']} must be from 0 to 30"
-        )
+        magnitude = value["augment.rand_magnitude"]
+        raise UserError(f"config.augment.rand_magnitude = {magnitude} must be from 0 to 30")
     jitter = value["augment.jitter"]
     if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
         raise UserError(

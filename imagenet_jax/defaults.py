@@ -85,7 +85,11 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.augment.mix_switch = 0.5  # share of them that cutmix gets, where both are on
 
     c.loss = ConfigDict()
+    c.loss.name = "softmax"  # "softmax" | "bce": one yes-or-no question a class (Wightman 2021)
     c.loss.label_smoothing = 0.0  # mass spread over all classes (Szegedy 2016, section 7)
+    c.loss.class_weights = ()  # a factor per class, as in torch's CrossEntropyLoss; (): all alike
+    c.loss.bce_reduction = "mean"  # bce: "mean" | "sum" over the classes
+    c.loss.bce_threshold = 0.0  # bce: targets above it become 1, the others 0; 0: they stay
 
     c.optim = ConfigDict()
     c.optim.name = "sgd"  # "sgd" | "adam" | "adamw" | "lars" (You 2017) | "lamb" (You 2019)
