@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,15 +11,16 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.models import resnet, vgg
+from imagenet_jax.models import bit, resnet, vgg
 
 DTYPES = ("float32", "bfloat16")
+_FAMILIES = (resnet, vgg, bit)
 _SHARED_FIELDS = ("name", "num_classes", "width", "dtype")
 
 
 def names() -> list[str]:
     """Every model that can be built."""
-    return [*resnet.VARIANTS, *vgg.VARIANTS]
+    return [name for family in _FAMILIES for name in family.VARIANTS]
 
 
 def check_name(name: object) -> None:
@@ -37,7 +39,7 @@ def head(name: str) -> tuple[str | int, ...]:
 def check(config: ConfigDict | Mapping[str, Any]) -> None:
     """UserError naming the field, unless `build` can make the model of this `config.model`."""
     check_name(config.get("name", ""))
-    family = resnet if config["name"] in resnet.VARIANTS else vgg
+    family = _family(config["name"])
     fields = (*_SHARED_FIELDS, *family.FIELDS)
     for field in config:
         if field not in fields:
@@ -60,7 +62,13 @@ def check(config: ConfigDict | Mapping[str, Any]) -> None:
     family.check(config)
 
 
-def build(config: ConfigDict | Mapping[str, Any], *, rngs: nnx.Rngs) -> resnet.ResNet | vgg.VGG:
+def _family(name: str) -> ModuleType:
+    return next(family for family in _FAMILIES if name in family.VARIANTS)
+
+
+def build(
+    config: ConfigDict | Mapping[str, Any], *, rngs: nnx.Rngs
+) -> resnet.ResNet | vgg.VGG | bit.BiT:
     """The model of `config.model`: (f[B, H, W, 3], train, rngs) -> logits f32[B, num_classes].
 
     It holds nnx.Param and nnx.BatchStat variables alone, float32. Initial weights are drawn from
@@ -75,5 +83,5 @@ def build(config: ConfigDict | Mapping[str, Any], *, rngs: nnx.Rngs) -> resnet.R
     check(config)
     options = dict(config)
     options["dtype"] = jnp.bfloat16 if options["dtype"] == "bfloat16" else None
-    family = resnet.ResNet if options["name"] in resnet.VARIANTS else vgg.VGG
-    return family(**options, rngs=rngs)
+    model = {resnet: resnet.ResNet, vgg: vgg.VGG, bit: bit.BiT}[_family(options["name"])]
+    return model(**options, rngs=rngs)
