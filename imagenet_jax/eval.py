@@ -3,41 +3,67 @@
   python -m imagenet_jax.eval --workdir=runs/resnet50
   python -m imagenet_jax.eval --workdir=runs/resnet50 --checkpoint=best
   python -m imagenet_jax.eval --workdir=runs/resnet50 --follow
+  python -m imagenet_jax.eval --weights=resnet50.safetensors --config=configs/resnet50.py
 
-Needs the workdir and the data, nothing else. Every image of the evaluation split is counted once.
-Raw and, where the run keeps them, EMA weights are measured; the result is printed and written to
-eval/STEP.json in the workdir. Where the data lies elsewhere on this machine, or the devices differ:
+Every image of the evaluation split is counted once. A workdir is all that its evaluation needs
+beside the data: raw and, where the run keeps them, EMA weights are measured; the result is printed
+and written to eval/STEP.json in it. With --weights the config names the model and the data. Where
+the data lies elsewhere on this machine, or the devices differ:
 
   --config.data.path=/data/imagenet --config.eval.batch_size=64
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from imagenet_jax import cli
+from imagenet_jax.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
     parser = cli.parser("imagenet_jax.eval", __doc__)
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="of a training run")
+    parser.add_argument("--workdir", metavar="DIR", help="of a training run")
     parser.add_argument(
-        "--checkpoint", default="latest", metavar="latest|best|STEP",
+        "--checkpoint", metavar="latest|best|STEP",
         help="which one; best is by config.checkpoint.best_metric (default: latest)",
     )  # fmt: skip
     parser.add_argument(
         "--follow", action="store_true",
         help="wait for newer checkpoints while training runs; end when it has ended",
     )  # fmt: skip
-    parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the run's config")
+    parser.add_argument(
+        "--weights", metavar="FILE", help="a state dict in torchvision's layout, not a workdir"
+    )
+    parser.add_argument("--config", metavar="FILE[:ARG]", help="what --weights is evaluated by")
+    parser.add_argument(
+        "--json", nargs="?", const="-", metavar="FILE",
+        help="print the result as JSON instead of a table, or write it to FILE too",
+    )  # fmt: skip
+    parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
     args = parser.parse_args(argv)
+    if bool(args.workdir) == bool(args.weights) or bool(args.weights) != bool(args.config):
+        raise UserError("give either --workdir=DIR or --weights=FILE with --config=FILE")
+    if args.weights and (args.checkpoint or args.follow):
+        raise UserError("--checkpoint and --follow go with --workdir")
 
-    from imagenet_jax.reporting.tables import print_result
-    from imagenet_jax.training.evaluation import evaluate_workdir
+    from imagenet_jax import config as config_io
+    from imagenet_jax.reporting.tables import print_result, write_json
+    from imagenet_jax.training.evaluation import evaluate_file, evaluate_workdir
 
-    workdir = Path(args.workdir).expanduser()
-    for result in evaluate_workdir(workdir, args.checkpoint, overrides, follow=args.follow):
-        print_result(result, workdir)
+    workdir = Path(args.workdir).expanduser() if args.workdir else None
+    results: Iterable[dict]
+    if workdir:
+        which = args.checkpoint or "latest"
+        results = evaluate_workdir(workdir, which, overrides, follow=args.follow)
+    else:
+        config = config_io.load(args.config, overrides)
+        results = [evaluate_file(Path(args.weights).expanduser(), config)]
+    for result in results:
+        if args.json != "-":
+            print_result(result, workdir)
+        if args.json:
+            write_json(result, args.json)
     return 0
 
 

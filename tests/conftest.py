@@ -106,10 +106,12 @@ def saved_run(tmp_path_factory, digits_path):
 
     config = tiny_config(digits_path)
     run, rng = experiment_of(config), np.random.default_rng(0)
-    state = jax.tree.map(
-        lambda x: jax.device_put(rng.uniform(0.1, 0.2, x.shape).astype(x.dtype), x.sharding),
-        run.abstract,
-    ).replace(step=jax.numpy.int32(3))
+
+    def draw(x):  # kernels of mean 0; scales and variances above 0
+        values = rng.normal(0, 0.2, x.shape) if x.ndim > 1 else rng.uniform(0.5, 1.5, x.shape)
+        return jax.device_put(values.astype(x.dtype), x.sharding)
+
+    state = jax.tree.map(draw, run.abstract).replace(step=jax.numpy.int32(3))
     workdir = tmp_path_factory.mktemp("saved") / "run"
     workdirs.claim(workdir, config, workdirs.provenance_of(run.fingerprints))
     workdirs.write_classes(workdir, run.source.class_names)

@@ -1,5 +1,6 @@
 """Tables for the terminal."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,26 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from imagenet_jax.errors import UserError
 
-def print_result(result: dict[str, Any], workdir: Path) -> None:
-    """An evaluation as a table, and where the run's files are."""
-    table = Table(title=f"checkpoint {result['step']}")
+
+def write_json(result: dict[str, Any], target: str) -> None:
+    """One JSON object, on standard output where `target` is "-", else in that file.
+
+    Raises UserError where the file cannot be written.
+    """
+    if target == "-":
+        print(json.dumps(result), flush=True)
+        return
+    try:
+        Path(target).expanduser().write_text(json.dumps(result, indent=2) + "\n")
+    except OSError as e:
+        raise UserError(f"--json={target} cannot be written: {e.strerror}") from e
+
+
+def print_result(result: dict[str, Any], workdir: Path | None = None) -> None:
+    """An evaluation as a table, and where the run's files are, if it is of a run."""
+    table = Table(title=f"checkpoint {result['step']}" if workdir else Path(result["file"]).name)
     for column in ("split", "weights", "images", "top-1", "top-5", "loss"):
         table.add_column(column, justify="left" if column in ("split", "weights") else "right")
     for row in (result, *result["also"]):
@@ -25,6 +42,8 @@ def print_result(result: dict[str, Any], workdir: Path) -> None:
     Console(file=sys.stdout).print(table)
     if "skipped" in result:
         print(f"undecodable and not counted: {', '.join(result['skipped'])}")
+    if not workdir:
+        return
     print(
         f"TensorBoard: {workdir / 'tensorboard'}  metrics: {workdir / 'metrics.jsonl'}  "
         f"checkpoints: {workdir / 'checkpoints'}  this result: "

@@ -18,6 +18,7 @@ from imagenet_jax.training.experiment import Evaluation, evaluation_of
 from imagenet_jax.training.sharding import place_batches
 from imagenet_jax.training.state import TrainState
 from imagenet_jax.training.step import compile_eval_step, predict
+from imagenet_jax.training.weights import place, read_file
 from imagenet_jax.training.workdir import is_training, read_config, write_atomically
 
 Result = dict[str, Any]
@@ -117,6 +118,20 @@ def evaluate_workdir(
             return
         if not follow:
             return
+
+
+def evaluate_file(file: Path, config: ConfigDict) -> Result:
+    """The weights of a file, in torchvision's layout, over the evaluation split of `config`.
+
+    Returns what `write_result` writes, with step 0, and the file's name under "file". Raises
+    UserError where the file does not fit the model, or the data not the config.
+    """
+    tree = read_file(file, config)
+    evaluation = evaluation_of(config)
+    placed = place(tree, config, evaluation.mesh)
+    state = TrainState(step=jax.numpy.int32(0), opt_state=None, ema=None, **placed)
+    (result,) = Evaluator(evaluation)(state)
+    return {"step": 0, "split": config.data.eval_split, **result, "also": [], "file": str(file)}
 
 
 def predict_samples(

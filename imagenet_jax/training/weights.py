@@ -48,15 +48,23 @@ def of_file(path: Path, config: ConfigDict) -> Weights:
 
     Raises UserError where the file cannot be read or does not fit the model.
     """
-    origin = f"weights file {path}"
-    state_dict = torch_weights.load(path)
-    params, batch_stats = torch_weights.from_torch(state_dict, config.model, origin=origin)
-    mesh = make_mesh(config.mesh.fsdp)
+    tree, mesh = read_file(path, config), make_mesh(config.mesh.fsdp)
     names = torch_weights.load_class_names(path)
     if not names and config.model.num_classes != len(imagenet_classes.wnids()):
         names = _names_of_data(config)
-    tree = {"params": params, "batch_stats": batch_stats}
-    return Weights(config, place(tree, config, mesh), mesh, _readable(names, config), origin)
+    placed = place(tree, config, mesh)
+    return Weights(config, placed, mesh, _readable(names, config), f"weights file {path}")
+
+
+def read_file(path: Path, config: ConfigDict) -> dict[str, Any]:
+    """{"params", "batch_stats"}, f32 NumPy arrays, of a weights file for the model of `config`.
+
+    Raises UserError where the file cannot be read or does not fit the model.
+    """
+    state_dict = torch_weights.load(path)
+    origin = f"weights file {path}"
+    params, batch_stats = torch_weights.from_torch(state_dict, config.model, origin=origin)
+    return {"params": params, "batch_stats": batch_stats}
 
 
 def of_workdir(

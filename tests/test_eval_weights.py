@@ -1,0 +1,71 @@
+"""Evaluation of a weights file: the numbers of the checkpoint it was made from, and bad input."""
+
+import json
+
+import pytest
+from conftest import REPOSITORY
+
+from imagenet_jax import cli, convert
+from imagenet_jax import config as config_io
+from imagenet_jax import eval as eval_door
+from imagenet_jax.training.evaluation import evaluate_workdir
+
+
+@pytest.fixture
+def file(saved_run, tmp_path):
+    path = tmp_path / "w.safetensors"
+    convert.main([f"--from={saved_run.workdir}", f"--to={path}"])
+    return path
+
+
+def test_a_converted_checkpoint_measures_what_the_checkpoint_does(
+    saved_run, file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(config_io, "load", lambda spec, overrides: saved_run.config)
+    capsys.readouterr()
+    args = [f"--weights={file}", "--config=tiny.py"]
+    assert eval_door.main([*args, f"--json={tmp_path}/result.json"]) == 0
+    assert "w.safetensors" in capsys.readouterr().out
+    result = json.loads((tmp_path / "result.json").read_text())
+    (wanted,) = evaluate_workdir(saved_run.workdir, "latest")
+    assert (result["step"], result["weights"], result["also"]) == (0, "raw", [])
+    assert (wanted["step"], wanted["weights"]) == (3, "ema")
+    for field in ("split", "count", "top1", "top5", "loss"):
+        assert result[field] == wanted[field]
+    assert result["count"] == 360
+    assert result["file"] == str(file)
+    assert set(wanted) < set(result)
+
+    assert eval_door.main([*args, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == result
+
+
+CONFIG = f"--config={REPOSITORY}/configs/quickstart.py"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], ["--workdir=DIR", "--weights=FILE with --config=FILE"]),
+        (["--weights={file}"], ["with --config=FILE"]),
+        (["--workdir=x", "--weights={file}", CONFIG], ["either"]),
+        (["--weights={file}", CONFIG, "--follow"], ["--follow go with --workdir"]),
+        (["--weights=nope.pth", CONFIG], ["nope.pth does not exist"]),
+        (["--weights={file}", CONFIG], ["w.safetensors does not fit", "width=0.125", "shape"]),
+        (
+            ["--weights={file}", CONFIG, "--config.model.width=0.0625", "--json=no/x.json"],
+            ["--json=no/x.json cannot be written"],
+        ),
+    ],
+)
+def test_bad_input_is_one_line(args, words, file, digits_path, monkeypatch, capsys):
+    where = f"--config.data.path={digits_path}"
+    monkeypatch.setattr("sys.argv", ["eval", where, *(a.format(file=file) for a in args)])
+    with pytest.raises(SystemExit) as caught:
+        cli.run(eval_door.main)
+    assert caught.value.code == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    for word in words:
+        assert word in err
