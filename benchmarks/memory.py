@@ -1,0 +1,107 @@
+"""Host memory of the input pipeline: growth over a million records, peak by batch size.
+
+  python -m benchmarks.memory
+
+Each figure is of a process of its own. Growth: scikit-learn's digits, a million records of them, in
+batches of 256; resident memory after the first tenth against the end. Peaks: 500x375 JPEGs to
+224x224, the default config's prefetch, beyond what a process needs before its first batch.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+BATCH_SIZES = (64, 256, 1024)
+MIB = 2**20
+
+
+def resident() -> float:
+    """MiB of this process that are in memory now (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / MIB
+
+
+def growth(records: int, directory: str) -> dict[str, float]:
+    """Resident MiB after each tenth of `records`."""
+    from imagenet_jax.data import digits, pipeline, sources
+    from imagenet_jax.defaults import defaults
+
+    path = Path(directory) / "digits" / "1.0.0"
+    digits.prepare(path)
+    config = defaults()
+    config.augment.image_size = 16
+    source = sources.open_tfds(path, "train")
+    order = pipeline.order_of(source, config.data, seed=0, batch_size=256)
+    steps = records // 256
+    batches = pipeline.train_batches(source, order, config.data, config.augment, total_steps=steps)
+    began = time.perf_counter()
+    marks = []
+    for step, _ in enumerate(batches, 1):
+        if step % (steps // 10) == 0:
+            marks.append(resident())
+    return {
+        "records": steps * 256,
+        "MiB after a tenth": marks[0],
+        "MiB at the end": marks[-1],
+        "largest MiB between": max(marks),
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def peak(batch_size: int) -> dict[str, float]:
+    """Peak MiB over that before the first batch, after 12 batches, and of the batch alone."""
+    from benchmarks.input import photographs
+    from imagenet_jax.data import decode, pipeline, sources
+    from imagenet_jax.defaults import defaults
+
+    class Photographs(sources.SyntheticSource):
+        def __init__(self) -> None:
+            super().__init__("train", 10**6, 10, 8, 8)
+            self._encoded = photographs(self._DISTINCT)
+
+    config = defaults()
+    source = Photographs()
+    decode.decode(source[0]["image"])
+    order = pipeline.order_of(source, config.data, seed=0, batch_size=batch_size)
+    order.records(0, 1)  # the first epoch's permutation
+    before = resident()
+    batches = pipeline.train_batches(source, order, config.data, config.augment, total_steps=12)
+    for _ in batches:
+        pass
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"MiB before": before, "peak MiB above": most - before}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--records", type=int, default=1_000_000, help="for the growth")
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
+    args = parser.parse_args()
+    result: dict[str, Any] = {}
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as directory:
+        with context.Pool(1) as pool:
+            result["growth"] = pool.apply(growth, (args.records, directory))
+        for batch_size in BATCH_SIZES:
+            with context.Pool(1) as pool:
+                result[f"batch {batch_size}"] = pool.apply(peak, (batch_size,))
+    if args.json:
+        print(json.dumps(result))
+        return
+    for name, values in result.items():
+        print(name)
+        for label, value in values.items():
+            print(f"  {label:25} {value:12,.1f}")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
