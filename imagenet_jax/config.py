@@ -51,7 +51,10 @@ _NOT_NEGATIVE = (
     "data.threads", "data.workers", "seed", "augment.lighting", "augment.mixup", "augment.cutmix",
 )  # fmt: skip
 _SHARES = ("augment.erase", "augment.mix_probability", "augment.mix_switch")
-_BELOW_ONE = ("loss.label_smoothing", "loss.bce_threshold", "ema.decay", "optim.momentum", "optim.b1", "optim.b2")
+_BELOW_ONE = (
+    "loss.label_smoothing", "loss.bce_threshold", "ema.decay", "optim.momentum", "optim.b1",
+    "optim.b2",
+)  # fmt: skip
 
 # The optimizers that read a field; with the others only its default is accepted.
 _READ_BY = {
@@ -174,6 +177,12 @@ def _check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
                 f"config.{field} = {value[field]!r} does nothing with config.loss.name = "
                 f"{value['loss.name']!r}: leave it at {default[field]!r}, or use bce"
             )
+    softened = ("loss.label_smoothing", "augment.mixup", "augment.cutmix")
+    if value["loss.bce_threshold"] and not any(value[field] for field in softened):
+        raise UserError(
+            f"config.loss.bce_threshold = {value['loss.bce_threshold']} does nothing to targets of "
+            f"0 and 1: set one of config.{', config.'.join(softened)}"
+        )
     rule = value["optim.name"]
     for field, rules in _READ_BY.items():
         if rule not in rules and value[field] != default[field]:

@@ -1,10 +1,32 @@
-"""Cross-entropy forms."""
+"""Training losses: softmax or binary cross-entropy, smoothing, class weights."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+def per_image(logits: jax.Array, labels: jax.Array, loss: ConfigDict) -> jax.Array:
+    """f32[B]: the loss that `config.loss` names, of logits f32[B, C] and labels or targets."""
+    if loss.name == "softmax":
+        return cross_entropy(logits, labels, loss.label_smoothing, loss.class_weights)
+    return binary_cross_entropy(
+        logits,
+        labels,
+        loss.label_smoothing,
+        loss.class_weights,
+        threshold=loss.bce_threshold,
+        reduction=loss.bce_reduction,
+    )
+
+
+def cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    smoothing: float = 0.0,
+    class_weights: Sequence[float] = (),
+) -> jax.Array:
     """Softmax cross-entropy of each image.
 
     Args:
@@ -12,13 +34,72 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
       labels: i32[B], or target distributions f32[B, C].
       smoothing: the target becomes (1 - smoothing) * target + smoothing / C
         (Szegedy et al. 2016, arXiv:1512.00567, section 7).
+      class_weights: C factors of the classes' terms, or none. The mean over a batch is torch's
+        CrossEntropyLoss(weight=...) with the row weights of `normalized_weights`.
 
     Returns:
       f32[B], in nats.
     """
+    terms = _smooth(logits, labels, smoothing) * jax.nn.log_softmax(logits)
+    if class_weights:
+        terms = terms * jnp.asarray(class_weights, logits.dtype)
+    return -jnp.sum(terms, axis=-1)
+
+
+def binary_cross_entropy(
+    logits: jax.Array,
+    labels: jax.Array,
+    smoothing: float = 0.0,
+    class_weights: Sequence[float] = (),
+    *,
+    threshold: float = 0.0,
+    reduction: str = "mean",
+) -> jax.Array:
+    """One yes-or-no question a class (Wightman et al. 2021, arXiv:2110.00476, section 4.2).
+
+    Args:
+      logits, labels, smoothing: as for `cross_entropy`.
+      class_weights: C factors of the classes' terms, or none.
+      threshold: smoothed or mixed targets above it become 1, the others 0; 0: they stay.
+      reduction: "mean" or "sum" over the C classes.
+
+    Returns:
+      f32[B], in nats.
+    """
+    targets = _smooth(logits, labels, smoothing)
+    if threshold:
+        targets = (targets > threshold).astype(logits.dtype)
+    # -t log(sigmoid(x)) - (1 - t) log(1 - sigmoid(x)), without overflow.
+    terms = jax.nn.softplus(logits) - targets * logits
+    if class_weights:
+        terms = terms * jnp.asarray(class_weights, logits.dtype)
+    return jnp.sum(terms, axis=-1) if reduction == "sum" else jnp.mean(terms, axis=-1)
+
+
+def normalized_weights(
+    labels: jax.Array, loss: ConfigDict, weight: jax.Array | None
+) -> jax.Array | None:
+    """Row weights of the mean over a batch, where classes have weights.
+
+    As in torch, the softmax loss of labels i32[B] is divided by the sum of their classes' weights,
+    that of distributions f32[B, C], and any binary loss, by the number of rows.
+
+    Args:
+      weight: f32[B] of mean 1, or None: every row counts alike.
+
+    Returns:
+      f32[B] or None; over the whole batch, so that micro-batches average to it.
+    """
+    if not loss.class_weights or loss.name != "softmax" or labels.ndim == 2:
+        return weight
+    rows = jnp.ones(labels.shape, jnp.float32) if weight is None else weight
+    total = jnp.mean(rows * jnp.asarray(loss.class_weights, jnp.float32)[labels])
+    return rows / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)  # 0 where no row counts
+
+
+def _smooth(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
     num_classes = logits.shape[-1]
     targets = (
         labels if labels.ndim == 2 else jax.nn.one_hot(labels, num_classes, dtype=logits.dtype)
     )
-    targets = (1.0 - smoothing) * targets + smoothing / num_classes
-    return -jnp.sum(targets * jax.nn.log_softmax(logits), axis=-1)
+    return (1.0 - smoothing) * targets + smoothing / num_classes

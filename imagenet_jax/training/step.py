@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax.data import augment
 from imagenet_jax.data.augment import normalize
-from imagenet_jax.training import compiler
-from imagenet_jax.training.losses import cross_entropy
+from imagenet_jax.training import compiler, losses
 from imagenet_jax.training.metrics import label_rank
 from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import TrainState
@@ -62,17 +61,19 @@ def train_step(
         valid=batch.get("mask"),
     )
     weight = _weights(batch["mask"]) if "mask" in batch else None
+    loss_weight = losses.normalized_weights(targets, config.loss, weight)
 
     def mean(values: jax.Array, weight: jax.Array | None) -> jax.Array:
         wide = jnp.promote_types(values.dtype, jnp.float32)
         return jnp.mean(values if weight is None else values * weight, dtype=wide)
 
     def loss_and_stats(
-        params: Any, stats: Any, pixels: jax.Array, targets: jax.Array, weight: Any, key: Any
+        params: Any, stats: Any, pixels: jax.Array, targets: jax.Array, weights: Any, key: Any
     ):
+        weight, loss_weight = weights
         model = nnx.merge(graph, params, stats)
         logits = model(pixels, train=True, rngs=nnx.Rngs(dropout=key))
-        loss = mean(cross_entropy(logits, targets, config.loss.label_smoothing), weight)
+        loss = mean(losses.per_image(logits, targets, config.loss), loss_weight)
         labels = targets if targets.ndim == 1 else jnp.argmax(targets, axis=-1)
         top1 = mean(label_rank(logits, labels) == 0, weight)
         return loss, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), top1)
@@ -85,10 +86,10 @@ def train_step(
     parts = config.optim.accumulate
     if parts == 1:
         stats, (loss, top1, grads) = micro_step(
-            state.batch_stats, (pixels, targets, weight, dropout_key)
+            state.batch_stats, (pixels, targets, (weight, loss_weight), dropout_key)
         )
     else:
-        rows = jax.tree.map(lambda x: _split(x, parts), (pixels, targets, weight))
+        rows = jax.tree.map(lambda x: _split(x, parts), (pixels, targets, (weight, loss_weight)))
         micros = (*rows, jax.random.split(dropout_key, parts))
         stats, (loss, top1, grads) = _accumulate(micro_step, state, micros, parts)
 
@@ -145,7 +146,8 @@ def eval_step(
       batch: "image" u8[B, H, W, 3], "label" i32[B], "mask" f32[B] (0 for padding).
 
     Returns:
-      f32[] sums: count, loss (nats, without smoothing), top1, top5.
+      f32[] sums: count, loss (softmax cross-entropy in nats, whatever config.loss trains on),
+      top1, top5.
     """
     model = nnx.merge(graph, weights["params"], weights["batch_stats"])
     pixels = normalize(batch["image"], config.data.mean, config.data.std, config.model.dtype)
@@ -154,7 +156,7 @@ def eval_step(
     mask = batch["mask"]
     per_image = {
         "count": jnp.ones_like(mask),
-        "loss": cross_entropy(logits, batch["label"]),
+        "loss": losses.cross_entropy(logits, batch["label"]),
         "top1": rank < 1,
         # At most all classes: a row with a NaN, ranked after the last, is never right.
         "top5": rank < min(5, logits.shape[-1]),
