@@ -1,0 +1,152 @@
+"""The package's train step against torch's: everything it computes, after one step and after three.
+
+In float64, where the two agree to rounding, so that a tolerance of 1e-9 leaves no room for another
+formula. Float32 is compared for SGD alone: Adam divides a gradient by its own size, and a gradient
+that is nothing but rounding (of a convolution's bias before batch norm, say, which has no effect)
+comes out as a full step in a direction that no two programs share. For the same reason Adam has an
+epsilon of 1e-4 here: it magnifies the difference of two small gradients by up to 1 / epsilon, and
+with 1e-8 even float64's rounding shows.
+
+Batch norm's running variance is the unbiased one on both sides (see imagenet_jax/models/norm.py).
+"""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("torchvision")
+
+from parity import twins  # noqa: E402
+
+from imagenet_jax import defaults  # noqa: E402
+from imagenet_jax.data.augment import normalize  # noqa: E402
+from imagenet_jax.training import optim  # noqa: E402
+
+pytestmark = pytest.mark.parity
+
+# Of the largest value of the array compared, but at least FLOOR of the largest of all arrays.
+TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
+# These networks magnify a difference in their weights some thousand times in the gradients of the
+# next step (float64: 1e-14, 1e-13, 1e-12), so that nothing of float32 would be left in the third.
+STEPS = {"float32": 1, "float64": 3}
+FLOOR = 1e-2
+ROWS = 8
+
+RULES = {
+    "sgd": {"name": "sgd", "weight_decay": 1e-2},
+    "nesterov": {"name": "sgd", "nesterov": True, "weight_decay": 1e-2},
+    "adam": {"name": "adam", "peak_lr": 1e-3, "eps": 1e-4, "weight_decay": 1e-2},
+    "adamw": {"name": "adamw", "peak_lr": 1e-3, "eps": 1e-4, "weight_decay": 0.5},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "rule", "decayed"),
+    [
+        ("resnet18", "sgd", "all"),
+        ("resnet18", "nesterov", "kernels"),
+        ("resnet18", "adam", "kernels"),
+        ("resnet18", "adamw", "all"),
+        ("vgg11_bn", "sgd", "kernels"),
+        ("vgg11_bn", "nesterov", "all"),
+        ("vgg11_bn", "adam", "all"),
+        ("vgg11_bn", "adamw", "kernels"),
+    ],
+)
+def test_steps_in_float64(name, rule, decayed, parity_table):
+    with jax.enable_x64(True):
+        compare(name, rule, decayed, "float64", 32, parity_table)
+
+
+@pytest.mark.parametrize("name", list(twins.WIDTH))
+def test_steps_in_float32(name, parity_table):
+    compare(name, "sgd", "all", "float32", 64, parity_table)
+
+
+def test_normalisation_with_the_constants_of_imagenet():
+    """A few roundings of float32 apart: torchvision divides twice, we multiply once."""
+    from torchvision.transforms.v2 import functional
+
+    images = twins.batch_of(2, 32, seed=0)["image"]
+    chw = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+    want = functional.normalize(
+        functional.to_dtype(chw, torch.float32, scale=True),
+        defaults.IMAGENET_MEAN,
+        defaults.IMAGENET_STD,
+    )
+    got = normalize(images, defaults.IMAGENET_MEAN, defaults.IMAGENET_STD)
+    np.testing.assert_allclose(got, want.permute(0, 2, 3, 1).numpy(), rtol=0, atol=1e-6)
+
+
+def compare(name, rule, decayed, dtype, side, parity_table):
+    config = twins.config_of(name, side)
+    config.loss.label_smoothing = 0.1
+    config.optim.update(RULES[rule] | {"schedule": "constant", "lr_scaling": "none"})
+    config.optim.decay_bias_and_norm = decayed == "all"
+    schedule = optim.learning_rate(
+        config.optim, batch_size=ROWS, steps_per_epoch=1, total_steps=100
+    )
+    tx = optax.chain(twins.kept_gradients(), optim.optimizer(config.optim, schedule))
+
+    model = twins.torch_model(name)
+    state = twins.state_of(model, config, tx, dtype)
+    model = model.to(getattr(torch, dtype))
+    theirs = twins.torch_optimizer(config.optim, model)
+    step = twins.compiled_step(config, tx, schedule)
+    start = snapshot(model)
+
+    for t in range(STEPS[dtype]):
+        batch = twins.batch_of(ROWS, side, seed=t)
+        state, metrics = step(state, batch)
+        theirs.zero_grad()
+        loss = torch.nn.functional.cross_entropy(
+            model(twins.torch_pixels(batch["image"], dtype)),
+            torch.from_numpy(batch["label"]).long(),
+            label_smoothing=0.1,
+        )
+        loss.backward()
+        theirs.step()
+
+        # The second and third steps start from parameters and moments that already differ.
+        tolerance = TOLERANCE[dtype] * 10 ** min(t, 1)
+        row = f"{name}, {rule}, step {t + 1}"
+        error = abs(float(metrics["loss"]) / loss.item() - 1)
+        assert metrics["loss"].dtype == dtype
+        assert error < tolerance, f"{row}: loss is off by {error:.1e}"
+        parity_table(row, f"{dtype} loss", error)
+
+        gradients = {k: p.grad.numpy() for k, p in model.named_parameters()}
+        ours = twins.as_torch(state.opt_state[0], {}, config)
+        record(row, f"{dtype} gradients", ours, gradients, tolerance, parity_table)
+
+        # What the steps changed: the weights themselves would hide it behind their size.
+        after, ours = snapshot(model), twins.as_torch(state.params, state.batch_stats, config)
+        for what, keys in (
+            ("statistics", [k for k in after if "running" in k]),
+            ("updates", [k for k in after if "running" not in k]),
+        ):
+            moved = {k: after[k] - start[k] for k in keys}
+            ours_moved = {k: np.asarray(ours[k], dtype) - start[k] for k in keys}
+            record(row, f"{dtype} {what}", ours_moved, moved, tolerance, parity_table)
+
+
+def snapshot(model) -> dict[str, np.ndarray]:
+    return {
+        k: v.numpy().copy()
+        for k, v in model.state_dict().items()
+        if not k.endswith("num_batches_tracked")
+    }
+
+
+def record(row, what, ours, theirs, tolerance, parity_table):
+    assert set(ours) == set(theirs)
+    floor = FLOOR * max(np.abs(v).max() for v in theirs.values())
+    worst = 0.0
+    for key, value in theirs.items():
+        assert ours[key].shape == value.shape
+        error = float(np.abs(ours[key] - value).max() / max(np.abs(value).max(), floor))
+        assert error < tolerance, f"{row}: {what}: {key} is off by {error:.1e}"
+        worst = max(worst, error)
+    parity_table(row, what, worst)
