@@ -158,7 +158,8 @@ def advice(config: ConfigDict, rates: list[Rate], need: float | None) -> list[st
             lines.insert(
                 0,
                 f"not enough: {share:.0%} of what is needed, input wait will be near "
-                f"{1 - share:.0%}; as it is that takes {need / per_core:.0f} cores, this machine has {cores}",
+                f"{1 - share:.0%}; as it is that takes {need / per_core:.0f} cores, this machine "
+                f"has {cores}",
             )
     return lines or [
         "nothing to change: threads are as good as workers, and decoding is what it is"
