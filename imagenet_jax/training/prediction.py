@@ -1,0 +1,100 @@
+"""What weights say of images that have no labels."""
+
+import collections
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from imagenet_jax.data import decode
+from imagenet_jax.data.loose_images import LooseImage
+from imagenet_jax.errors import UserError
+from imagenet_jax.reporting.predictions import Failure, Prediction
+from imagenet_jax.training import compiler
+from imagenet_jax.training.sharding import batch_sharding, replicated
+from imagenet_jax.training.state import graph_of
+from imagenet_jax.training.step import predict
+from imagenet_jax.training.weights import Weights
+
+
+def predict_images(
+    weights: Weights, images: Sequence[LooseImage], top: int
+) -> Iterator[Prediction | Failure]:
+    """A Prediction of each image in order, and a Failure, perhaps earlier, of each bad one.
+
+    Images are decoded as evaluation decodes them, in threads, and run in batches of at most
+    config.eval.batch_size. `top` classes are named, or all where there are fewer.
+    """
+    config, mesh = weights.config, weights.mesh
+    graph, sharding = graph_of(config.model), batch_sharding(mesh)
+    step = jax.jit(
+        lambda tree, pixels: predict(tree, pixels, graph=graph, config=config),
+        in_shardings=(jax.tree.map(lambda x: x.sharding, weights.tree), sharding),
+        out_shardings=replicated(mesh),
+        compiler_options=compiler.options(),
+    )
+    rows = mesh.size  # doubled until all images fit: a single image is not computed 256 times
+    while rows < len(images) and 2 * rows <= config.eval.batch_size:
+        rows *= 2
+    decoded = _decode_all(images, config, ahead=2 * rows)
+    while chunk := list(itertools.islice(decoded, rows)):
+        good: list[tuple[str, np.ndarray]] = []
+        for name, result in chunk:
+            if isinstance(result, UserError):
+                yield Failure(name, str(result))
+            else:
+                good.append((name, result))
+        if not good:
+            continue
+        batch = np.zeros((rows, *good[0][1].shape), np.uint8)
+        batch[: len(good)] = [pixels for _, pixels in good]
+        for (name, pixels), row in zip(good, np.asarray(step(weights.tree, batch)), strict=False):
+            labels = np.argsort(-row, kind="stable")[:top]
+            classes = tuple(_class_name(weights, int(label)) for label in labels)
+            yield Prediction(name, pixels, labels, classes, row[labels])
+
+
+def _class_name(weights: Weights, label: int) -> str:
+    return weights.class_names[label] if weights.class_names else f"class {label}"
+
+
+def _decode_all(
+    images: Iterable[LooseImage], config: ConfigDict, ahead: int
+) -> Iterator[tuple[str, np.ndarray | UserError]]:
+    """(name, pixels or what is wrong) in order; `ahead` images are decoded before they are used."""
+
+    def pixels_of(image: LooseImage) -> np.ndarray | UserError:
+        out = np.empty((config.eval.image_size, config.eval.image_size, 3), np.uint8)
+        try:
+            encoded = image.read()
+        except UserError as e:
+            return e
+        try:
+            decode.eval_image(
+                encoded,
+                out,
+                resize=config.eval.resize,
+                interpolation=config.data.interpolation,
+                resampling=config.data.resampling,
+            )
+        except UserError as e:
+            return UserError(f"image {image.name} cannot be decoded: {e}")
+        return out
+
+    waiting: collections.deque[tuple[str, Future[np.ndarray | UserError]]] = collections.deque()
+    with ThreadPoolExecutor(config.data.threads or os.cpu_count()) as pool:
+        try:
+            for image in images:
+                waiting.append((image.name, pool.submit(pixels_of, image)))
+                if len(waiting) > ahead:
+                    name, future = waiting.popleft()
+                    yield name, future.result()
+            while waiting:
+                name, future = waiting.popleft()
+                yield name, future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
