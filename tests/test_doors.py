@@ -16,7 +16,19 @@ from imagenet_jax.training import loop
     ("module", "words"),
     [
         ("main", ["--config", "--workdir", "continues", "defaults.py", "--config.optim.nesterov"]),
-        ("eval", ["--workdir", "--checkpoint", "--follow", "counted once", "eval/STEP.json"]),
+        (
+            "eval",
+            [
+                "--workdir",
+                "--checkpoint",
+                "--follow",
+                "counted once",
+                "eval/STEP.json",
+                "--weights",
+            ],
+        ),
+        ("convert", ["--from", "--to", "--model", "torchvision", "load_state_dict"]),
+        ("predict", ["IMAGE", "--weights", "--top", "--html", "exit code"]),
         ("plot", ["--workdir", "--out", "PNG"]),
     ],
 )

@@ -33,7 +33,7 @@ def check_name(name: object) -> None:
 
 def head(name: str) -> tuple[str | int, ...]:
     """Where the last linear layer lies among the parameters: the one that num_classes shapes."""
-    return ("fc",) if name in resnet.VARIANTS else ("classifier", 2)
+    return _family(name).HEAD
 
 
 def check(config: ConfigDict | Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ VARIANTS: dict[str, tuple[tuple[int, int, int, int], int]] = {
     "bit_r152x2": ((3, 8, 36, 3), 2),
     "bit_r152x4": ((3, 8, 36, 3), 4),
 }
+HEAD = ("head", "fc")  # the last linear layer among the parameters
 FIELDS: tuple[str, ...] = ()
 
 

@@ -26,6 +26,7 @@ VARIANTS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
     "resnet101": ("bottleneck", (3, 4, 23, 3)),
     "resnet152": ("bottleneck", (3, 8, 36, 3)),
 }
+HEAD = ("fc",)  # the last linear layer among the parameters
 FIELDS = (
     "stem", "zero_init_residual", "drop_path", "blur_pool", "norm", "weight_standardization",
     "bn_group",

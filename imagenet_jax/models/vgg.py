@@ -31,6 +31,7 @@ VARIANTS: dict[str, tuple[tuple[int, ...], bool]] = {
     for name, depths in _DEPTHS.items()
     for suffix in ("", "_bn")
 }
+HEAD = ("classifier", 2)  # the last linear layer among the parameters
 FIELDS = ("dropout", "bn_group")
 
 

@@ -71,11 +71,19 @@ def test_the_optimizer_starts_at_the_new_weights(tiny, weights):
 
 
 @pytest.mark.parametrize(
-    ("name", "head"), [("resnet18", "fc"), ("vgg11_bn", "classifier.6"), ("vgg13", "classifier.6")]
+    ("name", "head"),
+    [
+        ("resnet18", "fc"),
+        ("vgg11_bn", "classifier.6"),
+        ("vgg13", "classifier.6"),
+        ("bit_r50x1", "head.fc"),
+    ],
 )
 def test_the_head_of_another_number_of_classes_stays_random(name, head, tmp_path, digits_path):
     config = tiny_config(digits_path, name)
     config.model.num_classes = 4
+    if name.startswith("bit"):
+        config.model.width = 0.5  # the least that 32 groups divide
     config.init.weights = str(tmp_path / "w.safetensors")
     weights = random_weights(config.model, config.init.weights)
     config.model.num_classes = 10
