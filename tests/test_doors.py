@@ -16,26 +16,20 @@ from imagenet_jax.training import loop
     ("module", "words"),
     [
         ("main", ["--config", "--workdir", "continues", "defaults.py", "--config.optim.nesterov"]),
-        (
-            "eval",
-            [
-                "--workdir",
-                "--checkpoint",
-                "--follow",
-                "counted once",
-                "eval/STEP.json",
-                "--weights",
-            ],
-        ),
+        ("eval", ["--workdir", "--checkpoint", "--follow", "counted once", "eval/STEP.json"]),
         ("convert", ["--from", "--to", "--model", "torchvision", "load_state_dict"]),
         ("predict", ["IMAGE", "--weights", "--top", "--html", "exit code"]),
         ("plot", ["--workdir", "--out", "PNG"]),
+        ("prepare", ["--tars", "--folder", "--resize", "killed continues", "not comparable"]),
+        ("doctor", ["--json", "--allow", "fingerprint", "leakage", "Exits with 1"]),
+        ("data.bench", ["--config", "--need", "stage by stage"]),
     ],
 )
 def test_help_is_quick_and_says_what_it_does(module, words):
     code = (
         f"import sys; sys.argv = ['x', '--help']\n"
-        f"from imagenet_jax import cli, {module} as door\n"
+        f"import imagenet_jax.{module} as door\n"
+        "from imagenet_jax import cli\n"
         "try: cli.run(door.main)\n"
         "finally: assert 'jax' not in sys.modules, 'help should not import jax'\n"
     )

@@ -5,25 +5,25 @@ import json
 import pytest
 from conftest import tiny_config
 
-from imagenet_jax.data import bench
+from imagenet_jax.data import bench, stages
 from imagenet_jax.errors import UserError
 
 
 def _rates(read=10_000, crop=1000, fast=1200, small=2500, now=1900, threads=1900, workers=1700):
     return [
-        bench.Rate("read", read),
-        bench.Rate("decode, whole image", 900),
-        bench.Rate("decode and crop", crop),
-        bench.Rate("same, resampling=fast", fast),
-        bench.Rate("same, stored at 256", small),
-        bench.Rate("pipeline, threads=1", now, 1),
-        bench.Rate("pipeline, threads=2", threads, 2),
-        bench.Rate("pipeline, workers=2", workers, 2),
+        stages.Rate("read", read),
+        stages.Rate("decode, whole image", 900),
+        stages.Rate("decode and crop", crop),
+        stages.Rate("same, resampling=fast", fast),
+        stages.Rate("same, stored at 256", small),
+        stages.Rate("pipeline, threads=1", now, 1),
+        stages.Rate("pipeline, threads=2", threads, 2),
+        stages.Rate("pipeline, workers=2", workers, 2),
     ]
 
 
 def _says(text, config=None, need=None, **rates):
-    return any(text in x for x in bench.advice(config or tiny_config(""), _rates(**rates), need))
+    return any(text in x for x in stages.advice(config or tiny_config(""), _rates(**rates), need))
 
 
 def test_advice_follows_from_the_rates():
@@ -47,9 +47,9 @@ def test_stages_of_a_config_as_a_user_asks(digits_path, capsys):
     argv = ["--config=configs/quickstart.py", f"--config.data.path={digits_path}", "--seconds=0.05"]
     assert bench.main([*argv, "--json"]) == 0
     got = json.loads(capsys.readouterr().out)
-    stages = got["images_per_second"]
-    assert {"read", "decode and crop", "pipeline, threads=1", "same, stored at 256"} <= set(stages)
-    assert all(rate > 0 for rate in stages.values()) and got["advice"]
+    rates = got["images_per_second"]
+    assert {"read", "decode and crop", "pipeline, threads=1", "same, stored at 256"} <= set(rates)
+    assert all(rate > 0 for rate in rates.values()) and got["advice"]
     assert bench.main([*argv, "--need=1"]) == 0
     out = capsys.readouterr().out
     assert "ms per image" in out and "- enough:" in out

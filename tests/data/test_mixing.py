@@ -104,7 +104,9 @@ def test_switch_and_probability_are_the_shares_of_batches():
 def test_nothing_is_mixed_with_a_row_that_holds_no_image():
     images, targets = _batch()
     valid = np.array([1, 0, 1, 1, 1], np.float32)
-    mixed, soft = mixing.blend(images, targets, np.full((HEIGHT, WIDTH), 0.25, np.float32), valid)
+    mixed, soft = mixing.blend(
+        images, targets, np.full((HEIGHT, WIDTH), 0.25, np.float32), 0.25, valid
+    )
     np.testing.assert_array_equal(mixed[2], images[2])
     np.testing.assert_array_equal(soft[2], targets[2])
     np.testing.assert_allclose(mixed[3], 0.25 * images[3] + 0.75 * images[2], rtol=1e-5)
