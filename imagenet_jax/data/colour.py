@@ -1,8 +1,9 @@
 """Colour operations on images u8[B, H, W, 3], each image by its own amount.
 
 They are torchvision's (`transforms.v2.functional`) on uint8 tensors: results are cut off to whole
-numbers, not rounded, where they are there. They are equal to it but for values that float32 puts
-on different sides of a whole number: at most one level, in a few pixels of a thousand.
+numbers, not rounded, where they are there. Tables are equal to it bit for bit. Blends and hues
+may differ by one level, in a few values of a hundred, where float32 sums lie at a whole number and
+the last bit decides: processors that fuse products and sums differ so in torch too.
 """
 
 import jax

@@ -36,7 +36,11 @@ def cutmix_weight(lam: jax.Array, key: jax.Array, height: int, width: int) -> ja
 
 
 def blend(
-    images: jax.Array, targets: jax.Array, weight: jax.Array, valid: jax.Array | None = None
+    images: jax.Array,
+    targets: jax.Array,
+    weight: jax.Array,
+    kept: jax.Array,
+    valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Each image and target with its partner's.
 
@@ -44,12 +48,13 @@ def blend(
       images: f32[B, H, W, C].
       targets: f32[B, K], distributions over classes.
       weight: f32[H, W] in [0, 1], of the image's own pixels.
+      kept: f32[], the mean of `weight`: of the image's own target.
       valid: [B], 0 for a row that holds no image; an image whose partner that is stays as it is.
 
     Returns:
-      Images and targets of the same shapes; the targets are mixed by the mean weight.
+      Images and targets of the same shapes.
     """
-    w, kept = weight[None, :, :, None], jnp.mean(weight)[None, None]
+    w, kept = weight[None, :, :, None], jnp.full((1, 1), kept)
     if valid is not None:
         alone = jnp.roll(valid, 1) == 0
         w = jnp.where(alone[:, None, None, None], 1.0, w)
@@ -90,9 +95,9 @@ def mix(
     alpha = jnp.where(cut, cutmix, mixup)
     # Rounding may take lam out of [0, 1] where alpha is small, and 0 / 0 where it is tiny.
     lam = jnp.clip(jnp.nan_to_num(jax.random.beta(lam_key, alpha, alpha), nan=1.0), 0.0, 1.0)
-    height, width = images.shape[1:3]
-    weight = jnp.where(
-        cut, cutmix_weight(lam, box_key, height, width), mixup_weight(lam, height, width)
-    )
     active = jax.random.bernoulli(active_key, probability)
-    return blend(images, targets, jnp.where(active, weight, 1.0), valid)
+    lam = jnp.where(active, lam, 1.0)
+    height, width = images.shape[1:3]
+    box = cutmix_weight(lam, box_key, height, width)
+    weight = jnp.where(cut, box, mixup_weight(lam, height, width))
+    return blend(images, targets, weight, jnp.where(cut, box.mean(), lam), valid)

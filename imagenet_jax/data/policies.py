@@ -63,7 +63,7 @@ def _linspace(start: float, end: float) -> np.ndarray:
     step = float(np.float32(end - start) / np.float32(BINS - 1))
     at = np.arange(BINS)
     up, down = start + step * at, float(np.float32(end)) - step * (BINS - 1 - at)
-    return np.where(at < BINS / 2, up, down).astype(np.float32)
+    return np.where(at < BINS // 2, up, down).astype(np.float32)
 
 
 def apply(
