@@ -33,6 +33,7 @@ _CHOICES = {
     "augment.erase_fill": ("zero", "noise"),
     "optim.name": ("sgd", "adam", "adamw", "lars", "lamb"),
     "loss.name": ("softmax", "bce"),
+    "ema.form": ("constant", "torchvision", "timm"),
     "loss.bce_reduction": ("mean", "sum"),
     "optim.lr_scaling": ("linear", "sqrt", "none"),
     "optim.schedule": ("step", "cosine", "polynomial", "constant"),
@@ -41,6 +42,7 @@ _CHOICES = {
 }
 _POSITIVE = (
     "batch_size", "epochs", "augment.image_size", "data.repeats",
+    "ema.every_steps", "ema.gamma", "ema.power",
     "optim.reference_batch_size", "optim.accumulate", "mesh.fsdp", "eval.batch_size",
     "eval.resize", "eval.image_size", "checkpoint.keep", "log.every_steps", "data.prefetch_mb",
 )  # fmt: skip
@@ -56,14 +58,19 @@ _BELOW_ONE = (
     "optim.b2",
 )  # fmt: skip
 
-# The optimizers that read a field; with the others only its default is accepted.
+# field: (the choice it belongs to, the values of it that read it); with others it must stay at its
+# default.
 _READ_BY = {
-    "optim.nesterov": ("sgd", "lars"),
-    "optim.trust_coefficient": ("lars",),
-    "optim.b1": ("adam", "adamw", "lamb"),
-    "optim.b2": ("adam", "adamw", "lamb"),
-    "optim.eps": ("adam", "adamw", "lamb"),
-    "optim.weight_decay_form": ("sgd", "adam", "adamw"),
+    "optim.nesterov": ("optim.name", ("sgd", "lars")),
+    "optim.trust_coefficient": ("optim.name", ("lars",)),
+    "optim.b1": ("optim.name", ("adam", "adamw", "lamb")),
+    "optim.b2": ("optim.name", ("adam", "adamw", "lamb")),
+    "optim.eps": ("optim.name", ("adam", "adamw", "lamb")),
+    "optim.weight_decay_form": ("optim.name", ("sgd", "adam", "adamw")),
+    "loss.bce_reduction": ("loss.name", ("bce",)),
+    "loss.bce_threshold": ("loss.name", ("bce",)),
+    "ema.gamma": ("ema.form", ("timm",)),
+    "ema.power": ("ema.form", ("timm",)),
 }
 
 
@@ -171,24 +178,26 @@ def _check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
             f"for each class of config.model.num_classes, or (); it has {len(weights)}, the "
             f"smallest {min(weights)}"
         )
-    for field in ("loss.bce_reduction", "loss.bce_threshold"):
-        if value["loss.name"] != "bce" and value[field] != default[field]:
+    for field in ("ema.form", "ema.every_steps"):
+        if not value["ema.decay"] and value[field] != default[field]:
             raise UserError(
-                f"config.{field} = {value[field]!r} does nothing with config.loss.name = "
-                f"{value['loss.name']!r}: leave it at {default[field]!r}, or use bce"
+                f"config.{field} = {value[field]!r} does nothing with config.ema.decay = 0"
             )
     softened = ("loss.label_smoothing", "augment.mixup", "augment.cutmix")
-    if value["loss.bce_threshold"] and not any(value[field] for field in softened):
+    if (
+        value["loss.name"] == "bce"
+        and value["loss.bce_threshold"]
+        and not any(value[field] for field in softened)
+    ):
         raise UserError(
             f"config.loss.bce_threshold = {value['loss.bce_threshold']} does nothing to targets of "
             f"0 and 1: set one of config.{', config.'.join(softened)}"
         )
-    rule = value["optim.name"]
-    for field, rules in _READ_BY.items():
-        if rule not in rules and value[field] != default[field]:
+    for field, (choice, readers) in _READ_BY.items():
+        if value[choice] not in readers and value[field] != default[field]:
             raise UserError(
-                f"config.{field} = {value[field]!r} does nothing with config.optim.name = "
-                f"{rule!r}: leave it at {default[field]!r}, or use {' | '.join(rules)}"
+                f"config.{field} = {value[field]!r} does nothing with config.{choice} = "
+                f"{value[choice]!r}: leave it at {default[field]!r}, or use {' | '.join(readers)}"
             )
     if value["batch_size"] % value["optim.accumulate"]:
         raise UserError(

@@ -53,7 +53,7 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.data.resampling = "antialias"  # "antialias": as Pillow resizes | "fast": no low-pass filter
     c.data.mean = IMAGENET_MEAN  # subtracted from RGB in [0, 1], on the device
     c.data.std = IMAGENET_STD  # then divided by
-    c.data.undecodable = "stop"  # at a damaged image | "skip": its row does not count; it is reported
+    c.data.undecodable = "stop"  # at a damaged image | "skip": leave its row out, and report it
     c.data.repeats = 1  # copies of an image in a batch, cropped apart (Hoffer 2020, Berman 2019)
     c.data.balance = "none"  # classes: "over" repeats images of small ones | "under" drops of large
     c.data.remainder = "carry"  # epoch end: "carry" fills the batch from the next epoch | "drop"
@@ -118,7 +118,11 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.optim.accumulate = 1  # micro-batches per step; batch norm sees one micro-batch at a time
 
     c.ema = ConfigDict()
-    c.ema.decay = 0.0  # of the running average of weights, per step; 0: no average is kept
+    c.ema.decay = 0.0  # of the running average of weights, per update; 0: no average is kept
+    c.ema.form = "constant"  # "constant" | "torchvision": per image | "timm": with a warm-up
+    c.ema.every_steps = 1  # steps from one update of the average to the next
+    c.ema.gamma = 1.0  # timm: the decay is 1 - (1 + step / gamma) ** -power until it reaches decay
+    c.ema.power = 2 / 3  # timm
 
     c.mesh = ConfigDict()
     c.mesh.fsdp = 1  # devices that share one copy of parameters and optimizer state
@@ -128,6 +132,7 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.eval.batch_size = 256
     c.eval.resize = 256  # shorter side before the crop, pixels
     c.eval.image_size = 224  # side of the centre crop, pixels
+    c.eval.flip = False  # average the logits of each image and its mirror image
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_epochs = 1.0  # 0: only at the end

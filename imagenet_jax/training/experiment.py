@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from imagenet_jax.data import pipeline, sources
 from imagenet_jax.data.order import Order
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import optim
+from imagenet_jax.training import ema, optim
 from imagenet_jax.training.sharding import check_batch_size, make_mesh
 from imagenet_jax.training.state import TrainState, abstract_state, graph_of
 
@@ -51,6 +51,7 @@ class Experiment:
     graph: nnx.GraphDef
     schedule: optax.Schedule
     tx: optax.GradientTransformation
+    averaging: ema.Share
     abstract: TrainState
     steps_per_epoch: float
     total_steps: int
@@ -122,6 +123,12 @@ def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
         graph=evaluation.graph,
         schedule=schedule,
         tx=tx,
+        averaging=ema.new_share(
+            config.ema,
+            batch_size=config.batch_size,
+            epochs=config.epochs,
+            warmup_steps=config.optim.warmup_epochs * per_epoch,
+        ),
         abstract=abstract_state(config.model, tx, config.ema.decay > 0, mesh),
         steps_per_epoch=per_epoch,
         total_steps=total,

@@ -90,7 +90,9 @@ def _train(
     if initial:
         console.say(f"starting from {initial.summary}")
 
-    train_step = compile_train_step(run.abstract, run.mesh, run.graph, run.tx, run.schedule, config)
+    train_step = compile_train_step(
+        run.abstract, run.mesh, run.graph, run.tx, run.schedule, config, run.averaging
+    )
     evaluate = Evaluator(run.evaluation)
     eval_steps = run.steps_at(config.eval.every_epochs)
     save_steps = run.steps_at(config.checkpoint.every_epochs)

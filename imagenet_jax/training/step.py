@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax.data import augment
 from imagenet_jax.data.augment import normalize
-from imagenet_jax.training import compiler, losses
+from imagenet_jax.training import compiler, ema, losses
 from imagenet_jax.training.metrics import label_rank
 from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import TrainState
@@ -30,6 +30,7 @@ def train_step(
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: ConfigDict,
+    averaging: ema.Share | None = None,
 ) -> tuple[TrainState, Scalars]:
     """One optimizer step.
 
@@ -40,6 +41,7 @@ def train_step(
       graph: structure of the model.
       tx, schedule: the optimizer, and the learning rate to report.
       config: the run's; seed, model, data, augment, loss, optim and ema are read.
+      averaging: the share of each step in the EMA; None: 1 - config.ema.decay throughout.
 
     Returns:
       The state after it, and f32[] scalars: loss and top1 over the batch, both before the update,
@@ -95,10 +97,11 @@ def train_step(
 
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema is not None:
+    average = state.ema
+    if average is not None:
         new = {"params": params, "batch_stats": stats}
-        ema = optax.incremental_update(new, ema, 1.0 - config.ema.decay)
+        share = ema.share_at(config.ema, averaging, state.step)
+        average = optax.incremental_update(new, average, share)
     metrics = {
         "loss": loss,
         "top1": top1,
@@ -106,7 +109,7 @@ def train_step(
         "param_norm": optax.tree.norm(params),
         "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
     }
-    return TrainState(state.step + 1, params, stats, opt_state, ema), metrics
+    return TrainState(state.step + 1, params, stats, opt_state, average), metrics
 
 
 def _weights(mask: jax.Array) -> jax.Array:
@@ -151,7 +154,7 @@ def eval_step(
     """
     model = nnx.merge(graph, weights["params"], weights["batch_stats"])
     pixels = normalize(batch["image"], config.data.mean, config.data.std, config.model.dtype)
-    logits = model(pixels, train=False)
+    logits = _logits(model, pixels, config.eval.flip)
     rank = label_rank(logits, batch["label"])
     mask = batch["mask"]
     per_image = {
@@ -175,7 +178,15 @@ def predict(
     """Class probabilities f32[B, C] of u8[B, H, W, 3]."""
     model = nnx.merge(graph, weights["params"], weights["batch_stats"])
     pixels = normalize(jnp.asarray(images), config.data.mean, config.data.std, config.model.dtype)
-    return jax.nn.softmax(model(pixels, train=False))
+    return jax.nn.softmax(_logits(model, pixels, config.eval.flip))
+
+
+def _logits(model: Any, pixels: jax.Array, flip: bool) -> jax.Array:
+    """f32[B, C]; with `flip` the mean over each image and its mirror image."""
+    logits = model(pixels, train=False)
+    if flip:
+        logits = (logits + model(pixels[:, :, ::-1], train=False)) / 2
+    return logits
 
 
 def compile_train_step(
@@ -185,12 +196,19 @@ def compile_train_step(
     tx: optax.GradientTransformation,
     schedule: optax.Schedule,
     config: ConfigDict,
+    averaging: ema.Share | None = None,
 ) -> jax.stages.Wrapped:
     """`train_step` as one sharded program that reuses the state's memory."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(
         lambda state, batch: train_step(
-            state, batch, graph=graph, tx=tx, schedule=schedule, config=config
+            state,
+            batch,
+            graph=graph,
+            tx=tx,
+            schedule=schedule,
+            config=config,
+            averaging=averaging,
         ),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),

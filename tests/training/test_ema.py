@@ -1,0 +1,93 @@
+"""The share of new weights in the average: against recursions written out step by step."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagenet_jax import config as config_io
+from imagenet_jax.defaults import defaults
+from imagenet_jax.errors import UserError
+from imagenet_jax.training import ema
+
+
+def _shares(steps, *, batch_size=8, epochs=10.0, warmup_steps=0, **changes):
+    config = defaults().ema
+    config.update(changes)
+    share = ema.new_share(config, batch_size=batch_size, epochs=epochs, warmup_steps=warmup_steps)
+    return np.array([float(share(jnp.int32(t))) for t in range(steps)])
+
+
+def test_constant_is_one_minus_the_decay():
+    assert (_shares(5, decay=0.9999) == np.float64(1 - 0.9999)).all()
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_between_updates_the_average_stays(every):
+    shares = _shares(10, decay=0.75, every_steps=every)
+    np.testing.assert_allclose(shares, [0.25 if t % every == 0 else 0.0 for t in range(10)])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    decay=st.sampled_from([0.9, 0.9998]),
+    every=st.sampled_from([1, 4]),
+    warmup=st.sampled_from([0, 6, 8]),
+    batch=st.sampled_from([8, 1024]),
+    epochs=st.sampled_from([2.0, 600.0]),
+)
+def test_torchvision_copies_until_the_warm_up_is_over(decay, every, warmup, batch, epochs):
+    """Its training loop: a counter of averages, held at 0 while the learning rate warms up."""
+    want, averaged = [], 0
+    adjust = batch * every / epochs
+    alpha = min(1.0, (1.0 - decay) * adjust)
+    for t in range(20):
+        if t % every:
+            want.append(0.0)
+            continue
+        want.append(1.0 if averaged == 0 else alpha)
+        averaged += 1
+        if t < warmup:
+            averaged = 0
+    got = _shares(
+        20,
+        form="torchvision",
+        decay=decay,
+        every_steps=every,
+        warmup_steps=warmup,
+        batch_size=batch,
+        epochs=epochs,
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("gamma", "power"), [(1.0, 2 / 3), (5.0, 0.75)])
+def test_timm_warms_its_decay_up(gamma, power):
+    want = [1.0] + [1 - min(0.9, 1 - (1 + t / gamma) ** -power) for t in range(1, 200)]
+    got = _shares(200, form="timm", decay=0.9, gamma=gamma, power=power)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    assert got[-1] == pytest.approx(0.1)
+
+
+def test_a_step_that_is_not_told_the_form_does_not_guess_it():
+    config = defaults().ema
+    config.update(decay=0.9, form="timm")
+    with pytest.raises(ValueError, match="averaging"):
+        ema.share_at(config, None, jnp.int32(0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"form": "timm"}, r"ema\.form = 'timm' does nothing with config\.ema\.decay = 0"),
+        ({"every_steps": 32}, r"ema\.every_steps = 32 does nothing with config\.ema\.decay = 0"),
+        ({"decay": 0.9, "power": 0.5}, r"ema\.power = 0.5 does nothing with config\.ema\.form"),
+        ({"decay": 0.9, "every_steps": 0}, r"must be above 0"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(changes, message):
+    config = defaults()
+    config.ema.update(changes)
+    with pytest.raises(UserError, match=message):
+        config_io.check(config)
