@@ -12,6 +12,10 @@ from typing import Any, TypedDict
 
 from array_record.python.array_record_module import ArrayRecordWriter
 
+# One record a group, so that one random read fetches one image. Images are compressed already:
+# another attempt takes a fifth of the time of preparing and gains nothing.
+WRITER_OPTIONS = "group_size:1,uncompressed"
+
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
@@ -99,8 +103,7 @@ def _write_split(
 ) -> Any:
     count = size = 0
     shard = directory / f"{name}-{split}.array_record-00000-of-00001"
-    # One record a group, so that one random read fetches one image.
-    writer = ArrayRecordWriter(str(shard), "group_size:1")
+    writer = ArrayRecordWriter(str(shard), WRITER_OPTIONS)
     try:
         for record in records:
             example = serialize(record)
