@@ -41,7 +41,7 @@ _CHOICES = {
     "checkpoint.best_metric": ("top1", "top5", "loss"),
 }
 _POSITIVE = (
-    "batch_size", "epochs", "augment.image_size", "data.repeats",
+    "batch_size", "epochs", "augment.image_size", "augment.size_multiple", "data.repeats",
     "ema.every_steps", "ema.gamma", "ema.power",
     "optim.reference_batch_size", "optim.accumulate", "mesh.fsdp", "eval.batch_size",
     "eval.resize", "eval.image_size", "checkpoint.keep", "log.every_steps", "data.prefetch_mb",
@@ -168,6 +168,7 @@ def _check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
             )
     if value["augment.crop_scale"][1] > 1:
         raise UserError("config.augment.crop_scale: a crop cannot be larger than its image (1.0)")
+    _check_resolution(value)
     for field in ("data.mean", "data.std"):
         if len(value[field]) != 3:
             raise UserError(f"config.{field} = {value[field]!r} must have 3 values, for R, G and B")
@@ -262,6 +263,19 @@ def _check_augment(value: dict[str, Any]) -> None:
         )
     if mixes and value["batch_size"] < 2:
         raise UserError("config.batch_size = 1 leaves mixup and cutmix no second image")
+
+
+def _check_resolution(value: dict[str, Any]) -> None:
+    start, final, ramp = (value[f"augment.{f}"] for f in ("start_size", "image_size", "size_ramp"))
+    if not start and any(ramp):
+        raise UserError(
+            f"config.augment.size_ramp = {ramp!r} does nothing with config.augment.start_size = 0"
+        )
+    if start and not (0 < start <= final and len(ramp) == 2 and 0 <= ramp[0] < ramp[1]):
+        raise UserError(
+            f"config.augment.start_size = {start} must be above 0, at most image_size = {final}, "
+            f"and size_ramp = {ramp!r} must be (first epoch, last epoch) of the growth"
+        )
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:

@@ -68,6 +68,9 @@ def defaults(model: str = "resnet50") -> ConfigDict:
 
     c.augment = ConfigDict()
     c.augment.image_size = 224  # side of the training crop, pixels
+    c.augment.start_size = 0  # side at first, to grow to image_size (Howard 2018); 0: no growth
+    c.augment.size_ramp = (0.0, 0.0)  # epochs between which it grows
+    c.augment.size_multiple = 32  # in steps of so many pixels: few shapes to compile
     c.augment.crop_scale = (0.08, 1.0)  # crop area over image area (Szegedy 2015, section 6)
     c.augment.crop_ratio = (3 / 4, 4 / 3)  # crop width over height
     c.augment.flip = True  # mirror half of the images

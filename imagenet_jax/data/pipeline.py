@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax.data import decode
 from imagenet_jax.data.order import Order, record_uniforms
+from imagenet_jax.data.resolution import resolution_of
 from imagenet_jax.data.sources import Source
 from imagenet_jax.data.tfds_format import Record
 from imagenet_jax.errors import UserError
@@ -59,9 +60,9 @@ def train_batches(
       start_step: batches consumed before; nothing of them is read.
 
     Returns:
-      An iterator of {"image": u8[b, S, S, 3], "label": i32[b]}; errors of a record are UserErrors
-      that name it. With data.undecodable = "skip" also "mask": f32[b], 0 for an image that could
-      not be decoded, and "skipped": their names.
+      An iterator of {"image": u8[b, S, S, 3], "label": i32[b]}, S by step as `resolution_of` says;
+      errors of a record are UserErrors that name it. With data.undecodable = "skip" also "mask":
+      f32[b], 0 for an image that could not be decoded, and "skipped": their names.
     """
     load = TrainRows(source, order, data, augment, process_index, process_count)
     rows = order.batch_size // process_count
@@ -106,7 +107,7 @@ class TrainRows:
     ):
         self._source, self._order = source, order
         self._rows = _share(order.batch_size, process_index, process_count)
-        self._side = augment.image_size
+        self._resolution = resolution_of(augment, order.steps_per_epoch)
         self._judge = _Judge(source, data)
         self._crop: dict[str, Any] = {
             "scale": tuple(augment.crop_scale),
@@ -119,7 +120,7 @@ class TrainRows:
         first = step * self._order.batch_size
         where = self._order.records(first + self._rows.start, first + self._rows.stop)
         uniforms = record_uniforms(self._order.seed, *where, decode.CROP_DRAWS)
-        batch = _empty(len(self._rows), self._side)
+        batch = _empty(len(self._rows), self._resolution.at(step))
         mask, skipped = np.ones(len(self._rows), np.float32), []
         for row, index in enumerate(where[1]):
             record = self._source[int(index)]
