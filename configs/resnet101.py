@@ -9,5 +9,5 @@ from ml_collections import ConfigDict
 from configs import resnet50
 
 
-def get_config(arg: str = "") -> ConfigDict:
-    return resnet50.get_config(model="resnet101")
+def get_config(variant: str = "v1") -> ConfigDict:
+    return resnet50.get_config(variant, model="resnet101")
