@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from configs import resnet50
@@ -56,6 +57,9 @@ TABLE = {
     "flax": (1024, 100, 0.4, 0.9, 1e-4, False, 0.0, 5, 224, (256, 224)),
     "nvidia90": (2048, 90, 2.048, 0.875, 3.0517578125e-05, False, 0.1, 8, 224, (256, 224)),
     "mlperf_lars": (3264, 37, 10.5, 0.9, 5e-5, False, 0.1, 2, 224, (256, 224)),
+    "ffcv16": (4096, 16, 1.7, 0.9, 1e-4, False, 0.1, 2, 192, (293, 256)),
+    "ffcv32": (4096, 32, 1.7, 0.9, 1e-4, False, 0.1, 2, 192, (293, 256)),
+    "ffcv88": (4096, 88, 1.7, 0.9, 1e-4, False, 0.1, 2, 192, (293, 256)),
     "v2": (1024, 600, 0.5, 0.9, 2e-5, False, 0.1, 5, 176, (232, 224)),
     "a1": (2048, 600, 5e-3, None, 0.01, False, 0.1, 5, 224, (235, 224)),
     "a2": (2048, 300, 5e-3, None, 0.02, False, 0.0, 5, 224, (235, 224)),
@@ -135,6 +139,19 @@ def test_rates_at_the_epochs_that_papers_name():
     assert rate(2500) == pytest.approx(0.24)
     assert rate(5000) == rate(29 * epoch) == pytest.approx(0.48)
     assert rate(81 * epoch) == pytest.approx(0.48e-3)
+
+
+@pytest.mark.parametrize(("epochs", "low", "high"), [(16, 11, 13), (32, 23, 27), (88, 65, 76)])
+def test_ffcv_grows_its_crops_and_falls_in_a_line(epochs, low, high):
+    """start_ramp, end_ramp, min_res and max_res of rn50_configs; get_cyclic_lr of the script."""
+    c = load(f"resnet50.py:ffcv{epochs}")
+    assert (c.augment.start_size, c.augment.size_ramp) == (160, (low, high))
+    assert (c.model.blur_pool, c.eval.flip) == ("ffcv", True)
+    epoch, total, rate = schedule_of(c)
+    for at in (0.5, 2, 7.3, epochs / 2, epochs - 1):
+        want = np.interp(at, [0, 2, epochs], [1.7e-4, 1.7, 0])
+        assert rate(round(at * epoch)) == pytest.approx(want, rel=5e-3)
+    assert rate(total) == pytest.approx(0, abs=1e-6)
 
 
 def test_v2_averages_as_torchvision_does():
