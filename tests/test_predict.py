@@ -212,6 +212,18 @@ def test_class_names_by_the_number_of_classes(tiny, tmp_path, digits_path):
     assert names(10) == ()
 
 
+def test_output_that_is_not_finite_is_no_prediction(saved_run, photos, tmp_path, run, monkeypatch):
+    file = tmp_path / "w.safetensors"
+    convert.main([f"--from={saved_run.workdir}", f"--to={file}"])
+    broken = torch_weights.load(file)
+    broken["fc.bias"][3] = np.nan
+    torch_weights.save(broken, file)
+    monkeypatch.setattr(config_io, "load", lambda spec, overrides: saved_run.config)
+    code, out, err = run(photos / "00.png", f"--weights={file}", "--config=tiny.py", "--json")
+    assert (code, out) == (1, "")
+    assert "00.png: the model's output is not finite" in err
+
+
 def test_a_folder_is_read_in_the_order_of_paths(photos):
     images, problems = find_images([str(photos), "x.tmp", "-"])
     assert problems == []

@@ -20,6 +20,8 @@ from imagenet_jax.training.state import graph_of
 from imagenet_jax.training.step import predict
 from imagenet_jax.training.weights import Weights
 
+_REASON = "the weights are damaged, or overflow in bfloat16 (--config.model.dtype=float32)"
+
 
 def predict_images(
     weights: Weights, images: Sequence[LooseImage], top: int
@@ -53,6 +55,9 @@ def predict_images(
         batch = np.zeros((rows, *good[0][1].shape), np.uint8)
         batch[: len(good)] = [pixels for _, pixels in good]
         for (name, pixels), row in zip(good, np.asarray(step(weights.tree, batch)), strict=False):
+            if not np.isfinite(row).all():
+                yield Failure(name, f"image {name}: the model's output is not finite; {_REASON}")
+                continue
             labels = np.argsort(-row, kind="stable")[:top]
             classes = tuple(_class_name(weights, int(label)) for label in labels)
             yield Prediction(name, pixels, labels, classes, row[labels])
