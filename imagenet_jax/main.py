@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imagenet_jax import cli
+from imagenet_jax.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,21 +26,32 @@ def main(argv: Sequence[str]) -> int:
         "--config", required=True, metavar="FILE[:ARG]",
         help="a Python file with get_config(arg=''); ARG chooses a variant",
     )  # fmt: skip
-    parser.add_argument(
-        "--workdir", required=True, metavar="DIR", help="where the run is written, and continued"
-    )
+    parser.add_argument("--workdir", metavar="DIR", help="where the run is written, and continued")
     parser.add_argument(
         "--weights", metavar="FILE", help="start from these: short for --config.init.weights=FILE"
     )
+    parser.add_argument(
+        "--dry_run", action="store_true",
+        help="print the recipe, its memory and how long it would take; write nothing. Without the "
+        "data: --config.data.source=synthetic",
+    )  # fmt: skip
     parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
     args = parser.parse_args(argv)
     if args.weights is not None:
         overrides.append(("init.weights", args.weights))
 
+    if not args.dry_run and not args.workdir:
+        raise UserError("--workdir=DIR says where the run is written; --dry_run needs none")
+
     from imagenet_jax import config as config_io  # jax is imported after --help was answered
+    from imagenet_jax.training.dry_run import dry_run
     from imagenet_jax.training.loop import train
 
-    return train(config_io.load(args.config, overrides), Path(args.workdir).expanduser())
+    config = config_io.load(args.config, overrides)
+    if args.dry_run:
+        dry_run(config)
+        return 0
+    return train(config, Path(args.workdir).expanduser())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,113 @@
+"""What a train step costs: floating-point operations, memory and time on the present devices."""
+
+import dataclasses
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from imagenet_jax.training import ema, optim
+from imagenet_jax.training.sharding import batch_sharding, check_batch_size, make_mesh
+from imagenet_jax.training.state import abstract_state, create_state, graph_of
+from imagenet_jax.training.step import compile_train_step
+
+# The schedule's length changes neither operations nor memory.
+_STEPS_PER_EPOCH, _EPOCHS = 1000.0, 90
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCost:
+    """Of the compiled step.
+
+    Attributes:
+      flops: operations of a step over all devices, as XLA counts them.
+      state_bytes: on each device, of the arguments: the state and a batch.
+      temporary_bytes: on each device, of what lives within a step; 0 where XLA does not say.
+      seconds: of a step; one entry a measurement, none where only compiled.
+    """
+
+    flops: float
+    state_bytes: int
+    temporary_bytes: int
+    seconds: tuple[float, ...] = ()
+
+    @property
+    def step_seconds(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def step_cost(config: ConfigDict, *, repeats: int = 5, steps: int = 10) -> StepCost:
+    """Compile the step of `config`; with `repeats`, time that often `steps` steps in a row.
+
+    The batch is random and on the device already. Two steps come before, to warm up.
+    """
+    mesh = make_mesh(config.mesh.fsdp)
+    check_batch_size("batch_size", config.batch_size, mesh)
+    schedule = optim.learning_rate(
+        config.optim,
+        batch_size=config.batch_size,
+        steps_per_epoch=_STEPS_PER_EPOCH,
+        total_steps=int(_EPOCHS * _STEPS_PER_EPOCH),
+    )
+    averaging = ema.new_share(
+        config.ema,
+        batch_size=config.batch_size,
+        epochs=_EPOCHS,
+        warmup_steps=config.optim.warmup_epochs * _STEPS_PER_EPOCH,
+    )
+    tx = optim.optimizer(config.optim, schedule)
+    averaged = config.ema.decay > 0
+    abstract = abstract_state(config.model, tx, averaged, mesh)
+    step = compile_train_step(
+        abstract, mesh, graph_of(config.model), tx, schedule, config, averaging
+    )
+    compiled = step.lower(abstract, _abstract_batch(config, mesh)).compile()
+    costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    cost = StepCost(
+        # XLA counts the operations of one device.
+        flops=float(costs.get("flops", 0.0)) * mesh.size,
+        state_bytes=int(getattr(memory, "argument_size_in_bytes", 0)),
+        temporary_bytes=int(getattr(memory, "temp_size_in_bytes", 0)),
+    )
+    if not repeats:
+        return cost
+    state = create_state(config.model, tx, averaged, mesh, config.seed)
+    batch = _random_batch(config, mesh)
+    return dataclasses.replace(cost, seconds=_time(compiled, state, batch, repeats, steps))
+
+
+def _time(compiled: Any, state: Any, batch: Any, repeats: int, steps: int) -> tuple[float, ...]:
+    for _ in range(2):
+        state, metrics = compiled(state, batch)
+    jax.block_until_ready(state)
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(steps):
+            state, metrics = compiled(state, batch)
+        jax.block_until_ready((state, metrics))
+        seconds.append((time.perf_counter() - start) / steps)
+    return tuple(seconds)
+
+
+def _abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    side, rows, sharding = config.augment.image_size, config.batch_size, batch_sharding(mesh)
+    return {
+        "image": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8, sharding=sharding),
+        "label": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=sharding),
+    }
+
+
+def _random_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.Array]:
+    side, rows = config.augment.image_size, config.batch_size
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (rows, side, side, 3), dtype=np.uint8),
+        "label": rng.integers(0, config.model.num_classes, rows).astype(np.int32),
+    }
+    return jax.device_put(batch, batch_sharding(mesh))
