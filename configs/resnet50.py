@@ -43,9 +43,8 @@ _FFCV: Fields = {
     "eval.flip": True,
 }
 
-# Wightman et al. 2021, arXiv:2110.00476, table 2; A2 is the base of A1 and A3. Its RandAugment is
-# timm's: two operations of magnitude 7 of 10, each with probability 1/2 and a deviation of 0.5.
-# Here it is one, their mean number, at 21 of 30. timm's LAMB clips, and its warm-up starts at 1e-4.
+# Wightman et al. 2021, arXiv:2110.00476, table 2; A2 is the base of A1 and A3. RandAugment is
+# rand-m7-mstd0.5-inc1. timm's LAMB clips, and its warm-up starts at 1e-4.
 _A2: Fields = {
     **_COSINE,
     **_NO_NORM_DECAY,
@@ -56,9 +55,9 @@ _A2: Fields = {
     "model.bn_group": 512,  # 4 GPUs
     "data.interpolation": "bicubic",
     "data.repeats": 3,
-    "augment.auto": "randaugment",
-    "augment.rand_num_ops": 1,
-    "augment.rand_magnitude": 21,
+    "augment.auto": "randaugment_timm",
+    "augment.rand_magnitude": 7,
+    "augment.rand_deviation": 0.5,
     "augment.mixup": 0.1,
     "augment.cutmix": 1.0,
     "loss.name": "bce",
@@ -175,7 +174,7 @@ VARIANTS: dict[str, Fields] = {
         "model.drop_path": 0.0,
         "data.repeats": 1,
         "augment.image_size": 160,
-        "augment.rand_magnitude": 18,
+        "augment.rand_magnitude": 6,
         "optim.peak_lr": 8e-3,
     },
 }

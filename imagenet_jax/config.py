@@ -28,7 +28,7 @@ _CHOICES = {
     "data.undecodable": ("stop", "skip"),
     "data.balance": ("none", "over", "under"),
     "data.remainder": ("carry", "drop"),
-    "augment.auto": ("none", "randaugment", "trivialaugment"),
+    "augment.auto": ("none", "randaugment", "randaugment_timm", "trivialaugment"),
     "augment.auto_interpolation": ("nearest", "bilinear"),
     "augment.erase_fill": ("zero", "noise"),
     "optim.name": ("sgd", "adam", "adamw", "lars", "lamb"),
@@ -51,9 +51,10 @@ _NOT_NEGATIVE = (
     "optim.weight_decay", "optim.clip_norm", "optim.l1", "optim.trust_coefficient",
     "eval.every_epochs", "checkpoint.every_epochs",
     "data.threads", "data.workers", "seed", "augment.lighting", "augment.mixup", "augment.cutmix",
+    "augment.rand_deviation",
 )  # fmt: skip
 _SHARES = ("augment.erase", "augment.mix_probability", "augment.mix_switch")
-_BELOW_ONE = (
+_BELOW_ONE = ("data.holdout",
     "loss.label_smoothing", "loss.bce_threshold", "ema.decay", "optim.momentum", "optim.b1",
     "optim.b2",
 )  # fmt: skip
@@ -234,9 +235,10 @@ def _check_augment(value: dict[str, Any]) -> None:
             raise UserError(f"config.{field} = {value[field]!r} must be from 0 to 1")
     if not value["augment.rand_num_ops"] > 0:
         raise UserError("config.augment.rand_num_ops must be above 0; augment.auto = none is off")
-    if not 0 <= value["augment.rand_magnitude"] <= 30:
-        magnitude = value["augment.rand_magnitude"]
-        raise UserError(f"config.augment.rand_magnitude = {magnitude} must be from 0 to 30")
+    auto = value["augment.auto"]
+    magnitude, highest = value["augment.rand_magnitude"], 10 if auto == "randaugment_timm" else 30
+    if not 0 <= magnitude <= highest:
+        raise UserError(f"config.augment.rand_magnitude = {magnitude} must be from 0 to {highest}")
     jitter = value["augment.jitter"]
     if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
         raise UserError(
@@ -245,11 +247,12 @@ def _check_augment(value: dict[str, Any]) -> None:
         )
     default = flatten(defaults.defaults(value["model.name"]))
     mixes = (value["augment.mixup"] > 0) + (value["augment.cutmix"] > 0)
-    auto = value["augment.auto"]
+    rand = auto.startswith("randaugment")
     for field, works, reason in (
         ("auto_interpolation", auto != "none", "augment.auto is none"),
-        ("rand_num_ops", auto == "randaugment", "augment.auto is not randaugment"),
-        ("rand_magnitude", auto == "randaugment", "augment.auto is not randaugment"),
+        ("rand_num_ops", rand, "augment.auto is not randaugment"),
+        ("rand_magnitude", rand, "augment.auto is not randaugment"),
+        ("rand_deviation", auto == "randaugment_timm", "augment.auto is not randaugment_timm"),
         ("erase_fill", value["augment.erase"] > 0, "augment.erase is 0"),
         ("mix_probability", mixes > 0, "augment.mixup and augment.cutmix are 0"),
         ("mix_switch", mixes == 2, "augment.mixup and augment.cutmix are not both on"),

@@ -91,9 +91,9 @@ AUGMENTATION = {
     # mixup, cutmix, automatic augmentation, erasing, copies of an image, drop path
     "v1": (0.0, 0.0, "none", 0.0, 1, 0.0),
     "v2": (0.2, 1.0, "trivialaugment", 0.1, 4, 0.0),
-    "a1": (0.2, 1.0, "randaugment", 0.0, 3, 0.05),
-    "a2": (0.1, 1.0, "randaugment", 0.0, 3, 0.05),
-    "a3": (0.1, 1.0, "randaugment", 0.0, 1, 0.0),
+    "a1": (0.2, 1.0, "randaugment_timm", 0.0, 3, 0.05),
+    "a2": (0.1, 1.0, "randaugment_timm", 0.0, 3, 0.05),
+    "a3": (0.1, 1.0, "randaugment_timm", 0.0, 1, 0.0),
 }
 
 

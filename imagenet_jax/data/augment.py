@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from imagenet_jax.data import colour, erasing, mixing, policies
+from imagenet_jax.data import colour, erasing, mixing, policies, timm_policy
 
 # Each augmentation's key is folded from the step's by one of these, far from the small numbers
 # by which the flips of single images are told apart.
@@ -76,6 +76,16 @@ def apply(
             augment.rand_num_ops,
             augment.rand_magnitude,
             augment.auto_interpolation,
+        )
+    elif augment.auto == "randaugment_timm":
+        images = timm_policy.randaugment(
+            images,
+            part(_AUTO),
+            augment.rand_num_ops,
+            augment.rand_magnitude,
+            augment.rand_deviation,
+            augment.auto_interpolation,
+            tuple(round(255 * m) for m in mean),
         )
     elif augment.auto == "trivialaugment":
         images = policies.trivialaugment(images, part(_AUTO), augment.auto_interpolation)

@@ -110,6 +110,12 @@ def solarize(images: jax.Array, threshold: jax.Array) -> jax.Array:
     return jnp.where(images.astype(jnp.float32) >= per_image(threshold), invert(images), images)
 
 
+def solarize_add(images: jax.Array, levels: jax.Array) -> jax.Array:
+    """Values below 128 become brighter by f32[B] levels, at most 255."""
+    x = images.astype(jnp.float32)
+    return to_bytes(jnp.where(x < 128, x + per_image(levels), x))
+
+
 def invert(images: jax.Array) -> jax.Array:
     """255 less each value."""
     return 255 - images

@@ -1,13 +1,14 @@
 """RandAugment (Cubuk et al. 2020) and TrivialAugment (Müller & Hutter 2021, wide).
 
-The operations, their order and their magnitudes are torchvision's. Each image draws its own
-operation. A branch per operation would run all fourteen on every image (`lax.switch` under
-`vmap`), and one image after the other would leave an accelerator idle and undo the sharding of
-the batch. The fourteen are three, though:
+The operations, their order and their magnitudes are torchvision's; `timm_policy` has timm's.
+
+Each image draws its own operation. A branch per operation would run all of them on every image
+(`lax.switch` under `vmap`), and one image after the other would leave an accelerator idle and undo
+the sharding of the batch. They are of three kinds, though:
 
 - geometry: one gather through a matrix that depends on the operation;
 - blends with another image (contrast, colour, sharpness): one weighted sum;
-- tables (brightness, posterize, solarize, autocontrast, equalize): one look-up in 256 entries.
+- tables (brightness, posterize, solarize, equalize and others): one look-up in 256 entries.
 
 Each image goes through one of each kind and keeps the result of its own. That is the cost: about
 three operations where one counts, and a histogram, needed by one image in fourteen, for all.
@@ -23,6 +24,7 @@ OPERATIONS = (
     "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness",
     "color", "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize",
 )  # fmt: skip
+EVERY = (*OPERATIONS, "invert", "solarize_add")  # the last two are timm's
 SIGNED = 10  # the operations before "posterize" go either way, with equal chances
 BINS = 31  # magnitudes from 0, the weakest, to 30
 
@@ -53,6 +55,8 @@ def magnitudes(policy: str, height: int, width: int) -> np.ndarray:
     ):
         for name in names:
             table[OPERATIONS.index(name)] = _linspace(0.0, end)
+    moves = [OPERATIONS.index(name) for name in ("translate_x", "translate_y")]
+    table[moves] = np.trunc(table[moves])  # whole pixels
     table[OPERATIONS.index("posterize")] = 8 - np.round(np.arange(BINS) * lost_bits / (BINS - 1))
     table[OPERATIONS.index("solarize")] = _linspace(1.0, 0.0)
     return table
@@ -77,8 +81,8 @@ def apply(
 
     Args:
       images: u8[B, H, W, 3].
-      operation: i32[B], an index of OPERATIONS.
-      magnitude: f32[B], signed, in the units of `magnitudes`.
+      operation: i32[B], an index of EVERY.
+      magnitude: f32[B], signed, in the units of `magnitudes`; solarize_add's are levels.
       interpolation, fill: of the geometric operations; see `geometry.affine`.
 
     Returns:
@@ -90,7 +94,7 @@ def apply(
 
 
 def _is(operation: jax.Array, *names: str) -> jax.Array:
-    return jnp.isin(operation, jnp.asarray([OPERATIONS.index(name) for name in names]))
+    return jnp.isin(operation, jnp.asarray([EVERY.index(name) for name in names]))
 
 
 def _geometric(
@@ -101,13 +105,13 @@ def _geometric(
     fill: tuple[float, ...] | None,
 ) -> jax.Array:
     height, width = images.shape[1:3]
-    whole, zero = jnp.trunc(magnitude), jnp.zeros_like(magnitude)
+    zero = jnp.zeros_like(magnitude)
     names = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
     matrices = (
         geometry.shear_x(magnitude, height),
         geometry.shear_y(magnitude, width),
-        geometry.translate(whole, zero),
-        geometry.translate(zero, whole),
+        geometry.translate(magnitude, zero),
+        geometry.translate(zero, magnitude),
         geometry.rotate(magnitude),
     )
     matrix = geometry.translate(zero, zero)
@@ -142,6 +146,8 @@ def _looked_up(images: jax.Array, operation: jax.Array, magnitude: jax.Array) ->
         "solarize": colour.solarize(ramp, 255.0 * magnitude)[:, :, 0],
         "autocontrast": colour.autocontrast_table(images),
         "equalize": colour.equalize_table(images),
+        "invert": colour.invert(ramp)[:, :, 0],
+        "solarize_add": colour.solarize_add(ramp, magnitude)[:, :, 0],
     }
     table = ramp[:, :, 0]
     for name, candidate in tables.items():

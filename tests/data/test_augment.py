@@ -77,7 +77,7 @@ def test_each_field_does_something_of_its_own(field):
 
 
 def test_everything_at_once_sharded_and_in_bfloat16():
-    function = _compiled("bfloat16", **EACH | {"auto": "randaugment"})
+    function = _compiled("bfloat16", **EACH | {"auto": "randaugment_timm"})
     key = jax.random.key(3)
     pixels, targets = function(IMAGES, LABELS, key)
     assert pixels.dtype == jnp.bfloat16 and pixels.shape == IMAGES.shape
@@ -98,6 +98,8 @@ def test_everything_at_once_sharded_and_in_bfloat16():
             {"auto": "randaugment", "rand_magnitude": 31},
             r"rand_magnitude = 31 must be from 0 to 30",
         ),
+        ({"auto": "randaugment_timm", "rand_magnitude": 11}, r"must be from 0 to 10"),
+        ({"auto": "randaugment", "rand_deviation": 0.5}, r"rand_deviation = 0\.5 would do nothing"),
         ({"auto": "randaugment", "rand_num_ops": 0}, r"rand_num_ops must be above 0"),
         ({"auto": "trivialaugment", "rand_magnitude": 7}, r"rand_magnitude = 7 would do nothing"),
         ({"auto_interpolation": "nearest"}, r"would do nothing: augment\.auto is none"),

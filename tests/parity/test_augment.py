@@ -142,6 +142,8 @@ def test_the_table_of_magnitudes_is_torchvisions(policy):
         ):
             theirs = magnitudes(policies.BINS, *side)
             theirs = np.zeros(policies.BINS) if theirs is None else theirs.numpy()
+            if name.startswith("translate"):  # which torchvision cuts off when it applies them
+                theirs = np.trunc(theirs)
             np.testing.assert_allclose(row, theirs, rtol=1e-6, atol=1e-7, err_msg=name)
             np.testing.assert_array_equal(row.astype(int), theirs.astype(int), err_msg=name)
             if theirs.any() and name not in ("posterize", "solarize"):
