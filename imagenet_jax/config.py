@@ -41,12 +41,14 @@ _CHOICES = {
     "checkpoint.best_metric": ("top1", "top5", "loss"),
 }
 _POSITIVE = (
+    "optim.layer_decay",
     "batch_size", "epochs", "augment.image_size", "augment.size_multiple", "data.repeats",
     "ema.every_steps", "ema.gamma", "ema.power",
     "optim.reference_batch_size", "optim.accumulate", "mesh.fsdp", "eval.batch_size",
     "eval.resize", "eval.image_size", "checkpoint.keep", "log.every_steps", "data.prefetch_mb",
 )  # fmt: skip
 _NOT_NEGATIVE = (
+    "optim.freeze_epochs",
     "optim.peak_lr", "optim.warmup_epochs", "optim.warmup_start_lr", "optim.end_lr",
     "optim.weight_decay", "optim.clip_norm", "optim.l1", "optim.trust_coefficient",
     "eval.every_epochs", "checkpoint.every_epochs",
@@ -68,6 +70,7 @@ _READ_BY = {
     "optim.b2": ("optim.name", ("adam", "adamw", "lamb")),
     "optim.eps": ("optim.name", ("adam", "adamw", "lamb")),
     "optim.weight_decay_form": ("optim.name", ("sgd", "adam", "adamw")),
+    "optim.freeze_epochs": ("optim.name", ("sgd", "adam", "adamw")),
     "loss.bce_reduction": ("loss.name", ("bce",)),
     "loss.bce_threshold": ("loss.name", ("bce",)),
     "ema.gamma": ("ema.form", ("timm",)),
@@ -221,6 +224,11 @@ def _check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
         raise UserError(
             f"config.eval.image_size = {value['eval.image_size']} is larger than "
             f"config.eval.resize = {value['eval.resize']}: the centre crop would leave the image"
+        )
+    if value["optim.freeze_epochs"] and not value["init.weights"]:
+        raise UserError(
+            f"config.optim.freeze_epochs = {value['optim.freeze_epochs']} would freeze random "
+            "weights: give --weights=FILE, or leave it at 0"
         )
     if value["optim.warmup_epochs"] >= value["epochs"]:
         raise UserError(

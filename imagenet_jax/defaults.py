@@ -120,6 +120,8 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.optim.weight_decay_form = "l2"  # "l2": added to the gradient | "decoupled": to the update
     # Decay biases and norm scales too, as torch does unasked; lars and lamb: adapt their rates too.
     c.optim.decay_bias_and_norm = True
+    c.optim.freeze_epochs = 0.0  # at first, in which the head alone learns; not lars, lamb
+    c.optim.layer_decay = 1.0  # factor of the rate per stage from the head (Clark 2020); 1: none
     c.optim.clip_norm = 0.0  # largest global gradient norm; 0: no clipping
     c.optim.accumulate = 1  # micro-batches per step; batch norm sees one micro-batch at a time
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from imagenet_jax.data.sources import IMAGE_SUFFIXES
+from imagenet_jax.data.folder import IMAGE_SUFFIXES
 from imagenet_jax.errors import UserError
 
 STANDARD_INPUT = "-"

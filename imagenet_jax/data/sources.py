@@ -1,9 +1,7 @@
 """Where encoded images come from: records by random access, with a name and a fingerprint."""
 
-import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,10 +12,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from imagenet_jax.data import digits
+from imagenet_jax.data.fingerprint import fingerprint_of
+from imagenet_jax.data.folder import FolderSource, open_folder, open_held_out, split_folder
 from imagenet_jax.data.tfds_format import Record, parse
 from imagenet_jax.errors import UserError
-
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class Source(Protocol):
@@ -62,15 +60,23 @@ def open_source(data: ConfigDict, split: str) -> Source:
         source = open_tfds(path, split)
     elif kind == "tfds" or (kind == "auto" and (path / "dataset_info.json").is_file()):
         source = open_tfds(path, split)
-    elif kind == "folder" or (kind == "auto" and _split_folder(path, split)):
+    elif data.holdout and path.is_dir():
+        source = open_held_out(path, split, data.holdout)
+    elif kind == "folder" or (kind == "auto" and split_folder(path, split)):
         source = open_folder(path, split)
     else:
         inside = sorted(path.glob("*/dataset_info.json"))
         hint = f"; did you mean {inside[-1].parent}?" if inside else ""
         raise UserError(
             f"no data in config.data.path = {data.path!r}: looked for dataset_info.json (a tfds "
-            f"directory) and {split}/CLASS/*.JPEG (a folder); point --config.data.path= at one, "
-            f"README.md (section Data) says how to make it{hint}"
+            f"directory) and {split}/CLASS/*.JPEG (a folder; with config.data.holdout "
+            "CLASS/*.JPEG); point --config.data.path= at one, README.md (section Data) says how to "
+            f"make it{hint}"
+        )
+    if data.holdout and not isinstance(source, FolderSource):
+        raise UserError(
+            f"config.data.holdout = {data.holdout} is for a folder, and {source.name} is none; use "
+            "--config.data.train_split='train[:80%]' --config.data.eval_split='train[80%:]'"
         )
     if part:
         source = Subset(source, np.arange(*part(len(source))))
@@ -104,7 +110,7 @@ class Subset:
         self._source, self._indices = source, np.asarray(indices, np.int64)
         self.name = f"{source.name} ({len(self._indices)} of {len(source)} records)"
         self.class_names = source.class_names
-        self.fingerprint = _hash(source.fingerprint, self._indices.tobytes().hex())
+        self.fingerprint = fingerprint_of(source.fingerprint, self._indices.tobytes().hex())
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -171,7 +177,7 @@ def open_tfds(path: Path, split: str) -> ArrayRecordSource:
         raise UserError(f"{path} lacks {len(missing)} of {len(shards)} shards, first {missing[0]}")
     lengths = list(info.splits[split].shard_lengths)
     sizes = [Path(p).stat().st_size for p in shards]
-    fingerprint = _hash(
+    fingerprint = fingerprint_of(
         (path / "features.json").read_text(), split, json.dumps([lengths, sizes]), *label.names
     )
     try:
@@ -186,60 +192,6 @@ def open_tfds(path: Path, split: str) -> ArrayRecordSource:
     return source
 
 
-def _split_folder(path: Path, split: str) -> Path | None:
-    """path/split, or path/val for "validation", if it is there."""
-    names = (split, "val") if split == "validation" else (split,)
-    return next((path / name for name in names if (path / name).is_dir()), None)
-
-
-class FolderSource:
-    """Images of `root/CLASS/FILE`; classes and files in sorted order."""
-
-    def __init__(self, root: Path, class_names: tuple[str, ...], files: list[tuple[str, int, int]]):
-        """`files` are (path below root, label, size in bytes)."""
-        self.name, self.class_names = str(root), class_names
-        self.fingerprint = _hash(*(f"{name} {size}" for name, _, size in files))
-        self._root, self._parent = root, root.name
-        # Arrays, because a list of a million strings takes ten times the memory.
-        self._names = np.array([name.encode() for name, _, _ in files])
-        self._labels = np.array([label for _, label, _ in files], np.int32)
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int) -> Record:
-        name = self._names[index].decode()
-        try:
-            image = (self._root / name).read_bytes()
-        except OSError as e:
-            raise UserError(f"{self._root / name} cannot be read: {e.strerror}") from e
-        return {"image": image, "label": int(self._labels[index]), "id": f"{self._parent}/{name}"}
-
-    def labels(self) -> np.ndarray:
-        return self._labels
-
-
-def open_folder(path: Path, split: str) -> FolderSource:
-    """The images of `path/split/CLASS/`."""
-    root = _split_folder(path, split)
-    if not root:
-        raise UserError(f"{path / split} does not exist; it should hold a folder per class")
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    if not classes:
-        raise UserError(f"{root} has no class folders; it should hold CLASS/*.JPEG")
-    files = []
-    for label, name in enumerate(classes):
-        found = sorted(
-            (entry.name, entry.stat().st_size)
-            for entry in os.scandir(root / name)
-            if entry.name.lower().endswith(IMAGE_SUFFIXES)
-        )
-        if not found:
-            raise UserError(f"{root / name} has no images ({' '.join(IMAGE_SUFFIXES)})")
-        files += [(f"{name}/{file}", label, size) for file, size in found]
-    return FolderSource(root, tuple(classes), files)
-
-
 class SyntheticSource:
     """JPEGs of smooth random colours, a few distinct ones over and over: for benchmarks."""
 
@@ -248,7 +200,7 @@ class SyntheticSource:
     def __init__(self, split: str, images: int, classes: int, height: int, width: int):
         self.name = f"synthetic {split}"
         self.class_names = tuple(f"class {i}" for i in range(classes))
-        self.fingerprint = _hash(split, str(images), str(classes), str(height), str(width))
+        self.fingerprint = fingerprint_of(split, str(images), str(classes), str(height), str(width))
         self._length = images
         rng = np.random.default_rng(0)
         self._encoded = [self._draw(rng, height, width) for _ in range(self._DISTINCT)]
@@ -276,13 +228,6 @@ class SyntheticSource:
 
     def labels(self) -> np.ndarray:
         return np.arange(self._length, dtype=np.int32) % len(self.class_names)
-
-
-def _hash(*parts: str) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part.encode() + b"\0")
-    return digest.hexdigest()[:16]
 
 
 def _one_line(error: Any) -> str:

@@ -36,6 +36,14 @@ def head(name: str) -> tuple[str | int, ...]:
     return _family(name).HEAD
 
 
+def groups(name: str) -> tuple[tuple[tuple[str | int, ...], ...], ...]:
+    """The parameters from input to output: for each group the places where they lie; the head last.
+
+    Every parameter lies in exactly one.
+    """
+    return _family(name).GROUPS
+
+
 def check(config: ConfigDict | Mapping[str, Any]) -> None:
     """UserError naming the field, unless `build` can make the model of this `config.model`."""
     check_name(config.get("name", ""))

@@ -29,6 +29,13 @@ VARIANTS: dict[str, tuple[tuple[int, int, int, int], int]] = {
     "bit_r152x4": ((3, 8, 36, 3), 4),
 }
 HEAD = ("head", "fc")  # the last linear layer among the parameters
+# Where they lie from input to output, for learning rates by depth; the last is the head.
+GROUPS = (
+    (("stem",),),
+    *((("stages", i),) for i in (0, 1, 2)),
+    (("stages", 3), ("norm",)),
+    (HEAD,),
+)
 FIELDS: tuple[str, ...] = ()
 
 

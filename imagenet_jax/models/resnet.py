@@ -27,6 +27,8 @@ VARIANTS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
     "resnet152": ("bottleneck", (3, 8, 36, 3)),
 }
 HEAD = ("fc",)  # the last linear layer among the parameters
+# Where they lie from input to output, for learning rates by depth; the last is the head.
+GROUPS = ((("conv1",), ("bn1",)), *(((f"layer{i}",),) for i in (1, 2, 3, 4)), (HEAD,))
 FIELDS = (
     "stem", "zero_init_residual", "drop_path", "blur_pool", "norm", "weight_standardization",
     "bn_group",

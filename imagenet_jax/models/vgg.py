@@ -32,6 +32,12 @@ VARIANTS: dict[str, tuple[tuple[int, ...], bool]] = {
     for suffix in ("", "_bn")
 }
 HEAD = ("classifier", 2)  # the last linear layer among the parameters
+# Where they lie from input to output, for learning rates by depth; the last is the head.
+GROUPS = (
+    *((("features", i),) for i in range(len(CHANNELS))),
+    *((("classifier", i),) for i in (0, 1)),
+    (HEAD,),
+)
 FIELDS = ("dropout", "bn_group")
 
 

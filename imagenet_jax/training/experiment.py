@@ -12,6 +12,7 @@ from imagenet_jax.data import pipeline, sources
 from imagenet_jax.data.order import Order
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import ema, optim
+from imagenet_jax.training.fine_tuning import fine_tuning_of
 from imagenet_jax.training.sharding import check_batch_size, make_mesh
 from imagenet_jax.training.state import TrainState, abstract_state, graph_of
 
@@ -113,7 +114,7 @@ def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     schedule = optim.learning_rate(
         config.optim, batch_size=config.batch_size, steps_per_epoch=per_epoch, total_steps=total
     )
-    tx = optim.optimizer(config.optim, schedule)
+    tx = optim.optimizer(config.optim, schedule, fine_tuning_of(config, per_epoch))
     return Experiment(
         config=config,
         mesh=mesh,

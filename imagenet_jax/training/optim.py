@@ -9,6 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from imagenet_jax.training import large_batch
+from imagenet_jax.training.fine_tuning import FineTuning, head_first, scale_layers, zero_frozen
 
 
 def peak_learning_rate(optim: ConfigDict, batch_size: int) -> float:
@@ -76,34 +77,52 @@ def add_l1_gradient(strength: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def optimizer(optim: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+def optimizer(
+    optim: ConfigDict, schedule: optax.Schedule, tuning: FineTuning | None = None
+) -> optax.GradientTransformation:
     """The update rule: clip, L1, L2 decay, preconditioner, decoupled decay, learning rate, in turn.
 
     With "l2" decay this is torch.optim.SGD / Adam (decay enters the momentum); with "decoupled"
     it is SGDW / AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), scaled by the learning rate.
+    `tuning` freezes layers at first or scales the rates of layers; None does neither.
     """
     mask = None if optim.decay_bias_and_norm else decay_mask
+    frozen = tuning.frozen_steps if tuning else 0
     parts = []
+    if tuning and frozen and optim.clip_norm:
+        parts.append(zero_frozen(tuning.model, frozen))
     if optim.clip_norm:
         parts.append(optax.clip_by_global_norm(optim.clip_norm))
-    if optim.l1:
-        l1 = add_l1_gradient(optim.l1)
-        parts.append(l1 if mask is None else optax.masked(l1, mask))
     if optim.name == "lars":
-        return optax.chain(*parts, large_batch.lars(optim, schedule, mask))
-    if optim.name == "lamb":
-        return optax.chain(*parts, large_batch.lamb(optim, schedule, mask))
-    decay = optax.add_decayed_weights(optim.weight_decay, mask=mask)
+        parts.append(optax.chain(*_l1(optim, mask), large_batch.lars(optim, schedule, mask)))
+    elif optim.name == "lamb":
+        parts.append(optax.chain(*_l1(optim, mask), large_batch.lamb(optim, schedule, mask)))
+    else:
+        rule = optax.chain(*_l1(optim, mask), *_decayed_rule(optim, mask))
+        parts.append(head_first(rule, tuning.model, frozen) if tuning and frozen else rule)
+        # Outside the rule, whose steps a frozen layer does not count.
+        parts.append(optax.scale_by_learning_rate(schedule))
+    if tuning and tuning.layer_decay != 1.0:
+        parts.append(scale_layers(tuning.model, tuning.layer_decay))
+    return optax.chain(*parts)
+
+
+def _l1(optim: ConfigDict, mask: Any) -> list[optax.GradientTransformation]:
+    if not optim.l1:
+        return []
+    l1 = add_l1_gradient(optim.l1)
+    return [l1 if mask is None else optax.masked(l1, mask)]
+
+
+def _decayed_rule(optim: ConfigDict, mask: Any) -> list[optax.GradientTransformation]:
+    """SGD or Adam with weight decay before or after it."""
     if optim.name == "sgd":
         rule = optax.trace(decay=optim.momentum, nesterov=optim.nesterov)
     else:
         rule = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
+    if not optim.weight_decay:
+        return [rule]
+    decay = optax.add_decayed_weights(optim.weight_decay, mask=mask)
     # torch's AdamW is decoupled by definition; the name alone decides there.
     decoupled = optim.weight_decay_form == "decoupled" or optim.name == "adamw"
-    if optim.weight_decay and not decoupled:
-        parts.append(decay)
-    parts.append(rule)
-    if optim.weight_decay and decoupled:
-        parts.append(decay)
-    parts.append(optax.scale_by_learning_rate(schedule))
-    return optax.chain(*parts)
+    return [rule, decay] if decoupled else [decay, rule]

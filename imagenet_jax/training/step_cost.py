@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from imagenet_jax.training import ema, optim
+from imagenet_jax.training.fine_tuning import fine_tuning_of
 from imagenet_jax.training.sharding import batch_sharding, check_batch_size, make_mesh
 from imagenet_jax.training.state import abstract_state, create_state, graph_of
 from imagenet_jax.training.step import compile_train_step
@@ -60,7 +61,7 @@ def step_cost(config: ConfigDict, *, repeats: int = 5, steps: int = 10) -> StepC
         epochs=_EPOCHS,
         warmup_steps=config.optim.warmup_epochs * _STEPS_PER_EPOCH,
     )
-    tx = optim.optimizer(config.optim, schedule)
+    tx = optim.optimizer(config.optim, schedule, fine_tuning_of(config, _STEPS_PER_EPOCH))
     averaged = config.ema.decay > 0
     abstract = abstract_state(config.model, tx, averaged, mesh)
     step = compile_train_step(

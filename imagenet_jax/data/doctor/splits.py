@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imagenet_jax.data.doctor.findings import Finding, printable
-from imagenet_jax.data.sources import IMAGE_SUFFIXES, FolderSource, Source, open_tfds
+from imagenet_jax.data.folder import IMAGE_SUFFIXES, FolderSource
+from imagenet_jax.data.sources import Source, open_tfds
 from imagenet_jax.errors import UserError
 
 _FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
@@ -42,10 +43,12 @@ def open_splits(path: Path) -> DataSet:
         root = next((path / name for name in names if (path / name).is_dir()), None)
         if root:
             data.splits[split] = _list_folder(root, split, data.findings)
-    if not data.splits:
+    if not data.splits and any(path.glob("*/*")):  # classes without splits, as for a hold-out
+        data.splits["all"] = _list_folder(path, "all", data.findings)
+    if not any(len(source.class_names) for source in data.splits.values()):
         raise UserError(
-            f"no data in {path}: looked for dataset_info.json (a tfds directory) and "
-            "train/CLASS/*.JPEG, val/CLASS/*.JPEG (a folder)"
+            f"no data in {path}: looked for dataset_info.json (a tfds directory) and for "
+            "train/CLASS/*.JPEG, val/CLASS/*.JPEG or CLASS/*.JPEG (a folder)"
         )
     return data
 

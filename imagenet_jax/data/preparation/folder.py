@@ -5,9 +5,9 @@ import os
 import re
 from pathlib import Path
 
+from imagenet_jax.data.folder import IMAGE_SUFFIXES
 from imagenet_jax.data.preparation import index
 from imagenet_jax.data.preparation.dataset import Dataset
-from imagenet_jax.data.sources import IMAGE_SUFFIXES
 from imagenet_jax.errors import UserError
 
 _SPLITS = {"train": ("train",), "validation": ("validation", "val")}
