@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax import defaults
 from imagenet_jax.models import torch_weights
+from imagenet_jax.training.ema import Share
 from imagenet_jax.training.state import TrainState, graph_of
 from imagenet_jax.training.step import train_step
 
@@ -59,6 +60,10 @@ def torch_model(name: str) -> torch.nn.Module:
                 module.bias.normal_(0, 0.1)
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.weight.uniform_(0.5, 1.5)
+        for module in model.modules():
+            # Branches weaker than their shortcuts, as in trained networks: test_forward.py.
+            if isinstance(module, torchvision.models.resnet.BasicBlock):
+                module.bn2.weight.uniform_(0.1, 0.5)
     return model.train()
 
 
@@ -108,15 +113,30 @@ def state_of(
     ema = None
     if config.ema.decay:
         ema = jax.tree.map(jnp.copy, {"params": params, "batch_stats": stats})
-    return TrainState(jnp.int32(0), params, stats, tx.init(params), ema)
+    state = TrainState(jnp.int32(0), params, stats, tx.init(params), ema)
+    if dtype == "float64":
+        # A schedule divides the count of steps: float32 of an int32, float64 of an int64.
+        state = jax.tree.map(lambda x: x.astype(int) if x.dtype == jnp.int32 else x, state)
+    return state
 
 
-def compiled_step(config: ConfigDict, tx: optax.GradientTransformation, schedule: optax.Schedule):
+def compiled_step(
+    config: ConfigDict,
+    tx: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    averaging: Share | None = None,
+):
     """The package's train_step, on one device."""
     graph = graph_of(config.model)
     return jax.jit(
         lambda state, batch: train_step(
-            state, batch, graph=graph, tx=tx, schedule=schedule, config=config
+            state,
+            batch,
+            graph=graph,
+            tx=tx,
+            schedule=schedule,
+            config=config,
+            averaging=averaging,
         )
     )
 
