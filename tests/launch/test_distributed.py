@@ -1,0 +1,221 @@
+"""Start-up on several processes: what is decided, and two processes that really meet."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagenet_jax.errors import UserError
+from imagenet_jax.training.distributed import Start, plan
+
+REPOSITORY = Path(__file__).parents[2]
+
+# The environment of task 3 of `srun --nodes=2 --ntasks-per-node=4`, as SLURM's manual names it.
+SLURM = {
+    "SLURM_JOB_ID": "4242",
+    "SLURM_JOB_NUM_NODES": "2",
+    "SLURM_NTASKS": "8",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "3",
+    "SLURM_STEP_NODELIST": "gpu[017-018]",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+}
+JOBSET = {
+    "KUBERNETES_SERVICE_HOST": "10.96.0.1",
+    "JOBSET_COORDINATOR": "train-workers-0-0.train:8476",
+    "JOBSET_PROCESSES": "4",
+    "JOB_COMPLETION_INDEX": "3",
+}
+TPU = {"TPU_ML_PLATFORM": "JAX"}
+
+
+def explicit(source: str, address: str, count: int, index: int) -> Start:
+    return Start(
+        source,
+        {
+            "coordinator_address": address,
+            "num_processes": count,
+            "process_id": index,
+            "cluster_detection_method": "deactivate",
+        },
+    )
+
+
+def test_a_plain_machine_is_one_process():
+    assert plan({}).arguments is None
+    assert plan({"KUBERNETES_SERVICE_HOST": "10.96.0.1"}).arguments is None
+
+
+@pytest.mark.parametrize("environment", [{}, SLURM, JOBSET, TPU])
+def test_flags_come_first(environment):
+    assert plan(environment, "10.0.0.1:8476", 2, 1) == explicit("flags", "10.0.0.1:8476", 2, 1)
+    assert plan(environment, None, 1, None).arguments is None
+    assert plan(environment, None, 1, 0).arguments is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("10.0.0.1:8476", 2, None), "--process_id not given"),
+        ((None, 2, None), "--coordinator and --process_id not given"),
+        ((None, None, 0), "--coordinator and --num_processes not given"),
+        (("10.0.0.1:8476", 2, 2), "--process_id=2 is not in 0..1"),
+        (("10.0.0.1:8476", 2, -1), "--process_id=-1 is not in 0..1"),
+        (("10.0.0.1", 2, 0), "--coordinator=10.0.0.1 is not HOST:PORT"),
+        (("10.0.0.1:http", 2, 0), "is not HOST:PORT"),
+        ((":8476", 2, 0), "is not HOST:PORT"),
+        (("10.0.0.1:84760", 2, 0), "is not HOST:PORT"),
+    ],
+)
+def test_contradicting_flags_are_named(flags, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        plan({}, *flags)
+
+
+def test_slurm_gives_each_task_the_gpus_it_is_shown():
+    one_per_node = SLURM | {"SLURM_NTASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    eight_visible = {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}
+    # One task on each node has all eight; jax alone would use the first and leave seven idle.
+    assert plan(one_per_node | eight_visible) == Start("SLURM", {"local_device_ids": []})
+    # A task per GPU that sees them all picks its own, which is jax's own rule;
+    assert plan(SLURM | eight_visible) == Start("SLURM", {})
+    # bound by SLURM to one, that one is number 0 whatever the task's number.
+    assert plan(SLURM | {"CUDA_VISIBLE_DEVICES": "3"}) == Start("SLURM", {"local_device_ids": []})
+
+
+def test_slurm_without_srun():
+    assert plan(SLURM | {"SLURM_NTASKS": "1"}).arguments is None
+    batch_script = {"SLURM_JOB_ID": "4242", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}
+    assert plan(batch_script | {"SLURM_JOB_NUM_NODES": "1"}).arguments is None
+    with pytest.raises(UserError, match="2 nodes .* not started by srun"):
+        plan(batch_script | {"SLURM_JOB_NUM_NODES": "2"})
+
+
+def test_jobset():
+    assert plan(JOBSET) == explicit("JobSet", "train-workers-0-0.train:8476", 4, 3)
+    one = JOBSET | {"JOBSET_PROCESSES": "1", "JOB_COMPLETION_INDEX": "0"}
+    assert plan(one).arguments is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"JOB_COMPLETION_INDEX": ""}, "JOB_COMPLETION_INDEX not set"),
+        ({"JOBSET_PROCESSES": ""}, "JOBSET_PROCESSES not set"),
+        ({"JOBSET_PROCESSES": "two"}, "must be whole numbers"),
+        ({"JOB_COMPLETION_INDEX": "4"}, "JOB_COMPLETION_INDEX=4 is not in 0..3"),
+        ({"JOBSET_COORDINATOR": "train-workers-0-0"}, "is not HOST:PORT"),
+    ],
+)
+def test_a_broken_jobset_is_named(change, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        plan(JOBSET | change)
+
+
+def test_tpu_pods_are_left_to_jax():
+    assert plan(TPU) == Start("TPU", {})
+    gke = TPU | {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "a.svc,b.svc"}
+    assert plan(gke) == Start("TPU", {})
+    assert plan(gke | JOBSET) == Start("TPU", {}), "a JobSet on TPUs: jax knows the slice"
+    two_slices = TPU | {"TPU_WORKER_HOSTNAMES": "a.svc", "MEGASCALE_NUM_SLICES": "2"}
+    assert plan(two_slices) == Start("TPU", {})
+
+
+def test_one_tpu_host_is_one_process():
+    assert plan(TPU | {"TPU_WORKER_HOSTNAMES": "localhost"}).arguments is None
+    assert plan(TPU | {"TPU_SKIP_MDS_QUERY": "1"}).arguments is None
+    assert plan({"TPU_SKIP_MDS_QUERY": "1"}).arguments is None, "jax sets it where no chip is"
+
+
+def test_jax_notes_a_tpu_vm_in_the_environment():
+    run = subprocess.run(
+        [sys.executable, "-c", "import os, jax; print(os.environ['TPU_ML_PLATFORM'])"],
+        env=clean() | {"JAX_FORCE_TPU_INIT": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.stdout.strip() == "JAX", run.stderr
+
+
+SUM = """
+import sys
+from imagenet_jax.training import distributed
+flags = sys.argv[1:]
+start = distributed.start(flags[0], int(flags[1]), int(flags[2])) if flags else distributed.start()
+import jax, numpy as np
+from jax.experimental.multihost_utils import process_allgather
+total = process_allgather(np.float32(10 ** jax.process_index())).sum()
+print(start.source, jax.process_count(), jax.process_index(), int(total))
+"""
+
+
+def clean() -> dict[str, str]:
+    """This environment without what a scheduler, or the suite, put into it."""
+    prefixes = ("SLURM_", "TPU_", "JOBSET_", "JOB_COMPLETION", "JAX_", "XLA_", "MEGASCALE_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
+    return kept | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def as_flags(port: int, index: int) -> tuple[list[str], dict[str, str]]:
+    return [f"127.0.0.1:{port}", "2", str(index)], {}
+
+
+def as_slurm(port: int, index: int) -> tuple[list[str], dict[str, str]]:
+    return [], SLURM | {
+        "JAX_COORDINATOR_PORT": str(port),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_JOB_NUM_NODES": "1",
+        "SLURM_NTASKS": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+    }
+
+
+@pytest.mark.parametrize(("source", "launch"), [("flags", as_flags), ("SLURM", as_slurm)])
+def test_two_processes_meet_and_agree_on_a_sum(source, launch):
+    port = free_port()
+    processes = []
+    for index in range(2):
+        arguments, environment = launch(port, index)
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, "-c", SUM, *arguments],
+                env=clean() | environment,
+                cwd=REPOSITORY,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    try:
+        outputs = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for index, (output, errors) in enumerate(outputs):
+        # Gloo reports its connections on stdout too.
+        assert output.splitlines()[-1].split() == [source, "2", str(index), "11"], errors
+
+
+def test_who_waits_in_vain_says_so_in_one_line():
+    script = "from imagenet_jax.training import distributed as d; d.INITIALIZATION_TIMEOUT_S = 2; "
+    run = subprocess.run(
+        [sys.executable, "-c", f"{script} d.start('127.0.0.1:{free_port()}', 2, 1)"],
+        env=clean(), cwd=REPOSITORY, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert "not all processes met at 127.0.0.1:" in run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
