@@ -36,6 +36,12 @@ def main(argv: Sequence[str]) -> int:
         "data: --config.data.source=synthetic",
     )  # fmt: skip
     parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
+    several = parser.add_argument_group(
+        "several processes", "SLURM, TPU VMs and JobSets tell these by themselves; see launch/"
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    several.add_argument("--num_processes", type=int, metavar="N", help="1: run alone, ask nobody")
+    several.add_argument("--process_id", type=int, metavar="I", help="0 to N - 1")
     args = parser.parse_args(argv)
     if args.weights is not None:
         overrides.append(("init.weights", args.weights))
@@ -44,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--workdir=DIR says where the run is written; --dry_run needs none")
 
     from imagenet_jax import config as config_io  # jax is imported after --help was answered
+    from imagenet_jax.training import distributed
     from imagenet_jax.training.dry_run import dry_run
     from imagenet_jax.training.loop import train
 
@@ -51,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
     if args.dry_run:
         dry_run(config)
         return 0
+    distributed.start(args.coordinator, args.num_processes, args.process_id)
     return train(config, Path(args.workdir).expanduser())
 
 
