@@ -40,16 +40,28 @@ def main(argv: Sequence[str]) -> int:
         "--json", nargs="?", const="-", metavar="FILE",
         help="print the result as JSON instead of a table, or write it to FILE too",
     )  # fmt: skip
+    parser.add_argument(
+        "--by_class", nargs="?", const="", metavar="DIR",
+        help="also precision, recall and F1 of every class, confusions and calibration error, of "
+        "the EMA weights if there are any: a table, and STEP_by_class.json and STEP_confusion.png "
+        "in DIR (default: eval/ in the workdir)",
+    )  # fmt: skip
     parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
     args = parser.parse_args(argv)
     if bool(args.workdir) == bool(args.weights) or bool(args.weights) != bool(args.config):
         raise UserError("give either --workdir=DIR or --weights=FILE with --config=FILE")
     if args.weights and (args.checkpoint or args.follow):
         raise UserError("--checkpoint and --follow go with --workdir")
+    if args.by_class is not None and (args.follow or args.json == "-"):
+        raise UserError("--by_class goes with neither --follow nor --json on standard output")
+    if args.by_class == "" and not args.workdir:
+        raise UserError("--by_class=DIR says where its files go: there is no workdir")
 
     from imagenet_jax import config as config_io
     from imagenet_jax.reporting.tables import print_result, write_json
+    from imagenet_jax.training.classwise import write_by_class
     from imagenet_jax.training.evaluation import evaluate_file, evaluate_workdir
+    from imagenet_jax.training.weights import of_file, of_workdir
 
     workdir = Path(args.workdir).expanduser() if args.workdir else None
     results: Iterable[dict]
@@ -64,6 +76,13 @@ def main(argv: Sequence[str]) -> int:
             print_result(result, workdir)
         if args.json:
             write_json(result, args.json)
+        if args.by_class is not None:
+            if workdir:
+                weights = of_workdir(workdir, str(result["step"]), overrides)
+            else:
+                weights = of_file(Path(args.weights).expanduser(), config)
+            directory = args.by_class or f"{args.workdir}/eval"
+            write_by_class(weights, Path(directory).expanduser(), result["step"])
     return 0
 
 

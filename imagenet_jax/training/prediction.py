@@ -1,4 +1,4 @@
-"""What weights say of images that have no labels."""
+"""What weights say of images: of files, or of the whole evaluation split."""
 
 import collections
 import itertools
@@ -10,11 +10,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from imagenet_jax.data import decode
+from imagenet_jax.data import decode, pipeline
 from imagenet_jax.data.loose_images import LooseImage
 from imagenet_jax.errors import UserError
 from imagenet_jax.reporting.predictions import Failure, Prediction
 from imagenet_jax.training import compiler
+from imagenet_jax.training.experiment import evaluation_of
 from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import graph_of
 from imagenet_jax.training.step import predict
@@ -31,15 +32,11 @@ def predict_images(
     Images are decoded as evaluation decodes them, in threads, and run in batches of at most
     config.eval.batch_size. `top` classes are named, or all where there are fewer.
     """
-    config, mesh = weights.config, weights.mesh
-    graph, sharding = graph_of(config.model), batch_sharding(mesh)
-    step = jax.jit(
-        lambda tree, pixels: predict(tree, pixels, graph=graph, config=config),
-        in_shardings=(jax.tree.map(lambda x: x.sharding, weights.tree), sharding),
-        out_shardings=replicated(mesh),
-        compiler_options=compiler.options(),
-    )
-    rows = mesh.size  # doubled until all images fit: a single image is not computed 256 times
+    config = weights.config
+    step = _compile(weights)
+    rows = (
+        weights.mesh.size
+    )  # doubled until all images fit: a single image is not computed 256 times
     while rows < len(images) and 2 * rows <= config.eval.batch_size:
         rows *= 2
     decoded = _decode_all(images, config, ahead=2 * rows)
@@ -61,6 +58,37 @@ def predict_images(
             labels = np.argsort(-row, kind="stable")[:top]
             classes = tuple(_class_name(weights, int(label)) for label in labels)
             yield Prediction(name, pixels, labels, classes, row[labels])
+
+
+def predict_split(weights: Weights) -> tuple[np.ndarray, np.ndarray]:
+    """(labels i32[N], probabilities f32[N, C]) of every image of config.data.eval_split that can be
+    decoded.
+
+    Raises UserError where the data does not fit the weights.
+    """
+    config = weights.config
+    source = evaluation_of(config, weights.mesh).source
+    step = _compile(weights)
+    labels, probabilities = [], []
+    for batch in pipeline.eval_batches(source, config.data, config.eval):
+        kept = batch["mask"] > 0
+        labels.append(batch["label"][kept])
+        probabilities.append(np.asarray(step(weights.tree, batch["image"]))[kept])
+    return np.concatenate(labels), np.concatenate(probabilities)
+
+
+def _compile(weights: Weights) -> jax.stages.Wrapped:
+    """(tree, u8[B, S, S, 3]) -> probabilities f32[B, C], on every device."""
+    config, graph = weights.config, graph_of(weights.config.model)
+    return jax.jit(
+        lambda tree, pixels: predict(tree, pixels, graph=graph, config=config),
+        in_shardings=(
+            jax.tree.map(lambda x: x.sharding, weights.tree),
+            batch_sharding(weights.mesh),
+        ),
+        out_shardings=replicated(weights.mesh),
+        compiler_options=compiler.options(),
+    )
 
 
 def _class_name(weights: Weights, label: int) -> str:
