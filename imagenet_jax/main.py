@@ -35,6 +35,10 @@ def main(argv: Sequence[str]) -> int:
         help="print the recipe, its memory and how long it would take; write nothing. Without the "
         "data: --config.data.source=synthetic",
     )  # fmt: skip
+    parser.add_argument(
+        "--strict_restore", action="store_true",
+        help="stop where the last checkpoint is damaged; else the one before it is continued",
+    )  # fmt: skip
     parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
     several = parser.add_argument_group(
         "several processes", "SLURM, TPU VMs and JobSets tell these by themselves; see launch/"
@@ -59,7 +63,8 @@ def main(argv: Sequence[str]) -> int:
         dry_run(config)
         return 0
     distributed.start(args.coordinator, args.num_processes, args.process_id)
-    return train(config, Path(args.workdir).expanduser())
+    workdir = Path(args.workdir).expanduser()
+    return train(config, workdir, strict_restore=args.strict_restore)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Layout of `checkpoints/STEP/` (orbax, one directory per item, committed by a ren
   position    JSON: the data position and the sums of the logging interval under way
   config, provenance   JSON
   metrics     JSON, where the step was evaluated
+and `checksums.json` (integrity.py).
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from imagenet_jax.errors import UserError
+from imagenet_jax.training import integrity
 from imagenet_jax.training.state import TrainState
 
 
@@ -59,9 +61,15 @@ class Checkpoints:
             read_only=not write,
             # What a killed writer left behind; complete checkpoints are never touched.
             cleanup_tmp_directories=write,
+            # In the thread that writes, when all files are there and before they are committed.
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
         )
         self.directory = directory
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._saving: int | None = None
+        try:
+            self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        except ValueError as e:  # the metrics of a checkpoint are no JSON
+            raise UserError(f"a checkpoint in {directory} is damaged: {_one_line(e)}") from e
 
     def save(
         self,
@@ -76,6 +84,8 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        self._manager.wait_until_finished()
+        self._saving = step
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -88,9 +98,21 @@ class Checkpoints:
             metrics=metrics,
         )
 
+    def _write_checksums(self) -> None:
+        if jax.process_index() == 0:
+            # As orbax names a checkpoint that is not committed yet.
+            (part,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+            integrity.write_checksums(part)
+
     def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, Position]:
-        """The state at `step` in the shardings of `abstract`, and the position beside it."""
+        """The state at `step` in the shardings of `abstract`, and the position beside it.
+
+        Raises UserError where the code's arrays are not those of the checkpoint, naming them. The
+        files are taken as they are: `recovery.set_aside_damaged` has looked at them.
+        """
         optimizer = {"step": abstract.step, "opt_state": abstract.opt_state}
+        self._require_same_leaves(step, "weights", _weights(abstract))
+        self._require_same_leaves(step, "optimizer", optimizer)
         got = self._restore(
             step,
             weights=ocp.args.StandardRestore(_weights(abstract)),
@@ -107,7 +129,14 @@ class Checkpoints:
         return state, Position(**got.position)
 
     def restore_weights(self, abstract: TrainState, step: int) -> TrainState:
-        """Weights alone, for evaluation: the optimizer's state is neither read nor held."""
+        """Weights alone, for evaluation: the optimizer's state is neither read nor held.
+
+        Raises UserError where their files are damaged or the code's arrays are others.
+        """
+        damage = integrity.problems(self.directory / str(step), "weights")
+        if damage:
+            raise UserError(f"checkpoint {step} is damaged: {damage[0]}; use another --checkpoint")
+        self._require_same_leaves(step, "weights", _weights(abstract))
         got = self._restore(step, weights=ocp.args.StandardRestore(_weights(abstract)))
         return TrainState(
             step=jax.numpy.int32(step),
@@ -121,10 +150,25 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**args))
         except (ValueError, KeyError, FileNotFoundError) as e:
-            reason = " ".join(str(e).split())[:300]
             raise UserError(
-                f"checkpoint {self.directory / str(step)} cannot be restored: {reason}"
+                f"checkpoint {self.directory / str(step)} cannot be restored: {_one_line(e)}"
             ) from e
+
+    def _require_same_leaves(self, step: int, item: str, expected: Any) -> None:
+        path = self.directory.absolute() / str(step) / item
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                found = reader.metadata(path).item_metadata.tree
+        except (ValueError, KeyError, FileNotFoundError, AttributeError) as e:
+            raise UserError(f"checkpoint {path} cannot be read: {_one_line(e)}") from e
+        changes = leaf_changes(found, expected)
+        if changes:
+            shown = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" * (len(changes) > 8))
+            raise UserError(
+                f"checkpoint {path} holds other arrays than this version of the code has: {shown}; "
+                "continue with the code that saved it (provenance.json names its git_revision), "
+                "or use another --workdir"
+            )
 
     def steps(self) -> list[int]:
         """Complete checkpoints, in ascending order, as the directory stands now."""
@@ -159,6 +203,24 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def leaf_changes(saved: Any, expected: Any) -> list[str]:
+    """One line per array that two trees do not have alike: its path, and "shape dtype" of both."""
+    old, new = _leaves(saved), _leaves(expected)
+    pairs = {n: (old.get(n, "absent"), new.get(n, "absent")) for n in sorted(old.keys() | new)}
+    return [f"{n}: {a} in the checkpoint, {b} in the code" for n, (a, b) in pairs.items() if a != b]
+
+
+def _leaves(tree: Any) -> dict[str, str]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _weights(state: TrainState) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from imagenet_jax.training.initialization import (
     start_from,
 )
 from imagenet_jax.training.metrics import Interval, MetricWindow
+from imagenet_jax.training.recovery import set_aside_damaged
 from imagenet_jax.training.sharding import place_batches
 from imagenet_jax.training.signals import StopSignal
 from imagenet_jax.training.state import count_parameters, create_state
@@ -37,8 +38,10 @@ from imagenet_jax.training.throughput import Throughput
 _IN_FLIGHT = 3
 
 
-def train(config: ConfigDict, workdir: Path) -> int:
+def train(config: ConfigDict, workdir: Path, *, strict_restore: bool = False) -> int:
     """Train `config` in `workdir`, from its last checkpoint if it has one.
+
+    Where that is damaged, from the one before it; `strict_restore` raises UserError instead.
 
     Returns the exit code: 0 when finished, 128 + the signal that stopped it, after saving.
     Raises UserError for what the user can mend, before anything is written; NonFiniteError where
@@ -52,6 +55,8 @@ def train(config: ConfigDict, workdir: Path) -> int:
     workdirs.claim(workdir, config, provenance)
     workdirs.write_classes(workdir, run.source.class_names)
     with workdirs.Running(workdir), StopSignal() as stop:
+        for note in set_aside_damaged(workdir, strict=strict_restore):
+            print(note)
         checkpoints = Checkpoints(
             workdir / "checkpoints",
             keep=config.checkpoint.keep,

@@ -1,0 +1,70 @@
+"""Whether the files of a checkpoint are those that were written: sha256 of each, beside them.
+
+`checksums.json` is written into a checkpoint before it is committed by its rename, so that a
+complete checkpoint has one; those saved by versions without it are restored unverified.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+FILE = "checksums.json"
+# What orbax writes or rewrites in the commit itself, after the checksums; restoring ignores it.
+_OF_THE_COMMIT = ("commit_success.txt", "_CHECKPOINT_METADATA")
+
+
+def write_checksums(directory: Path) -> None:
+    """Hash every file below `directory` into its `checksums.json`."""
+    record = {
+        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name not in (*_OF_THE_COMMIT, FILE)
+    }
+    (directory / FILE).write_text(json.dumps(record, indent=1) + "\n")
+
+
+def problems(directory: Path, item: str | None = None) -> list[str]:
+    """One line per file that is not as it was written: its path, and what is wrong with it.
+
+    Args:
+      directory: a complete checkpoint.
+      item: look at this item of it alone ("weights", "optimizer", ...).
+    """
+    path = directory / FILE
+    try:
+        record: dict[str, dict[str, Any]] = json.loads(path.read_text())
+        files = {
+            name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in record.items()
+        }
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as e:
+        return [f"{path} cannot be read ({e})"]
+    found = []
+    for name, (size, digest) in files.items():
+        if item is not None and not name.startswith(f"{item}/"):
+            continue
+        wrong = _compare(directory / name, size, digest)
+        if wrong:
+            found.append(f"{directory / name} {wrong}")
+    return found
+
+
+def _compare(path: Path, size: int, digest: str) -> str | None:
+    try:
+        found = path.stat().st_size
+        if found != size:
+            return f"has {found:,} bytes instead of {size:,}"
+        if _sha256(path) != digest:
+            return "has other bytes than were written (sha256 differs)"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as e:
+        return f"cannot be read ({e.strerror})"
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,235 @@
+"""Checkpoints that were cut, lost a file or had a byte flipped; arrays that the code changed."""
+
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from imagenet_jax.errors import UserError
+from imagenet_jax.training import loop
+from imagenet_jax.training.checkpoint import Checkpoints, Position, leaf_changes
+from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.integrity import problems
+from imagenet_jax.training.recovery import set_aside_damaged
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, digits_path):
+    """A finished run of 8 steps with checkpoints 4 and 8, and its config."""
+    config = tiny_config(digits_path)
+    config.checkpoint.every_epochs = 4 * 48 / 1437
+    workdir = tmp_path_factory.mktemp("damage") / "run"
+    assert loop.train(config, workdir) == 0
+    return config, workdir
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    import shutil
+
+    config, workdir = trained
+    shutil.copytree(workdir, tmp_path / "run")
+    return config, tmp_path / "run"
+
+
+def _largest(directory):
+    return max((p for p in directory.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def _truncate(directory):
+    path = _largest(directory / "weights")
+    path.write_bytes(path.read_bytes()[:-7])
+    return path
+
+
+def _remove(directory):
+    path = _largest(directory / "optimizer")
+    path.unlink()
+    return path
+
+
+def _flip(directory):
+    path = _largest(directory / "weights")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0x10
+    path.write_bytes(data)
+    return path
+
+
+def _flip_metrics(directory):
+    path = directory / "metrics" / "metrics"
+    path.write_text("x" + path.read_text()[1:])
+    return path
+
+
+def _flip_position(directory):
+    path = directory / "position" / "metadata"
+    path.write_text(path.read_text().replace("8", "7", 1))
+    return path
+
+
+def _history(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    times = ("images_per_second", "input_wait")
+    return [{k: v for k, v in line.items() if k not in times} for line in lines]
+
+
+def _state(config, workdir):
+    checkpoints = Checkpoints(workdir / "checkpoints", write=False)
+    return jax.device_get(checkpoints.restore(experiment_of(config).abstract, 8)[0])
+
+
+def test_every_file_but_those_of_the_commit_is_recorded_with_its_hash(trained):
+    _, workdir = trained
+    for step in (4, 8):
+        directory = workdir / "checkpoints" / str(step)
+        record = json.loads((directory / "checksums.json").read_text())
+        files = {p for p in directory.rglob("*") if p.is_file()}
+        left_out = {p.name for p in files if str(p.relative_to(directory)) not in record}
+        assert left_out <= {"checksums.json", "commit_success.txt", "_CHECKPOINT_METADATA"}
+        for name, entry in record.items():
+            data = (directory / name).read_bytes()
+            assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        assert problems(directory) == []
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_truncate, "bytes instead of"),
+        (_remove, "is missing"),
+        (_flip, "sha256 differs"),
+        (_flip_metrics, "sha256 differs"),
+        (_flip_position, "sha256 differs"),
+    ],
+)
+def test_damage_is_named_and_the_checkpoint_set_aside(run, damage, says):
+    _, workdir = run
+    path = damage(workdir / "checkpoints" / "8")
+    (note,) = set_aside_damaged(workdir)
+    assert note.startswith(f"damaged: {path} ")
+    assert says in note
+    assert (workdir / "damaged" / "8" / "checksums.json").is_file()
+    assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["4"]
+    assert set_aside_damaged(workdir) == []
+
+
+def test_training_continues_exactly_from_the_checkpoint_before(trained, run, capsys):
+    config, workdir = run
+    path = _truncate(workdir / "checkpoints" / "8")
+    assert loop.train(config, workdir) == 0
+    out = capsys.readouterr().out
+    assert f"damaged: {path} has " in out
+    assert "continuing after step 4" in out
+    for a, b in zip(
+        jax.tree.leaves(_state(config, workdir)),
+        jax.tree.leaves(_state(config, trained[1])),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert _history(workdir) == _history(trained[1])
+
+
+def test_strict_restore_refuses_and_changes_nothing(run):
+    config, workdir = run
+    path = _flip(workdir / "checkpoints" / "8")
+    with pytest.raises(UserError, match="sha256 differs.*--strict_restore") as e:
+        loop.train(config, workdir, strict_restore=True)
+    assert str(path) in str(e.value)
+    assert (workdir / "checkpoints" / "8").is_dir()
+    assert not (workdir / "damaged").exists()
+
+
+def test_a_run_without_any_intact_checkpoint_is_not_started_anew(run):
+    config, workdir = run
+    _flip(workdir / "checkpoints" / "8")
+    _remove(workdir / "checkpoints" / "4")
+    with pytest.raises(UserError, match="no checkpoint of .* is intact .*another --workdir"):
+        loop.train(config, workdir)
+
+
+def test_an_unreadable_list_of_checksums_is_damage(run):
+    _, workdir = run
+    directory = workdir / "checkpoints" / "8"
+    for text in ("{", "[]", '{"weights/d": {}}', '{"weights/d": 3}'):
+        (directory / "checksums.json").write_text(text)
+        assert "checksums.json cannot be read" in problems(directory)[0]
+
+
+def test_evaluation_names_the_damaged_file(run):
+    config, workdir = run
+    path = _flip(workdir / "checkpoints" / "8")
+    checkpoints = Checkpoints(workdir / "checkpoints", write=False)
+    with pytest.raises(UserError, match="sha256 differs") as e:
+        checkpoints.restore_weights(experiment_of(config).abstract, 8)
+    assert str(path) in str(e.value)
+
+
+def test_a_checkpoint_saved_before_there_were_checksums_is_kept(run):
+    _, workdir = run
+    (workdir / "checkpoints" / "8" / "checksums.json").unlink()
+    assert set_aside_damaged(workdir, strict=True) == []
+
+
+def test_arrays_that_the_code_changed_are_named(trained):
+    config, workdir = trained
+    abstract = experiment_of(config).abstract
+    name = next(iter(abstract.params))
+    renamed = {("renamed" if k == name else k): v for k, v in abstract.params.items()}
+    checkpoints = Checkpoints(workdir / "checkpoints", write=False)
+    with pytest.raises(UserError, match=r"params\.renamed\..*absent in the checkpoint.*workdir"):
+        checkpoints.restore(abstract.replace(params=renamed), 8)
+    with pytest.raises(UserError, match=rf"params\.{name}\..*absent in the code"):
+        checkpoints.restore_weights(abstract.replace(params=renamed), 8)
+    wider = abstract.replace(
+        opt_state=jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((*x.shape, 2), x.dtype, sharding=x.sharding),
+            abstract.opt_state,
+        )
+    )
+    with pytest.raises(UserError, match=r"opt_state\..*float32\[.*\] in the checkpoint"):
+        checkpoints.restore(wider, 8)
+
+
+def test_leaf_changes_compares_path_shape_and_dtype():
+    a = {"w": jnp.zeros((2, 3)), "b": jnp.zeros(3), "same": [jnp.zeros(())]}
+    b = {
+        "w": jnp.zeros((3, 2)),
+        "b": jnp.zeros(3, jnp.int32),
+        "same": (jnp.zeros(()),),
+        "c": a["b"],
+    }
+    assert leaf_changes(a, b) == [
+        "b: float32[3] in the checkpoint, int32[3] in the code",
+        "c: absent in the checkpoint, float32[3] in the code",
+        "w: float32[2, 3] in the checkpoint, float32[3, 2] in the code",
+    ]
+    assert leaf_changes(a, a) == []
+
+
+def test_checksums_are_there_when_a_checkpoint_is(trained, tmp_path):
+    """They are written before the rename that commits it, in the thread that writes."""
+    config, _ = trained
+    run = experiment_of(config)
+    state = jax.tree.map(
+        lambda x: jax.device_put(jnp.ones(x.shape, x.dtype), x.sharding), run.abstract
+    )
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=9)
+    for step in range(1, 5):
+        checkpoints.save(
+            state.replace(step=jnp.int32(step)),
+            Position(data={"next_index": step}, interval={}),
+            config={}, provenance={}, metrics=None,
+        )  # fmt: skip
+        for path in (tmp_path / "checkpoints").iterdir():
+            if path.name.isdecimal():
+                assert (path / "checksums.json").is_file()
+    checkpoints.close()
+    assert (
+        sorted(p.name for p in (tmp_path / "checkpoints").glob("*/checksums.json"))
+        == ["checksums.json"] * 4
+    )
