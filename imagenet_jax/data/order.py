@@ -77,9 +77,10 @@ class Order:
         """`length` records; see `steps_per_epoch` for `remainder`.
 
         Args:
-          repeats: times that a record comes in a row; an epoch has as many positions as without,
+          repeats: times that a record comes in a batch; an epoch has as many positions as without,
             so that fraction of the records (Hoffer et al. 2020, arXiv:1901.09335; Berman et al.
-            2019, arXiv:1902.05509).
+            2019, arXiv:1902.05509). Its copies lie batch_size // repeats apart: mixup pairs
+            neighbours, which should be different images.
           balance: "over": in an epoch every class has as many positions as the largest, its records
             coming equally often, give or take one; "under": as many as the smallest, other
             records in each epoch.
@@ -87,6 +88,7 @@ class Order:
         """
         self.seed, self.batch_size = seed, batch_size
         self._length, self._repeats = length, repeats
+        self._apart = max(1, batch_size // repeats)
         self._balance, self._labels = balance, labels
         positions = balanced_length(labels, balance) if labels is not None else length
         self.steps_per_epoch = steps_per_epoch(positions, batch_size, remainder)
@@ -106,9 +108,12 @@ class Order:
         for epoch in np.unique(epochs):
             here = epochs == epoch
             of_epoch, again = self._epoch(int(epoch))
-            first, repeat = np.divmod(places[here], self._repeats)
-            indices[here] = of_epoch[first]
-            copies[here] = again[first] * self._repeats + repeat
+            # Blocks of `apart` records, each block as often as there are repeats.
+            block, place = np.divmod(places[here], self._apart * self._repeats)
+            repeat, record = np.divmod(place, self._apart)
+            record += block * self._apart
+            indices[here] = of_epoch[record]
+            copies[here] = again[record] * self._repeats + repeat
         return epochs, indices, copies
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

@@ -104,13 +104,31 @@ def test_steps_per_epoch_by_hand():
     batch=st.integers(1, 9),
     seed=st.integers(0, 99),
 )
-def test_repeats_come_in_a_row_and_an_epoch_keeps_its_length(length, repeats, batch, seed):
+def test_repeats_are_spread_over_a_batch_and_an_epoch_keeps_its_length(
+    length, repeats, batch, seed
+):
     order = Order(length, seed=seed, batch_size=batch, repeats=repeats)
     assert order.steps_per_epoch == length / batch
+    apart = max(1, batch // repeats)
     for epoch in range(2):
         _, indices, copies = order.records(epoch * length, (epoch + 1) * length)
-        want = [(i, c) for i in permutation(length, seed, epoch) for c in range(repeats)]
+        want = []
+        records = list(permutation(length, seed, epoch))
+        while records:
+            block, records = records[:apart], records[apart:]
+            want += [(i, c) for c in range(repeats) for i in block]
         assert list(zip(indices, copies, strict=True)) == want[:length]
+
+
+def test_neighbours_of_a_batch_are_different_images_and_each_has_all_its_copies():
+    order = Order(1000, seed=0, batch_size=48, repeats=3)
+    for step in range(20):
+        _, indices, copies = order.records(48 * step, 48 * step + 48)
+        assert (indices != np.roll(indices, 1)).all()
+        assert len(set(indices)) == 16
+        assert sorted(zip(indices, copies, strict=True)) == sorted(
+            (i, c) for i in set(indices) for c in range(3)
+        )
 
 
 @settings(max_examples=40, deadline=None)
