@@ -15,11 +15,12 @@ from imagenet_jax.data import pipeline, sources
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.checkpoint import Checkpoints
 from imagenet_jax.training.experiment import Evaluation, evaluation_of
+from imagenet_jax.training.running import is_training
 from imagenet_jax.training.sharding import place_batches
 from imagenet_jax.training.state import TrainState
 from imagenet_jax.training.step import compile_eval_step, predict
 from imagenet_jax.training.weights import place, read_file
-from imagenet_jax.training.workdir import is_training, read_config, write_atomically
+from imagenet_jax.training.workdir import read_config, write_atomically
 
 Result = dict[str, Any]
 

@@ -27,6 +27,7 @@ from imagenet_jax.training.initialization import (
 )
 from imagenet_jax.training.metrics import Interval, MetricWindow
 from imagenet_jax.training.recovery import set_aside_damaged
+from imagenet_jax.training.running import Running
 from imagenet_jax.training.sharding import place_batches
 from imagenet_jax.training.signals import StopSignal
 from imagenet_jax.training.state import count_parameters, create_state
@@ -52,9 +53,9 @@ def train(config: ConfigDict, workdir: Path, *, strict_restore: bool = False) ->
     provenance = workdirs.provenance_of(run.fingerprints)
     if initial:
         provenance["initial_weights"] = {"file": config.init.weights, "sha256": initial.sha256}
-    workdirs.claim(workdir, config, provenance)
-    workdirs.write_classes(workdir, run.source.class_names)
-    with workdirs.Running(workdir), StopSignal() as stop:
+    with StopSignal() as stop, Running(workdir):
+        workdirs.claim(workdir, config, provenance)
+        workdirs.write_classes(workdir, run.source.class_names)
         for note in set_aside_damaged(workdir, strict=strict_restore):
             print(note)
         checkpoints = Checkpoints(

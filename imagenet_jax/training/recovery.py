@@ -32,7 +32,8 @@ def set_aside_damaged(workdir: Path, *, strict: bool = False) -> list[str]:
 def _set_aside(workdir: Path, strict: bool) -> list[str]:
     directory = workdir / "checkpoints"
     steps = sorted((int(p.name) for p in directory.glob("*") if p.name.isdecimal()), reverse=True)
-    notes, intact = [], None
+    notes: list[str] = []
+    intact: int | None = None
     for step in steps:
         item = None if intact is None else "metrics"
         found = integrity.problems(directory / str(step), item)

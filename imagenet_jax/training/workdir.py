@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import socket
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -120,36 +119,3 @@ def _git(root: Path, *args: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-class Running:
-    """`running.json` while a process trains here, so that followers know when it ends."""
-
-    def __init__(self, workdir: Path):
-        self._path = workdir / "running.json"
-
-    def __enter__(self) -> "Running":
-        write_atomically(
-            self._path, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n"
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._path.unlink(missing_ok=True)
-
-
-def is_training(workdir: Path) -> bool:
-    """Whether a process trains in `workdir` now; a killed one on this host does not."""
-    try:
-        mark = json.loads((workdir / "running.json").read_text())
-    except FileNotFoundError:
-        return False
-    if mark["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(mark["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass  # it exists, and is somebody else's
-    return True
