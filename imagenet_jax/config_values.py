@@ -32,15 +32,15 @@ _POSITIVE = (
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "optim.peak_lr", "optim.warmup_epochs", "optim.warmup_start_lr", "optim.end_lr",
-    "optim.weight_decay", "optim.freeze_epochs", "optim.clip_norm", "optim.l1", "optim.trust_coefficient",
-    "eval.every_epochs", "checkpoint.every_epochs",
+    "optim.weight_decay", "optim.freeze_epochs", "optim.clip_norm", "optim.l1",
+    "optim.trust_coefficient", "eval.every_epochs", "checkpoint.every_epochs",
     "data.threads", "data.workers", "seed", "augment.lighting", "augment.mixup", "augment.cutmix",
     "augment.rand_deviation",
 )  # fmt: skip
 _SHARES = ("augment.erase", "augment.mix_probability", "augment.mix_switch")
 _BELOW_ONE = (
-    "data.holdout", "loss.label_smoothing", "loss.bce_threshold", "ema.decay", "optim.momentum", "optim.b1",
-    "optim.b2",
+    "data.holdout", "loss.label_smoothing", "loss.bce_threshold", "ema.decay", "optim.momentum",
+    "optim.b1", "optim.b2",
 )  # fmt: skip
 
 # field: (the choice it belongs to, the values of it that read it); with others it must stay at its
@@ -81,7 +81,7 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
     for field in _BELOW_ONE:
         if not 0 <= value[field] < 1:
             raise UserError(f"config.{field} = {value[field]!r} must be at least 0 and below 1")
-    _check_augment(value)
+    _check_augment(value, default)
     for field in ("augment.crop_scale", "augment.crop_ratio"):
         if len(value[field]) != 2 or not 0 < value[field][0] <= value[field][1]:
             raise UserError(
@@ -154,7 +154,7 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
         )
 
 
-def _check_augment(value: dict[str, Any]) -> None:
+def _check_augment(value: dict[str, Any], default: dict[str, Any]) -> None:
     for field in _SHARES:
         if not 0 <= value[field] <= 1:
             raise UserError(f"config.{field} = {value[field]!r} must be from 0 to 1")
@@ -170,7 +170,6 @@ def _check_augment(value: dict[str, Any]) -> None:
             f"config.augment.jitter = {jitter!r} must be (brightness, contrast, saturation, hue), "
             "none negative and the hue at most 0.5"
         )
-    default = flatten(defaults.defaults(value["model.name"]))
     mixes = (value["augment.mixup"] > 0) + (value["augment.cutmix"] > 0)
     rand = auto.startswith("randaugment")
     for field, works, reason in (
