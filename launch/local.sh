@@ -1,0 +1,120 @@
+#!/usr/bin/env bash
+# Train on this machine, and start again by itself after a crash or a stop by the system.
+#
+#   launch/local.sh --config=configs/resnet50.py --workdir=runs/resnet50 [--config.FIELD=VALUE ...]
+#
+#   --processes=N  that many processes here, the GPUs shared out between them (default 1)
+#   --restarts=N   give up after that many crashes (default 3)
+#   --dry_run      print the commands, start nothing
+#
+# Ctrl-C or SIGTERM: every process saves and ends, nothing is started again. Everything else on the
+# command line goes to `python -m imagenet_jax.main`. PYTHON=... chooses the interpreter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+processes=1 restarts=3 dry_run="" arguments=()
+for argument in "$@"; do
+  case $argument in
+    --processes=*) processes=${argument#*=} ;;
+    --restarts=*) restarts=${argument#*=} ;;
+    --dry_run) dry_run=yes ;;
+    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) arguments+=("$argument") ;;
+  esac
+done
+for number in "$processes" "$restarts"; do
+  [[ $number =~ ^[0-9]+$ ]] || { echo "error: $number is not a number" >&2; exit 1; }
+done
+((processes > 0)) || { echo "error: --processes=0: at least 1" >&2; exit 1; }
+if [[ -z ${PYTHON:-} ]]; then
+  PYTHON=python3
+  [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python
+fi
+command=("$PYTHON" -m imagenet_jax.main ${arguments[@]+"${arguments[@]}"})
+
+gpus=0
+if ((processes > 1)) && [[ -n $(type -P nvidia-smi) ]]; then
+  gpus=$({ nvidia-smi -L 2> /dev/null || true; } | grep -c '^GPU' || true)
+  if ((gpus % processes)); then
+    echo "error: --processes=$processes does not divide the $gpus GPUs" >&2
+    exit 1
+  fi
+fi
+
+# The command of process $1, in the array `one`; the coordinator listens on port $2.
+set_one() {
+  one=("${command[@]}")
+  ((processes > 1)) || return 0
+  one+=("--coordinator=127.0.0.1:$2" "--num_processes=$processes" "--process_id=$1")
+  if ((gpus)); then
+    local each=$((gpus / processes))
+    one=(env "JAX_LOCAL_DEVICE_IDS=$(seq -s, $(($1 * each)) $(($1 * each + each - 1)))" "${one[@]}")
+  fi
+}
+
+children=() stopped=""
+forward() {
+  stopped=yes
+  kill -s TERM "${children[@]}" 2> /dev/null || true
+}
+trap forward INT TERM
+
+# Start every process and wait for all; the worst exit code is left in `code`.
+run_once() {
+  local port=$((20000 + RANDOM % 20000)) i pid ended left
+  children=() code=0
+  for ((i = 0; i < processes; i++)); do
+    set_one "$i" "$port"
+    # A process group of its own: ctrl-C at the terminal reaches the trainer once, through us; its
+    # second signal would mean "do not save".
+    set -m
+    "${one[@]}" < /dev/null &
+    set +m
+    children+=("$!")
+  done
+  while ((${#children[@]})); do
+    left=()
+    for pid in "${children[@]}"; do
+      if kill -0 "$pid" 2> /dev/null; then
+        left+=("$pid")
+        continue
+      fi
+      ended=0
+      wait "$pid" || ended=$?
+      ((ended > code)) && code=$ended
+    done
+    # Alone, a peer would wait for a dead one until its heartbeat is missed. One that is saving
+    # after a signal (143, 130) must not get another.
+    if ((code != 0 && code != 143 && code != 130 && ${#left[@]} && ${#left[@]} < ${#children[@]})); then
+      kill -s TERM "${left[@]}" 2> /dev/null || true
+    fi
+    children=(${left[@]+"${left[@]}"})
+    sleep 0.2
+  done
+}
+
+if [[ $dry_run ]]; then
+  for ((i = 0; i < processes; i++)); do
+    set_one "$i" PORT
+    printf '%q ' "${one[@]}"
+    echo
+  done
+  echo "# again after a stop by the system (143) or, $restarts times, a crash (above 128)"
+  exit 0
+fi
+
+crashes=0
+while :; do
+  run_once
+  if [[ $stopped ]] || ((code <= 128 || code == 130)); then
+    exit "$code"
+  elif ((code != 143)); then
+    crashes=$((crashes + 1))
+    if ((crashes > restarts)); then
+      echo "launch: exit code $code again; given up after $restarts restarts" >&2
+      exit "$code"
+    fi
+  fi
+  echo "launch: ended with $code; continuing from the last checkpoint" >&2
+  sleep "${PAUSE_S:-5}"
+done
