@@ -49,7 +49,9 @@ def measure(config: Any, rounds: int) -> dict[str, float]:
     """Medians over `rounds` of images per second, bare and in the loop."""
     run = experiment_of(config)
     ready = Ready(config)
-    step = compile_train_step(run.abstract, run.mesh, run.graph, run.tx, run.schedule, config)
+    step = compile_train_step(
+        run.abstract, run.mesh, run.graph, run.tx, run.schedule, config, run.averaging
+    )
     batch = jax.device_put(ready.batch, batch_sharding(run.mesh))
     images = run.total_steps * config.batch_size
     bare, looped = [], []
