@@ -11,7 +11,9 @@ the sharding of the batch. They are of three kinds, though:
 - tables (brightness, posterize, solarize, equalize and others): one look-up in 256 entries.
 
 Each image goes through one of each kind and keeps the result of its own. That is the cost: about
-three operations where one counts, and a histogram, needed by one image in fourteen, for all.
+three operations where one counts, and a histogram, needed by one image in fourteen, for all. On
+two CPU cores it is some 10 ms for an image of 224x224, half of it the histogram, where one
+operation alone takes 1 ms; nothing moves between devices.
 """
 
 import jax
