@@ -55,11 +55,13 @@ set_one() {
 children=() stopped=""
 forward() {
   stopped=yes
-  kill -s TERM "${children[@]}" 2> /dev/null || true
+  kill -s "$1" "${children[@]}" 2> /dev/null || true
 }
-trap forward INT TERM
+trap 'forward INT' INT
+trap 'forward TERM' TERM
 
-# Start every process and wait for all; the worst exit code is left in `code`.
+# Start every process and wait for all; the exit code to act on is left in `code`: the first that
+# is not a stop by a signal, if any, since those that it ended were stopped too.
 run_once() {
   local port=$((20000 + RANDOM % 20000)) i pid ended left
   children=() code=0
@@ -81,7 +83,7 @@ run_once() {
       fi
       ended=0
       wait "$pid" || ended=$?
-      ((ended > code)) && code=$ended
+      case $code in 0 | 130 | 143) ((ended == 0)) || code=$ended ;; esac
     done
     # Alone, a peer would wait for a dead one until its heartbeat is missed. One that is saving
     # after a signal (143, 130) must not get another.

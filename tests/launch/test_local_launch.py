@@ -1,0 +1,99 @@
+"""launch/local.sh against a stand-in for python."""
+
+import signal
+import time
+
+import pytest
+
+LOCAL = "launch/local.sh"
+TRAIN = ["python-of-test", "-m", "imagenet_jax.main"]
+ARGUMENTS = ["--config=configs/resnet50.py", "--workdir=runs/a b", "--config.seed=1"]
+
+
+def wait_for(path, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path.name} did not appear"
+        time.sleep(0.02)
+
+
+def test_it_is_the_same_command(fakes):
+    run = fakes.run(LOCAL, *ARGUMENTS)
+    assert run.returncode == 0, run.stderr
+    assert fakes.commands() == [[*TRAIN, *ARGUMENTS]]
+
+
+@pytest.mark.parametrize("code", [1, 2, 130])
+def test_what_a_restart_would_not_mend_is_passed_on(fakes, code):
+    fakes.answer(("main", {"code": code}))
+    assert fakes.run(LOCAL, *ARGUMENTS).returncode == code
+    assert len(fakes.commands()) == 1
+
+
+def test_stopped_by_the_system_it_continues(fakes):
+    fakes.answer(*[("main", {"code": 143})] * 5)
+    run = fakes.run(LOCAL, *ARGUMENTS)
+    assert run.returncode == 0
+    assert fakes.commands() == [[*TRAIN, *ARGUMENTS]] * 6
+    assert run.stderr.count("continuing from the last checkpoint") == 5
+
+
+def test_crashes_are_counted(fakes):
+    fakes.answer(*[("main", {"code": 134})] * 9)
+    run = fakes.run(LOCAL, "--restarts=2", *ARGUMENTS)
+    assert run.returncode == 134
+    assert len(fakes.commands()) == 3
+    assert "given up after 2 restarts" in run.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_reaches_each_process_once_and_ends_it(fakes, number):
+    fakes.answer(
+        ("--process_id=0", {"until_signal": 0.0}), ("--process_id=1", {"until_signal": 0.5})
+    )
+    process = fakes.start(LOCAL, "--processes=2", *ARGUMENTS)
+    for i in range(2):
+        wait_for(fakes.folder / f"waiting-{i}")
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, errors
+    # A second signal would have cut the slower one's saving short.
+    assert (fakes.folder / "signals").read_text().split() == [str(int(number))] * 2
+    assert len(fakes.commands("python-of-test")) == 2
+
+
+def test_a_dead_process_ends_its_peers_and_all_start_again(fakes):
+    fakes.answer(("--process_id=0", {"until_signal": 0.0}), ("--process_id=1", {"code": 137}))
+    run = fakes.run(LOCAL, "--processes=2", *ARGUMENTS)
+    assert run.returncode == 0
+    assert "ended with 137; continuing" in run.stderr
+    starts = fakes.commands("python-of-test")
+    assert sorted(argv[-1] for argv in starts) == ["--process_id=0"] * 2 + ["--process_id=1"] * 2
+
+
+def test_processes_share_the_gpus(fakes):
+    fakes.answer(("nvidia-smi -L", {"says": "".join(f"GPU {i}: H200\n" for i in range(8))}))
+    assert fakes.run(LOCAL, "--processes=2", *ARGUMENTS).returncode == 0
+    calls = sorted(fakes.calls("python-of-test"), key=lambda call: call["argv"][-1])
+    assert [call["env"]["JAX_LOCAL_DEVICE_IDS"] for call in calls] == ["0,1,2,3", "4,5,6,7"]
+    coordinators = {call["argv"][-3] for call in calls}
+    assert len(coordinators) == 1
+    assert coordinators.pop().startswith("--coordinator=127.0.0.1:")
+    assert [call["argv"][-2:] for call in calls] == [
+        ["--num_processes=2", f"--process_id={i}"] for i in range(2)
+    ]
+
+
+def test_gpus_that_do_not_divide(fakes):
+    fakes.answer(("nvidia-smi -L", {"says": "GPU 0: A\nGPU 1: A\nGPU 2: A\n"}))
+    run = fakes.run(LOCAL, "--processes=2", *ARGUMENTS)
+    assert run.returncode == 1
+    assert "does not divide the 3 GPUs" in run.stderr
+
+
+def test_dry_run_starts_nothing(fakes):
+    run = fakes.run(LOCAL, "--dry_run", "--processes=2", *ARGUMENTS)
+    assert run.returncode == 0
+    assert "python-of-test -m imagenet_jax.main" in run.stdout
+    assert "runs/a\\ b" in run.stdout
+    assert not fakes.commands("python-of-test")
