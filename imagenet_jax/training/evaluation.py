@@ -15,6 +15,7 @@ from imagenet_jax.data import pipeline, sources
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.checkpoint import Checkpoints
 from imagenet_jax.training.experiment import Evaluation, evaluation_of
+from imagenet_jax.training.processes import gather_names
 from imagenet_jax.training.running import is_training
 from imagenet_jax.training.sharding import place_batches
 from imagenet_jax.training.state import TrainState
@@ -56,6 +57,8 @@ class Evaluator:
         for batch in place_batches(batches, self._evaluation.mesh):
             skipped += batch.pop("skipped", [])
             per_batch.append(self._step(weights, batch))
+        if config.data.undecodable == "skip":
+            skipped = gather_names(skipped)
         # Python's float and int: sums over a split would round in float32.
         sums = dict.fromkeys(per_batch[0], 0.0)
         for batch in jax.device_get(per_batch):

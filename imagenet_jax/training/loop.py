@@ -8,12 +8,14 @@ Everything random is a function of (config.seed, step), so the result of a step 
 how often the run was stopped before it.
 """
 
+import contextlib
 from collections import deque
 from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
 
+from imagenet_jax import config as config_io
 from imagenet_jax.data import pipeline
 from imagenet_jax.reporting.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writers
 from imagenet_jax.training import workdir as workdirs
@@ -26,6 +28,13 @@ from imagenet_jax.training.initialization import (
     start_from,
 )
 from imagenet_jax.training.metrics import Interval, MetricWindow
+from imagenet_jax.training.processes import (
+    StopAgreement,
+    gather_names,
+    is_first,
+    on_first,
+    require_same,
+)
 from imagenet_jax.training.recovery import set_aside_damaged
 from imagenet_jax.training.running import Running
 from imagenet_jax.training.sharding import place_batches
@@ -53,11 +62,17 @@ def train(config: ConfigDict, workdir: Path, *, strict_restore: bool = False) ->
     provenance = workdirs.provenance_of(run.fingerprints)
     if initial:
         provenance["initial_weights"] = {"file": config.init.weights, "sha256": initial.sha256}
-    with StopSignal() as stop, Running(workdir):
-        workdirs.claim(workdir, config, provenance)
-        workdirs.write_classes(workdir, run.source.class_names)
-        for note in set_aside_damaged(workdir, strict=strict_restore):
-            print(note)
+    require_same({"config": config_io.to_json(config), **provenance})
+    with StopSignal() as stop, contextlib.ExitStack() as stack:
+
+        def claim() -> None:
+            stack.enter_context(Running(workdir))
+            workdirs.claim(workdir, config, provenance)
+            workdirs.write_classes(workdir, run.source.class_names)
+            for note in set_aside_damaged(workdir, strict=strict_restore):
+                print(note)
+
+        on_first(claim)
         checkpoints = Checkpoints(
             workdir / "checkpoints",
             keep=config.checkpoint.keep,
@@ -88,9 +103,11 @@ def _train(
         if initial:
             state = start_from(initial, state, run.tx)
 
-    console = ConsoleWriter(run.total_steps, config.batch_size)
-    writers = Writers(console, JsonlWriter(workdir / "metrics.jsonl", first))
-    if config.log.tensorboard:
+    console = ConsoleWriter(run.total_steps, config.batch_size, quiet=not is_first())
+    writers = Writers(console)
+    if is_first():
+        writers.add(JsonlWriter(workdir / "metrics.jsonl", first))
+    if is_first() and config.log.tensorboard:
         writers.add(TensorBoardWriter(workdir / "tensorboard", first))
     console.say(_headline(run, state.params, first))
     if initial:
@@ -119,10 +136,13 @@ def _train(
     throughput = Throughput(config.batch_size)
     speed: dict[int, dict[str, float]] = {}
     in_flight: deque[jax.Array] = deque()
+    agreed = StopAgreement(run.mesh)
 
     def report(upto: int) -> None:
         """Write the intervals that are complete by step `upto`; NonFiniteError if one is bad."""
         for last, values in window.fetch(upto):
+            if config.data.undecodable == "skip":
+                values |= _names_of_all(values.get("skipped", []))
             epoch = {"epoch": last / run.steps_per_epoch}
             writers.write(last, "train", epoch | values | speed.pop(last, {}))
 
@@ -149,7 +169,8 @@ def _train(
                     results = evaluate(state)
                 for result in results:
                     writers.write(step, config.data.eval_split, result)
-            if step in save_steps or stop.received:
+            stopped_by = agreed(step, stop.received)
+            if step in save_steps or stopped_by:
                 report(step)  # what is not finite is not saved
                 writers.flush()
                 checkpoints.save(
@@ -159,13 +180,13 @@ def _train(
                     provenance=provenance,
                     metrics=_numbers(results[0]) if results else None,
                 )
-            if stop.received and step < run.total_steps:
+            if stopped_by and step < run.total_steps:
                 checkpoints.wait()
                 console.say(
-                    f"stopped by signal {stop.received} after step {step}, saved; the same "
+                    f"stopped by signal {stopped_by} after step {step}, saved; the same "
                     "command continues"
                 )
-                return 128 + stop.received
+                return 128 + stopped_by
         checkpoints.wait()
         console.say(f"finished: {run.total_steps} steps in {workdir}{_skipped(window.skipped)}")
         return 0
@@ -181,6 +202,12 @@ def _headline(run: Experiment, params: dict, first: int) -> str:
         f"in {len(run.source.class_names)} classes; {run.total_steps:,} steps of "
         f"{config.batch_size} on {len(devices)} x {devices[0].device_kind}{resumed}"
     )
+
+
+def _names_of_all(skipped: list[str]) -> dict[str, list[str]]:
+    """{"skipped": the names of every process}, or {} where there is none."""
+    names = gather_names(skipped)
+    return {"skipped": names} if names else {}
 
 
 def _skipped(count: int) -> str:

@@ -1,0 +1,101 @@
+"""What the processes of a run have to agree on: one workdir, one config, one moment to stop."""
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from imagenet_jax.errors import UserError
+from imagenet_jax.training.sharding import batch_sharding, replicated
+
+_EVERY = 4  # steps from one question to the next; the answer is used that many steps later
+
+
+def is_first() -> bool:
+    """Whether this process writes: of several exactly one does."""
+    return jax.process_index() == 0
+
+
+def on_first(action: Callable[[], None]) -> None:
+    """Run `action` on process 0 while the others wait; if it fails there, all fail."""
+    if jax.process_count() == 1:
+        action()
+        return
+    error: BaseException | None = None
+    if is_first():
+        try:
+            action()
+        except BaseException as e:  # told to the others first, then raised again
+            error = e
+    if error is not None:
+        multihost_utils.broadcast_one_to_all(np.int32(0))
+        raise error
+    if not multihost_utils.broadcast_one_to_all(np.int32(1)):
+        raise UserError("process 0 gave up; its own message says why")
+
+
+def require_same(what: Mapping[str, Any]) -> None:
+    """UserError naming the first entry of `what` that is not the same in every process.
+
+    Values are anything that JSON can hold.
+    """
+    if jax.process_count() == 1:
+        return
+    digests = np.stack([_digest(json.dumps(value, sort_keys=True)) for value in what.values()])
+    gathered = multihost_utils.process_allgather(digests)  # [processes, entries, bytes]
+    for i, name in enumerate(what):
+        differ = np.flatnonzero((gathered[:, i] != gathered[0, i]).any(axis=-1))
+        if len(differ):
+            raise UserError(
+                f"{name} of process {differ[0]} is not that of process 0: every process needs the "
+                "same command, code and data"
+            )
+
+
+def _digest(text: str) -> np.ndarray:
+    return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+
+
+def gather_names(names: list[str]) -> list[str]:
+    """The names of all processes, in the order of processes; every process must call it."""
+    if jax.process_count() == 1:
+        return names
+    mine = np.frombuffer(json.dumps(names).encode(), np.uint8)
+    lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(mine))))
+    padded = np.zeros(lengths.max(), np.uint8)
+    padded[: len(mine)] = mine
+    every = multihost_utils.process_allgather(padded)
+    texts = (row[:n].tobytes().decode() for row, n in zip(every, lengths, strict=True))
+    return [name for text in texts for name in json.loads(text)]
+
+
+class StopAgreement:
+    """The signal to stop by, at the same step in every process although one alone received it.
+
+    Asking is a reduction on the devices that nobody waits for; its answer is read some steps later.
+    """
+
+    def __init__(self, mesh: Mesh):
+        self._sharding = batch_sharding(mesh)
+        self._largest = jax.jit(jnp.max, out_shardings=replicated(mesh))
+        self._asked: deque[jax.Array] = deque()
+
+    def __call__(self, step: int, received: int | None) -> int | None:
+        """The agreed signal's number, or None; `received` is this process's. Call at every step."""
+        if jax.process_count() == 1:
+            return received
+        if step % _EVERY:
+            return None
+        mine = np.full(jax.local_device_count(), received or 0, np.int32)
+        flags = jax.make_array_from_process_local_data(self._sharding, mine)
+        self._asked.append(self._largest(flags))
+        if len(self._asked) < 2:
+            return None
+        return int(self._asked.popleft()) or None
