@@ -30,6 +30,16 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
     return p
 
 
+def add_process_flags(p: argparse.ArgumentParser) -> None:
+    """--coordinator, --num_processes and --process_id, for `distributed.start`."""
+    group = p.add_argument_group(
+        "several processes", "SLURM, TPU VMs and JobSets tell these by themselves; see launch/"
+    )
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    group.add_argument("--num_processes", type=int, metavar="N", help="1: run alone, ask nobody")
+    group.add_argument("--process_id", type=int, metavar="I", help="0 to N - 1")
+
+
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:
     """(other arguments, [(field, text)]) of `--config.field=text` and `--config.field text`.
 

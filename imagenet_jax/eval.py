@@ -47,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
         "in DIR (default: eval/ in the workdir)",
     )  # fmt: skip
     parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
+    cli.add_process_flags(parser)
     args = parser.parse_args(argv)
     if bool(args.workdir) == bool(args.weights) or bool(args.weights) != bool(args.config):
         raise UserError("give either --workdir=DIR or --weights=FILE with --config=FILE")
@@ -59,10 +60,12 @@ def main(argv: Sequence[str]) -> int:
 
     from imagenet_jax import config as config_io
     from imagenet_jax.reporting.tables import print_result, write_json
+    from imagenet_jax.training import distributed
     from imagenet_jax.training.classwise import write_by_class
     from imagenet_jax.training.evaluation import evaluate_file, evaluate_workdir
     from imagenet_jax.training.weights import of_file, of_workdir
 
+    distributed.start(args.coordinator, args.num_processes, args.process_id)
     workdir = Path(args.workdir).expanduser() if args.workdir else None
     results: Iterable[dict]
     if workdir:

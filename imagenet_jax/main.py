@@ -40,12 +40,7 @@ def main(argv: Sequence[str]) -> int:
         help="stop where the last checkpoint is damaged; else the one before it is continued",
     )  # fmt: skip
     parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
-    several = parser.add_argument_group(
-        "several processes", "SLURM, TPU VMs and JobSets tell these by themselves; see launch/"
-    )
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    several.add_argument("--num_processes", type=int, metavar="N", help="1: run alone, ask nobody")
-    several.add_argument("--process_id", type=int, metavar="I", help="0 to N - 1")
+    cli.add_process_flags(parser)
     args = parser.parse_args(argv)
     if args.weights is not None:
         overrides.append(("init.weights", args.weights))
