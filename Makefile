@@ -57,6 +57,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck launch/*.sh launch/*.sbatch launch/kubernetes/*.sh
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,165 @@
+"""launch/tpu_vm.sh against a stand-in for gcloud."""
+
+import shlex
+
+import pytest
+
+TPU = "launch/tpu_vm.sh"
+PLACE = ["--name=pod", "--zone=us-west4-a"]
+TRAIN = ["--config=configs/resnet50.py", "--workdir=/mnt/nfs/runs/a b"]
+RUN = ["run", *PLACE, "--nfs=10.0.0.2:/share", *TRAIN]
+
+MISSING = ("tpu-vm describe", {"code": 1})
+READY = ("tpu-vm describe", {"says": "READY\n"})
+PREEMPTED = ("tpu-vm describe", {"says": "PREEMPTED\n"})
+
+
+def training(says: str) -> tuple[str, dict]:
+    """What worker 0 says when asked for its training."""
+    return ("echo running", {"says": says})
+
+
+IDLE, RUNNING = training(""), training("running\n")
+
+
+def verbs(fakes) -> list[str]:
+    """The calls of gcloud in short, less the questions."""
+    short = []
+    for command in fakes.commands("gcloud"):
+        assert command[1:4] == ["compute", "tpus", "tpu-vm"]
+        assert command[-2:] == ["--zone=us-west4-a", "--quiet"]
+        text = " ".join(command)
+        if command[4] == "ssh" and "echo running" not in text:
+            what = "tail" if "tail -n" in text else "start" if "setsid" in text else "install"
+            worker = next(a for a in command if a.startswith("--worker"))
+            short.append(f"{what} {worker.split('=')[1]}")
+        elif command[4] not in ("ssh", "describe"):
+            short.append(command[4])
+    return short
+
+
+FROM_NOTHING = ["create", "scp", "install all", "start all", "tail 0"]
+
+
+def test_created_trained_deleted(fakes):
+    fakes.answer(MISSING, READY, IDLE, training("0\n"))
+    run = fakes.run(TPU, *RUN, "--spot", "--type=v5litepod-32")
+    assert run.returncode == 0, run.stderr
+    assert verbs(fakes) == [*FROM_NOTHING, "delete"]
+    create = next(c for c in fakes.commands("gcloud") if "create" in c)
+    assert {"--accelerator-type=v5litepod-32", "--spot", "pod"} <= set(create)
+    assert any(a.startswith("--version=") for a in create)
+
+
+def test_a_slice_that_is_there_is_used_and_kept_on_request(fakes):
+    fakes.answer(READY, IDLE, training("0\n"))
+    assert fakes.run(TPU, *RUN, "--keep").returncode == 0
+    assert verbs(fakes) == ["scp", "install all", "start all", "tail 0"]
+
+
+def test_training_under_way_is_only_watched(fakes):
+    fakes.answer(READY, RUNNING, training("0\n"))
+    assert fakes.run(TPU, *RUN, "--keep").returncode == 0
+    assert verbs(fakes) == ["tail 0"]
+
+
+def test_after_preemption_it_is_created_again_and_continues(fakes):
+    lost = ("tail -n", {"code": 255})
+    fakes.answer(MISSING, READY, IDLE, lost, training(""), PREEMPTED, MISSING, READY, IDLE,
+                 training("0\n"))  # fmt: skip
+    run = fakes.run(TPU, *RUN)
+    assert run.returncode == 0, run.stderr
+    assert verbs(fakes) == [*FROM_NOTHING, "delete", *FROM_NOTHING, "delete"]
+    assert "was preempted" in run.stderr
+
+
+def test_a_lost_connection_is_taken_up_again(fakes):
+    lost = ("tail -n", {"code": 255})
+    fakes.answer(READY, IDLE, lost, RUNNING, READY, RUNNING, training("0\n"))
+    assert fakes.run(TPU, *RUN, "--keep").returncode == 0
+    assert verbs(fakes) == ["scp", "install all", "start all", "tail 0", "tail 0"]
+
+
+def test_stopped_by_the_system_it_starts_again(fakes):
+    fakes.answer(READY, IDLE, training("143\n"), READY, training("143\n"), training("0\n"))
+    assert fakes.run(TPU, *RUN, "--keep").returncode == 0
+    assert verbs(fakes) == ["scp", "install all", "start all", "tail 0"] * 2
+
+
+@pytest.mark.parametrize("code", [1, 130])
+def test_what_a_restart_would_not_mend_ends_it_and_says_what_costs(fakes, code):
+    fakes.answer(READY, IDLE, training(f"{code}\n"))
+    run = fakes.run(TPU, *RUN)
+    assert run.returncode == code
+    assert verbs(fakes) == ["scp", "install all", "start all", "tail 0"]
+    assert "costs: launch/tpu_vm.sh delete --name=pod --zone=us-west4-a" in run.stderr
+
+
+def test_it_waits_for_capacity_but_not_for_ever_on_errors(fakes):
+    full = ("tpu-vm create", {"says": "There is no more capacity in the zone\n", "code": 1})
+    fakes.answer(*[MISSING] * 13, *[full] * 12, READY, IDLE, training("0\n"))
+    run = fakes.run(TPU, *RUN)
+    assert run.returncode == 0, run.stderr
+    assert verbs(fakes) == ["create"] * 12 + [*FROM_NOTHING, "delete"]
+
+
+def test_it_gives_up_on_errors(fakes):
+    wrong = ("tpu-vm create", {"says": "permission denied\n", "code": 1})
+    fakes.answer(*[MISSING] * 20, *[wrong] * 20)
+    run = fakes.run(TPU, *RUN)
+    assert run.returncode == 1
+    assert "could not create pod; given up" in run.stderr
+    assert verbs(fakes) == ["create"] * 11
+
+
+def test_the_worker_runs_the_same_command(fakes, tmp_path):
+    run = fakes.run(TPU, *RUN, "--dry_run")
+    prefix = "# imagenet_jax_train.sh: "
+    lines = [line[len(prefix) :] for line in run.stdout.splitlines() if line.startswith(prefix)]
+    command = next(line for line in lines if "imagenet_jax.main" in line)
+    words = shlex.split(command.split(" >> ")[0])
+    assert words == [".venv/bin/python", "-u", "-m", "imagenet_jax.main", *TRAIN]
+
+
+def test_dry_run_prints_every_call_and_makes_none(fakes):
+    run = fakes.run(TPU, *RUN, "--dry_run")
+    assert run.returncode == 0, run.stderr
+    assert not fakes.commands()
+    calls = [line for line in run.stdout.splitlines() if line.startswith("gcloud ")]
+    assert [shlex.split(call)[4] for call in calls[:2]] == ["create", "scp"]
+    assert shlex.split(calls[-1])[4:6] == ["delete", "pod"]
+
+
+@pytest.mark.parametrize(
+    ("action", "verb", "worker"), [("watch", "tail", "0"), ("stop", "pkill -TERM", "all")]
+)
+def test_watch_and_stop(fakes, action, verb, worker):
+    assert fakes.run(TPU, action, *PLACE).returncode == 0
+    (command,) = fakes.commands("gcloud")
+    assert f"--worker={worker}" in command
+    assert any(verb in argument for argument in command)
+
+
+def test_delete(fakes):
+    assert fakes.run(TPU, "delete", *PLACE, "--project=lab").returncode == 0
+    (command,) = fakes.commands("gcloud")
+    assert command[4:] == ["delete", "pod", "--project=lab", "--zone=us-west4-a", "--quiet"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "run, watch, stop or delete"),
+        (["start", *PLACE], "run, watch, stop or delete"),
+        (["run", "--zone=z", *TRAIN], "--name="),
+        (["run", "--name=pod", *TRAIN], "--zone=ZONE"),
+        (["run", *PLACE, *TRAIN], "--nfs=HOST:/DIR"),
+        (["run", *PLACE, "--nfs=a:/b", "--workdir=runs/a"], "below /mnt/nfs"),
+    ],
+)
+def test_mistakes_are_named_before_anything_costs(fakes, arguments, said):
+    run = fakes.run(TPU, *arguments)
+    assert run.returncode == 1
+    assert run.stderr.startswith("error: ")
+    assert said in run.stderr
+    assert not fakes.commands()
