@@ -147,7 +147,8 @@ start = distributed.start(flags[0], int(flags[1]), int(flags[2])) if flags else 
 import jax, numpy as np
 from jax.experimental.multihost_utils import process_allgather
 total = process_allgather(np.float32(10 ** jax.process_index())).sum()
-print(start.source, jax.process_count(), jax.process_index(), int(total))
+visible = jax.config.values["jax_cuda_visible_devices"]
+print(start.source, jax.process_count(), jax.process_index(), int(total), visible)
 """
 
 
@@ -178,9 +179,9 @@ def as_slurm(port: int, index: int) -> tuple[list[str], dict[str, str]]:
         "SLURM_STEP_NODELIST": "localhost",
         "SLURM_JOB_NUM_NODES": "1",
         "SLURM_NTASKS": "2",
-        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
         "SLURM_PROCID": str(index),
-        "SLURM_LOCALID": str(index),
+        "SLURM_LOCALID": "0",
     }
 
 
@@ -207,7 +208,7 @@ def test_two_processes_meet_and_agree_on_a_sum(source, launch):
             process.kill()
     for index, (output, errors) in enumerate(outputs):
         # Gloo reports its connections on stdout too.
-        assert output.splitlines()[-1].split() == [source, "2", str(index), "11"], errors
+        assert output.splitlines()[-1].split() == [source, "2", str(index), "11", "all"], errors
 
 
 def test_who_waits_in_vain_says_so_in_one_line():
