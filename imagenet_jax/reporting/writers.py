@@ -4,12 +4,15 @@ import datetime
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from imagenet_jax.reporting.append_file import AppendFile
 
 Values = Mapping[str, Any]  # numbers, words, or lists of names
 
@@ -22,7 +25,7 @@ class Writer(Protocol):
         ...
 
     def flush(self) -> None:
-        """Everything written so far survives a kill once this returns."""
+        """Everything written so far survives a kill once this returns; OSError where it cannot."""
         ...
 
     def close(self) -> None: ...
@@ -37,14 +40,14 @@ class JsonlWriter:
             part = path.with_name(f".{path.name}.{os.getpid()}")
             part.write_text("".join(_lines_up_to(path, resume_step)))
             part.replace(path)
-        self._file = path.open("a")
+        self._file = AppendFile(path)
 
     def write(self, step: int, split: str, values: Values) -> None:
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": step, "split": split, **values}) + "\n"
+        self._file.write(line.encode())
 
     def flush(self) -> None:
-        os.fsync(self._file.fileno())
+        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
@@ -62,41 +65,58 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
 
 
 class TensorBoardWriter:
-    """Event files; TensorBoard hides the points after `resume_step` of the run before."""
+    """Event files, one per start; points after `resume_step` of the run before are dropped."""
 
     def __init__(self, directory: Path, resume_step: int = 0):
-        from tensorboardX import SummaryWriter  # a second of imports that eval does not need
+        # A second of imports that eval does not need.
+        from imagenet_jax.reporting import event_files
 
-        # The step in the file's name: two starts within a second would overwrite each other.
-        self._writer = SummaryWriter(
-            str(directory), purge_step=resume_step + 1, filename_suffix=f".{resume_step}"
-        )
+        event_files.truncate(directory, resume_step)
+        self._frame = event_files.frame
+        self._file = event_files.new_event_file(directory, resume_step)
 
     def write(self, step: int, split: str, values: Values) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
         group = f"{split}/{values['weights']}" if "weights" in values else split
+        event = Event(wall_time=time.time(), step=step)
         for name, value in values.items():
             if isinstance(value, int | float):
-                self._writer.add_scalar(f"{group}/{name}", value, step)
+                event.summary.value.add(tag=f"{group}/{name}", simple_value=value)
+        self._file.write(self._frame(event.SerializeToString()))
 
     def flush(self) -> None:
-        self._writer.flush()
+        self._file.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
 
 class ConsoleWriter:
     """A line per point; on a terminal also a progress bar below the lines."""
 
-    def __init__(self, total_steps: int, batch_size: int, stream: TextIO | None = None):
+    def __init__(
+        self,
+        total_steps: int,
+        batch_size: int,
+        stream: TextIO | None = None,
+        *,
+        quiet: bool = False,
+    ):
+        """`quiet` prints nothing: of several processes one speaks."""
         stream = stream or sys.stdout
         # Lines of a log are for grep: never wrapped, never coloured.
         self._console = Console(
-            file=stream, soft_wrap=True, highlight=False, markup=False, emoji=False
+            file=stream,
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            quiet=quiet,
         )
         self._total, self._batch_size = total_steps, batch_size
         self._bar: Progress | None = None
-        if self._console.is_terminal:
+        if self._console.is_terminal and not quiet:
             self._bar = Progress(
                 TextColumn("training"),
                 BarColumn(),

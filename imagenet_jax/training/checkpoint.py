@@ -10,6 +10,9 @@ and `checksums.json` (integrity.py).
 """
 
 import dataclasses
+import errno
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,8 @@ from orbax.checkpoint import checkpoint_managers
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import integrity
 from imagenet_jax.training.state import TrainState
+
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,10 +50,22 @@ class Checkpoints:
     """The checkpoints of a workdir; saving returns while files are still being written."""
 
     def __init__(self, directory: Path, *, keep: int = 1, metric: str = "top1", write: bool = True):
-        rank = best_metric(metric)
+        self.directory = directory
+        self._keep, self._metric, self._write = keep, metric, write
+        self._saving: int | None = None
+        self._failures: list[str] = []
+        try:
+            self._manager = self._open(create=write)
+        except ValueError as e:  # the metrics of a checkpoint are no JSON
+            raise UserError(f"a checkpoint in {directory} is damaged: {_one_line(e)}") from e
+        except OSError as e:
+            raise UserError(f"{directory} cannot be opened: {e.strerror}") from e
+
+    def _open(self, *, create: bool) -> ocp.CheckpointManager:
+        rank = best_metric(self._metric)
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
-                checkpoint_managers.LatestN(keep),
+                checkpoint_managers.LatestN(self._keep),
                 checkpoint_managers.BestN(
                     get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False
                 ),
@@ -57,19 +74,18 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             best_fn=rank,
             preservation_policy=policy,
-            create=write,
-            read_only=not write,
+            create=create,
+            read_only=not self._write,
             # What a killed writer left behind; complete checkpoints are never touched.
-            cleanup_tmp_directories=write,
-            # In the thread that writes, when all files are there and before they are committed.
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
+            cleanup_tmp_directories=create,
+            async_options=ocp.AsyncOptions(
+                # In the thread that writes, when all files are there and none is committed yet.
+                post_finalization_callback=self._write_checksums,
+                # Otherwise threads wait 20 minutes for folders that could not be made.
+                create_directories_asynchronously=False,
+            ),
         )
-        self.directory = directory
-        self._saving: int | None = None
-        try:
-            self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
-        except ValueError as e:  # the metrics of a checkpoint are no JSON
-            raise UserError(f"a checkpoint in {directory} is damaged: {_one_line(e)}") from e
+        return ocp.CheckpointManager(self.directory.absolute(), options=options)
 
     def save(
         self,
@@ -80,23 +96,63 @@ class Checkpoints:
         provenance: dict[str, Any],
         metrics: dict[str, float] | None,
     ) -> None:
-        """Start saving under the state's step. The state may be donated as soon as this returns."""
+        """Start saving under the state's step. The state may be donated as soon as this returns.
+
+        Where the disk is full or not writable, nothing is raised: `failures` tells, and the
+        checkpoints before stay.
+        """
         step = int(state.step)
+        self._settle()
         if step in self._manager.all_steps():
             return
-        self._manager.wait_until_finished()
         self._saving = step
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                weights=ocp.args.StandardSave(_weights(state)),
-                optimizer=ocp.args.StandardSave({"step": state.step, "opt_state": state.opt_state}),
-                position=ocp.args.JsonSave(dataclasses.asdict(position)),
-                config=ocp.args.JsonSave(config),
-                provenance=ocp.args.JsonSave(provenance),
-            ),
-            metrics=metrics,
-        )
+        try:
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    weights=ocp.args.StandardSave(_weights(state)),
+                    optimizer=ocp.args.StandardSave(
+                        {"step": state.step, "opt_state": state.opt_state}
+                    ),
+                    position=ocp.args.JsonSave(dataclasses.asdict(position)),
+                    config=ocp.args.JsonSave(config),
+                    provenance=ocp.args.JsonSave(provenance),
+                ),
+                metrics=metrics,
+                force=True,  # it is this caller who decides when
+            )
+        except (OSError, ValueError) as e:  # ValueError: tensorstore's, of any status
+            self._abandon(e)
+
+    def _settle(self) -> None:
+        """Until the save under way is complete or has failed."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as e:
+            self._abandon(e)
+
+    def _abandon(self, error: Exception) -> None:
+        """Note the failure, free the space of what was written, and begin afresh."""
+        self._failures.append(f"checkpoint {self._saving} could not be saved: {_reason(error)}")
+        # The manager keeps errors of its other threads for the next save, and has forgotten the
+        # checkpoints that the failed one was to replace. It closes when it has told all of them.
+        for _ in range(4):
+            try:
+                self._manager.close()
+                break
+            except (OSError, ValueError):
+                continue
+        if jax.process_index() == 0:
+            for part in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(part, ignore_errors=True)
+        self._manager = self._open(create=False)
+
+    def failures(self) -> list[str]:
+        """A line per save that failed and was not told yet; it waits for none under way."""
+        if jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+            self._settle()
+        told, self._failures = self._failures, []
+        return told
 
     def _write_checksums(self) -> None:
         if jax.process_index() == 0:
@@ -198,10 +254,11 @@ class Checkpoints:
         return int(which)
 
     def wait(self) -> None:
-        """Until everything saved is complete on disk."""
-        self._manager.wait_until_finished()
+        """Until everything saved is complete on disk, or has failed."""
+        self._settle()
 
     def close(self) -> None:
+        self._settle()
         self._manager.close()
 
 
@@ -217,6 +274,13 @@ def _leaves(tree: Any) -> dict[str, str]:
         jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
+
+
+def _reason(error: Exception) -> str:
+    """What the system said; tensorstore puts it at the end of a long line."""
+    text = str(error)
+    known = [os.strerror(code) for code in _DISK if os.strerror(code) in text]
+    return known[0] if known else _one_line(error)
 
 
 def _one_line(error: Exception) -> str:

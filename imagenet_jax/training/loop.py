@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax import config as config_io
 from imagenet_jax.data import pipeline
+from imagenet_jax.errors import UserError
 from imagenet_jax.reporting.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writers
 from imagenet_jax.training import workdir as workdirs
 from imagenet_jax.training.checkpoint import Checkpoints, Position
@@ -146,6 +147,41 @@ def _train(
             epoch = {"epoch": last / run.steps_per_epoch}
             writers.write(last, "train", epoch | values | speed.pop(last, {}))
 
+    def save(step: int, results: list[dict] | None) -> None:
+        """Start saving; what fails is told now or later, and training goes on."""
+        try:
+            writers.flush()  # no checkpoint knows of a step that metrics.jsonl does not
+        except OSError as e:
+            console.say(f"checkpoint {step} not saved, the metrics cannot be: {e.strerror}")
+            return
+        checkpoints.save(
+            state,
+            Position(data={"next_index": step}, interval=window.partial()),
+            config=config.to_dict(),
+            provenance=provenance,
+            metrics=_numbers(results[0]) if results else None,
+        )
+
+    def require_saved(step: int, results: list[dict] | None) -> None:
+        """Wait for the last save; where it failed try again, for the run ends with it."""
+        for attempt in range(2):
+            if attempt:
+                save(step, results)
+            checkpoints.wait()
+            tell_failures()
+            kept = checkpoints.steps()
+            if step in kept:
+                return
+        left = f"the newest checkpoint is of step {kept[-1]}" if kept else "there is no checkpoint"
+        raise UserError(
+            f"step {step} could not be saved in {workdir / 'checkpoints'}: {left}; make space and "
+            "start the same command again"
+        )
+
+    def tell_failures() -> None:
+        for failure in checkpoints.failures():
+            console.say(failure)
+
     try:
         for step in range(first + 1, run.total_steps + 1):
             with throughput.waiting():
@@ -162,6 +198,7 @@ def _train(
             if step % every == 0:
                 speed[step] = throughput.lap()
                 report(step - every)  # one interval late: those values are there, nobody waits
+                tell_failures()
             results = None
             if step in eval_steps:
                 report(step)
@@ -172,22 +209,15 @@ def _train(
             stopped_by = agreed(step, stop.received)
             if step in save_steps or stopped_by:
                 report(step)  # what is not finite is not saved
-                writers.flush()
-                checkpoints.save(
-                    state,
-                    Position(data={"next_index": step}, interval=window.partial()),
-                    config=config.to_dict(),
-                    provenance=provenance,
-                    metrics=_numbers(results[0]) if results else None,
-                )
+                save(step, results)
+            if step == run.total_steps or stopped_by:
+                require_saved(step, results)
             if stopped_by and step < run.total_steps:
-                checkpoints.wait()
                 console.say(
                     f"stopped by signal {stopped_by} after step {step}, saved; the same "
                     "command continues"
                 )
                 return 128 + stopped_by
-        checkpoints.wait()
         console.say(f"finished: {run.total_steps} steps in {workdir}{_skipped(window.skipped)}")
         return 0
     finally:
