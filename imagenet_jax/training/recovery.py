@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-import jax
-from jax.experimental import multihost_utils
-
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import integrity
 
@@ -13,7 +10,7 @@ def set_aside_damaged(workdir: Path, *, strict: bool = False) -> list[str]:
     """Move checkpoints newer than the last intact one to `damaged/`, so that none is trained from.
 
     Of older ones only the metrics are looked at, by which the best is chosen. Call it before
-    `Checkpoints` is made. Several processes: the first one does it, the others wait.
+    `Checkpoints` is made; of several processes, in the first one.
 
     Args:
       strict: raise UserError at the first damage instead.
@@ -21,15 +18,6 @@ def set_aside_damaged(workdir: Path, *, strict: bool = False) -> list[str]:
     Returns:
       A line for the console per file that is damaged. Raises UserError where no checkpoint is left.
     """
-    notes: list[str] = []
-    if jax.process_index() == 0:
-        notes = _set_aside(workdir, strict)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("damaged checkpoints set aside")
-    return notes
-
-
-def _set_aside(workdir: Path, strict: bool) -> list[str]:
     directory = workdir / "checkpoints"
     steps = sorted((int(p.name) for p in directory.glob("*") if p.name.isdecimal()), reverse=True)
     notes: list[str] = []

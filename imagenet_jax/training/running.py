@@ -15,8 +15,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from imagenet_jax.errors import UserError
 
 BEAT_SECONDS = 5.0
@@ -30,12 +28,11 @@ class Running:
     """While entered, this process is the one that trains in `workdir`; made if it is not there.
 
     Raises UserError on entry where another process trains there, or nothing can be written. Of
-    several processes of one run the first one holds the mark.
+    several processes of one run the first one enters.
     """
 
     def __init__(self, workdir: Path):
         self._path = workdir / "running.json"
-        self._holds = jax.process_index() == 0
         self._mark = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -45,21 +42,16 @@ class Running:
         self._beats = threading.Thread(target=self._beat, name="running.json", daemon=True)
 
     def __enter__(self) -> "Running":
-        if self._holds:
-            try:
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                while not self._create():
-                    self._remove_stale()
-            except OSError as e:
-                raise UserError(
-                    f"--workdir={self._path.parent} cannot be written: {e.strerror}"
-                ) from e
-            self._beats.start()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            while not self._create():
+                self._remove_stale()
+        except OSError as e:
+            raise UserError(f"--workdir={self._path.parent} cannot be written: {e.strerror}") from e
+        self._beats.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self._holds:
-            return
         self._ended.set()
         self._beats.join()
         with contextlib.suppress(OSError):  # a workdir that became read-only: it goes stale
