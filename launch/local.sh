@@ -7,8 +7,9 @@
 #   --restarts=N   give up after that many crashes (default 3)
 #   --dry_run      print the commands, start nothing
 #
-# Ctrl-C or SIGTERM: every process saves and ends, nothing is started again. Everything else on the
-# command line goes to `python -m imagenet_jax.main`. PYTHON=... chooses the interpreter.
+# Ctrl-C or SIGTERM: every process saves and ends, nothing is started again; a second one: they end
+# without saving; a third one: they are killed. Everything else on the command line goes to
+# `python -m imagenet_jax.main`. PYTHON=... chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -52,9 +53,11 @@ set_one() {
   fi
 }
 
-children=() stopped=""
-forward() {
-  stopped=yes
+children=() stopped=0
+forward() { # SIGNAL; the third time the trainers do not seem to be able to answer
+  stopped=$((stopped + 1))
+  ((${#children[@]})) || return 0
+  if ((stopped > 2)); then set -- KILL; fi
   kill -s "$1" "${children[@]}" 2> /dev/null || true
 }
 trap 'forward INT' INT
@@ -91,7 +94,7 @@ run_once() {
       kill -s TERM "${left[@]}" 2> /dev/null || true
     fi
     children=(${left[@]+"${left[@]}"})
-    sleep 0.2
+    sleep 0.2 || true # ctrl-C ends it too
   done
 }
 
@@ -108,7 +111,7 @@ fi
 crashes=0
 while :; do
   run_once
-  if [[ $stopped ]] || ((code <= 128 || code == 130)); then
+  if ((stopped || code <= 128 || code == 130)); then
     exit "$code"
   elif ((code != 143)); then
     crashes=$((crashes + 1))
@@ -118,5 +121,6 @@ while :; do
     fi
   fi
   echo "launch: ended with $code; continuing from the last checkpoint" >&2
-  sleep "${PAUSE_S:-5}"
+  sleep "${PAUSE_S:-5}" || true
+  if ((stopped)); then exit "$code"; fi
 done

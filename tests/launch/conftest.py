@@ -75,7 +75,7 @@ class Fakes:
         return subprocess.Popen(
             ["bash", script, *arguments],
             cwd=REPOSITORY, env=self.environment(**more), stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True,
+            stderr=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
 
     def calls(self, name: str = "") -> list[dict]:

@@ -1,5 +1,6 @@
 """launch/local.sh against a stand-in for python."""
 
+import os
 import signal
 import time
 
@@ -54,7 +55,7 @@ def test_a_stop_reaches_each_process_once_and_ends_it(fakes, number):
     process = fakes.start(LOCAL, "--processes=2", *ARGUMENTS)
     for i in range(2):
         wait_for(fakes.folder / f"waiting-{i}")
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # what ctrl-C in a terminal does: the whole group gets it
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number, errors
     # A second signal would have cut the slower one's saving short.
@@ -97,3 +98,15 @@ def test_dry_run_starts_nothing(fakes):
     assert "python-of-test -m imagenet_jax.main" in run.stdout
     assert "runs/a\\ b" in run.stdout
     assert not fakes.commands("python-of-test")
+
+
+def test_who_does_not_answer_is_killed_at_the_third_signal(fakes):
+    fakes.answer(("main", {"until_signal": 60.0}))
+    process = fakes.start(LOCAL, *ARGUMENTS)
+    wait_for(fakes.folder / "waiting-0")
+    for _ in range(3):
+        os.killpg(process.pid, signal.SIGTERM)
+        time.sleep(0.5)
+    process.communicate(timeout=30)
+    assert process.returncode == 137
+    assert len(fakes.commands("python-of-test")) == 1
