@@ -81,16 +81,18 @@ create() {
 # What this checkout holds, committed or not, and the command go to every worker.
 sync() {
   git ls-files -z --cached --others --exclude-standard |
+    while IFS= read -r -d '' file; do
+      if [[ -e $file ]]; then printf '%s\0' "$file"; fi # else deleted, not committed yet
+    done |
     tar -czf "$stage/imagenet_jax.tgz" --null -T - || return
   {
     echo '#!/usr/bin/env bash'
-    # shellcheck disable=SC2016 # expanded there
-    echo 'cd ~/imagenet_jax && echo $$ > train.pid'
+    echo 'cd ~/imagenet_jax || exit'
     printf '.venv/bin/python -u -m imagenet_jax.main'
     printf ' %q' "${arguments[@]}"
-    printf ' >> train.log 2>&1\n'
-    # shellcheck disable=SC2016
-    echo 'code=$?; [ -e train.stop ] && code=130; echo $code > train.code'
+    printf ' >> train.log 2>&1 &\n'
+    # shellcheck disable=SC2016 # expanded there
+    echo 'echo $! > train.pid; wait $!; code=$?; [ -e train.stop ] && code=130; echo $code > train.code'
   } > "$stage/imagenet_jax_train.sh"
   if [[ $dry_run ]]; then
     sed 's/^/# imagenet_jax_train.sh: /' "$stage/imagenet_jax_train.sh"
@@ -98,7 +100,7 @@ sync() {
   gc scp "$stage/imagenet_jax.tgz" "$stage/imagenet_jax_train.sh" "$name:" --worker=all || return
   on all "set -e
     mkdir -p ~/imagenet_jax && tar -xzf imagenet_jax.tgz -C ~/imagenet_jax && cd ~/imagenet_jax
-    if [ -e train.pid ]; then pkill -KILL -P \$(cat train.pid) || true; fi
+    if [ -e train.pid ]; then kill -KILL \$(cat train.pid) || true; fi
     rm -f train.pid train.code train.stop && touch train.log && mv train.log train.log.before
     python3 -m pip install --quiet --user uv
     test -x .venv/bin/python || python3 -m uv venv --quiet --python 3.12 .venv
@@ -138,7 +140,7 @@ case $action in
   delete) gc delete "$name"; exit ;;
   stop)
     # shellcheck disable=SC2016
-    on all 'touch ~/imagenet_jax/train.stop && pkill -TERM -P "$(cat ~/imagenet_jax/train.pid)"'
+    on all 'touch ~/imagenet_jax/train.stop && kill -TERM "$(cat ~/imagenet_jax/train.pid)"'
     exit
     ;;
 esac
@@ -154,10 +156,10 @@ if [[ $dry_run ]]; then
 fi
 
 pause=${PAUSE_S:-30} failures=0
-# Ten in a row are not the usual hiccups of creation and ssh; lack of capacity is not counted.
+# Five in a row are not the usual hiccups of creation and ssh; lack of capacity is not counted.
 failed() {
   failures=$((failures + 1))
-  ((failures <= 10)) || fail "$1; given up. $name may exist and cost: launch/tpu_vm.sh delete"
+  ((failures <= 5)) || fail "$1; given up. $name may exist and cost: launch/tpu_vm.sh delete"
   say "$1; trying again in $pause s"
   sleep "$pause"
 }

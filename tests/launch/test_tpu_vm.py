@@ -1,6 +1,10 @@
 """launch/tpu_vm.sh against a stand-in for gcloud."""
 
+import os
 import shlex
+import signal
+import subprocess
+import time
 
 import pytest
 
@@ -97,28 +101,73 @@ def test_what_a_restart_would_not_mend_ends_it_and_says_what_costs(fakes, code):
 
 def test_it_waits_for_capacity_but_not_for_ever_on_errors(fakes):
     full = ("tpu-vm create", {"says": "There is no more capacity in the zone\n", "code": 1})
-    fakes.answer(*[MISSING] * 13, *[full] * 12, READY, IDLE, training("0\n"))
+    fakes.answer(*[MISSING] * 8, *[full] * 7, READY, IDLE, training("0\n"))
     run = fakes.run(TPU, *RUN)
     assert run.returncode == 0, run.stderr
-    assert verbs(fakes) == ["create"] * 12 + [*FROM_NOTHING, "delete"]
+    assert verbs(fakes) == ["create"] * 7 + [*FROM_NOTHING, "delete"]
 
 
 def test_it_gives_up_on_errors(fakes):
     wrong = ("tpu-vm create", {"says": "permission denied\n", "code": 1})
-    fakes.answer(*[MISSING] * 20, *[wrong] * 20)
+    fakes.answer(*[MISSING] * 9, *[wrong] * 9)
     run = fakes.run(TPU, *RUN)
     assert run.returncode == 1
     assert "could not create pod; given up" in run.stderr
-    assert verbs(fakes) == ["create"] * 11
+    assert verbs(fakes) == ["create"] * 6
 
 
-def test_the_worker_runs_the_same_command(fakes, tmp_path):
-    run = fakes.run(TPU, *RUN, "--dry_run")
+def train_script(fakes) -> str:
+    """What is sent to each worker as imagenet_jax_train.sh."""
     prefix = "# imagenet_jax_train.sh: "
-    lines = [line[len(prefix) :] for line in run.stdout.splitlines() if line.startswith(prefix)]
-    command = next(line for line in lines if "imagenet_jax.main" in line)
+    lines = fakes.run(TPU, *RUN, "--dry_run").stdout.splitlines()
+    return "\n".join(line[len(prefix) :] for line in lines if line.startswith(prefix)) + "\n"
+
+
+def test_the_worker_runs_the_same_command(fakes):
+    (command,) = [line for line in train_script(fakes).splitlines() if "imagenet_jax.main" in line]
     words = shlex.split(command.split(" >> ")[0])
     assert words == [".venv/bin/python", "-u", "-m", "imagenet_jax.main", *TRAIN]
+
+
+@pytest.mark.parametrize(("stop", "code"), [(True, "130"), (False, "143")])
+def test_a_worker_for_real(fakes, tmp_path, stop, code):
+    """What is sent over ssh does what it should on a machine: here, in another home."""
+    fakes.answer(READY, IDLE, training("0\n"))
+    assert fakes.run(TPU, *RUN, "--keep").returncode == 0
+    assert fakes.run(TPU, "stop", *PLACE).returncode == 0
+    sent = [c[-3].removeprefix("--command=") for c in fakes.commands("gcloud") if "ssh" in c]
+    ask, _install, start, watch, _ask, stop_command = sent
+
+    home = tmp_path / "home"
+    (home / "imagenet_jax/.venv/bin").mkdir(parents=True)
+    (home / "imagenet_jax_train.sh").write_text(train_script(fakes))
+    python = home / "imagenet_jax/.venv/bin/python"
+    python.symlink_to(fakes.folder / "python-of-test")
+    fakes.answer(*[("unused", {})] * 8, ("imagenet_jax.main", {"until_signal": 0.0}))
+
+    def on_worker(command: str) -> str:
+        run = subprocess.run(
+            ["bash", "-c", command], env=fakes.environment(HOME=str(home)), cwd=home,
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=30,
+        )  # fmt: skip
+        return run.stdout.strip()
+
+    assert on_worker(ask) == ""
+    on_worker(start)
+    end = time.monotonic() + 20
+    while not (fakes.folder / "waiting-8").exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    assert on_worker(ask) == "running"
+    (trainer,) = fakes.calls("python")
+    if stop:
+        on_worker(stop_command)
+    else:
+        os.kill(trainer["pid"], signal.SIGTERM)
+    on_worker(watch)  # ends with the training
+    while not (said := on_worker(ask)).isdecimal():
+        assert time.monotonic() < end
+    assert said == code
 
 
 def test_dry_run_prints_every_call_and_makes_none(fakes):
@@ -131,7 +180,7 @@ def test_dry_run_prints_every_call_and_makes_none(fakes):
 
 
 @pytest.mark.parametrize(
-    ("action", "verb", "worker"), [("watch", "tail", "0"), ("stop", "pkill -TERM", "all")]
+    ("action", "verb", "worker"), [("watch", "tail", "0"), ("stop", "kill -TERM", "all")]
 )
 def test_watch_and_stop(fakes, action, verb, worker):
     assert fakes.run(TPU, action, *PLACE).returncode == 0
