@@ -62,8 +62,8 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:
 
 def run(command: Callable[[Sequence[str]], int | None]) -> None:
     """Exit with the command's code; a UserError becomes one line on stderr and exit code 1."""
-    # Libraries log what they do; warnings and worse are what a user can use.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # orbax logs every failed write with its traceback; our own line says what it means.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     argv = sys.argv[1:]
     try:
         code = command(argv)

@@ -1,0 +1,41 @@
+"""Killed at random moments and restarted, a run ends with the bits of one that nobody touched."""
+
+import os
+import random
+import signal
+
+import pytest
+from torture.killing import draw, torture
+
+
+def _seed():
+    """Another one each time; set TORTURE_SEED to draw the kills of a failed test again."""
+    return int(os.environ.get("TORTURE_SEED", random.SystemRandom().randrange(10**6)))
+
+
+def _run(tmp_path, digits_path, kills):
+    result = torture(tmp_path, digits_path, kills, _seed())
+    print(result)
+    assert result["mismatches"] == 0
+    assert result["finished"] == 0
+    assert result["killed"] + result["stopped"] == kills
+
+
+def test_5_kills_change_nothing(tmp_path, digits_path):
+    _run(tmp_path, digits_path, 5)
+
+
+@pytest.mark.slow
+def test_100_kills_change_nothing(tmp_path, digits_path):
+    _run(tmp_path, digits_path, 100)
+
+
+def test_a_seed_draws_every_kind_of_kill():
+    rng = random.Random(0)
+    kills = [draw(rng, number) for number in range(100)]
+    rng = random.Random(0)
+    assert kills == [draw(rng, number) for number in range(100)]
+    assert {k.moment for k in kills} == {"start", "compile", "step", "write"}
+    for moment in ("compile", "step", "write"):
+        ways = {k.signals for k in kills if k.moment == moment}
+        assert {(signal.SIGKILL,), (signal.SIGTERM,), (signal.SIGINT,)} <= ways
