@@ -20,7 +20,8 @@ from imagenet_jax.errors import UserError
 OPERATIONAL = (
     "resume_with_changes", "data.path", "data.threads", "data.workers", "data.prefetch_mb",
     "data.undecodable",
-    "log.every_steps", "log.tensorboard", "checkpoint.keep", "eval.batch_size", "mesh.fsdp",
+    "log.every_steps", "log.tensorboard", "log.watchdog_seconds",
+    "checkpoint.keep", "eval.batch_size", "mesh.fsdp",
 )  # fmt: skip
 
 

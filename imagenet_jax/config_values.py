@@ -35,7 +35,7 @@ _NOT_NEGATIVE = (
     "optim.weight_decay", "optim.freeze_epochs", "optim.clip_norm", "optim.l1",
     "optim.trust_coefficient", "eval.every_epochs", "checkpoint.every_epochs",
     "data.threads", "data.workers", "seed", "augment.lighting", "augment.mixup", "augment.cutmix",
-    "augment.rand_deviation",
+    "augment.rand_deviation", "log.watchdog_seconds",
 )  # fmt: skip
 _SHARES = ("augment.erase", "augment.mix_probability", "augment.mix_switch")
 _BELOW_ONE = (

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +35,20 @@ class Evaluator:
             evaluation.abstract, evaluation.mesh, evaluation.graph, evaluation.config
         )
 
-    def __call__(self, state: TrainState) -> list[Result]:
+    def __call__(
+        self, state: TrainState, on_batch: Callable[[], None] = lambda: None
+    ) -> list[Result]:
         """{weights, count, top1, top5, loss} for the EMA weights, if kept, then the raw ones.
+
+        `on_batch` is called after each batch.
 
         Where images could not be decoded and config.data.undecodable says "skip", also "skipped":
         their names; the means are over the others.
         """
         kinds = ["raw"] if state.ema is None else ["ema", "raw"]
-        return [{"weights": kind} | self._measure(state.weights(kind)) for kind in kinds]
+        return [{"weights": kind} | self._measure(state.weights(kind), on_batch) for kind in kinds]
 
-    def _measure(self, weights: dict[str, Any]) -> Result:
+    def _measure(self, weights: dict[str, Any], on_batch: Callable[[], None]) -> Result:
         config, source = self._evaluation.config, self._evaluation.source
         batches = pipeline.eval_batches(
             source,
@@ -57,6 +61,7 @@ class Evaluator:
         for batch in place_batches(batches, self._evaluation.mesh):
             skipped += batch.pop("skipped", [])
             per_batch.append(self._step(weights, batch))
+            on_batch()
         if config.data.undecodable == "skip":
             skipped = gather_names(skipped)
         # Python's float and int: sums over a split would round in float32.

@@ -43,6 +43,7 @@ from imagenet_jax.training.signals import StopSignal
 from imagenet_jax.training.state import count_parameters, create_state
 from imagenet_jax.training.step import compile_train_step
 from imagenet_jax.training.throughput import Throughput
+from imagenet_jax.training.watchdog import Watchdog
 
 # Steps under way on the device before the loop waits for the oldest: enough to keep it busy, few
 # enough that their batches do not pile up in its memory.
@@ -80,7 +81,8 @@ def train(config: ConfigDict, workdir: Path, *, strict_restore: bool = False) ->
             metric=config.checkpoint.best_metric,
         )
         try:
-            return _train(run, workdir, checkpoints, provenance, stop, initial)
+            with Watchdog(config.log.watchdog_seconds) as watchdog:
+                return _train(run, workdir, checkpoints, provenance, stop, watchdog, initial)
         finally:
             checkpoints.close()
 
@@ -91,6 +93,7 @@ def _train(
     checkpoints: Checkpoints,
     provenance: dict,
     stop: StopSignal,
+    watchdog: Watchdog,
     initial: InitialWeights | None,
 ) -> int:
     config, every = run.config, run.config.log.every_steps
@@ -189,6 +192,7 @@ def _train(
             skipped = batch.pop("skipped", [])
             state, metrics = train_step(state, batch)
             throughput.step()
+            watchdog.beat()
             console.progress(step)
             window.append(step, metrics, skipped)
             in_flight.append(metrics["loss"])
@@ -203,7 +207,7 @@ def _train(
             if step in eval_steps:
                 report(step)
                 with throughput.paused():
-                    results = evaluate(state)
+                    results = evaluate(state, watchdog.beat)
                 for result in results:
                     writers.write(step, config.data.eval_split, result)
             stopped_by = agreed(step, stop.received)

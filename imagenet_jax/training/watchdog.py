@@ -1,0 +1,62 @@
+"""A run that no longer moves: say where every thread stands, and end, to be started again."""
+
+import faulthandler
+import os
+import sys
+import threading
+import time
+
+# sysexits.h: a temporary failure, to be tried again; 1 would say that the user must mend something.
+EXIT_CODE = os.EX_TEMPFAIL
+
+
+class Watchdog:
+    """While entered, ends the process where `beat` is not called for `seconds`.
+
+    An input that stalled or a collective that waits for a dead peer would otherwise hold the
+    devices for ever. The stacks go to stderr. 0 seconds: never.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._last = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self.beat()
+        if self._seconds:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._seconds:
+            self._ended.set()
+            self._thread.join()
+
+    def beat(self) -> None:
+        """The run moves."""
+        self._last = time.monotonic()
+
+    def _watch(self) -> None:
+        period = min(self._seconds / 10, 10.0)
+        try:
+            while not self._ended.wait(period):
+                silence = time.monotonic() - self._last
+                if silence > self._seconds:
+                    self._end(silence)
+                # Code that never gives back Python's lock stops this thread too; then a thread
+                # without Python ends the process, with code 1.
+                faulthandler.dump_traceback_later(self._seconds + 2 * period, exit=True, file=2)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _end(self, silence: float) -> None:
+        sys.stdout.flush()
+        message = (
+            f"error: nothing moved for {silence:.0f} s (config.log.watchdog_seconds); what every "
+            "thread does follows. The same command continues from the last checkpoint\n"
+        )
+        os.write(2, message.encode())
+        faulthandler.dump_traceback(file=2, all_threads=True)
+        os._exit(EXIT_CODE)
