@@ -21,7 +21,8 @@ OPERATIONAL = (
     "resume_with_changes", "data.path", "data.threads", "data.workers", "data.prefetch_mb",
     "data.undecodable",
     "log.every_steps", "log.tensorboard", "log.watchdog_seconds",
-    "checkpoint.keep", "eval.batch_size", "mesh.fsdp",
+    "checkpoint.keep", "eval.batch_size", "mesh.fsdp", "nonfinite.policy",
+    "nonfinite.max_rewinds", "nonfinite.skip_steps",
 )  # fmt: skip
 
 

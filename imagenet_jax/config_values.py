@@ -23,12 +23,14 @@ _CHOICES = {
     "optim.schedule": ("step", "cosine", "polynomial", "constant"),
     "optim.weight_decay_form": ("l2", "decoupled"),
     "checkpoint.best_metric": ("top1", "top5", "loss"),
+    "nonfinite.policy": ("stop", "rewind"),
 }
 _POSITIVE = (
     "batch_size", "epochs", "augment.image_size", "augment.size_multiple", "data.repeats",
     "optim.layer_decay", "ema.every_steps", "ema.gamma", "ema.power",
     "optim.reference_batch_size", "optim.accumulate", "mesh.fsdp", "eval.batch_size",
     "eval.resize", "eval.image_size", "checkpoint.keep", "log.every_steps", "data.prefetch_mb",
+    "nonfinite.max_rewinds", "nonfinite.skip_steps",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "optim.peak_lr", "optim.warmup_epochs", "optim.warmup_start_lr", "optim.end_lr",
@@ -57,6 +59,8 @@ _READ_BY = {
     "loss.bce_threshold": ("loss.name", ("bce",)),
     "ema.gamma": ("ema.form", ("timm",)),
     "ema.power": ("ema.form", ("timm",)),
+    "nonfinite.max_rewinds": ("nonfinite.policy", ("rewind",)),
+    "nonfinite.skip_steps": ("nonfinite.policy", ("rewind",)),
 }
 
 

@@ -147,6 +147,13 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.checkpoint.keep = 3  # the last so many, and the best
     c.checkpoint.best_metric = "top1"  # "top1" | "top5" (highest) | "loss" (lowest), on eval_split
 
+    c.nonfinite = ConfigDict()  # a loss, gradient or parameter that is NaN or infinite
+    # "stop" | "rewind": back to the last checkpoint, without the batches before it
+    c.nonfinite.policy = "stop"
+    c.nonfinite.max_rewinds = 3  # rewind: how often in a run
+    c.nonfinite.skip_steps = 100  # rewind: batches left out, up to that of the step; none before
+    # the checkpoint
+
     c.log = ConfigDict()
     c.log.every_steps = 100  # one line, and one point in each curve
     c.log.tensorboard = True  # write event files

@@ -141,6 +141,13 @@ class ConsoleWriter:
         if split == "train":
             self.say(self._training_line(step, values))
             return
+        if split == "rewind":
+            first, last = values["skipped_batches"]
+            self.say(
+                f"not finite at step {values['nonfinite_step']}: back to step {step}, without "
+                f"batches {first} to {last}"
+            )
+            return
         weights = f" ({values['weights']} weights)" if "weights" in values else ""
         self.say(
             f"step {step:>7}  {split}{weights}: {values['count']} images, "

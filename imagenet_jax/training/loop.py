@@ -9,6 +9,8 @@ how often the run was stopped before it.
 """
 
 import contextlib
+import functools
+import itertools
 from collections import deque
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from imagenet_jax import config as config_io
 from imagenet_jax.data import pipeline
 from imagenet_jax.errors import UserError
 from imagenet_jax.reporting.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writers
+from imagenet_jax.training import rewind
 from imagenet_jax.training import workdir as workdirs
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.evaluation import Evaluator
@@ -28,7 +31,7 @@ from imagenet_jax.training.initialization import (
     read_initial_weights,
     start_from,
 )
-from imagenet_jax.training.metrics import Interval, MetricWindow
+from imagenet_jax.training.metrics import Interval, MetricWindow, NonFiniteError
 from imagenet_jax.training.processes import (
     StopAgreement,
     gather_names,
@@ -57,7 +60,8 @@ def train(config: ConfigDict, workdir: Path, *, strict_restore: bool = False) ->
 
     Returns the exit code: 0 when finished, 128 + the signal that stopped it, after saving.
     Raises UserError for what the user can mend, before anything is written; NonFiniteError where
-    the loss, a gradient or a parameter left the numbers, with the last good checkpoint in place.
+    the loss, a gradient or a parameter left the numbers, with the last good checkpoint in place
+    (config.nonfinite may go back to it first).
     """
     run = experiment_of(config)
     initial = None if workdirs.has_checkpoint(workdir) else read_initial_weights(config)
@@ -82,7 +86,18 @@ def train(config: ConfigDict, workdir: Path, *, strict_restore: bool = False) ->
         )
         try:
             with Watchdog(config.log.watchdog_seconds) as watchdog:
-                return _train(run, workdir, checkpoints, provenance, stop, watchdog, initial)
+                while True:
+                    try:
+                        return _train(
+                            run, workdir, checkpoints, provenance, stop, watchdog, initial
+                        )
+                    except NonFiniteError as e:
+                        if config.nonfinite.policy == "stop":
+                            raise
+                        checkpoints.wait()
+                        steps = checkpoints.steps()
+                        last, plan = steps[-1] if steps else 0, config.nonfinite
+                        on_first(functools.partial(rewind.record, workdir, e, last, plan))
         finally:
             checkpoints.close()
 
@@ -97,6 +112,8 @@ def _train(
     initial: InitialWeights | None,
 ) -> int:
     config, every = run.config, run.config.log.every_steps
+    rewinds = rewind.read(workdir)
+    batch_of = rewind.Batches(rewinds)
 
     if checkpoints.steps():
         first = checkpoints.find("latest")
@@ -110,9 +127,14 @@ def _train(
     console = ConsoleWriter(run.total_steps, config.batch_size, quiet=not is_first())
     writers = Writers(console)
     if is_first():
-        writers.add(JsonlWriter(workdir / "metrics.jsonl", first))
-    if is_first() and config.log.tensorboard:
-        writers.add(TensorBoardWriter(workdir / "tensorboard", first))
+        try:
+            writers.add(JsonlWriter(workdir / "metrics.jsonl", first))
+            if config.log.tensorboard:
+                writers.add(TensorBoardWriter(workdir / "tensorboard", first))
+        except OSError as e:
+            raise UserError(f"the metrics in {workdir} cannot be written: {e.strerror}") from e
+        for values in rewind.unrecorded(rewinds, workdir / "metrics.jsonl"):
+            writers.write(first, "rewind", values)
     console.say(_headline(run, state.params, first))
     if initial:
         console.say(f"starting from {initial.summary}")
@@ -124,15 +146,18 @@ def _train(
     eval_steps = run.steps_at(config.eval.every_epochs)
     save_steps = run.steps_at(config.checkpoint.every_epochs)
     batches = place_batches(
-        pipeline.train_batches(
-            run.source,
-            run.order,
-            config.data,
-            config.augment,
-            total_steps=run.total_steps,
-            start_step=position.data["next_index"],
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+        itertools.chain.from_iterable(
+            pipeline.train_batches(
+                run.source,
+                run.order,
+                config.data,
+                config.augment,
+                start_step=start,
+                total_steps=end,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+            )
+            for start, end in batch_of.spans(first, run.total_steps)
         ),
         run.mesh,
     )
@@ -159,7 +184,7 @@ def _train(
             return
         checkpoints.save(
             state,
-            Position(data={"next_index": step}, interval=window.partial()),
+            Position(data={"next_index": batch_of.of_step(step) + 1}, interval=window.partial()),
             config=config.to_dict(),
             provenance=provenance,
             metrics=_numbers(results[0]) if results else None,

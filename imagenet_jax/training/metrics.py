@@ -11,7 +11,11 @@ from imagenet_jax.errors import UserError
 
 
 class NonFiniteError(UserError):
-    """A loss, gradient or parameter norm was NaN or infinite."""
+    """A loss, gradient or parameter norm was NaN or infinite after step `step`."""
+
+    def __init__(self, message: str, step: int):
+        super().__init__(message)
+        self.step = step
 
 
 def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -116,5 +120,7 @@ def _require_finite(step: int, values: dict[str, float]) -> None:
         raise NonFiniteError(
             f"{bad[0]} is {values[bad[0]]} at step {step}, learning rate "
             f"{values['learning_rate']:.4g}; the last checkpoint is kept: lower "
-            "config.optim.peak_lr, warm up longer, or set config.optim.clip_norm"
+            "config.optim.peak_lr, warm up longer, or set config.optim.clip_norm; "
+            "--config.nonfinite.policy=rewind skips the batches before it",
+            int(step),
         )

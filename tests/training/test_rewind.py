@@ -1,0 +1,153 @@
+"""Going back after a loss that is not finite: which batches are skipped, what is recorded."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from imagenet_jax import config as config_io
+from imagenet_jax.errors import UserError
+from imagenet_jax.training import loop, rewind
+from imagenet_jax.training.metrics import NonFiniteError
+from imagenet_jax.training.rewind import Batches, Rewind, next_rewind
+
+WINDOWS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), max_size=5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(WINDOWS, st.integers(0, 30), st.integers(0, 30))
+def test_steps_take_the_batches_that_are_left_in_order(windows, done, more):
+    rewinds = [Rewind(0, 0, (first, first + length)) for first, length in windows]
+    skipped = {b for first, length in windows for b in range(first, first + length + 1)}
+    left = [b for b in range(200) if b not in skipped]
+    batches = Batches(rewinds)
+    assert [batches.of_step(step) for step in range(1, 61)] == left[:60]
+    spans = batches.spans(done, done + more)
+    assert [b for start, stop in spans for b in range(start, stop)] == left[done : done + more]
+    assert all(start < stop for start, stop in spans)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20), st.integers(1, 9)), max_size=4))
+def test_a_rewind_changes_no_step_up_to_its_checkpoint(events):
+    """And the batch of the step that was not finite is trained on no more."""
+    rewinds = []
+    for after, checkpoint, skip in events:
+        before, bad = Batches(rewinds), checkpoint + after
+        rewinds.append(next_rewind(rewinds, bad, checkpoint, skip))
+        now = Batches(rewinds)
+        for step in range(1, checkpoint + 1):
+            assert now.of_step(step) == before.of_step(step)
+        remaining = {now.of_step(step) for step in range(1, 100)}
+        assert before.of_step(bad) not in remaining
+        left_out = {before.of_step(s) for s in range(1, 60)} - remaining
+        assert left_out == {
+            before.of_step(s) for s in range(max(checkpoint, bad - skip) + 1, bad + 1)
+        }
+
+
+def test_the_list_is_read_as_it_was_written_and_damage_is_told(tmp_path):
+    assert rewind.read(tmp_path) == []
+    rewinds = [Rewind(9, 4, (6, 8)), Rewind(30, 20, (25, 32))]
+    rewind.write(tmp_path, rewinds)
+    assert rewind.read(tmp_path) == rewinds
+    for text in ("", "{}[", '[{"checkpoint": 1}]', "[3]"):
+        (tmp_path / "rewinds.json").write_text(text)
+        with pytest.raises(UserError, match="rewinds.json cannot be read"):
+            rewind.read(tmp_path)
+
+
+def test_fields_without_effect_are_refused(digits_path):
+    for field, value in (("max_rewinds", 5), ("skip_steps", 7)):
+        config = tiny_config(digits_path)
+        config.nonfinite[field] = value
+        with pytest.raises(UserError, match=f"nonfinite.{field} = {value}.*nonfinite.policy"):
+            config_io.check(config)
+        config.nonfinite.policy = "rewind"
+        config_io.check(config)
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Labels of batch k are all k; the batches in `bad` make the loss infinite."""
+    seen, bad = [], set()
+    real = loop.compile_train_step
+    iterate = loop.place_batches
+
+    def batches(source, mesh):
+        for batch in iterate(source, mesh):
+            seen.append(int(np.asarray(batch["label"], np.int64).dot(np.arange(48)) % 1009))
+            yield batch
+
+    def compiled(*args):
+        step = real(*args)
+
+        def run(state, batch):
+            state, metrics = step(state, batch)
+            if seen[-1] in bad:
+                metrics = metrics | {"loss": jax.numpy.float32(math.inf)}
+            return state, metrics
+
+        return run
+
+    monkeypatch.setattr(loop, "place_batches", batches)
+    monkeypatch.setattr(loop, "compile_train_step", compiled)
+    return seen, bad
+
+
+def _fingerprints(config):
+    """What `seen` notes of batches 0, 1, ... of the run."""
+    from imagenet_jax.data import pipeline
+    from imagenet_jax.training.experiment import experiment_of
+
+    run = experiment_of(config)
+    return [
+        int(np.asarray(batch["label"], np.int64).dot(np.arange(48)) % 1009)
+        for batch in pipeline.train_batches(
+            run.source, run.order, config.data, config.augment, total_steps=24
+        )
+    ]
+
+
+def test_training_goes_back_skips_the_window_and_records_it(tiny, tmp_path, seen, capsys):
+    taken, bad = seen
+    tiny.checkpoint.every_epochs = 2 * 48 / 1437
+    tiny.nonfinite.policy, tiny.nonfinite.skip_steps = "rewind", 2
+    prints = _fingerprints(tiny)
+    assert len(set(prints)) == len(prints)
+    bad.add(prints[5])  # step 6; noticed at its checkpoint, the one before is of step 4
+    assert loop.train(tiny, tmp_path) == 0
+    back = len(taken) - 4
+    assert taken[:6] == prints[:6]
+    assert taken[back:] == [*prints[6:10]]  # steps 5 to 8, without batches 4 and 5
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").open()]
+    assert [line for line in lines if line["split"] == "rewind"] == [
+        {"step": 4, "split": "rewind", "nonfinite_step": 6, "checkpoint": 4,
+         "skipped_batches": [4, 5]}
+    ]  # fmt: skip
+    assert [line["step"] for line in lines if line["split"] == "train"] == [2, 4, 6, 8]
+    assert all(math.isfinite(line["loss"]) for line in lines if line["split"] == "train")
+    assert "not finite at step 6: back to step 4, without batches 4 to 5" in capsys.readouterr().out
+    assert rewind.read(tmp_path) == [Rewind(6, 4, (4, 5))]
+    # Another start of the same run knows.
+    before = (tmp_path / "metrics.jsonl").read_text()
+    assert loop.train(tiny, tmp_path) == 0
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_it_stops_after_so_many_and_by_default_at_once(tiny, tmp_path, seen):
+    _, bad = seen
+    bad.update(_fingerprints(tiny)[2:])
+    with pytest.raises(NonFiniteError, match="loss is inf at step 3.*nonfinite.policy=rewind"):
+        loop.train(tiny, tmp_path / "stop")
+    assert not (tmp_path / "stop" / "rewinds.json").exists()
+    tiny.nonfinite.policy, tiny.nonfinite.skip_steps = "rewind", 1
+    tiny.nonfinite.max_rewinds = 2
+    with pytest.raises(NonFiniteError, match="at step 3.*2 rewinds"):
+        loop.train(tiny, tmp_path / "rewind")
+    assert rewind.read(tmp_path / "rewind") == [Rewind(3, 0, (2, 2)), Rewind(3, 0, (3, 3))]
