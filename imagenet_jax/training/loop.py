@@ -88,15 +88,14 @@ def train(config: ConfigDict, workdir: Path, *, strict_restore: bool = False) ->
             with Watchdog(config.log.watchdog_seconds) as watchdog:
                 while True:
                     try:
-                        return _train(
-                            run, workdir, checkpoints, provenance, stop, watchdog, initial
-                        )
+                        parts = (run, workdir, checkpoints, provenance, stop, watchdog, initial)
+                        return _train(*parts)
                     except NonFiniteError as e:
                         if config.nonfinite.policy == "stop":
                             raise
                         checkpoints.wait()
-                        steps = checkpoints.steps()
-                        last, plan = steps[-1] if steps else 0, config.nonfinite
+                        last = max(checkpoints.steps(), default=0)
+                        plan = config.nonfinite
                         on_first(functools.partial(rewind.record, workdir, e, last, plan))
         finally:
             checkpoints.close()
@@ -181,7 +180,8 @@ def _train(
             writers.flush()  # no checkpoint knows of a step that metrics.jsonl does not
         except OSError as e:
             console.say(f"checkpoint {step} not saved, the metrics cannot be: {e.strerror}")
-            return
+            if jax.process_count() == 1:  # others have begun to save and would wait for this one
+                return
         checkpoints.save(
             state,
             Position(data={"next_index": batch_of.of_step(step) + 1}, interval=window.partial()),

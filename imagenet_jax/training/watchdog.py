@@ -2,12 +2,13 @@
 
 import faulthandler
 import os
+import signal
 import sys
 import threading
 import time
 
-# sysexits.h: a temporary failure, to be tried again; 1 would say that the user must mend something.
-EXIT_CODE = os.EX_TEMPFAIL
+# As a shell tells of a process that SIGALRM ended. Above 128: start it again (launch/README.md).
+EXIT_CODE = 128 + signal.SIGALRM
 
 
 class Watchdog:
@@ -45,11 +46,13 @@ class Watchdog:
                 silence = time.monotonic() - self._last
                 if silence > self._seconds:
                     self._end(silence)
-                # Code that never gives back Python's lock stops this thread too; then a thread
-                # without Python ends the process, with code 1.
-                faulthandler.dump_traceback_later(self._seconds + 2 * period, exit=True, file=2)
+                # Code that never gives back Python's lock stops this thread too. Then a thread
+                # without Python shows the stacks, and the system's alarm clock ends the process.
+                faulthandler.dump_traceback_later(self._seconds + 2 * period, file=2)
+                signal.setitimer(signal.ITIMER_REAL, self._seconds + 3 * period)
         finally:
             faulthandler.cancel_dump_traceback_later()
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _end(self, silence: float) -> None:
         sys.stdout.flush()

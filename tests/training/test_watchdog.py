@@ -1,6 +1,7 @@
 """The watchdog: silence ends a process with stacks on stderr; beats keep it alive."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ def test_silence_ends_the_process_and_shows_every_thread():
         "threading.Thread(target=another_thread, daemon=True).start()\n"
         "with Watchdog(0.5):\n    stuck_in_the_input()\n"
     )
-    assert done.returncode == os.EX_TEMPFAIL
+    assert done.returncode == 142
     assert "nothing moved for 1 s (config.log.watchdog_seconds)" in done.stderr
     for name in ("stuck_in_the_input", "another_thread", "in _watch"):
         assert name in done.stderr
@@ -40,7 +41,7 @@ def test_code_that_keeps_the_interpreter_is_ended_too():
     done, seconds = _run(
         _HOLD + "with Watchdog(0.5):\n    time.sleep(0.2)\n    holding_the_lock()\n"
     )
-    assert done.returncode != 0
+    assert done.returncode == -signal.SIGALRM  # 142 in a shell
     assert "holding_the_lock" in done.stderr
     assert seconds < 30
 
@@ -91,5 +92,5 @@ def test_a_stalled_input_ends_the_training(tiny, tmp_path):
         cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
         env=os.environ | {"XLA_FLAGS": ""},
     )  # fmt: skip
-    assert done.returncode == os.EX_TEMPFAIL, done.stderr
+    assert done.returncode == 142, done.stderr
     assert "stalled_reader" in done.stderr
