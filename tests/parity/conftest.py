@@ -11,7 +11,8 @@ except ImportError:  # the tests here skip themselves
 
 import pytest
 
-_rows: dict[str, dict[str, float]] = {}
+# table -> row -> column -> the largest error seen
+_tables: dict[str, dict[str, dict[str, float]]] = {}
 # Kept as long as the process: a Library that is collected takes its schemas with it.
 _schemas = []
 
@@ -32,21 +33,23 @@ if torch is not None:
 
 @pytest.fixture(scope="session")
 def parity_table():
-    """parity_table(model, quantity, error): one cell of the table that ends the run."""
+    """parity_table(table, row, column, error): a cell of a table that ends the run; the largest
+    error counts."""
 
-    def put(row: str, column: str, value: float) -> None:
-        _rows.setdefault(row, {})[column] = value
+    def put(table: str, row: str, column: str, value: float) -> None:
+        cells = _tables.setdefault(table, {}).setdefault(row, {})
+        cells[column] = max(cells.get(column, 0.0), float(value))
 
     return put
 
 
 def pytest_terminal_summary(terminalreporter):
-    if not _rows:
-        return
-    columns = list(dict.fromkeys(c for row in _rows.values() for c in row))
-    terminalreporter.section("parity with torch: largest relative errors")
-    terminalreporter.write_line(f"| model | {' | '.join(columns)} |")
-    terminalreporter.write_line("|---|" + "---|" * len(columns))
-    for name, row in _rows.items():
-        cells = " | ".join(f"{row[c]:.1e}" if c in row else "" for c in columns)
-        terminalreporter.write_line(f"| {name} | {cells} |")
+    for title, rows in _tables.items():
+        columns = sorted({column for row in rows.values() for column in row})
+        write = terminalreporter.write_line
+        terminalreporter.section(f"parity with torch: {title}, largest relative errors")
+        write(f"| | {' | '.join(columns)} |")
+        write("| --- |" + " --- |" * len(columns))
+        for name, row in rows.items():
+            cells = " | ".join(f"{row[c]:.1e}" if c in row else "" for c in columns)
+            write(f"| {name} | {cells} |")

@@ -94,4 +94,4 @@ def test_eval_and_predict_of_an_imported_model(folder, tmp_path, parity_table):
         worst = max(worst, float(error))
         assert list(prediction.classes) == [CLASSES[i] for i in prediction.labels]
     assert worst < 0.02
-    parity_table("resnet18, from files", "probabilities", worst)
+    parity_table("training", "probabilities of images from files", "resnet18", worst)

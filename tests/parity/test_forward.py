@@ -162,7 +162,7 @@ def compare(name, theirs, images, parity_table):
             assert error < tolerance, f"{name}: {key} after a training step is off by {error:.1e}"
             worst = max(worst, error)
     if worst:
-        parity_table(name, f"{images.dtype.name} statistics", worst)
+        parity_table("forward", name, f"{images.dtype.name} statistics", worst)
 
 
 def check(name, mode, got, want, tolerance, parity_table):
@@ -172,7 +172,7 @@ def check(name, mode, got, want, tolerance, parity_table):
         error = relative(activation, want[stage])
         assert error < tolerance, f"{name} in {mode} mode: {stage} is off by {error:.1e}"
     error = relative(got["logits"], want["logits"])
-    parity_table(name, f"{got['logits'].dtype.name} logits, {mode}", error)
+    parity_table("forward", name, f"{got['logits'].dtype.name} logits, {mode}", error)
 
 
 @pytest.mark.parametrize("name", models.names())

@@ -115,15 +115,16 @@ def compare(name, rule, decayed, dtype, side, parity_table):
 
         # The second and third steps start from parameters and moments that already differ.
         tolerance = TOLERANCE[dtype] * 10 ** min(t, 1)
-        row = f"{name}, {rule}, step {t + 1}"
+        row = f"{rule}, {dtype}, step {t + 1}"
         error = abs(float(metrics["loss"]) / loss.item() - 1)
         assert metrics["loss"].dtype == dtype
         assert error < tolerance, f"{row}: loss is off by {error:.1e}"
-        parity_table(row, f"{dtype} loss", error)
+        parity_table("training", f"loss, {row}", name, error)
 
         gradients = {k: p.grad.numpy() for k, p in model.named_parameters()}
         ours = twins.as_torch(state.opt_state[0], {}, config)
-        record(row, f"{dtype} gradients", ours, gradients, tolerance, parity_table)
+        worst = compared(f"gradients, {row}", ours, gradients, tolerance)
+        parity_table("training", f"gradients, {row}", name, worst)
 
         # What the steps changed: the weights themselves would hide it behind their size.
         after, ours = snapshot(model), twins.as_torch(state.params, state.batch_stats, config)
@@ -133,7 +134,8 @@ def compare(name, rule, decayed, dtype, side, parity_table):
         ):
             moved = {k: after[k] - start[k] for k in keys}
             ours_moved = {k: np.asarray(ours[k], dtype) - start[k] for k in keys}
-            record(row, f"{dtype} {what}", ours_moved, moved, tolerance, parity_table)
+            worst = compared(f"{what}, {row}", ours_moved, moved, tolerance)
+            parity_table("training", f"{what}, {row}", name, worst)
 
 
 def snapshot(model) -> dict[str, np.ndarray]:
@@ -144,13 +146,14 @@ def snapshot(model) -> dict[str, np.ndarray]:
     }
 
 
-def record(row, what, ours, theirs, tolerance, parity_table):
+def compared(what, ours, theirs, tolerance):
+    """The largest error, which must be below `tolerance`."""
     assert set(ours) == set(theirs)
     floor = FLOOR * max(np.abs(v).max() for v in theirs.values())
     worst = 0.0
     for key, value in theirs.items():
         assert ours[key].shape == value.shape
         error = float(np.abs(ours[key] - value).max() / max(np.abs(value).max(), floor))
-        assert error < tolerance, f"{row}: {what}: {key} is off by {error:.1e}"
+        assert error < tolerance, f"{what}: {key} is off by {error:.1e}"
         worst = max(worst, error)
-    parity_table(row, what, worst)
+    return worst

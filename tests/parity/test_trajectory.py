@@ -73,8 +73,8 @@ def test_fifty_steps(name, dtype, mixing, parity_table, monkeypatch):
 
     error = np.abs(got / want - 1)
     early, late = TOLERANCE[dtype, mixing]
-    parity_table(f"{name}, {dtype}, {mixing}", "losses of 10 steps", error[:WARMUP].max())
-    parity_table(f"{name}, {dtype}, {mixing}", "losses of 50 steps", error.max())
+    parity_table("training", f"losses of {WARMUP} steps, {dtype}", name, error[:WARMUP].max())
+    parity_table("training", f"losses of {STEPS} steps, {dtype}", name, error.max())
     assert want[-BATCHES:].mean() < want[:BATCHES].mean() - 0.2, "nothing was learnt"
     assert error[:WARMUP].max() < early
     assert error.max() < late
@@ -85,7 +85,7 @@ def test_fifty_steps(name, dtype, mixing, parity_table, monkeypatch):
             if key in averaged:
                 difference = np.abs(averaged[key] - value.numpy()).max()
                 worst = max(worst, difference / np.abs(value.numpy()).max())
-        parity_table(f"{name}, {dtype}, {mixing}", "average of weights", worst)
+        parity_table("training", f"average of weights after {STEPS} steps, {dtype}", name, worst)
         assert worst < late
 
 
