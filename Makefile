@@ -50,6 +50,7 @@ $(VENV)/.bench: $(VENV)/.base pyproject.toml
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.input --cores=1
 	$(BIN)/python -m benchmarks.input --cores=2
+	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.loop
 	$(BIN)/python -m benchmarks.train_step --config=configs/resnet50.py --config.batch_size=16 --steps=2
 
