@@ -63,7 +63,8 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:
 def run(command: Callable[[Sequence[str]], int | None]) -> None:
     """Exit with the command's code; a UserError becomes one line on stderr and exit code 1."""
     # orbax logs every failed write with its traceback; our own line says what it means.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     argv = sys.argv[1:]
     try:
         code = command(argv)

@@ -10,8 +10,6 @@ and `checksums.json` (integrity.py).
 """
 
 import dataclasses
-import errno
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,10 +19,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import integrity
+from imagenet_jax.training import disk, integrity, leaves
 from imagenet_jax.training.state import TrainState
-
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +102,10 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         self._saving = step
+        self._remove_parts()
         try:
+            if jax.process_count() == 1:  # others would wait for the one that raises
+                disk.require_space(self.directory, sum(x.nbytes for x in jax.tree.leaves(state)))
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -133,7 +132,7 @@ class Checkpoints:
 
     def _abandon(self, error: Exception) -> None:
         """Note the failure, free the space of what was written, and begin afresh."""
-        self._failures.append(f"checkpoint {self._saving} could not be saved: {_reason(error)}")
+        self._failures.append(f"checkpoint {self._saving} could not be saved: {disk.reason(error)}")
         # The manager keeps errors of its other threads for the next save, and has forgotten the
         # checkpoints that the failed one was to replace. It closes when it has told all of them.
         for _ in range(4):
@@ -142,10 +141,14 @@ class Checkpoints:
                 break
             except (OSError, ValueError):
                 continue
-        if jax.process_index() == 0:
-            for part in self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*"):
-                shutil.rmtree(part, ignore_errors=True)
+        self._remove_parts()
         self._manager = self._open(create=False)
+
+    def _remove_parts(self) -> None:
+        """What failed saves left, also what their last threads wrote after an earlier removal."""
+        if jax.process_index() == 0:
+            for part in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(part, ignore_errors=True)
 
     def failures(self) -> list[str]:
         """A line per save that failed and was not told yet; it waits for none under way."""
@@ -217,7 +220,7 @@ class Checkpoints:
                 found = reader.metadata(path).item_metadata.tree
         except (ValueError, KeyError, FileNotFoundError, AttributeError) as e:
             raise UserError(f"checkpoint {path} cannot be read: {_one_line(e)}") from e
-        changes = leaf_changes(found, expected)
+        changes = leaves.changes(found, expected)
         if changes:
             shown = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" * (len(changes) > 8))
             raise UserError(
@@ -260,27 +263,6 @@ class Checkpoints:
     def close(self) -> None:
         self._settle()
         self._manager.close()
-
-
-def leaf_changes(saved: Any, expected: Any) -> list[str]:
-    """One line per array that two trees do not have alike: its path, and "shape dtype" of both."""
-    old, new = _leaves(saved), _leaves(expected)
-    pairs = {n: (old.get(n, "absent"), new.get(n, "absent")) for n in sorted(old.keys() | new)}
-    return [f"{n}: {a} in the checkpoint, {b} in the code" for n, (a, b) in pairs.items() if a != b]
-
-
-def _leaves(tree: Any) -> dict[str, str]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="."): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
-def _reason(error: Exception) -> str:
-    """What the system said; tensorstore puts it at the end of a long line."""
-    text = str(error)
-    known = [os.strerror(code) for code in _DISK if os.strerror(code) in text]
-    return known[0] if known else _one_line(error)
 
 
 def _one_line(error: Exception) -> str:

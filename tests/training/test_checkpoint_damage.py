@@ -10,8 +10,8 @@ import pytest
 from conftest import tiny_config
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import loop
-from imagenet_jax.training.checkpoint import Checkpoints, Position, leaf_changes
+from imagenet_jax.training import leaves, loop
+from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.experiment import experiment_of
 from imagenet_jax.training.integrity import problems
 from imagenet_jax.training.recovery import set_aside_damaged
@@ -195,7 +195,7 @@ def test_arrays_that_the_code_changed_are_named(trained):
         checkpoints.restore(wider, 8)
 
 
-def test_leaf_changes_compares_path_shape_and_dtype():
+def test_changes_compares_path_shape_and_dtype():
     a = {"w": jnp.zeros((2, 3)), "b": jnp.zeros(3), "same": [jnp.zeros(())]}
     b = {
         "w": jnp.zeros((3, 2)),
@@ -203,12 +203,12 @@ def test_leaf_changes_compares_path_shape_and_dtype():
         "same": (jnp.zeros(()),),
         "c": a["b"],
     }
-    assert leaf_changes(a, b) == [
+    assert leaves.changes(a, b) == [
         "b: float32[3] in the checkpoint, int32[3] in the code",
         "c: absent in the checkpoint, float32[3] in the code",
         "w: float32[2, 3] in the checkpoint, float32[3, 2] in the code",
     ]
-    assert leaf_changes(a, a) == []
+    assert leaves.changes(a, a) == []
 
 
 def test_checksums_are_there_when_a_checkpoint_is(trained, tmp_path):

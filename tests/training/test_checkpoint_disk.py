@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -13,7 +15,7 @@ import pytest
 from conftest import REPOSITORY
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import loop
+from imagenet_jax.training import disk, loop
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.experiment import experiment_of
 from imagenet_jax.training.integrity import problems
@@ -117,8 +119,9 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", path], check=True)
 
 
-def test_a_disk_that_is_full_then_read_only_then_well_again(small_disk):
-    """The real errors, of a file system of 3 MiB."""
+def test_a_disk_that_is_full_then_read_only_then_well_again(small_disk, monkeypatch):
+    """The real errors, of a file system of 3 MiB, as where its free space is not known."""
+    monkeypatch.setattr(disk, "require_space", lambda directory, size: None)
     directory = small_disk / "checkpoints"
     checkpoints = Checkpoints(directory, keep=1)
 
@@ -141,9 +144,7 @@ def test_a_disk_that_is_full_then_read_only_then_well_again(small_disk):
     assert save(3) == ([1], ["No space left on device"])
     (small_disk / "other").unlink()
     remount("ro")
-    (steps, (reason,)) = save(4)
-    assert steps == [1]
-    assert "Read-only file system" in reason
+    assert save(4) == ([1], ["Read-only file system"])
     assert problems(directory / "1") == []
     remount("rw")
     assert save(5) == ([5], [])
@@ -159,3 +160,50 @@ def test_a_disk_that_is_full_then_read_only_then_well_again(small_disk):
         5,
     )
     np.testing.assert_array_equal(read.params["w"], jax.random.normal(jax.random.key(5), (1000,)))
+
+
+def test_space_is_asked_for_before_anything_is_written(tmp_path):
+    disk.require_space(tmp_path, 1000)
+    free = shutil.disk_usage(tmp_path).free
+    with pytest.raises(OSError, match="No space left on device, .* bytes free of") as e:
+        disk.require_space(tmp_path, 2 * free)
+    assert e.value.errno == errno.ENOSPC
+
+
+def test_the_reason_is_what_the_system_said():
+    assert (
+        disk.reason(OSError(errno.EROFS, "Read-only file system", "/x")) == "Read-only file system"
+    )
+    long = 'RESOURCE_EXHAUSTED: Error writing "params.w/0" in\nOCDBT database: ' + "x" * 400
+    assert (
+        disk.reason(ValueError(f"{long}: No space left on device [28]"))
+        == "No space left on device"
+    )
+    assert disk.reason(ValueError("something\nelse")) == "something else"
+
+
+@pytest.mark.slow
+def test_a_run_on_a_full_disk_goes_on_and_ends_1_and_with_space_ends_0(small_disk, digits_path):
+    command = [
+        sys.executable, "-m", "imagenet_jax.main", "--config=tests/torture/config.py:15",
+        f"--config.data.path={digits_path}", "--config.checkpoint.keep=9",
+        f"--workdir={small_disk / 'run'}",
+    ]  # fmt: skip
+
+    def run():
+        env = os.environ | {"XLA_FLAGS": ""}
+        return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
+
+    full = run()
+    assert full.returncode == 1
+    assert "step      14/15" in full.stdout
+    for step in (9, 12, 15):
+        assert f"checkpoint {step} could not be saved: No space left on device" in full.stdout
+    assert full.stderr.startswith("error: step 15 could not be saved in ")
+    assert len(full.stderr.splitlines()) == 1
+    subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
+    well = run()
+    assert well.returncode == 0, well.stderr
+    assert "continuing after step 6" in well.stdout
+    lines = [json.loads(line) for line in (small_disk / "run" / "metrics.jsonl").open()]
+    assert [x["step"] for x in lines if x["split"] == "train"] == [2, 4, 6, 8, 10, 12, 14, 15]
