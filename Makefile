@@ -1,19 +1,21 @@
 # Every target makes what it needs: .venv from requirements.txt at the versions of constraints.txt.
 #   make quickstart [SEED=0] [WORKDIR=runs/quickstart]   train and evaluate on a bare machine
 #   make test | test-slow | lint                         what .ci/run calls
+#   make torture [KILLS=100] [SEED=0]                    kill a run again and again, count what differs
 #   make parity                                          the comparisons with torch and torchvision
 #   make bench                                           benchmarks/, beside TensorFlow and torch
 # PYTHON=python3.12 chooses the interpreter of a .venv that is not there yet.
 PYTHON ?= python3
 WORKDIR ?= runs/quickstart
 SEED ?= 0
+KILLS ?= 100
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-slow parity bench lint format clean
+.PHONY: help quickstart test test-slow torture parity bench lint format clean
 
 help:
-	@sed -n '2,6s/^# *//p' Makefile
+	@sed -n '2,7s/^# *//p' Makefile
 
 $(VENV)/.base: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) \
@@ -35,6 +37,9 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest -m 'slow and not parity'
+
+torture: $(VENV)/.test
+	$(BIN)/python -m tests.torture.killing --kills=$(KILLS) --seed=$(SEED)
 
 $(VENV)/.parity: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[parity]' -c constraints.txt
