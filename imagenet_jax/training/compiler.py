@@ -1,6 +1,9 @@
-"""XLA options of the programs that this package compiles."""
+"""XLA options of the programs that this package compiles, and where they are kept."""
+
+from pathlib import Path
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 
 def options(*, optimize: bool = True) -> dict[str, str | int] | None:
@@ -15,3 +18,14 @@ def options(*, optimize: bool = True) -> dict[str, str | int] | None:
     # YNNPACK: bfloat16 networks come out as NaN (tests/models/test_bfloat16.py).
     chosen: dict[str, str | int] = {"xla_cpu_experimental_ynn_fusion_type": ""}
     return chosen if optimize else chosen | {"xla_backend_optimization_level": 0}
+
+
+def keep_programs(directory: Path) -> None:
+    """Keep what is compiled from here on in `directory`, so that a restart loads it.
+
+    JAX_COMPILATION_CACHE_DIR, where it is set, names another place, such as one for all runs.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    compilation_cache.reset_cache()  # jax asks once whether there is one, at its first compilation

@@ -21,7 +21,7 @@ from imagenet_jax import config as config_io
 from imagenet_jax.data import pipeline
 from imagenet_jax.errors import UserError
 from imagenet_jax.reporting.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writers
-from imagenet_jax.training import rewind
+from imagenet_jax.training import compiler, rewind
 from imagenet_jax.training import workdir as workdirs
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.evaluation import Evaluator
@@ -79,6 +79,7 @@ def train(config: ConfigDict, workdir: Path, *, strict_restore: bool = False) ->
                 print(note)
 
         on_first(claim)
+        compiler.keep_programs(workdir / "compiled")
         checkpoints = Checkpoints(
             workdir / "checkpoints",
             keep=config.checkpoint.keep,

@@ -78,7 +78,7 @@ def step_cost(config: ConfigDict, *, repeats: int = 5, steps: int = 10) -> StepC
     if not repeats:
         return cost
     state = create_state(config.model, tx, averaged, mesh, config.seed)
-    batch = _random_batch(config, mesh)
+    batch = random_batch(config, mesh)
     return dataclasses.replace(cost, seconds=_time(compiled, state, batch, repeats, steps))
 
 
@@ -104,7 +104,8 @@ def _abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeS
     }
 
 
-def _random_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.Array]:
+def random_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.Array]:
+    """A batch of random images and labels, on the devices."""
     side, rows = config.augment.image_size, config.batch_size
     rng = np.random.default_rng(0)
     batch = {

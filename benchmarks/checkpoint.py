@@ -1,0 +1,109 @@
+"""What saving and restoring a checkpoint costs the loop.
+
+  python -m benchmarks.checkpoint --config=configs/resnet50.py
+
+Steps run on a batch that is on the device already, with and without a save among them, in turns.
+The stall is the time that a save adds to the steps around it, the asynchronous part included; its
+share is that of one save every 500 steps.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from imagenet_jax import cli
+from imagenet_jax import config as config_io
+from imagenet_jax.training import fine_tuning, optim
+from imagenet_jax.training.checkpoint import Checkpoints, Position
+from imagenet_jax.training.sharding import make_mesh
+from imagenet_jax.training.state import abstract_state, create_state, graph_of
+from imagenet_jax.training.step import compile_train_step
+from imagenet_jax.training.step_cost import random_batch
+
+SAVE_EVERY = 500  # steps
+
+
+def measure(config: Any, rounds: int, steps: int) -> dict[str, float]:
+    """Medians over rounds of `steps` steps without and with a save."""
+    mesh = make_mesh(config.mesh.fsdp)
+    schedule = optim.learning_rate(
+        config.optim, batch_size=config.batch_size, steps_per_epoch=1000.0, total_steps=90_000
+    )
+    tuning = fine_tuning.fine_tuning_of(config, 1000.0)
+    tx = optim.optimizer(config.optim, schedule, tuning)
+    averaged = config.ema.decay > 0
+    abstract = abstract_state(config.model, tx, averaged, mesh)
+    state = create_state(config.model, tx, averaged, mesh, config.seed)
+    step = compile_train_step(abstract, mesh, graph_of(config.model), tx, schedule, config)
+    batch = random_batch(config, mesh)
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    plain, saving, calls = [], [], []
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoints = Checkpoints(Path(directory) / "checkpoints", keep=1)
+        for i in range(rounds + 1):
+            seconds: dict[bool, float] = {}
+            for save in (False, True):
+                jax.block_until_ready(state)
+                start = time.perf_counter()
+                for k in range(steps):
+                    state, _ = step(state, batch)
+                    if save and k == steps // 2:
+                        called = time.perf_counter()
+                        checkpoints.save(
+                            state,
+                            Position(data={"next_index": 0}, interval={}),
+                            config=config.to_dict(), provenance={}, metrics=None,
+                        )  # fmt: skip
+                        call = time.perf_counter() - called
+                jax.block_until_ready(state)
+                seconds[save] = time.perf_counter() - start
+                checkpoints.wait()
+            if i:  # the first round compiles
+                plain.append(seconds[False])
+                saving.append(seconds[True])
+                calls.append(call)
+        restores = []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            restored, _ = checkpoints.restore(abstract, checkpoints.find("latest"))
+            jax.block_until_ready(restored)
+            restores.append(time.perf_counter() - start)
+        checkpoints.close()
+    step_seconds = statistics.median(plain) / steps
+    stall = statistics.median(b - a for a, b in zip(plain, saving, strict=True))
+    return {
+        "state_mib": size / 2**20,
+        "step_ms": 1e3 * step_seconds,
+        "save_call_ms": 1e3 * statistics.median(calls),
+        "stall_ms": 1e3 * stall,
+        "stall_share_at_500_steps": stall / (SAVE_EVERY * step_seconds),
+        "restore_ms": 1e3 * statistics.median(restores),
+    }
+
+
+def main(argv: Any) -> None:
+    argv, overrides = cli.split_overrides(argv)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="configs/resnet50.py", metavar="FILE[:ARG]")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=20, help="in each measurement")
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
+    args = parser.parse_args(argv)
+    result = measure(config_io.load(args.config, overrides), args.rounds, args.steps)
+    if args.json:
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f"{name:28} {value:12,.3f}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
