@@ -67,7 +67,7 @@ def step_cost(config: ConfigDict, *, repeats: int = 5, steps: int = 10) -> StepC
     step = compile_train_step(
         abstract, mesh, graph_of(config.model), tx, schedule, config, averaging
     )
-    compiled = step.lower(abstract, _abstract_batch(config, mesh)).compile()
+    compiled = step.lower(abstract, abstract_batch(config, mesh)).compile()
     costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     cost = StepCost(
         # XLA counts the operations of one device.
@@ -96,7 +96,8 @@ def _time(compiled: Any, state: Any, batch: Any, repeats: int, steps: int) -> tu
     return tuple(seconds)
 
 
-def _abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of a batch."""
     side, rows, sharding = config.augment.image_size, config.batch_size, batch_sharding(mesh)
     return {
         "image": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8, sharding=sharding),

@@ -1,0 +1,109 @@
+"""How the train step grows with devices: bytes of state on each, bytes that collectives move.
+
+  python -m benchmarks.scale --config=configs/resnet50.py --devices=8,64
+
+Nothing runs: the step is compiled for so many CPU devices, in a process for each count, and its
+arguments and collectives are read off the program. Images are small (--side): it changes neither.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from typing import Any
+
+from imagenet_jax import cli
+
+_COLLECTIVE = re.compile(
+    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+_SHAPE = re.compile(r"(f64|f32|bf16|s32|u32|u8|pred)\[([\d,]*)\]")
+_BYTES = {"f64": 8, "f32": 4, "bf16": 2, "s32": 4, "u32": 4, "u8": 1, "pred": 1}
+
+
+def collectives(program: str) -> dict[str, tuple[int, int]]:
+    """{kind: (operations, bytes of their results on a device)} of an optimised HLO program."""
+    found: dict[str, tuple[int, int]] = {}
+    for shapes, kind in _COLLECTIVE.findall(program):
+        size = sum(
+            _BYTES[dtype] * math.prod(int(d) for d in dims.split(",") if d)
+            for dtype, dims in _SHAPE.findall(shapes)
+        )
+        count, total = found.get(kind, (0, 0))
+        found[kind] = count + 1, total + size
+    return found
+
+
+def compiled_here(config: Any) -> dict[str, Any]:
+    """Of the step of `config` on this process's devices."""
+    import jax
+
+    from imagenet_jax.training import fine_tuning, optim
+    from imagenet_jax.training.sharding import make_mesh
+    from imagenet_jax.training.state import abstract_state, graph_of
+    from imagenet_jax.training.step import compile_train_step
+    from imagenet_jax.training.step_cost import abstract_batch
+
+    mesh = make_mesh(config.mesh.fsdp)
+    schedule = optim.learning_rate(
+        config.optim, batch_size=config.batch_size, steps_per_epoch=1000.0, total_steps=90_000
+    )
+    tuning = fine_tuning.fine_tuning_of(config, 1000.0)
+    tx = optim.optimizer(config.optim, schedule, tuning)
+    abstract = abstract_state(config.model, tx, config.ema.decay > 0, mesh)
+    step = compile_train_step(abstract, mesh, graph_of(config.model), tx, schedule, config)
+    compiled = step.lower(abstract, abstract_batch(config, mesh)).compile()
+    program = compiled.as_text() or ""
+    state = sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        for x in jax.tree.leaves(abstract)
+    )
+    return {"devices": mesh.size, "fsdp": config.mesh.fsdp, "state_mb": state / 1e6} | {
+        f"{kind} ({count})": size / 1e6 for kind, (count, size) in collectives(program).items()
+    }
+
+
+def main(argv: Any) -> None:
+    argv, overrides = cli.split_overrides(argv)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="configs/resnet50.py", metavar="FILE[:ARG]")
+    parser.add_argument("--devices", default="8,64", metavar="N,N,...")
+    parser.add_argument("--fsdp", default="1,8", metavar="N,N,...")
+    parser.add_argument("--side", type=int, default=64, help="of the images, pixels")
+    parser.add_argument("--here", action="store_true", help="compile for this process's devices")
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
+    args = parser.parse_args(argv)
+    if args.here:
+        from imagenet_jax import config as config_io
+
+        fields = [("batch_size", args.devices), ("mesh.fsdp", args.fsdp)]
+        fields += [("augment.image_size", str(args.side)), ("model.dtype", "float32")]
+        print(json.dumps(compiled_here(config_io.load(args.config, [*fields, *overrides]))))
+        return
+    rows = []
+    for devices in args.devices.split(","):
+        for fsdp in args.fsdp.split(","):
+            flags = f"--xla_force_host_platform_device_count={devices}"
+            done = subprocess.run(
+                [
+                    sys.executable, "-m", "benchmarks.scale", "--here", f"--config={args.config}",
+                    f"--devices={devices}", f"--fsdp={fsdp}", f"--side={args.side}",
+                    *(f"--config.{field}={text}" for field, text in overrides),
+                ],
+                env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+                stdout=subprocess.PIPE, text=True, check=True,
+            )  # fmt: skip
+            rows.append(json.loads(done.stdout.splitlines()[-1]))
+            if not args.json:
+                print(", ".join(f"{k}: {v:,.1f}" for k, v in rows[-1].items()), flush=True)
+    if args.json:
+        print(json.dumps({"rows": rows}))
+
+
+if __name__ == "__main__":
+    cli.run(main)
