@@ -65,6 +65,9 @@ class Running:
             return False
         try:
             os.write(file, (json.dumps(self._mark) + "\n").encode())
+        except OSError:
+            self._path.unlink()
+            raise
         finally:
             os.close(file)
         return True

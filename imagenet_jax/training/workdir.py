@@ -1,5 +1,6 @@
 """The workdir: what a run writes, where, and which run may write there."""
 
+import contextlib
 import json
 import os
 import platform
@@ -20,8 +21,13 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 def write_atomically(path: Path, text: str) -> None:
     """The file has the old content or the new one at every moment."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text)
-    part.replace(path)
+    try:
+        part.write_text(text)
+        part.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
 
 
 def claim(workdir: Path, config: ConfigDict, provenance: dict[str, Any]) -> None:
@@ -82,7 +88,10 @@ def has_checkpoint(workdir: Path) -> bool:
 
 def write_classes(workdir: Path, class_names: tuple[str, ...]) -> None:
     """classes.json: names by label, so that predictions need no data."""
-    write_atomically(workdir / "classes.json", json.dumps(class_names, indent=0) + "\n")
+    try:
+        write_atomically(workdir / "classes.json", json.dumps(class_names, indent=0) + "\n")
+    except OSError as e:
+        raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
 
 
 def read_classes(workdir: Path) -> tuple[str, ...]:

@@ -16,9 +16,11 @@ from conftest import REPOSITORY
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import disk, loop
+from imagenet_jax.training import workdir as workdirs
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.experiment import experiment_of
 from imagenet_jax.training.integrity import problems
+from imagenet_jax.training.running import Running
 from imagenet_jax.training.state import TrainState
 
 EVERY_2_STEPS = 2 * 48 / 1437
@@ -160,6 +162,16 @@ def test_a_disk_that_is_full_then_read_only_then_well_again(small_disk, monkeypa
         5,
     )
     np.testing.assert_array_equal(read.params["w"], jax.random.normal(jax.random.key(5), (1000,)))
+
+
+def test_a_start_on_a_full_disk_is_one_line_and_leaves_no_part(small_disk):
+    with contextlib.suppress(OSError):
+        (small_disk / "other").write_bytes(b"x" * 4_000_000)
+    with pytest.raises(UserError, match=f"--workdir={small_disk} cannot be written: No space"):
+        workdirs.write_classes(small_disk, ("cat", "dog"))
+    with pytest.raises(UserError, match="No space"), Running(small_disk):
+        pass
+    assert [p.name for p in small_disk.iterdir()] == ["other"]
 
 
 def test_space_is_asked_for_before_anything_is_written(tmp_path):
