@@ -58,7 +58,7 @@ def draw(rng: random.Random, number: int) -> Kill:
     ]  # fmt: skip
     # Before the handlers are installed every signal is a SIGKILL.
     signals = (signal.SIGKILL,) if moment == "start" else ways[rng.choice((0, 0, 1, 2, 3))]
-    longest = {"start": 4.0, "compile": 4.0, "step": 0.1, "write": 0.15}[moment]
+    longest = {"start": 3.0, "compile": 3.0, "step": 0.1, "write": 0.15}[moment]
     return Kill(signals, moment, rng.randint(1, 3), rng.uniform(0, longest), rng.uniform(0, 0.2))
 
 
