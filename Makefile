@@ -9,6 +9,8 @@ PYTHON ?= python3
 WORKDIR ?= runs/quickstart
 SEED ?= 0
 KILLS ?= 100
+# A test compiles on one core most of the time: one worker for each.
+PYTEST := -n auto --dist worksteal
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -33,10 +35,10 @@ quickstart: $(VENV)/.base
 	$(BIN)/python -m imagenet_jax.eval --workdir='$(WORKDIR)'
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -m 'not slow and not parity'
+	$(BIN)/python -m pytest $(PYTEST) -m 'not slow and not parity'
 
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m 'slow and not parity'
+	$(BIN)/python -m pytest $(PYTEST) -m 'slow and not parity'
 
 torture: $(VENV)/.test
 	$(BIN)/python -m tests.torture.killing --kills=$(KILLS) --seed=$(SEED)
@@ -46,7 +48,7 @@ $(VENV)/.parity: $(VENV)/.test
 	@touch $@
 
 parity: $(VENV)/.parity
-	$(BIN)/python -m pytest -m parity
+	$(BIN)/python -m pytest $(PYTEST) -m parity
 
 $(VENV)/.bench: $(VENV)/.base pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt
