@@ -118,7 +118,8 @@ def _run():
 
 def test_each_mutant_is_used_or_named():
     done = subprocess.run(
-        [sys.executable, "-P", __file__], cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
+        [sys.executable, "-P", __file__], cwd=REPOSITORY,
+        capture_output=True, text=True, timeout=300,
         env={"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/tests", "PATH": ""},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
