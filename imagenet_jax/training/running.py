@@ -6,6 +6,7 @@ from another one), so a run that was killed is continued without anything to cle
 """
 
 import contextlib
+import errno
 import json
 import os
 import socket
@@ -22,6 +23,8 @@ BEAT_SECONDS = 5.0
 STALE_SECONDS = 30.0
 # As a follower judges by two hosts' clocks, which may differ.
 _FOLLOWED_SECONDS = 300.0
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class Running:
@@ -59,17 +62,28 @@ class Running:
                 self._path.unlink(missing_ok=True)
 
     def _create(self) -> bool:
+        """Whether the mark is ours now: it appears whole, or another one is there."""
+        part = self._path.with_name(f".{self._path.name}.{os.getpid()}.new")
         try:
-            file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            part.write_text(json.dumps(self._mark) + "\n")
+            os.link(part, self._path)
         except FileExistsError:
             return False
-        try:
-            os.write(file, (json.dumps(self._mark) + "\n").encode())
-        except OSError:
-            self._path.unlink()
-            raise
+        except OSError as e:
+            if e.errno not in _NO_LINKS:
+                raise
+            return self._create_in_place()
         finally:
-            os.close(file)
+            part.unlink(missing_ok=True)
+        return True
+
+    def _create_in_place(self) -> bool:
+        """As `_create`, on a file system without hard links: for a moment the mark is empty."""
+        try:
+            with self._path.open("x") as file:
+                file.write(json.dumps(self._mark) + "\n")
+        except FileExistsError:
+            return False
         return True
 
     def _remove_stale(self) -> None:

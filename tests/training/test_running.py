@@ -1,5 +1,6 @@
 """The lock on a workdir: who holds it, when it is stale, who is refused."""
 
+import errno
 import json
 import os
 import socket
@@ -171,3 +172,16 @@ def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
         Running(tmp_path / "file" / "x"),
     ):
         pass
+
+
+def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with Running(tmp_path):
+        mark = json.loads((tmp_path / "running.json").read_text())
+        assert mark["pid"] == os.getpid()
+        with pytest.raises(UserError, match=f"process {os.getpid()} on"), Running(tmp_path):
+            pass
+    assert list(tmp_path.iterdir()) == []
