@@ -48,7 +48,7 @@ $(VENV)/.parity: $(VENV)/.test
 	@touch $@
 
 parity: $(VENV)/.parity
-	$(BIN)/python -m pytest $(PYTEST) -m parity
+	$(BIN)/python -m pytest -m parity
 
 $(VENV)/.bench: $(VENV)/.base pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt
