@@ -29,7 +29,10 @@ from imagenet_jax.training import ema, optim  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
-SIDE = {"resnet18": 32, "vgg11_bn": 64}  # a ResNet step in float64 takes seconds at 64
+SIDE = 64
+# ResNet-18 is compared at 64 in float64, with mixup. In float32 it meets a kink in the fourth step
+# there (losses then part to 2e-3 in ten steps, 2e-2 in fifty), and later at 32.
+SMALLER = {("resnet18", "float64", "unmixed"): 32, ("resnet18", "float32", "mixed"): 32}
 STEPS, WARMUP = 50, 10
 # Relative, of the losses up to the end of the warm-up and of all of them.
 TOLERANCE = {
@@ -55,7 +58,7 @@ EVERY = 4  # steps between two updates of the average
     ],
 )
 def test_fifty_steps(name, dtype, mixing, parity_table, monkeypatch):
-    side = SIDE[name]
+    side = SMALLER.get((name, dtype, mixing), SIDE)
     config = config_of(name, side, mixing == "mixed")
     batches = [twins.batch_of(ROWS, side, seed) for seed in range(BATCHES)]
     with jax.enable_x64(dtype == "float64"):
