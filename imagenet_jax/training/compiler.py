@@ -1,5 +1,6 @@
 """XLA options of the programs that this package compiles, and where they are kept."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -25,7 +26,7 @@ def keep_programs(directory: Path) -> None:
 
     JAX_COMPILATION_CACHE_DIR, where it is set, names another place, such as one for all runs.
     """
-    if jax.config.jax_compilation_cache_dir:
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
     compilation_cache.reset_cache()  # jax asks once whether there is one, at its first compilation
