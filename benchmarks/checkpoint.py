@@ -19,29 +19,16 @@ import jax
 
 from imagenet_jax import cli
 from imagenet_jax import config as config_io
-from imagenet_jax.training import fine_tuning, optim
 from imagenet_jax.training.checkpoint import Checkpoints, Position
-from imagenet_jax.training.sharding import make_mesh
-from imagenet_jax.training.state import abstract_state, create_state, graph_of
-from imagenet_jax.training.step import compile_train_step
-from imagenet_jax.training.step_cost import random_batch
+from imagenet_jax.training.step_cost import bare_step, initial_state_of, random_batch
 
 SAVE_EVERY = 500  # steps
 
 
 def measure(config: Any, rounds: int, steps: int) -> dict[str, float]:
     """Medians over rounds of `steps` steps without and with a save."""
-    mesh = make_mesh(config.mesh.fsdp)
-    schedule = optim.learning_rate(
-        config.optim, batch_size=config.batch_size, steps_per_epoch=1000.0, total_steps=90_000
-    )
-    tuning = fine_tuning.fine_tuning_of(config, 1000.0)
-    tx = optim.optimizer(config.optim, schedule, tuning)
-    averaged = config.ema.decay > 0
-    abstract = abstract_state(config.model, tx, averaged, mesh)
-    state = create_state(config.model, tx, averaged, mesh, config.seed)
-    step = compile_train_step(abstract, mesh, graph_of(config.model), tx, schedule, config)
-    batch = random_batch(config, mesh)
+    bare = bare_step(config)
+    state, batch = initial_state_of(config, bare), random_batch(config, bare.mesh)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     plain, saving, calls = [], [], []
     with tempfile.TemporaryDirectory() as directory:
@@ -52,7 +39,7 @@ def measure(config: Any, rounds: int, steps: int) -> dict[str, float]:
                 jax.block_until_ready(state)
                 start = time.perf_counter()
                 for k in range(steps):
-                    state, _ = step(state, batch)
+                    state, _ = bare.step(state, batch)
                     if save and k == steps // 2:
                         called = time.perf_counter()
                         checkpoints.save(
@@ -71,7 +58,7 @@ def measure(config: Any, rounds: int, steps: int) -> dict[str, float]:
         restores = []
         for _ in range(rounds):
             start = time.perf_counter()
-            restored, _ = checkpoints.restore(abstract, checkpoints.find("latest"))
+            restored, _ = checkpoints.restore(bare.abstract, checkpoints.find("latest"))
             jax.block_until_ready(restored)
             restores.append(time.perf_counter() - start)
         checkpoints.close()

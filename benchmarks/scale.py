@@ -41,27 +41,16 @@ def compiled_here(config: Any) -> dict[str, Any]:
     """Of the step of `config` on this process's devices."""
     import jax
 
-    from imagenet_jax.training import fine_tuning, optim
-    from imagenet_jax.training.sharding import make_mesh
-    from imagenet_jax.training.state import abstract_state, graph_of
-    from imagenet_jax.training.step import compile_train_step
-    from imagenet_jax.training.step_cost import abstract_batch
+    from imagenet_jax.training.step_cost import abstract_batch, bare_step
 
-    mesh = make_mesh(config.mesh.fsdp)
-    schedule = optim.learning_rate(
-        config.optim, batch_size=config.batch_size, steps_per_epoch=1000.0, total_steps=90_000
-    )
-    tuning = fine_tuning.fine_tuning_of(config, 1000.0)
-    tx = optim.optimizer(config.optim, schedule, tuning)
-    abstract = abstract_state(config.model, tx, config.ema.decay > 0, mesh)
-    step = compile_train_step(abstract, mesh, graph_of(config.model), tx, schedule, config)
-    compiled = step.lower(abstract, abstract_batch(config, mesh)).compile()
+    bare = bare_step(config)
+    compiled = bare.step.lower(bare.abstract, abstract_batch(config, bare.mesh)).compile()
     program = compiled.as_text() or ""
     state = sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(abstract)
+        for x in jax.tree.leaves(bare.abstract)
     )
-    return {"devices": mesh.size, "fsdp": config.mesh.fsdp, "state_mb": state / 1e6} | {
+    return {"devices": bare.mesh.size, "fsdp": config.mesh.fsdp, "state_mb": state / 1e6} | {
         f"{kind} ({count})": size / 1e6 for kind, (count, size) in collectives(program).items()
     }
 

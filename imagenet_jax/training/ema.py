@@ -34,16 +34,19 @@ def new_share(ema: ConfigDict, *, batch_size: int, epochs: float, warmup_steps: 
     """
     floor = 1.0 - ema.decay
     if ema.form == "constant":
-        share = lambda step: floor  # noqa: E731
+
+        def share(step: jax.Array) -> jax.Array | float:
+            return floor
+
     elif ema.form == "torchvision":
         scaled = min(1.0, floor * batch_size * ema.every_steps / epochs)
 
-        def share(step: jax.Array) -> jax.Array:
+        def share(step: jax.Array) -> jax.Array | float:
             return jnp.where(step < warmup_steps + ema.every_steps, 1.0, scaled)
 
     else:
 
-        def share(step: jax.Array) -> jax.Array:
+        def share(step: jax.Array) -> jax.Array | float:
             warm = (1.0 + step / ema.gamma) ** -ema.power
             return jnp.maximum(warm, floor)
 

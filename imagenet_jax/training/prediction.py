@@ -34,9 +34,8 @@ def predict_images(
     """
     config = weights.config
     step = _compile(weights)
-    rows = (
-        weights.mesh.size
-    )  # doubled until all images fit: a single image is not computed 256 times
+    # Doubled until all images fit: a single image is not computed 256 times.
+    rows = weights.mesh.size
     while rows < len(images) and 2 * rows <= config.eval.batch_size:
         rows *= 2
     decoded = _decode_all(images, config, ahead=2 * rows)

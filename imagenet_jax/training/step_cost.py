@@ -3,18 +3,19 @@
 import dataclasses
 import statistics
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from imagenet_jax.training import ema, optim
 from imagenet_jax.training.fine_tuning import fine_tuning_of
 from imagenet_jax.training.sharding import batch_sharding, check_batch_size, make_mesh
-from imagenet_jax.training.state import abstract_state, create_state, graph_of
+from imagenet_jax.training.state import TrainState, abstract_state, create_state, graph_of
 from imagenet_jax.training.step import compile_train_step
 
 # The schedule's length changes neither operations nor memory.
@@ -42,11 +43,24 @@ class StepCost:
         return statistics.median(self.seconds)
 
 
-def step_cost(config: ConfigDict, *, repeats: int = 5, steps: int = 10) -> StepCost:
-    """Compile the step of `config`; with `repeats`, time that often `steps` steps in a row.
+class BareStep(NamedTuple):
+    """The train step of a config without its data.
 
-    The batch is random and on the device already. Two steps come before, to warm up.
+    Attributes:
+      mesh: all devices.
+      abstract: shapes and shardings of the state.
+      tx: the optimizer.
+      step: (state, batch) -> (state, metrics), sharded; it reuses the state's memory.
     """
+
+    mesh: Mesh
+    abstract: TrainState
+    tx: optax.GradientTransformation
+    step: jax.stages.Wrapped
+
+
+def bare_step(config: ConfigDict) -> BareStep:
+    """As training builds it, for a schedule of any length; UserError as for training."""
     mesh = make_mesh(config.mesh.fsdp)
     check_batch_size("batch_size", config.batch_size, mesh)
     schedule = optim.learning_rate(
@@ -62,23 +76,34 @@ def step_cost(config: ConfigDict, *, repeats: int = 5, steps: int = 10) -> StepC
         warmup_steps=config.optim.warmup_epochs * _STEPS_PER_EPOCH,
     )
     tx = optim.optimizer(config.optim, schedule, fine_tuning_of(config, _STEPS_PER_EPOCH))
-    averaged = config.ema.decay > 0
-    abstract = abstract_state(config.model, tx, averaged, mesh)
-    step = compile_train_step(
-        abstract, mesh, graph_of(config.model), tx, schedule, config, averaging
-    )
-    compiled = step.lower(abstract, abstract_batch(config, mesh)).compile()
+    abstract = abstract_state(config.model, tx, config.ema.decay > 0, mesh)
+    graph = graph_of(config.model)
+    step = compile_train_step(abstract, mesh, graph, tx, schedule, config, averaging)
+    return BareStep(mesh, abstract, tx, step)
+
+
+def initial_state_of(config: ConfigDict, bare: BareStep) -> TrainState:
+    """The state before the first step, on the devices."""
+    return create_state(config.model, bare.tx, config.ema.decay > 0, bare.mesh, config.seed)
+
+
+def step_cost(config: ConfigDict, *, repeats: int = 5, steps: int = 10) -> StepCost:
+    """Compile the step of `config`; with `repeats`, time that often `steps` steps in a row.
+
+    The batch is random and on the device already. Two steps come before, to warm up.
+    """
+    bare = bare_step(config)
+    compiled = bare.step.lower(bare.abstract, abstract_batch(config, bare.mesh)).compile()
     costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
     cost = StepCost(
         # XLA counts the operations of one device.
-        flops=float(costs.get("flops", 0.0)) * mesh.size,
+        flops=float(costs.get("flops", 0.0)) * bare.mesh.size,
         state_bytes=int(getattr(memory, "argument_size_in_bytes", 0)),
         temporary_bytes=int(getattr(memory, "temp_size_in_bytes", 0)),
     )
     if not repeats:
         return cost
-    state = create_state(config.model, tx, averaged, mesh, config.seed)
-    batch = random_batch(config, mesh)
+    state, batch = initial_state_of(config, bare), random_batch(config, bare.mesh)
     return dataclasses.replace(cost, seconds=_time(compiled, state, batch, repeats, steps))
 
 
