@@ -40,6 +40,17 @@ def digits_path(tmp_path_factory):
     return path
 
 
+def tiny_model(name, **fields):
+    """`config.model` of a sixteenth of the width and 7 classes, with these fields."""
+    from imagenet_jax.defaults import defaults
+
+    config = defaults(name).model
+    config.width, config.num_classes = 1 / 16, 7
+    for field, value in fields.items():
+        config[field] = value
+    return config
+
+
 def tiny_config(path, model="resnet18"):
     """48 training digits to a batch, 16x16 pixels, 4 channels: a step takes milliseconds."""
     from imagenet_jax.defaults import defaults
@@ -94,6 +105,36 @@ def run_module():
     for process in processes:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def call_door(monkeypatch, capsys):
+    """call_door(door, args), as `python -m` does: (exit code, standard output, standard error)."""
+    from imagenet_jax import cli
+
+    def call(door, args):
+        capsys.readouterr()
+        monkeypatch.setattr("sys.argv", ["door", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            cli.run(door.main)
+        return caught.value.code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def fails(call_door):
+    """fails(door, args, *words): it exits with 1 and one line that has the words."""
+
+    def check(door, args, *words):
+        code, _, err = call_door(door, args)
+        assert code == 1
+        assert err.startswith("error: ")
+        assert len(err.splitlines()) == 1, err
+        for word in words:
+            assert word in err, err
+
+    return check
 
 
 class SavedRun(NamedTuple):

@@ -12,27 +12,6 @@ from imagenet_jax import eval as eval_door
 from imagenet_jax import main as main_door
 
 
-def _run(door, args, monkeypatch, capsys):
-    """(exit code, stderr) of a door called as `python -m` calls it."""
-    monkeypatch.setattr("sys.argv", ["door", *map(str, args)])
-    with pytest.raises(SystemExit) as e:
-        cli.run(door.main)
-    return e.value.code, capsys.readouterr().err
-
-
-@pytest.fixture
-def fails(monkeypatch, capsys):
-    def check(door, args, *words):
-        code, err = _run(door, args, monkeypatch, capsys)
-        assert code == 1
-        assert err.startswith("error: ")
-        assert len(err.splitlines()) == 1, err
-        for word in words:
-            assert word in err, err
-
-    return check
-
-
 @pytest.fixture
 def folder(tmp_path):
     """A folder of a few JPEGs for each of three classes, in two splits."""
@@ -165,8 +144,8 @@ def test_override_without_a_value(tmp_path, fails):
     )
 
 
-def test_unknown_flag_names_itself(tmp_path, monkeypatch, capsys):
-    code, err = _run(main_door, ["--confg=x.py", "--workdir=x", "--config=x"], monkeypatch, capsys)
+def test_unknown_flag_names_itself(call_door):
+    code, _, err = call_door(main_door, ["--confg=x.py", "--workdir=x", "--config=x"])
     assert code != 0
     assert "--confg=x.py" in err
 
@@ -175,11 +154,9 @@ def test_eval_of_a_folder_that_is_no_workdir(tmp_path, fails):
     fails(eval_door, [f"--workdir={tmp_path}"], "no config.json", str(tmp_path))
 
 
-def test_eval_before_any_checkpoint_or_of_one_that_is_not_there(
-    folder, tmp_path, fails, monkeypatch, capsys
-):
+def test_eval_before_any_checkpoint_or_of_one_that_is_not_there(folder, tmp_path, fails, call_door):
     args = _args(tmp_path, folder, "--config.epochs=1", "--config.eval.every_epochs=0")
-    code, err = _run(main_door, args, monkeypatch, capsys)
+    code, _, err = call_door(main_door, args)
     assert code == 0, err
     run = tmp_path / "run"
     fails(eval_door, [f"--workdir={run}", "--checkpoint=99"], "--checkpoint=99", "has 3")

@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from imagenet_jax import cli, convert, models
+from imagenet_jax import convert, models
 from imagenet_jax.defaults import defaults
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import torch_weights
@@ -125,20 +125,12 @@ def test_metadata_of_others_is_not_taken_for_class_names(tmp_path):
         (["--from=18.safetensors", "--to=x.safetensors", "--checkpoint=best"], ["a workdir"]),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(args, words, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_line_and_writes_nothing(args, words, tmp_path, monkeypatch, fails):
     monkeypatch.chdir(tmp_path)
     save_file(state_dict_of("resnet18"), "18.safetensors")
     save_file({"encoder.weight": np.zeros((3, 3))}, "other.safetensors")
     (tmp_path / "text.safetensors").write_text("weights, allegedly")
-    monkeypatch.setattr("sys.argv", ["convert", *args])
-    with pytest.raises(SystemExit) as caught:
-        cli.run(convert.main)
-    assert caught.value.code == 1
-    err = capsys.readouterr().err
-    assert err.startswith("error: ")
-    assert len(err.splitlines()) == 1
-    for word in words:
-        assert word in err
+    fails(convert, args, *words)
     assert not list(tmp_path.glob("x.*"))
 
 

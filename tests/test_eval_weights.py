@@ -5,8 +5,8 @@ import json
 import pytest
 from conftest import REPOSITORY
 
-from imagenet_jax import cli, convert
 from imagenet_jax import config as config_io
+from imagenet_jax import convert
 from imagenet_jax import eval as eval_door
 from imagenet_jax.training.evaluation import evaluate_workdir
 
@@ -58,14 +58,6 @@ CONFIG = f"--config={REPOSITORY}/configs/quickstart.py"
         ),
     ],
 )
-def test_bad_input_is_one_line(args, words, file, digits_path, monkeypatch, capsys):
+def test_bad_input_is_one_line(args, words, file, digits_path, fails):
     where = f"--config.data.path={digits_path}"
-    monkeypatch.setattr("sys.argv", ["eval", where, *(a.format(file=file) for a in args)])
-    with pytest.raises(SystemExit) as caught:
-        cli.run(eval_door.main)
-    assert caught.value.code == 1
-    err = capsys.readouterr().err
-    assert err.startswith("error: ")
-    assert len(err.splitlines()) == 1
-    for word in words:
-        assert word in err
+    fails(eval_door, [where, *(a.format(file=file) for a in args)], *words)

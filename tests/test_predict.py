@@ -14,8 +14,8 @@ from conftest import REPOSITORY
 from flax import nnx
 from PIL import Image
 
-from imagenet_jax import cli, convert, models, predict
 from imagenet_jax import config as config_io
+from imagenet_jax import convert, models, predict
 from imagenet_jax.data import imagenet_classes
 from imagenet_jax.data.loose_images import find_images
 from imagenet_jax.models import torch_weights
@@ -23,17 +23,9 @@ from imagenet_jax.training.weights import of_file
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(call_door):
     """(exit code, standard output, standard error) of the door."""
-
-    def call(*args):
-        capsys.readouterr()
-        monkeypatch.setattr("sys.argv", ["predict", *map(str, args)])
-        with pytest.raises(SystemExit) as caught:
-            cli.run(predict.main)
-        return caught.value.code, *capsys.readouterr()
-
-    return call
+    return lambda *args: call_door(predict, args)
 
 
 def photograph(seed, size=(16, 16)):

@@ -4,20 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_model
 from flax import nnx
 
 from imagenet_jax import models
-from imagenet_jax.defaults import defaults
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import resnet
-
-
-def config_of(name: str, **fields):
-    config = defaults(name).model
-    config.width, config.num_classes = 1 / 16, 7
-    for field, value in fields.items():
-        config[field] = value
-    return config
 
 
 def shapes(config, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
@@ -37,7 +29,7 @@ def halved(size: int) -> int:
 @pytest.mark.parametrize("name", resnet.VARIANTS)
 @pytest.mark.parametrize("size", [(224, 224), (225, 225), (97, 131), (32, 32), (1, 1)])
 def test_stage_shapes(name, size):
-    got = shapes(config_of(name, width=1.0), size)
+    got = shapes(tiny_model(name, width=1.0), size)
     expansion = 1 if name in ("resnet18", "resnet34") else 4
     side = tuple(halved(halved(s)) for s in size)
     want = {"stem": (*side, 64)}
@@ -49,18 +41,18 @@ def test_stage_shapes(name, size):
 
 
 def test_small_stem_keeps_the_resolution():
-    got = shapes(config_of("resnet18", stem="small"), (32, 32))
+    got = shapes(tiny_model("resnet18", stem="small"), (32, 32))
     assert got["stem"] == got["layer1"] == (32, 32, 4)
     assert got["layer4"] == (4, 4, 32)
 
 
 def test_width_multiplies_every_channel_count():
-    got = shapes(config_of("resnet50", width=1.5), (64, 64))
+    got = shapes(tiny_model("resnet50", width=1.5), (64, 64))
     assert [got[s][-1] for s in ("stem", "layer1", "layer4")] == [96, 384, 3072]
 
 
 def test_the_stride_of_a_bottleneck_is_on_its_3x3():
-    model = nnx.eval_shape(lambda: models.build(config_of("resnet50"), rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: models.build(tiny_model("resnet50"), rngs=nnx.Rngs(0)))
     assert isinstance(model, resnet.ResNet)
     first = model.layer2[0]
     assert [first.conv1.strides, first.conv2.strides, first.conv3.strides] == [1, 2, 1]
@@ -84,7 +76,7 @@ def test_zero_init_residual_makes_a_block_its_shortcut(kind, stride):
 @pytest.mark.parametrize("name", resnet.VARIANTS)
 @pytest.mark.parametrize("zero", [True, False])
 def test_zero_init_residual_is_of_the_last_norm_of_every_block(name, zero):
-    config = config_of(name, zero_init_residual=zero)
+    config = tiny_model(name, zero_init_residual=zero)
 
     @jax.jit  # which drops the draws of kernels that are not returned
     def scales():
@@ -99,7 +91,7 @@ def test_zero_init_residual_is_of_the_last_norm_of_every_block(name, zero):
 
 
 def test_initial_weights_are_torchvisions():
-    config = config_of("resnet18", width=0.5, num_classes=1000)
+    config = tiny_model("resnet18", width=0.5, num_classes=1000)
     model = nnx.jit(lambda: models.build(config, rngs=nnx.Rngs(0)))()
     assert isinstance(model, resnet.ResNet)
     # Kaiming normal, fan-out: std = sqrt(2 / (outputs * height * width)).
@@ -120,13 +112,13 @@ def test_initial_weights_are_torchvisions():
 
 
 def test_empty_images_are_refused(filled):
-    model = filled(config_of("resnet18"))
+    model = filled(tiny_model("resnet18"))
     with pytest.raises(UserError, match="0x5 pixels are empty"):
         model(jnp.zeros((1, 0, 5, 3)), train=False)
 
 
 def test_a_single_pixel_cannot_train_alone(filled):
-    model = filled(config_of("resnet18"))
+    model = filled(tiny_model("resnet18"))
     with pytest.raises(UserError, match="one value per channel"):
         model(jnp.zeros((1, 32, 32, 3)), train=True)
 

@@ -5,23 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.ndimage
+from conftest import tiny_model
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagenet_jax import models
-from imagenet_jax.defaults import defaults
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import blur_pool, resnet
 from imagenet_jax.models.drop_path import drop_path, linear_rates
-
-
-def config_of(name: str, **fields):
-    config = defaults(name).model
-    config.width, config.num_classes = 1 / 16, 7
-    for field, value in fields.items():
-        config[field] = value
-    return config
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
@@ -42,7 +34,7 @@ def test_the_rate_rises_linearly_from_0():
     np.testing.assert_allclose(linear_rates(0.3, 16), np.linspace(0, 0.3, 16))
     assert linear_rates(0.3, 1) == [0.0]
     model = nnx.eval_shape(
-        lambda: models.build(config_of("resnet50", drop_path=0.3), rngs=nnx.Rngs(0))
+        lambda: models.build(tiny_model("resnet50", drop_path=0.3), rngs=nnx.Rngs(0))
     )
     stages = (model.layer1, model.layer2, model.layer3, model.layer4)
     np.testing.assert_allclose([b.rate for s in stages for b in s], np.linspace(0, 0.3, 16))
@@ -103,7 +95,7 @@ def test_a_checkerboard_vanishes_under_the_filter():
 def test_anti_aliasing_keeps_shapes_and_parameters(name, form):
     def outline(form: str):
         def run(images):
-            model = models.build(config_of(name, blur_pool=form), rngs=nnx.Rngs(0))
+            model = models.build(tiny_model(name, blur_pool=form), rngs=nnx.Rngs(0))
             return dict(model.activations(images, train=False)), nnx.to_pure_dict(
                 nnx.state(model, nnx.Param)
             )
@@ -116,7 +108,7 @@ def test_anti_aliasing_keeps_shapes_and_parameters(name, form):
 
 def strides(name: str, form: str) -> list[list[int]]:
     """Of every convolution of the first block of stage 2, its shortcut last."""
-    config = config_of(name, blur_pool=form)
+    config = tiny_model(name, blur_pool=form)
     block = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0))).layer2[0]
     convs = [getattr(block, c) for c in ("conv1", "conv2", "conv3") if hasattr(block, c)]
     return [c.strides for c in (*convs, block.downsample[0])]
@@ -158,7 +150,7 @@ def test_bad_values_are_named(field, value, message):
 
 
 def config_of_any(name: str, field: str, value: object) -> dict:
-    return {**config_of(name).to_dict(), field: value}
+    return {**tiny_model(name).to_dict(), field: value}
 
 
 def test_options_that_would_do_nothing_are_errors():
@@ -173,7 +165,7 @@ def test_options_that_would_do_nothing_are_errors():
 
 
 def test_group_norm_and_standardised_kernels_reach_every_layer():
-    config = config_of("resnet50", width=0.5, norm="group", weight_standardization=True)
+    config = tiny_model("resnet50", width=0.5, norm="group", weight_standardization=True)
     model = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
     kinds = {type(m).__name__ for _, m in nnx.iter_graph(model)}
     assert {"GroupNorm", "StandardizedConv"} <= kinds

@@ -4,29 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_model
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagenet_jax import models
-from imagenet_jax.defaults import defaults
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import vgg
-
-
-def config_of(name: str, **fields):
-    config = defaults(name).model
-    config.width, config.num_classes = 1 / 16, 7
-    for field, value in fields.items():
-        config[field] = value
-    return config
 
 
 @pytest.mark.parametrize("name", vgg.VARIANTS)
 @pytest.mark.parametrize("size", [(224, 224), (225, 225), (97, 131), (100, 100), (64, 32)])
 def test_stage_shapes(name, size):
     def stages(images):
-        model = models.build(config_of(name, width=1.0), rngs=nnx.Rngs(0))
+        model = models.build(tiny_model(name, width=1.0), rngs=nnx.Rngs(0))
         return dict(model.activations(images, train=False))
 
     out = jax.eval_shape(stages, jax.ShapeDtypeStruct((2, *size, 3), jnp.float32))
@@ -40,7 +32,7 @@ def test_stage_shapes(name, size):
 @pytest.mark.parametrize("name", ["vgg11", "vgg11_bn"])
 @pytest.mark.parametrize("size", [32, 64, 100])
 def test_small_images_run(name, size, filled):
-    model = filled(config_of(name))
+    model = filled(tiny_model(name))
     logits = model(jnp.ones((2, size, size, 3)), train=False)
     assert logits.shape == (2, 7)
     assert np.isfinite(np.asarray(logits)).all()
@@ -48,7 +40,7 @@ def test_small_images_run(name, size, filled):
 
 @pytest.mark.parametrize("size", [(31, 64), (64, 16)])
 def test_images_that_a_stage_would_empty_are_refused(size, filled):
-    model = filled(config_of("vgg11"))
+    model = filled(tiny_model("vgg11"))
     with pytest.raises(UserError, match=f"{size[0]}x{size[1]} pixels.*at least 32x32"):
         model(jnp.zeros((1, *size, 3)), train=False)
 
@@ -76,7 +68,7 @@ def test_adaptive_pool_of_bfloat16_sums_in_float32():
 
 
 def test_dropout_acts_in_training_alone_and_draws_from_the_call(filled):
-    model = filled(config_of("vgg11"))
+    model = filled(tiny_model("vgg11"))
     images = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
     still = model(images, train=False)
     np.testing.assert_array_equal(still, model(images, train=False, rngs=nnx.Rngs(1)))
@@ -89,14 +81,14 @@ def test_dropout_acts_in_training_alone_and_draws_from_the_call(filled):
 
 
 def test_no_dropout_needs_no_rngs_and_changes_nothing(filled):
-    model = filled(config_of("vgg11", dropout=0.0))
+    model = filled(tiny_model("vgg11", dropout=0.0))
     images = jnp.ones((2, 32, 32, 3))
     np.testing.assert_array_equal(model(images, train=True), model(images, train=False))
 
 
 def test_dropout_falls_on_both_hidden_layers(filled):
     """Rate p on hidden units scales survivors by 1 / (1 - p): a fraction p of them are 0."""
-    model = filled(config_of("vgg11", width=0.25, dropout=0.3))
+    model = filled(tiny_model("vgg11", width=0.25, dropout=0.3))
     for linear in model.classifier[:-1]:
         linear.kernel[...] = jnp.zeros_like(linear.kernel[...])
         linear.bias[...] = jnp.ones_like(linear.bias[...])
@@ -115,7 +107,7 @@ def test_dropout_falls_on_both_hidden_layers(filled):
 
 
 def test_initial_weights_are_torchvisions():
-    config = config_of("vgg11_bn", width=0.5)
+    config = tiny_model("vgg11_bn", width=0.5)
     model = nnx.jit(lambda: models.build(config, rngs=nnx.Rngs(0)))()
     assert isinstance(model, vgg.VGG)
     for i, j in ((2, 0), (4, 1)):  # 64 -> 128 channels, where fan-in and -out differ; 256 -> 256
