@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from imagenet_jax.errors import UserError
@@ -263,6 +264,12 @@ class Checkpoints:
     def close(self) -> None:
         self._settle()
         self._manager.close()
+
+
+def open_to_read(workdir: Path, config: ConfigDict) -> Checkpoints:
+    """The checkpoints that a run of `config` left, or is leaving, in `workdir`."""
+    directory, metric = workdir / "checkpoints", config.checkpoint.best_metric
+    return Checkpoints(directory, metric=metric, write=False)
 
 
 def _one_line(error: Exception) -> str:

@@ -10,10 +10,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from imagenet_jax import config as config_io
 from imagenet_jax.data import pipeline, sources
 from imagenet_jax.errors import UserError
-from imagenet_jax.training.checkpoint import Checkpoints
+from imagenet_jax.training.checkpoint import open_to_read
 from imagenet_jax.training.experiment import Evaluation, evaluation_of
 from imagenet_jax.training.processes import gather_names
 from imagenet_jax.training.running import is_training
@@ -103,13 +102,9 @@ def evaluate_workdir(
 
     Yields what `write_result` wrote. Raises UserError where there is nothing to evaluate.
     """
-    config = ConfigDict(read_config(workdir))
-    for field, text in overrides:
-        config_io.override(config, field, text)
-    evaluation = evaluation_of(config_io.check(config))
-    checkpoints = Checkpoints(
-        workdir / "checkpoints", metric=config.checkpoint.best_metric, write=False
-    )
+    config = read_config(workdir, overrides)
+    evaluation = evaluation_of(config)
+    checkpoints = open_to_read(workdir, config)
     evaluate = Evaluator(evaluation)
     last = None
     while True:
@@ -154,9 +149,7 @@ def predict_samples(
     """
     evaluation = evaluation_of(read_config(workdir))
     config, source = evaluation.config, evaluation.source
-    checkpoints = Checkpoints(
-        workdir / "checkpoints", metric=config.checkpoint.best_metric, write=False
-    )
+    checkpoints = open_to_read(workdir, config)
     state = checkpoints.restore_weights(evaluation.abstract, checkpoints.find("latest"))
     chosen = sources.Subset(source, np.linspace(0, len(source) - 1, min(count, len(source))))
     batches = list(pipeline.eval_batches(chosen, config.data, config.eval))

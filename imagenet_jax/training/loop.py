@@ -271,7 +271,11 @@ def _names_of_all(skipped: list[str]) -> dict[str, list[str]]:
 
 
 def _skipped(count: int) -> str:
-    return f"; {count:,} undecodable images skipped, named in metrics.jsonl" if count else ""
+    return (
+        f"; {count:,} undecodable image{'s' * (count != 1)} skipped, named in metrics.jsonl"
+        if count
+        else ""
+    )
 
 
 def _numbers(result: dict) -> dict[str, float]:

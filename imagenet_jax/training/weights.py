@@ -11,11 +11,10 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from imagenet_jax import config as config_io
 from imagenet_jax.data import imagenet_classes, sources
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import torch_weights
-from imagenet_jax.training.checkpoint import Checkpoints
+from imagenet_jax.training.checkpoint import open_to_read
 from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import abstract_state
 from imagenet_jax.training.workdir import read_classes, read_config
@@ -75,16 +74,11 @@ def of_workdir(
 
     Raises UserError where there is no such checkpoint.
     """
-    config = ConfigDict(read_config(workdir))
-    for field, text in overrides:
-        config_io.override(config, field, text)
-    config = config_io.check(config)
+    config = read_config(workdir, overrides)
     mesh = make_mesh(config.mesh.fsdp)
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"no checkpoint in {workdir}: train into this workdir first")
-    checkpoints = Checkpoints(
-        workdir / "checkpoints", metric=config.checkpoint.best_metric, write=False
-    )
+    checkpoints = open_to_read(workdir, config)
     step = checkpoints.find(checkpoint)
     has_ema = config.ema.decay > 0
     abstract = abstract_state(config.model, optax.identity(), has_ema, mesh)

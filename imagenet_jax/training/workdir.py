@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -73,12 +74,15 @@ def _read_provenance(workdir: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({e}); use another --workdir") from e
 
 
-def read_config(workdir: Path) -> ConfigDict:
-    """The config that trained `workdir`; UserError where none did."""
+def read_config(workdir: Path, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
+    """The config that trained `workdir`, with (field, text) changes; UserError where none did."""
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"no config.json in {workdir}: it is not the workdir of a training run")
-    return config_io.from_json(path.read_text(), path)
+    config = ConfigDict(config_io.from_json(path.read_text(), path))
+    for field, text in overrides:
+        config_io.override(config, field, text)
+    return config_io.check(config)
 
 
 def has_checkpoint(workdir: Path) -> bool:
