@@ -19,8 +19,6 @@ from ml_collections import ConfigDict
 
 from imagenet_jax import config as config_io
 from imagenet_jax.data import pipeline
-from imagenet_jax.errors import UserError
-from imagenet_jax.reporting.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writers
 from imagenet_jax.training import compiler, rewind
 from imagenet_jax.training import workdir as workdirs
 from imagenet_jax.training.checkpoint import Checkpoints, Position
@@ -31,21 +29,21 @@ from imagenet_jax.training.initialization import (
     read_initial_weights,
     start_from,
 )
-from imagenet_jax.training.metrics import Interval, MetricWindow, NonFiniteError
+from imagenet_jax.training.metrics import NonFiniteError
 from imagenet_jax.training.processes import (
     StopAgreement,
-    gather_names,
     is_first,
     on_first,
     require_same,
 )
+from imagenet_jax.training.recording import Recorder
 from imagenet_jax.training.recovery import set_aside_damaged
 from imagenet_jax.training.running import Running
+from imagenet_jax.training.saving import Saver
 from imagenet_jax.training.sharding import place_batches
 from imagenet_jax.training.signals import StopSignal
 from imagenet_jax.training.state import count_parameters, create_state
 from imagenet_jax.training.step import compile_train_step
-from imagenet_jax.training.throughput import Throughput
 from imagenet_jax.training.watchdog import Watchdog
 
 # Steps under way on the device before the loop waits for the oldest: enough to keep it busy, few
@@ -111,7 +109,7 @@ def _train(
     watchdog: Watchdog,
     initial: InitialWeights | None,
 ) -> int:
-    config, every = run.config, run.config.log.every_steps
+    config = run.config
     rewinds = rewind.read(workdir)
     batch_of = rewind.Batches(rewinds)
 
@@ -124,20 +122,14 @@ def _train(
         if initial:
             state = start_from(initial, state, run.tx)
 
-    console = ConsoleWriter(run.total_steps, config.batch_size, quiet=not is_first())
-    writers = Writers(console)
+    recorder = Recorder(run, workdir, first, position.interval)
     if is_first():
-        try:
-            writers.add(JsonlWriter(workdir / "metrics.jsonl", first))
-            if config.log.tensorboard:
-                writers.add(TensorBoardWriter(workdir / "tensorboard", first))
-        except OSError as e:
-            raise UserError(f"the metrics in {workdir} cannot be written: {e.strerror}") from e
         for values in rewind.unrecorded(rewinds, workdir / "metrics.jsonl"):
-            writers.write(first, "rewind", values)
-    console.say(_headline(run, state.params, first))
+            recorder.write(first, "rewind", values)
+    recorder.say(_headline(run, state.params, first))
     if initial:
-        console.say(f"starting from {initial.summary}")
+        recorder.say(f"starting from {initial.summary}")
+    saver = Saver(checkpoints, recorder, config, provenance)
 
     train_step = compile_train_step(
         run.abstract, run.mesh, run.graph, run.tx, run.schedule, config, run.averaging
@@ -161,97 +153,45 @@ def _train(
         ),
         run.mesh,
     )
-    window = MetricWindow(every, run.total_steps, Interval(**position.interval))
-    throughput = Throughput(config.batch_size)
-    speed: dict[int, dict[str, float]] = {}
     in_flight: deque[jax.Array] = deque()
     agreed = StopAgreement(run.mesh)
 
-    def report(upto: int) -> None:
-        """Write the intervals that are complete by step `upto`; NonFiniteError if one is bad."""
-        for last, values in window.fetch(upto):
-            if config.data.undecodable == "skip":
-                values |= _names_of_all(values.get("skipped", []))
-            epoch = {"epoch": last / run.steps_per_epoch}
-            writers.write(last, "train", epoch | values | speed.pop(last, {}))
-
-    def save(step: int, results: list[dict] | None) -> None:
-        """Start saving; what fails is told now or later, and training goes on."""
-        try:
-            writers.flush()  # no checkpoint knows of a step that metrics.jsonl does not
-        except OSError as e:
-            console.say(f"checkpoint {step} not saved, the metrics cannot be: {e.strerror}")
-            if jax.process_count() == 1:  # others have begun to save and would wait for this one
-                return
-        checkpoints.save(
-            state,
-            Position(data={"next_index": batch_of.of_step(step) + 1}, interval=window.partial()),
-            config=config.to_dict(),
-            provenance=provenance,
-            metrics=_numbers(results[0]) if results else None,
-        )
-
-    def require_saved(step: int, results: list[dict] | None) -> None:
-        """Wait for the last save; where it failed try again, for the run ends with it."""
-        for attempt in range(2):
-            if attempt:
-                save(step, results)
-            checkpoints.wait()
-            tell_failures()
-            kept = checkpoints.steps()
-            if step in kept:
-                return
-        left = f"the newest checkpoint is of step {kept[-1]}" if kept else "there is no checkpoint"
-        raise UserError(
-            f"step {step} could not be saved in {workdir / 'checkpoints'}: {left}; make space and "
-            "start the same command again"
-        )
-
-    def tell_failures() -> None:
-        for failure in checkpoints.failures():
-            console.say(failure)
-
     try:
         for step in range(first + 1, run.total_steps + 1):
-            with throughput.waiting():
+            with recorder.waiting():
                 batch = next(batches)
             skipped = batch.pop("skipped", [])
             state, metrics = train_step(state, batch)
-            throughput.step()
             watchdog.beat()
-            console.progress(step)
-            window.append(step, metrics, skipped)
+            recorder.step(step, metrics, skipped)
             in_flight.append(metrics["loss"])
             if len(in_flight) > _IN_FLIGHT:
                 in_flight.popleft().block_until_ready()
 
-            if step % every == 0:
-                speed[step] = throughput.lap()
-                report(step - every)  # one interval late: those values are there, nobody waits
-                tell_failures()
             results = None
             if step in eval_steps:
-                report(step)
-                with throughput.paused():
+                recorder.report(step)
+                with recorder.evaluating():
                     results = evaluate(state, watchdog.beat)
-                for result in results:
-                    writers.write(step, config.data.eval_split, result)
+                recorder.evaluated(step, results)
             stopped_by = agreed(step, stop.received)
-            if step in save_steps or stopped_by:
-                report(step)  # what is not finite is not saved
-                save(step, results)
-            if step == run.total_steps or stopped_by:
-                require_saved(step, results)
+            ends = step == run.total_steps or bool(stopped_by)
+            if step in save_steps or ends:
+                saver.save(state, step, batch_of.of_step(step) + 1, results)
+            if ends:
+                saver.require(state, step, batch_of.of_step(step) + 1, results)
+            if step % config.log.every_steps == 0:
+                saver.tell_failures()
             if stopped_by and step < run.total_steps:
-                console.say(
+                recorder.say(
                     f"stopped by signal {stopped_by} after step {step}, saved; the same "
                     "command continues"
                 )
                 return 128 + stopped_by
-        console.say(f"finished: {run.total_steps} steps in {workdir}{_skipped(window.skipped)}")
+        recorder.say(f"finished: {run.total_steps} steps in {workdir}{_skipped(recorder.skipped)}")
         return 0
     finally:
-        writers.close()
+        recorder.close()
 
 
 def _headline(run: Experiment, params: dict, first: int) -> str:
@@ -264,19 +204,9 @@ def _headline(run: Experiment, params: dict, first: int) -> str:
     )
 
 
-def _names_of_all(skipped: list[str]) -> dict[str, list[str]]:
-    """{"skipped": the names of every process}, or {} where there is none."""
-    names = gather_names(skipped)
-    return {"skipped": names} if names else {}
-
-
 def _skipped(count: int) -> str:
     return (
         f"; {count:,} undecodable image{'s' * (count != 1)} skipped, named in metrics.jsonl"
         if count
         else ""
     )
-
-
-def _numbers(result: dict) -> dict[str, float]:
-    return {name: value for name, value in result.items() if isinstance(value, int | float)}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -74,10 +75,17 @@ class MetricWindow:
 
     `append` takes a step's device scalars without touching them; `fetch(upto)` brings over those
     of steps <= upto and returns the intervals that are complete: every `every` steps, and at `end`.
+    `on_step` gets the values of each step that was brought over.
     """
 
-    def __init__(self, every: int, end: int, partial: Interval | None = None):
-        self._every, self._end = every, end
+    def __init__(
+        self,
+        every: int,
+        end: int,
+        partial: Interval | None = None,
+        on_step: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    ):
+        self._every, self._end, self._on_step = every, end, on_step
         self._pending: list[tuple[int, dict[str, jax.Array], list[str]]] = []
         self._interval = partial or Interval()
 
@@ -96,6 +104,7 @@ class MetricWindow:
         for step, metrics, skipped in jax.device_get(due):
             values = {name: float(value) for name, value in metrics.items()}
             _require_finite(step, values)
+            self._on_step(int(step), values)
             self._interval.add(values, skipped)
             if step % self._every == 0 or step == self._end:
                 # The rate is a setting, not a measurement: the last one, not the mean.

@@ -38,6 +38,7 @@ def _assert_same_run(config, a, b):
     ):
         np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path))
     assert _history(a) == _history(b)
+    assert (a / "first_steps.jsonl").read_text() == (b / "first_steps.jsonl").read_text()
 
 
 def _history(workdir):
@@ -105,6 +106,11 @@ def test_workdir_holds_what_the_contract_says(tiny, tmp_path):
     train = [line for line in history if line["split"] == "train"]
     assert [line["step"] for line in train] == [2, 4, 6, 8]
     assert train[0]["epoch"] == pytest.approx(2 * 48 / 1437)
+    first = [json.loads(x) for x in (tmp_path / "first_steps.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in first] == list(range(1, 9))
+    for line, a, b in zip(train, first[::2], first[1::2], strict=True):
+        assert line["loss"] == pytest.approx((a["loss"] + b["loss"]) / 2)
+        assert line["grad_norm"] == pytest.approx((a["grad_norm"] + b["grad_norm"]) / 2)
     evaluated = [line for line in history if line["split"] == "validation"]
     assert [(line["step"], line["weights"]) for line in evaluated] == [(8, "ema"), (8, "raw")]
     assert all(line["count"] == 360 for line in evaluated)

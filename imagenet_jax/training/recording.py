@@ -1,0 +1,122 @@
+"""What a run says while it trains: intervals of steps, evaluations, and how fast it goes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from imagenet_jax.errors import UserError
+from imagenet_jax.reporting.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writers
+from imagenet_jax.training.experiment import Experiment
+from imagenet_jax.training.metrics import Interval, MetricWindow
+from imagenet_jax.training.processes import gather_names, is_first
+from imagenet_jax.training.throughput import Throughput
+
+# Steps whose own loss and gradient norm are kept, for another run to be compared with.
+FIRST_STEPS = 50
+
+
+class Recorder:
+    """Takes in what each step gives, without waiting for it, and writes it when it is there."""
+
+    def __init__(self, run: Experiment, workdir: Path, first: int, interval: dict[str, Any]):
+        """Continue after step `first`, where the sums of the interval under way were `interval`.
+
+        Raises UserError where the files cannot be written.
+        """
+        config = run.config
+        self._config, self._steps_per_epoch = config, run.steps_per_epoch
+        self._every, self._eval_split = config.log.every_steps, config.data.eval_split
+        self._window = MetricWindow(
+            self._every, run.total_steps, Interval(**interval), self._keep_first_steps
+        )
+        self._throughput = Throughput(config.batch_size)
+        self._speed: dict[int, dict[str, float]] = {}
+        self._console = ConsoleWriter(run.total_steps, config.batch_size, quiet=not is_first())
+        self._writers = Writers(self._console)
+        self._first_steps: JsonlWriter | None = None
+        if is_first():
+            try:
+                self._add_files(config, workdir, first)
+            except OSError as e:
+                raise UserError(f"the metrics in {workdir} cannot be written: {e.strerror}") from e
+
+    def _add_files(self, config: ConfigDict, workdir: Path, first: int) -> None:
+        self._writers.add(JsonlWriter(workdir / "metrics.jsonl", first))
+        if config.log.tensorboard:
+            self._writers.add(TensorBoardWriter(workdir / "tensorboard", first))
+        self._first_steps = JsonlWriter(workdir / "first_steps.jsonl", first)
+
+    def say(self, text: str) -> None:
+        """A line on the console."""
+        self._console.say(text)
+
+    def write(self, step: int, split: str, values: dict[str, Any]) -> None:
+        self._writers.write(step, split, values)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Time inside is spent waiting for input."""
+        with self._throughput.waiting():
+            yield
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Time inside is not the train step's."""
+        with self._throughput.paused():
+            yield
+
+    def step(self, step: int, metrics: dict[str, jax.Array], skipped: list[str]) -> None:
+        """Step `step` was dispatched; `skipped` images of its batch could not be decoded."""
+        self._throughput.step()
+        self._console.progress(step)
+        self._window.append(step, metrics, skipped)
+        if step % self._every == 0:
+            self._speed[step] = self._throughput.lap()
+            self.report(step - self._every)  # one interval late: it is there, nobody waits
+
+    def report(self, upto: int) -> None:
+        """Write the intervals that are complete by step `upto`; NonFiniteError if one is bad."""
+        for last, values in self._window.fetch(upto):
+            if self._config.data.undecodable == "skip":
+                values |= _names_of_all(values.get("skipped", []))
+            epoch = {"epoch": last / self._steps_per_epoch}
+            self.write(last, "train", epoch | values | self._speed.pop(last, {}))
+
+    def _keep_first_steps(self, step: int, values: dict[str, float]) -> None:
+        if self._first_steps and step <= FIRST_STEPS:
+            kept = {name: values[name] for name in ("loss", "grad_norm")}
+            self._first_steps.write(step, "train", kept)
+
+    def evaluated(self, step: int, results: list[dict[str, Any]]) -> None:
+        for result in results:
+            self.write(step, self._eval_split, result)
+
+    def interval(self) -> dict[str, Any]:
+        """The sums of the interval under way, to be saved with a checkpoint after `report`."""
+        return self._window.partial()
+
+    @property
+    def skipped(self) -> int:
+        """Images that could not be decoded since the run began."""
+        return self._window.skipped
+
+    def flush(self) -> None:
+        """What was written survives a kill once this returns; OSError where it cannot."""
+        self._writers.flush()
+        if self._first_steps:
+            self._first_steps.flush()
+
+    def close(self) -> None:
+        self._writers.close()
+        if self._first_steps:
+            self._first_steps.close()
+
+
+def _names_of_all(skipped: list[str]) -> dict[str, list[str]]:
+    """{"skipped": the names of every process}, or {} where there is none."""
+    names = gather_names(skipped)
+    return {"skipped": names} if names else {}

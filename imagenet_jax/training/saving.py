@@ -1,0 +1,81 @@
+"""Saving a run under way: what fails is told, and training goes on."""
+
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from imagenet_jax.errors import UserError
+from imagenet_jax.training.checkpoint import Checkpoints, Position
+from imagenet_jax.training.recording import Recorder
+from imagenet_jax.training.state import TrainState
+
+
+class Saver:
+    """Checkpoints that never know of a step that the recorder's files do not."""
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        recorder: Recorder,
+        config: ConfigDict,
+        provenance: dict[str, Any],
+    ):
+        self._checkpoints, self._recorder = checkpoints, recorder
+        self._config, self._provenance = config, provenance
+
+    def save(
+        self, state: TrainState, step: int, next_batch: int, results: list[dict] | None
+    ) -> None:
+        """Start saving what came out of `step`; `results` are those of its evaluation.
+
+        `next_batch` is the batch that the next step trains on. The state may be donated afterwards.
+        """
+        self._recorder.report(step)  # what is not finite is not saved
+        self._start(state, step, next_batch, results)
+
+    def require(
+        self, state: TrainState, step: int, next_batch: int, results: list[dict] | None
+    ) -> None:
+        """Wait for the save of `step`; where it failed try again, for the run ends with it.
+
+        Raises UserError where it cannot be saved.
+        """
+        for attempt in range(2):
+            if attempt:
+                self._start(state, step, next_batch, results)
+            self._checkpoints.wait()
+            self.tell_failures()
+            kept = self._checkpoints.steps()
+            if step in kept:
+                return
+        left = f"the newest checkpoint is of step {kept[-1]}" if kept else "there is no checkpoint"
+        raise UserError(
+            f"step {step} could not be saved in {self._checkpoints.directory}: {left}; make space "
+            "and start the same command again"
+        )
+
+    def tell_failures(self) -> None:
+        for failure in self._checkpoints.failures():
+            self._recorder.say(failure)
+
+    def _start(
+        self, state: TrainState, step: int, next_batch: int, results: list[dict] | None
+    ) -> None:
+        try:
+            self._recorder.flush()
+        except OSError as e:
+            self._recorder.say(f"checkpoint {step} not saved, the metrics cannot be: {e.strerror}")
+            if jax.process_count() == 1:  # others have begun to save and would wait for this one
+                return
+        self._checkpoints.save(
+            state,
+            Position(data={"next_index": next_batch}, interval=self._recorder.interval()),
+            config=self._config.to_dict(),
+            provenance=self._provenance,
+            metrics=_numbers(results[0]) if results else None,
+        )
+
+
+def _numbers(result: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in result.items() if isinstance(value, int | float)}
