@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -32,21 +33,7 @@ def load(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
     Raises UserError for a missing or failing file, an unknown field, a wrong type, a bad value.
     """
     path, _, arg = spec.partition(":")
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"config file {path!r} does not exist; the shipped ones are in configs/")
-    module_spec = importlib.util.spec_from_file_location(file.stem, file)
-    if module_spec is None or module_spec.loader is None:
-        raise UserError(f"config file {path!r} is not a Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(module_spec)
-    root = str(file.resolve().parents[1])
-    try:
-        sys.path.insert(0, root)  # `from configs import resnet50`, wherever the user stands
-        module_spec.loader.exec_module(module)
-    except Exception as e:
-        raise UserError(f"config file {path!r} fails: {type(e).__name__}: {e}") from e
-    finally:
-        sys.path.remove(root)
+    module = run_file(path, "config file", "the shipped ones are in configs/")
     if not hasattr(module, "get_config"):
         raise UserError(f"config file {path!r} defines no get_config(arg='')")
     try:
@@ -61,6 +48,29 @@ def load(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
     for field, text in overrides:
         override(config, field, text)
     return check(config)
+
+
+def run_file(path: str, what: str, hint: str) -> ModuleType:
+    """The module that the Python file `path` makes, which is run.
+
+    Raises UserError where it is not there (with the `hint`), is no Python file, or fails.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"{what} {path!r} does not exist; {hint}")
+    module_spec = importlib.util.spec_from_file_location(file.stem, file)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"{what} {path!r} is not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(module_spec)
+    root = str(file.resolve().parents[1])
+    try:
+        sys.path.insert(0, root)  # `from configs import resnet50`, wherever the user stands
+        module_spec.loader.exec_module(module)
+    except Exception as e:
+        raise UserError(f"{what} {path!r} fails: {type(e).__name__}: {e}") from e
+    finally:
+        sys.path.remove(root)
+    return module
 
 
 def override(config: ConfigDict, field: str, text: str) -> None:
