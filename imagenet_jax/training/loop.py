@@ -66,7 +66,8 @@ def train(config: ConfigDict, workdir: Path, *, strict_restore: bool = False) ->
     provenance = workdirs.provenance_of(run.fingerprints)
     if initial:
         provenance["initial_weights"] = {"file": config.init.weights, "sha256": initial.sha256}
-    require_same({"config": config_io.to_json(config), **provenance})
+    everywhere = {name: provenance[name] for name in workdirs.SAME_IN_EVERY_PROCESS}
+    require_same({"config": config_io.to_json(config)} | everywhere)
     with StopSignal() as stop, contextlib.ExitStack() as stack:
 
         def claim() -> None:

@@ -17,6 +17,8 @@ from imagenet_jax import config as config_io
 from imagenet_jax.errors import UserError
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+# Of provenance.json; hosts may have other kernels and processors.
+SAME_IN_EVERY_PROCESS = ("git_revision", "git_dirty", "packages", "processes", "data")
 
 
 def write_atomically(path: Path, text: str) -> None:
