@@ -34,8 +34,9 @@ class Running:
     several processes of one run the first one enters.
     """
 
-    def __init__(self, workdir: Path):
-        self._path = workdir / "running.json"
+    def __init__(self, workdir: Path, *, does: str = "trains", flag: str = "--workdir"):
+        """The error that names another process says what it `does`, and which `flag` to change."""
+        self._path, self._does, self._flag = workdir / "running.json", does, flag
         self._mark = {
             "host": socket.gethostname(),
             "pid": os.getpid(),
@@ -50,7 +51,8 @@ class Running:
             while not self._create():
                 self._remove_stale()
         except OSError as e:
-            raise UserError(f"--workdir={self._path.parent} cannot be written: {e.strerror}") from e
+            where = f"{self._flag}={self._path.parent}"
+            raise UserError(f"{where} cannot be written: {e.strerror}") from e
         self._beats.start()
         return self
 
@@ -93,8 +95,8 @@ class Running:
             return  # it has ended in between
         if _runs(mark) or (_runs(mark) is None and self._is_touched(mark)):
             raise UserError(
-                f"process {mark.get('pid')} on {mark.get('host')} trains in {self._path.parent}: "
-                "wait for it, stop it, or use another --workdir"
+                f"process {mark.get('pid')} on {mark.get('host')} {self._does} in "
+                f"{self._path.parent}: wait for it, stop it, or use another {self._flag}"
             )
         # Renamed first: of two processes that find the same stale mark, one gets it.
         stale = self._path.with_name(f".{self._path.name}.{os.getpid()}")
