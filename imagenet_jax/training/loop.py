@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: Path, *, strict_restore: bool = False) ->
     provenance = workdirs.provenance_of(run.fingerprints)
     if initial:
         provenance["initial_weights"] = {"file": config.init.weights, "sha256": initial.sha256}
-    everywhere = {name: provenance[name] for name in workdirs.SAME_IN_EVERY_PROCESS}
+    everywhere = {name: provenance.get(name) for name in workdirs.SAME_IN_EVERY_PROCESS}
     require_same({"config": config_io.to_json(config)} | everywhere)
     with StopSignal() as stop, contextlib.ExitStack() as stack:
 

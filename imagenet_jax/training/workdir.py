@@ -18,7 +18,9 @@ from imagenet_jax.errors import UserError
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 # Of provenance.json; hosts may have other kernels and processors.
-SAME_IN_EVERY_PROCESS = ("git_revision", "git_dirty", "packages", "processes", "data")
+SAME_IN_EVERY_PROCESS = (
+    "git_revision", "git_dirty", "packages", "processes", "data", "initial_weights",
+)  # fmt: skip
 
 
 def write_atomically(path: Path, text: str) -> None:
