@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
@@ -79,17 +79,46 @@ def by_class(labels: np.ndarray, probabilities: np.ndarray, names: tuple[str, ..
     )
 
 
+class Reliability(NamedTuple):
+    """Confidence and accuracy within bins of equal width, of (i / B, (i + 1) / B].
+
+    Attributes:
+      images: i64[B], images of each bin.
+      confidence, accuracy: f64[B], means over them; NaN where there is none.
+    """
+
+    images: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3)."""
+        there = self.images > 0
+        gaps = np.abs(self.accuracy - self.confidence)[there]
+        return float((gaps * self.images[there]).sum() / self.images.sum())
+
+
+def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = _BINS) -> Reliability:
+    """From i[N] labels and f[N, C] probabilities, as the reliability diagrams of Guo et al."""
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    right = probabilities.argmax(axis=1) == labels
+    # Bins are open below and closed above, as in the paper.
+    where = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    images = np.bincount(where, minlength=bins)
+    with np.errstate(invalid="ignore"):
+        means = [
+            np.bincount(where, weights=v, minlength=bins) / images for v in (confidence, right)
+        ]
+    return Reliability(images, *means)
+
+
 def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = _BINS) -> float:
     """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3).
 
     The mean distance, over images, of confidence and accuracy within bins of equal width.
     """
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == labels
-    # Bins are open below and closed above, as in the paper.
-    where = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(where, weights=right - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(labels))
+    return reliability(labels, probabilities, bins).error
 
 
 def print_by_class(report: ByClass) -> None:

@@ -26,8 +26,8 @@ _DATA_SHOWN = ("data.repeats", "data.balance", "data.interpolation", "data.resam
 def recipe_rows(
     config: ConfigDict,
     *,
-    images: int,
-    steps: int,
+    images: int | None,
+    steps: int | None,
     peak_lr: float,
     parameters: int,
     decayed: int,
@@ -35,8 +35,8 @@ def recipe_rows(
     """(name, value) of what a paper's table states, then every other field that is not as default.
 
     Args:
-      images: of the training split.
-      steps: of the whole run.
+      images: of the training split; None where the data is not at hand.
+      steps: of the whole run; None where nobody knows.
       peak_lr: at config.batch_size.
       parameters, decayed: trainable numbers, and those of them that weight decay shrinks.
     """
@@ -47,13 +47,15 @@ def recipe_rows(
         side = f"{augment.start_size} to {side}, growing over epochs {low:g} to {high:g}"
     scaling = f"{optim.lr_scaling} scaling of {optim.peak_lr:g} at {optim.reference_batch_size}"
     warmup = f", {optim.warmup_epochs:g} of warm-up" if optim.warmup_epochs else ""
+    of_images = "" if images is None else f"{images:,} in "
+    in_steps = " in" if steps is None else f" = {steps:,}"
     form = "" if optim.name in ("adamw", "lamb", "lars") else f" ({optim.weight_decay_form})"
     rows = [
         ("model", f"{config.model.name}, {parameters:,} parameters, {config.model.dtype}"),
-        ("training images", f"{images:,} in {config.model.num_classes:,} classes"),
+        ("training images", f"{of_images}{config.model.num_classes:,} classes"),
         (
             "length",
-            f"{config.epochs:g} epochs{warmup} = {steps:,} steps of {config.batch_size:,} images",
+            f"{config.epochs:g} epochs{warmup}{in_steps} steps of {config.batch_size:,} images",
         ),
         ("training crop", f"{side} pixels, {config.data.interpolation}, {config.data.resampling}"),
         ("evaluation", _evaluation(evaluation)),

@@ -15,7 +15,7 @@ def write_by_class(weights: Weights, directory: Path, step: int) -> None:
 
     Raises UserError where it cannot be written.
     """
-    labels, probabilities = predict_split(weights)
+    _, labels, probabilities = predict_split(weights)
     names = weights.class_names or tuple(f"class {i}" for i in range(probabilities.shape[1]))
     report = by_class(labels, probabilities, names)
     print_by_class(report)

@@ -5,10 +5,9 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from imagenet_jax.reporting.recipe import recipe_rows, schedule_picture
-from imagenet_jax.training import optim
+from imagenet_jax.reporting.recipe import schedule_picture
 from imagenet_jax.training.experiment import Experiment, experiment_of
-from imagenet_jax.training.state import count_parameters
+from imagenet_jax.training.recipe import recipe_of
 from imagenet_jax.training.step_cost import StepCost, step_cost
 
 # A large step takes minutes on a CPU: beyond so many operations fewer images are timed.
@@ -19,20 +18,8 @@ def dry_run(config: ConfigDict) -> None:
     """Print the recipe, then compile the step and time a few; UserError as for training."""
     run = experiment_of(config)
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    params = run.abstract.params
-    decayed = params
-    if not config.optim.decay_bias_and_norm:
-        mask = jax.tree.leaves(optim.decay_mask(params))
-        decayed = [p for p, kept in zip(jax.tree.leaves(params), mask, strict=True) if kept]
     table = Table(show_header=False)
-    for row in recipe_rows(
-        config,
-        images=len(run.source),
-        steps=run.total_steps,
-        peak_lr=optim.peak_learning_rate(config.optim, config.batch_size),
-        parameters=count_parameters(params),
-        decayed=count_parameters(decayed),
-    ):
+    for row in recipe_of(config, len(run.source), run.total_steps):
         table.add_row(*row)
     console.print(table)
     console.print("learning rate")

@@ -5,6 +5,7 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -59,21 +60,35 @@ def predict_images(
             yield Prediction(name, pixels, labels, classes, row[labels])
 
 
-def predict_split(weights: Weights) -> tuple[np.ndarray, np.ndarray]:
-    """(labels i32[N], probabilities f32[N, C]) of every image of config.data.eval_split that can be
-    decoded.
+class Predictions(NamedTuple):
+    """What weights say of a split.
+
+    Attributes:
+      indices: i64[N], of the records that can be decoded, in order.
+      labels: i32[N].
+      probabilities: f32[N, C].
+    """
+
+    indices: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+
+
+def predict_split(weights: Weights) -> Predictions:
+    """One pass over config.data.eval_split.
 
     Raises UserError where the data does not fit the weights.
     """
     config = weights.config
     source = evaluation_of(config, weights.mesh).source
     step = _compile(weights)
-    labels, probabilities = [], []
-    for batch in pipeline.eval_batches(source, config.data, config.eval):
-        kept = batch["mask"] > 0
+    indices, labels, probabilities = [], [], []
+    for k, batch in enumerate(pipeline.eval_batches(source, config.data, config.eval)):
+        (kept,) = np.nonzero(batch["mask"] > 0)
+        indices.append(k * config.eval.batch_size + kept)
         labels.append(batch["label"][kept])
         probabilities.append(np.asarray(step(weights.tree, batch["image"]))[kept])
-    return np.concatenate(labels), np.concatenate(probabilities)
+    return Predictions(*map(np.concatenate, (indices, labels, probabilities)))
 
 
 def _compile(weights: Weights) -> jax.stages.Wrapped:
