@@ -1,6 +1,6 @@
 """What a run says while it trains: intervals of steps, evaluations, and how fast it goes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,8 @@ import jax
 from ml_collections import ConfigDict
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.reporting.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writers
+from imagenet_jax.reporting.console import ConsoleWriter
+from imagenet_jax.reporting.writers import Histogram, JsonlWriter, Writers
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.metrics import Interval, MetricWindow
 from imagenet_jax.training.processes import gather_names, is_first
@@ -47,6 +48,9 @@ class Recorder:
     def _add_files(self, config: ConfigDict, workdir: Path, first: int) -> None:
         self._writers.add(JsonlWriter(workdir / "metrics.jsonl", first))
         if config.log.tensorboard:
+            # A second of imports that not every run needs.
+            from imagenet_jax.reporting.tensorboard_writer import TensorBoardWriter
+
             self._writers.add(TensorBoardWriter(workdir / "tensorboard", first))
         self._first_steps = JsonlWriter(workdir / "first_steps.jsonl", first)
 
@@ -56,6 +60,10 @@ class Recorder:
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
         self._writers.write(step, split, values)
+
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        """{name: (counts [N], edges [N + 1])}, of arrays on the host."""
+        self._writers.histograms(step, histograms)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

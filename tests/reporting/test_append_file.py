@@ -7,7 +7,7 @@ import pytest
 
 from imagenet_jax.reporting import append_file, event_files
 from imagenet_jax.reporting.append_file import AppendFile
-from imagenet_jax.reporting.writers import TensorBoardWriter
+from imagenet_jax.reporting.tensorboard_writer import TensorBoardWriter
 
 
 def _disk_of(monkeypatch, size):

@@ -3,9 +3,14 @@
 import io
 import json
 
+import numpy as np
 import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from imagenet_jax.reporting.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter, Writers
+from imagenet_jax.reporting.console import ConsoleWriter
+from imagenet_jax.reporting.tensorboard_writer import TensorBoardWriter
+from imagenet_jax.reporting.writers import JsonlWriter, Writers
 
 TRAIN = {
     "epoch": 1.5,
@@ -63,8 +68,6 @@ def test_a_new_run_starts_an_empty_history(tmp_path):
 
 
 def test_tensorboard_shows_each_step_once_after_resumption(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     first = TensorBoardWriter(tmp_path)
     for step in (1, 2, 3):
         first.write(step, "train", {"loss": float(step)})
@@ -76,6 +79,38 @@ def test_tensorboard_shows_each_step_once_after_resumption(tmp_path):
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 1), (2, 2), (3, 30)]
     assert events.Scalars("validation/ema/top1")[0].value == pytest.approx(0.7613)
+
+
+def test_tensorboard_reads_back_histograms_and_images(tmp_path):
+    rng = np.random.default_rng(0)
+    values = rng.normal(2.0, 0.5, 10_000)
+    counts, edges = np.histogram(values, bins=200, range=(0.0, 4.0))
+    pictures = rng.integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)
+    writers = Writers(TensorBoardWriter(tmp_path), JsonlWriter(tmp_path / "m.jsonl"))
+    writers.histograms(4, {"weights/head": (counts, edges)})
+    writers.images(4, "inputs", pictures)
+    writers.images(5, "mistakes", pictures[0])
+    writers.close()
+    events = EventAccumulator(str(tmp_path), {"images": 0, "histograms": 0}).Reload()
+    (event,) = events.Histograms("weights/head")
+    histogram = event.histogram_value
+    assert event.step == 4
+    assert histogram.bucket == counts.tolist()
+    assert histogram.bucket_limit == edges[1:].tolist()
+    assert histogram.num == counts.sum()
+    inside = values[(values >= 0) & (values <= 4)]
+    assert histogram.sum == pytest.approx(inside.sum(), rel=1e-3)
+    assert histogram.sum_squares == pytest.approx((inside**2).sum(), rel=1e-3)
+    for tag, step, expected in [
+        ("inputs/0", 4, pictures[0]),
+        ("inputs/1", 4, pictures[1]),
+        ("mistakes", 5, pictures[0]),
+    ]:
+        (image,) = events.Images(tag)
+        assert (image.step, image.height, image.width) == (step, 5, 7)
+        shown = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
+        np.testing.assert_array_equal(shown, expected)
+    assert (tmp_path / "m.jsonl").read_text() == ""
 
 
 def test_writers_pass_everything_on(tmp_path):
