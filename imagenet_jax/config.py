@@ -21,7 +21,7 @@ from imagenet_jax.errors import UserError
 OPERATIONAL = (
     "resume_with_changes", "data.path", "data.threads", "data.workers", "data.prefetch_mb",
     "data.undecodable",
-    "log.every_steps", "log.tensorboard", "log.watchdog_seconds",
+    "log.every_steps", "log.tensorboard", "log.group_norms", "log.watchdog_seconds",
     "checkpoint.keep", "eval.batch_size", "mesh.fsdp", "nonfinite.policy",
     "nonfinite.max_rewinds", "nonfinite.skip_steps",
 )  # fmt: skip
@@ -124,14 +124,24 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str, origin: str | os.PathLike = "config.json") -> ConfigDict:
-    """The checked config that `to_json` wrote; nothing is executed."""
+    """The checked config that `to_json` wrote; nothing is executed.
+
+    A field that did not exist when it was written has its default, which is what was done then.
+    Raises UserError for unknown fields, wrong types and bad values.
+    """
     try:
         tree = json.loads(text)
     except json.JSONDecodeError as e:
         raise UserError(f"{origin} is not valid JSON: {_one_line(e)}") from e
     if not isinstance(tree, dict):
         raise UserError(f"{origin} does not hold a config")
-    return check(ConfigDict(_tuples(tree)))
+    config = ConfigDict(_tuples(tree))
+    model = config.get("model", ConfigDict())
+    if not isinstance(model, ConfigDict):
+        raise UserError(f"{origin}: config.model = {model!r} should be a group of fields")
+    models.check_name(model.get("name", ""))
+    _fill(config, defaults.defaults(model.name))
+    return check(config)
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
@@ -142,6 +152,15 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
         for field in sorted(a.keys() | b.keys())
         if field not in OPERATIONAL and a.get(field) != b.get(field)
     ]
+
+
+def _fill(config: ConfigDict, default: ConfigDict) -> None:
+    """Give `config` the fields of `default` that it does not have."""
+    for name, value in default.items():
+        if name not in config:
+            config[name] = value
+        elif isinstance(value, ConfigDict) and isinstance(config[name], ConfigDict):
+            _fill(config[name], value)
 
 
 def _child(node: ConfigDict, name: str, field: str, config: ConfigDict) -> Any:

@@ -1,5 +1,6 @@
 """Configs: every shipped file, overrides, errors that name the field, JSON and back."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -158,6 +159,24 @@ def test_json_and_back_is_the_same_config(name):
 
 
 @settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_a_json_written_before_a_field_existed_has_its_default(data):
+    config = defaults.defaults("resnet18")
+    config.batch_size, config.optim.peak_lr = 64, 0.5
+    tree = json.loads(config_io.to_json(config_io.check(config)))
+    usual = config_io.flatten(defaults.defaults("resnet18"))
+    removable = sorted(usual.keys() - {"model.name"})
+    gone = data.draw(st.lists(st.sampled_from(removable), unique=True, min_size=1))
+    for field in gone:
+        *groups, leaf = field.split(".")
+        group = functools.reduce(dict.__getitem__, groups, tree)
+        del group[leaf]
+    tree = {k: v for k, v in tree.items() if v != {}}  # a group that did not exist either
+    want = config_io.flatten(config) | {field: usual[field] for field in gone}
+    assert config_io.flatten(config_io.from_json(json.dumps(tree))) == want
+
+
+@settings(max_examples=30, deadline=None)
 @given(lr=st.floats(0, 10), batch=st.integers(1, 4096), note=st.sampled_from(["resnet18", "vgg16"]))
 def test_differences_name_exactly_what_differs(lr, batch, note):
     a = defaults.defaults("resnet50")
@@ -168,7 +187,21 @@ def test_differences_name_exactly_what_differs(lr, batch, note):
     assert named == want
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", json.dumps({"seed": 0})])
-def test_damaged_config_json_is_a_user_error(text):
-    with pytest.raises(UserError):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON"),
+        ("[1]", "does not hold a config"),
+        ('{"seed": 0}', r"config\.model\.name = ''"),
+        ('{"model": {"name": "resnet51"}}', r"did you mean 'resnet50'\?"),
+        ('{"model": {"name": ["resnet50"]}}', r"config\.model\.name"),
+        ('{"model": "resnet50"}', r"config\.model"),
+        ('{"model": {"name": "vgg16", "stem": "small"}}', "does not belong to vgg16"),
+        ('{"model": {"name": "vgg16"}, "speed": 1}', r"config\.speed is not a field"),
+        ('{"model": {"name": "vgg16"}, "optim": 3}', r"config\.optim"),
+        ('{"model": {"name": "vgg16"}, "seed": "1"}', r"config\.seed .* should be an integer"),
+    ],
+)
+def test_damaged_config_json_is_a_user_error(text, message):
+    with pytest.raises(UserError, match=message):
         config_io.from_json(text)
