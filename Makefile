@@ -66,6 +66,11 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/shellcheck launch/*.sh launch/*.sbatch launch/kubernetes/*.sh
+	@if $(BIN)/python -c 'import urllib.request as r; r.urlopen("https://pypi.org/pypi/pip/json", timeout=10)' \
+	  2>/dev/null; then \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9,<3' && \
+	  $(BIN)/pip-audit --disable-pip --no-deps --progress-spinner=off -r constraints.txt; \
+	else echo 'pip-audit: the advisories of pypi.org cannot be reached from here'; fi
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

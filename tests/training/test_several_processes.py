@@ -51,7 +51,7 @@ def _finish(*processes):
     outputs = []
     try:
         for process in processes:
-            outputs.append((*process.communicate(timeout=200), process.returncode))
+            outputs.append((*process.communicate(timeout=600), process.returncode))
     finally:
         for process in processes:
             process.kill()
