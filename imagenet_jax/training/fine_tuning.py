@@ -1,6 +1,5 @@
 """Fine-tuning: the head alone at first, and smaller steps for layers further from it."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from imagenet_jax import models
+from imagenet_jax.training.layer_groups import by_group
 
 
 def layer_scales(params: Any, model: str, decay: float) -> Any:
@@ -19,22 +19,7 @@ def layer_scales(params: Any, model: str, decay: float) -> Any:
     arXiv:2003.10555.
     """
     last = len(models.groups(model)) - 1
-    return _by_group(params, model, lambda group: decay ** (last - group))
-
-
-def _by_group(params: Any, model: str, value: Callable[[int], Any]) -> Any:
-    """A tree like `params` with value(index of the parameter's group) at each leaf."""
-    groups = models.groups(model)
-
-    def of(path: tuple[Any, ...], _: Any) -> Any:
-        keys = tuple(entry.key for entry in path)
-        matches = [
-            i for i, group in enumerate(groups) for prefix in group if keys[: len(prefix)] == prefix
-        ]
-        (index,) = matches  # groups cover the parameters, each once
-        return value(index)
-
-    return jax.tree_util.tree_map_with_path(of, params)
+    return by_group(params, model, lambda group: decay ** (last - group))
 
 
 def scale_layers(model: str, decay: float) -> optax.GradientTransformation:
@@ -80,7 +65,7 @@ def head_first(
     last = len(models.groups(model)) - 1
 
     def labels(params: Any) -> Any:
-        return _by_group(params, model, lambda group: "head" if group == last else "rest")
+        return by_group(params, model, lambda group: "head" if group == last else "rest")
 
     return optax.multi_transform({"head": rule, "rest": _still_until(start, rule)}, labels)
 

@@ -56,10 +56,11 @@ class Interval:
     skipped_before: int = 0
 
     def add(self, values: dict[str, float], skipped: list[str]) -> None:
+        # Only what every step of the interval has: a restart may turn metrics on or off.
+        kept = self.sums if self.count else dict.fromkeys(values, 0.0)
+        self.sums = {n: total + values[n] for n, total in kept.items() if n in values}
         self.count += 1
         self.skipped += skipped
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
 
     def summary(self) -> dict[str, Any]:
         """Means, and the names of skipped images where there were some."""

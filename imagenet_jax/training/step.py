@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from imagenet_jax.data import augment
 from imagenet_jax.data.augment import normalize
 from imagenet_jax.training import compiler, ema, losses
+from imagenet_jax.training.group_norms import group_norms
 from imagenet_jax.training.metrics import label_rank
 from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import TrainState
@@ -40,13 +41,14 @@ def train_step(
         "mask" f32[B]: rows of 0 enter neither loss nor top1.
       graph: structure of the model.
       tx, schedule: the optimizer, and the learning rate to report.
-      config: the run's; seed, model, data, augment, loss, optim and ema are read.
+      config: the run's; seed, model, data, augment, loss, optim, ema and log.group_norms are read.
       averaging: the share of each step in the EMA; None: 1 - config.ema.decay throughout.
 
     Returns:
       The state after it, and f32[] scalars: loss and top1 over the batch, both before the update,
-      grad_norm (before clipping), param_norm (after the update) and learning_rate. Where images
-      are mixed, top1 is against the label with the larger share (the first class, at a half).
+      grad_norm (before clipping), param_norm (after the update) and learning_rate; with
+      config.log.group_norms also those of `group_norms`. Where images are mixed, top1 is against
+      the label with the larger share (the first class, at a half).
     """
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     augment_key, dropout_key = jax.random.split(key)
@@ -109,6 +111,8 @@ def train_step(
         "param_norm": optax.tree.norm(params),
         "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
     }
+    if config.log.group_norms:
+        metrics |= group_norms(config.model.name, grads, updates, params)
     return TrainState(state.step + 1, params, stats, opt_state, average), metrics
 
 
