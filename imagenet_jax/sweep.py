@@ -5,12 +5,12 @@
   python -m imagenet_jax.sweep --table --out=runs/ablation --plot=ablation.png
 
 Each cell is `python -m imagenet_jax.main` in a process of its own, in the folder
-DIR/peak_lr=0.1,mixup=0.2,seed=1, with its output in log.txt there. All are checked before one starts.
-Ctrl-C and SIGTERM let the cells save; the same command continues, and runs no finished cell again.
-More values, settings or seeds may be added to a folder; another base config is refused.
+DIR/peak_lr=0.1,mixup=0.2,seed=1, with its output in log.txt there. All are checked at first. Ctrl-C
+and SIGTERM let the cells save; the same command continues, and runs no finished cell again. More
+values, settings or seeds may be added to a folder; another base config is refused.
 
 A file for --sweep has get_sweep(), which returns a Sweep (imagenet_jax/studies/sweep.py);
-sweeps/quickstart_ablation.py is one. Exits with 0 when every cell has finished, 1 when one failed.
+sweeps/quickstart_ablation.py is one. Exits with 0 when every cell has finished, 1 when one has not.
 """
 
 from collections.abc import Sequence
@@ -19,35 +19,64 @@ from pathlib import Path
 from imagenet_jax import cli
 from imagenet_jax.errors import UserError
 
+_RUN = (
+    "config",
+    "sweep",
+    "grid",
+    "seeds",
+    "jobs",
+    "launch",
+    "launch_flags",
+    "retry_failed",
+    "dry_run",
+)
+_LOOK = ("metric", "baseline", "format", "plot")
+
 
 def main(argv: Sequence[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
     parser = cli.parser("imagenet_jax.sweep", __doc__)
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder of the sweep")
-    run = parser.add_argument_group("running")
-    run.add_argument(
-        "--config", metavar="FILE[:ARG]", help="the base config, as of imagenet_jax.main"
-    )
-    run.add_argument("--config.FIELD", metavar="VALUE", help="set one field for all cells")
-    what = run.add_mutually_exclusive_group()
-    what.add_argument("--sweep", metavar="FILE", help="a Python file with get_sweep()")
-    what.add_argument("--grid", metavar="FIELDS", help="'FIELD=VALUE,VALUE ...': all combinations")
-    run.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N - 1 (default 1)")
-    run.add_argument("--jobs", type=int, metavar="N", help="so many at once, on disjoint devices")
-    run.add_argument("--retry_failed", action="store_true", help="try failed cells again too")
-    run.add_argument("--dry_run", action="store_true", help="print the commands, start nothing")
-    table = parser.add_argument_group("looking")
-    table.add_argument("--table", action="store_true", help="means, deviations, paired differences")
+    run = parser.add_argument_group("running").add_argument
+    run("--config", metavar="FILE[:ARG]", help="the base config")
+    run("--config.FIELD", metavar="VALUE", help="set one field for all cells")
+    run("--sweep", metavar="FILE", help="a Python file with get_sweep()")
+    run("--grid", metavar="FIELDS", help="'FIELD=VALUE,VALUE ...': all combinations")
+    run("--seeds", type=int, metavar="N", help="seeds 0 to N - 1 (default 1)")
+    run("--jobs", type=int, metavar="N", help="so many at once, on disjoint devices (default 1)")
+    run("--launch", choices=("slurm", "skypilot"), help="submit the cells through launch/ instead")
+    run("--launch_flags", metavar="FLAGS", help="for sbatch, or for sky jobs launch")
+    run("--retry_failed", action="store_true", help="try failed cells again too")
+    run("--dry_run", action="store_true", help="print the commands, start nothing")
+    look = parser.add_argument_group("looking").add_argument
+    look("--table", action="store_true", help="means and differences, over seeds")
+    look("--metric", metavar="NAME", help="top1 (default), top5 or loss")
+    look("--baseline", metavar="CELL", help="what the others are compared with")
+    look("--format", choices=("text", "markdown", "latex", "csv"), help="of the table")
+    look("--plot", metavar="FILE", help="also draw it: .png, .pdf or .svg")
     args = parser.parse_args(argv)
+    given = [f"config.{field}" for field, _ in overrides] if args.table else []
+    given += [name for name in (_RUN if args.table else _LOOK) if getattr(args, name)]
+    if given:
+        raise UserError(
+            f"--{given[0]} is not for use {'with' if args.table else 'without'} --table"
+        )
     out = Path(args.out).expanduser()
 
-    from imagenet_jax.studies import sweep, sweep_run
+    if args.table:
+        from imagenet_jax.studies.ablation import show_table
+
+        plot = Path(args.plot).expanduser() if args.plot else None
+        show_table(out, args.metric or "top1", args.baseline, args.format or "text", plot)
+        return 0
+
+    from imagenet_jax.studies import sweep, sweep_run, sweep_submit
 
     plan = sweep.plan_from(args.config, args.sweep, args.grid, args.seeds, overrides)
-    if args.dry_run:
-        sweep_run.print_commands(plan, out)
-        return 0
-    return sweep_run.run_here(plan, out, jobs=args.jobs or 1, retry_failed=args.retry_failed)
+    how = {"jobs": args.jobs, "retry_failed": args.retry_failed, "dry_run": args.dry_run}
+    if args.launch or args.launch_flags:
+        return sweep_submit.submit(plan, out, args.launch, args.launch_flags or "", **how)
+    return sweep_run.run_here(plan, out, **how)
 
 
 if __name__ == "__main__":

@@ -130,6 +130,8 @@ def plan_from(
     overrides: Overrides,
 ) -> Plan:
     """The plan of the command line's --config, --sweep or --grid, --seeds and --config.FIELD."""
+    if file and grid:
+        raise UserError("--sweep has a grid of its own; leave --grid out")
     sweep = read_sweep(file) if file else Sweep(grid=parse_grid(grid) if grid else {})
     if config:
         sweep = replace(sweep, config=config)
@@ -236,7 +238,7 @@ def _text(value: Any) -> str:
     """A value as the command line writes it."""
     if isinstance(value, bool):
         return str(value).lower()
-    return value if isinstance(value, str) else repr(value)
+    return value if isinstance(value, str) else repr(value).replace(" ", "")
 
 
 def _name(values: Values, config: ConfigDict, swept: Sequence[str]) -> str:
@@ -258,13 +260,18 @@ def short(name: str, fields: Sequence[str]) -> str:
     )
 
 
+def shown(value: Any) -> str:
+    """A value as people write it: "0.1", "(0.7, 1)", "true"."""
+    if isinstance(value, tuple):
+        return f"({', '.join(map(shown, value))})"
+    if isinstance(value, float):
+        brief = f"{value:g}"
+        return brief if float(brief) == value else repr(value)
+    return _text(value)
+
+
 def _word(value: Any) -> str:
     """A value in letters, digits and ._+-; (0.4, 0.1) becomes 0.4_0.1."""
     if isinstance(value, tuple):
-        return "_".join(_word(v) for v in value) or "none"
-    if isinstance(value, float):
-        brief = f"{value:g}"
-        text = brief if float(brief) == value else repr(value)
-    else:
-        text = _text(value)
-    return re.sub(r"[^\w.+-]", "-", text) or "none"
+        return "_".join(map(_word, value)) or "none"
+    return re.sub(r"[^\w.+-]", "-", shown(value)) or "none"

@@ -7,6 +7,7 @@ OUT/compiled/               XLA's programs, shared by the cells
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,16 +49,8 @@ def state_of(out: Path, cell: Cell) -> State:
 
     It is finished when the last step of its config is evaluated in metrics.jsonl and the checkpoint
     of that step is there, or the user has removed all checkpoints.
-    Raises UserError where another config trained in its folder.
     """
     workdir = out / cell.name
-    if (workdir / "config.json").is_file():
-        changed = config_io.differences(workdirs.read_config(workdir), cell.config)
-        if changed:
-            raise UserError(
-                f"{workdir} was trained otherwise ({'; '.join(changed)}); move it away, or use "
-                "another --out"
-            )
     history = _history(workdir / "metrics.jsonl")
     step = max((line["step"] for line in history), default=0)
     total = _total_steps(history, cell.config.epochs)
@@ -74,6 +67,21 @@ def state_of(out: Path, cell: Cell) -> State:
     if not (workdir / "config.json").is_file():
         return replace(state, kind=NOT_STARTED)
     return state
+
+
+def states_of(out: Path, cells: Sequence[Cell]) -> dict[str, State]:
+    """{name: state} of cells; UserError where another config trained in the folder of one."""
+    for cell in cells:
+        workdir = out / cell.name
+        if not (workdir / "config.json").is_file():
+            continue
+        changed = config_io.differences(workdirs.read_config(workdir), cell.config)
+        if changed:
+            raise UserError(
+                f"{workdir} was trained otherwise ({'; '.join(changed)}); move it away, or use "
+                "another --out"
+            )
+    return {cell.name: state_of(out, cell) for cell in cells}
 
 
 def mark_failed(workdir: Path, code: int, reason: str) -> None:

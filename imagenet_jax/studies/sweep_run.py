@@ -40,24 +40,23 @@ def command(plan: Plan, cell: Cell, workdir: str) -> list[str]:
     ]
 
 
-def print_commands(plan: Plan, out: Path) -> None:
-    """The command of every cell, one a line, for a shell."""
-    for cell in plan.cells:
-        print(shlex.join(_train(plan, cell, str(out / cell.name))))
-
-
-def run_here(plan: Plan, out: Path, *, jobs: int, retry_failed: bool) -> int:
-    """Run every cell that is not finished, `jobs` at once; returns the exit code.
+def run_here(plan: Plan, out: Path, *, jobs: int | None, retry_failed: bool, dry_run: bool) -> int:
+    """Run every cell that is not finished, `jobs` at once (None: one); returns the exit code.
 
     0 where all are finished, 1 where one failed, 128 + the signal that stopped the sweep: it is
-    passed on, and the cells save.
+    passed on, and the cells save. `dry_run` prints the commands, and starts and writes nothing.
     Raises UserError before anything starts: for another sweep in `out`, for one of another base
     config, for a folder where another config trained, for more jobs than devices.
     """
+    jobs = 1 if jobs is None else jobs
     free = shares(jobs)
+    if dry_run:
+        for cell in folder.joined(out, plan)[0].cells:
+            print(shlex.join(_train(plan, cell, str(out / cell.name))))
+        return 0
     with Running(out, does="runs a sweep", flag="--out"), _Signals() as signals:
         wanted, recorded = folder.joined(out, plan)
-        states = {cell.name: folder.state_of(out, cell) for cell in wanted.cells}
+        states = folder.states_of(out, wanted.cells)
         folder.write_plan(out, recorded)
         todo = [
             cell
