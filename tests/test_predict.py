@@ -165,7 +165,7 @@ def test_page_is_self_contained(saved_run, photos, tmp_path, run):
     values = [one["probability"] for line in predicted for one in line["predictions"]]
     assert shown.values == pytest.approx(values, rel=1e-5)
     assert shown.bars == pytest.approx(values, abs=1e-4)
-    encoded = shown.images[0]["src"].removeprefix("data:image/jpeg;base64,")
+    encoded = shown.images[0]["src"].partition(";base64,")[2]
     with Image.open(io.BytesIO(base64.b64decode(encoded))) as thumbnail:
         difference = np.abs(np.asarray(thumbnail, int) - np.asarray(photograph(5), int))
     assert difference.mean() < 10  # JPEG's own

@@ -1,8 +1,5 @@
 """Predictions for people and programs: a table, JSON lines, a page with pictures and bars."""
 
-import base64
-import html
-import io
 import json
 import os
 import sys
@@ -11,15 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from imagenet_jax.data.doctor.findings import printable
 from imagenet_jax.errors import UserError
-
-_THUMBNAIL = 192  # pixels
+from imagenet_jax.reporting.markup import data_uri, escape
 
 _STYLE = """
 :root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }
@@ -139,11 +134,11 @@ def _write_html(path: Path, title: str, figures: Sequence[str], failures: Sequen
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>Predictions</title><style>{_STYLE}</style></head><body>",
-        f"<h1>Predictions</h1><p>{count}, {_escape(title)}</p>",
+        f"<h1>Predictions</h1><p>{count}, {escape(title)}</p>",
         *figures,
     ]
     if failures:
-        items = "".join(f"<li>{_escape(failure)}</li>" for failure in failures)
+        items = "".join(f"<li>{escape(failure)}</li>" for failure in failures)
         parts.append(f"<h2>Not predicted</h2><ul>{items}</ul>")
     parts.append("</body></html>\n")
     part = path.with_name(f".{path.name}.{os.getpid()}")
@@ -156,25 +151,13 @@ def _write_html(path: Path, title: str, figures: Sequence[str], failures: Sequen
 
 def _figure(prediction: Prediction) -> str:
     rows = "".join(
-        f'<div class="row"><span title="{_escape(name)}">{_escape(name)}</span>'
+        f'<div class="row"><span title="{escape(name)}">{escape(name)}</span>'
         f'<div class="bar"><i style="width:{p:.2%}"></i></div>'
         f'<data value="{p:.6g}">{p:.2%}</data></div>'
         for name, p in zip(prediction.classes, prediction.probabilities, strict=True)
     )
-    name = _escape(prediction.name)
+    name = escape(prediction.name)
     return (
-        f'<figure><img alt="{name}" src="{_data_uri(prediction.pixels)}">'
+        f'<figure><img alt="{name}" src="{data_uri(prediction.pixels)}">'
         f"<figcaption><b>{name}</b>{rows}</figcaption></figure>"
     )
-
-
-def _data_uri(pixels: np.ndarray) -> str:
-    file = io.BytesIO()
-    image = Image.fromarray(pixels)
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    image.save(file, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _escape(text: str) -> str:
-    return html.escape(printable(text))

@@ -1,0 +1,1 @@
+"""The report on runs: one HTML page, PNGs and Markdown, drawn from plain values."""

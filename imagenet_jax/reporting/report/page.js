@@ -1,0 +1,188 @@
+"use strict";
+// Draws the charts from the values that the page holds, in the colours of its style sheet.
+
+const report = JSON.parse(document.getElementById("report-data").textContent);
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const hidden = {runs: new Set(), roles: new Set(report.hidden_roles)};
+const logarithmic = {};
+for (const chart of report.charts) logarithmic[chart.key] = chart.logarithmic === true;
+
+const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+const runColour = (run) => colour("run-" + (run % 8));
+const element = (chart) => document.getElementById("chart-" + chart.key);
+// Plotly reads a few tags in its labels; names are text.
+const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
+
+function lineOf(line) {
+  // One run: colours tell training from evaluation. Several: they tell the runs apart.
+  const single = report.runs.length === 1;
+  const base = {x: line.x, y: line.y, text: line.text.map(plain), name: plain(line.name), type: "scatter"};
+  const hue = runColour(single && line.role !== "train" ? 1 : line.run);
+  if (line.role === "train") {
+    return {...base, mode: line.x.length > 1 ? "lines" : "markers", opacity: single ? 1 : 0.6,
+      line: {color: hue, width: single ? 2 : 1.5}, marker: {color: hue}};
+  }
+  const raw = line.role === "raw";
+  return {...base, mode: "lines+markers", line: {color: hue, width: 2, dash: raw ? "dot" : "solid"},
+    marker: {color: hue, size: 6, symbol: raw ? "x" : "circle"}};
+}
+
+function tracesOf(chart) {
+  const shown = chart.series.filter((s) => !hidden.runs.has(s.run) && !hidden.roles.has(s.role));
+  if (chart.kind === "curve") {
+    return shown.map((s) => ({...lineOf(s), hovertemplate: `%{y:${chart.value_format}} at %{text}`}));
+  }
+  const named = (s, more) => ({x: s.x, y: s.y, text: s.text.map(plain), name: plain(s.name), ...more});
+  if (chart.kind === "reliability") {
+    const diagonal = {x: [0, 1], y: [0, 1], mode: "lines", hoverinfo: "skip", showlegend: false,
+      line: {color: colour("muted"), width: 1, dash: "dash"}};
+    return [diagonal, ...shown.map((s) => named(s, {mode: "lines+markers",
+      line: {color: runColour(s.run), width: 2}, marker: {color: runColour(s.run), size: 7},
+      hovertemplate: "%{y:.1%} right where the confidence is %{x:.1%} (%{text})"}))];
+  }
+  if (chart.kind === "ranks") {
+    return shown.map((s) => named(s, {mode: "lines", line: {color: runColour(s.run), width: 2},
+      hovertemplate: "%{text}: %{y:.1%}"}));
+  }
+  if (chart.kind === "confusion") {
+    const sums = chart.cells.map((row) => Math.max(1, row.reduce((a, b) => a + b, 0)));
+    const names = chart.names.map(plain);
+    return [{type: "heatmap", z: chart.cells.map((row, i) => row.map((n) => n / sums[i])),
+      text: chart.cells.map((row) => row.map((n) => n ? n.toLocaleString("en") : "")),
+      customdata: chart.cells.map((row, i) => row.map((n, j) => [n, names[i], names[j]])),
+      texttemplate: chart.names.length <= 20 ? "%{text}" : "", zmin: 0, zmax: 1,
+      colorscale: [[0, colour("panel")], [1, colour("strong")]], xgap: 1, ygap: 1,
+      colorbar: {tickformat: ".0%", thickness: 10, outlinewidth: 0, len: 0.8,
+        title: {text: "share of true class", side: "right"}},
+      hovertemplate: "%{customdata[1]} taken for %{customdata[2]}: %{customdata[0]:,} (%{z:.1%})<extra></extra>"}];
+  }
+  return shown.map((s) => named(s, {type: "bar", marker: {color: runColour(s.run)},
+    hovertemplate: "%{text}: %{y:.1%}"}));
+}
+
+function layoutOf(chart) {
+  const axis = {gridcolor: colour("line"), linecolor: colour("muted"), zeroline: false, automargin: true,
+    ticks: "outside", tickcolor: colour("line"), title: {standoff: 10}};
+  const share = chart.value_format.endsWith("%");
+  const layout = {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
+    font: {family: "inherit", size: 12, color: colour("ink")},
+    margin: {l: 56, r: 12, t: 10, b: 44}, hovermode: "x unified", bargap: 0.15,
+    hoverlabel: {bgcolor: colour("panel"), bordercolor: colour("line"), font: {color: colour("ink")}},
+    modebar: {bgcolor: "rgba(0,0,0,0)", color: colour("muted"), activecolor: colour("link")},
+    xaxis: {...axis, title: {text: chart.x_title, standoff: 10}},
+    yaxis: {...axis, title: {text: chart.y_title, standoff: 10}, tickformat: share ? ".3~p" : ""},
+  };
+  if (chart.kind === "curve") {
+    layout.yaxis.type = logarithmic[chart.key] ? "log" : "linear";
+    if (logarithmic[chart.key]) layout.yaxis.dtick = "D2";
+    layout.xaxis.hoverformat = ".5~g";
+    layout.xaxis.unifiedhovertitle = {text: `${chart.x_title} %{x}`};
+    if (["images_per_second", "input_wait"].includes(chart.key)) layout.yaxis.rangemode = "tozero";
+    layout.xaxis.rangemode = "tozero";
+  } else if (chart.kind === "reliability") {
+    layout.hovermode = "closest";
+    layout.xaxis.range = layout.yaxis.range = [-0.02, 1.02];
+    layout.xaxis.tickformat = ".0%";
+  } else if (chart.kind === "histogram") {
+    layout.hovermode = "closest";
+    layout.xaxis.range = [0, 1];
+    layout.xaxis.tickformat = ".0%";
+  } else if (chart.kind === "classes") {
+    layout.xaxis.tickvals = chart.names.map((_, i) => i);
+    layout.xaxis.ticktext = chart.names.map(plain);
+    layout.hovermode = "closest";
+    layout.yaxis.range = [0, 1];
+  } else if (chart.kind === "ranks") {
+    layout.yaxis.range = [0, 1.02];
+    layout.hovermode = "closest";
+  } else if (chart.kind === "confusion") {
+    const ticks = {tickvals: chart.names.map((_, i) => i), ticktext: chart.names.map(plain), showgrid: false};
+    if (chart.names.length > 40) Object.assign(ticks, {showticklabels: false});
+    Object.assign(layout.xaxis, ticks);
+    Object.assign(layout.yaxis, ticks, {autorange: "reversed", tickformat: ""});
+    layout.hovermode = "closest";
+  }
+  return layout;
+}
+
+const options = {responsive: true, displaylogo: false,
+  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"]};
+
+function draw(chart) {
+  const box = element(chart);
+  if (!box || !box.offsetWidth) return;  // in a closed <details>: drawn once it opens
+  const first = !box.data;
+  Plotly.react(box, tracesOf(chart), layoutOf(chart), options);
+  if (first && chart.kind === "curve") box.on("plotly_relayout", (change) => follow(chart, change));
+}
+
+// A zoom of one curve along its steps is a zoom of all.
+let following = false;
+function follow(chart, change) {
+  const range = change["xaxis.range"] || (change["xaxis.range[0]"] !== undefined &&
+    [change["xaxis.range[0]"], change["xaxis.range[1]"]]);
+  if (following || !(range || change["xaxis.autorange"])) return;
+  following = true;
+  const others = report.charts.filter((c) => c.kind === "curve" && c !== chart && element(c) && element(c).data);
+  const update = range ? {"xaxis.range": [...range]} : {"xaxis.autorange": true};
+  Promise.all(others.map((c) => Plotly.relayout(element(c), {...update}))).finally(() => { following = false; });
+}
+
+const drawAll = () => report.charts.forEach(draw);
+drawAll();
+dark.addEventListener("change", drawAll);
+document.querySelectorAll("details").forEach((d) => d.addEventListener("toggle", drawAll));
+
+document.querySelectorAll("[data-logarithmic]").forEach((button) => {
+  button.addEventListener("click", () => {
+    const key = button.dataset.logarithmic;
+    logarithmic[key] = !logarithmic[key];
+    button.textContent = logarithmic[key] ? "linear axis" : "log axis";
+    draw(report.charts.find((chart) => chart.key === key));
+  });
+});
+
+document.querySelectorAll(".legend input").forEach((box) => {
+  box.addEventListener("change", () => {
+    const [set, key] = box.dataset.run !== undefined
+      ? [hidden.runs, Number(box.dataset.run)] : [hidden.roles, box.dataset.role];
+    if (box.checked) set.delete(key); else set.add(key);
+    drawAll();
+  });
+});
+
+// Tables: sorted by a click on the head of a column, and reduced to rows that hold some text.
+document.querySelectorAll("table.sortable").forEach((table) => {
+  const heads = [...table.tHead.rows[0].cells];
+  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+    const down = head.getAttribute("aria-sort") === "ascending";
+    heads.forEach((h) => h.removeAttribute("aria-sort"));
+    head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+    const rows = [...table.tBodies[0].rows].sort((a, b) => {
+      const [p, q] = [value(a), value(b)];
+      const order = p !== "" && q !== "" && !isNaN(p) && !isNaN(q) ? p - q : p.localeCompare(q);
+      return down ? -order : order;
+    });
+    table.tBodies[0].append(...rows);
+  }));
+});
+document.querySelectorAll("input[data-filter]").forEach((box) => {
+  box.addEventListener("input", () => {
+    const wanted = box.value.toLowerCase();
+    for (const row of document.getElementById(box.dataset.filter).tBodies[0].rows) {
+      row.hidden = !row.textContent.toLowerCase().includes(wanted);
+    }
+  });
+});
+
+// The entry of the section that is being read.
+const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
+const reading = new IntersectionObserver((entries) => entries.forEach((entry) => {
+  const link = links.get(entry.target.id);
+  if (!link || !entry.isIntersecting) return;
+  links.forEach((a) => a.classList.remove("here"));
+  link.classList.add("here");
+}), {rootMargin: "-20% 0px -75% 0px"});
+document.querySelectorAll("section[id]").forEach((section) => reading.observe(section));

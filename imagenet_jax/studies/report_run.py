@@ -1,0 +1,151 @@
+"""Read a workdir for the report, as far as it has come."""
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from imagenet_jax.config import flatten
+from imagenet_jax.data.sources import open_source
+from imagenet_jax.errors import UserError
+from imagenet_jax.reporting.report.records import Run
+from imagenet_jax.studies.report_images import look
+from imagenet_jax.training.checkpoint import open_to_read
+from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.recipe import recipe_of
+from imagenet_jax.training.running import is_training
+from imagenet_jax.training.weights import of_workdir
+from imagenet_jax.training.workdir import has_checkpoint, read_config
+
+
+def read_run(
+    workdir: Path, name: str, checkpoint: str, overrides: Iterable[tuple[str, str]]
+) -> Run:
+    """The run as the report shows it; the data is read once, where it is there.
+
+    Args:
+      name: of the run in the report.
+      checkpoint: "latest", "best" or a step: what is predicted with.
+      overrides: (field, text), to say where the data is here, say.
+
+    Raises UserError where `workdir` is not one, or its files are damaged.
+    """
+    overrides = list(overrides)
+    config = read_config(workdir)
+    metrics = _read_metrics(workdir / "metrics.jsonl")
+    evaluations = _evaluations(workdir, metrics)
+    here = read_config(workdir, overrides)
+    images, per_epoch, total = _lengths(here, metrics)
+    predicted, explained, missing = None, None, ""
+    try:
+        if not has_checkpoint(workdir):
+            raise UserError(f"no checkpoint in {workdir} yet: train on, then make the report again")
+        step = open_to_read(workdir, here).find(checkpoint)
+        weights = of_workdir(workdir, str(step), overrides)
+        predicted, explained = look(weights, step)
+    except UserError as e:
+        missing = _with_way_out(" ".join(str(e).split()))
+        if checkpoint not in ("latest", "best") and "--checkpoint=" in missing:
+            raise
+    return Run(
+        name=name,
+        workdir=str(workdir),
+        status=_status(workdir, metrics, total),
+        config=flatten(config),
+        recipe=recipe_of(config, images, total),
+        provenance=_read_object(workdir / "provenance.json"),
+        metrics=metrics,
+        evaluations=evaluations,
+        best_metric=config.checkpoint.best_metric,
+        steps_per_epoch=per_epoch,
+        predicted=predicted,
+        explained=explained,
+        missing=missing,
+    )
+
+
+def _lengths(
+    config: ConfigDict, metrics: list[dict[str, Any]]
+) -> tuple[int | None, float | None, int | None]:
+    """(training images, steps per epoch, steps of the run), without the data as far as the metrics
+    tell them."""
+    try:
+        run = experiment_of(config)
+        return len(run.source), run.steps_per_epoch, run.total_steps
+    except UserError:
+        pass
+    try:
+        images = len(open_source(config.data, config.data.train_split))
+    except UserError:
+        images = None
+    for line in reversed(metrics):
+        if line.get("epoch"):
+            per_epoch = line["step"] / line["epoch"]
+            return images, per_epoch, math.ceil(config.epochs * per_epoch - 1e-6)
+    return images, None, None
+
+
+def _status(workdir: Path, metrics: list[dict[str, Any]], total: int | None) -> str:
+    step = max((line["step"] for line in metrics), default=0)
+    of = f"step {step:,}" + (f" of {total:,}" if total else "")
+    if is_training(workdir):
+        return f"training now, {of}"
+    if total and step >= total:
+        return f"finished, {total:,} steps"
+    return f"stopped at {of}" if step else "nothing logged yet"
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; [] where there is none yet. A last line that is being written is
+    left out."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path} cannot be read: {e}") from e
+    lines: list[dict[str, Any]] = []
+    whole = text[: text.rfind("\n") + 1]
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            values = json.loads(line)
+            good = isinstance(values["step"], int) and isinstance(values["split"], str)
+        except (ValueError, KeyError, TypeError):
+            good = False
+        if not good:
+            raise UserError(f"{path}, line {number} is not what a run writes; remove the line")
+        lines.append(values)
+    return lines
+
+
+def _evaluations(workdir: Path, metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of training and those of `imagenet_jax.eval`, one of each step and weights."""
+    found = {(e["step"], e["weights"]): e for e in metrics if "weights" in e}
+    for path in sorted((workdir / "eval").glob("*.json")):
+        if not path.stem.isdecimal():
+            continue  # by class
+        record = _read_object(path)
+        for one in (record, *record.get("also", [])):
+            whole = {"step": record.get("step"), "split": record.get("split")} | one
+            if {"weights", "top1", "top5", "loss", "count"} <= whole.keys():
+                found[whole["step"], whole["weights"]] = whole
+    return [found[key] for key in sorted(found)]
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise UserError(f"{path} cannot be read ({e}); move it away or mend it") from e
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a JSON object; move it away or mend it")
+    return value
+
+
+def _with_way_out(reason: str) -> str:
+    if "--config.data.path" in reason or "no checkpoint" in reason or "data" not in reason:
+        return reason
+    return f"{reason}; where the data is elsewhere, say --config.data.path=..."
