@@ -36,6 +36,7 @@ from imagenet_jax.training.processes import (
     on_first,
     require_same,
 )
+from imagenet_jax.training.profiling import traced
 from imagenet_jax.training.recording import Recorder
 from imagenet_jax.training.recovery import set_aside_damaged
 from imagenet_jax.training.running import Running
@@ -51,10 +52,18 @@ from imagenet_jax.training.watchdog import Watchdog
 _IN_FLIGHT = 3
 
 
-def train(config: ConfigDict, workdir: Path, *, strict_restore: bool = False) -> int:
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    strict_restore: bool = False,
+    stop_after: int | None = None,
+) -> int:
     """Train `config` in `workdir`, from its last checkpoint if it has one.
 
     Where that is damaged, from the one before it; `strict_restore` raises UserError instead.
+    `stop_after` ends the run early: the state after that step is saved, and what it was until then
+    is what it is in a whole run.
 
     Returns the exit code: 0 when finished, 128 + the signal that stopped it, after saving.
     Raises UserError for what the user can mend, before anything is written; NonFiniteError where
@@ -89,7 +98,7 @@ def train(config: ConfigDict, workdir: Path, *, strict_restore: bool = False) ->
                 while True:
                     try:
                         parts = (run, workdir, checkpoints, provenance, stop, watchdog, initial)
-                        return _train(*parts)
+                        return _train(*parts, stop_after or run.total_steps)
                     except NonFiniteError as e:
                         if config.nonfinite.policy == "stop":
                             raise
@@ -109,8 +118,9 @@ def _train(
     stop: StopSignal,
     watchdog: Watchdog,
     initial: InitialWeights | None,
+    stop_after: int,
 ) -> int:
-    config = run.config
+    config, last = run.config, min(stop_after, run.total_steps)
     rewinds = rewind.read(workdir)
     batch_of = rewind.Batches(rewinds)
 
@@ -150,15 +160,24 @@ def _train(
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
             )
-            for start, end in batch_of.spans(first, run.total_steps)
+            for start, end in batch_of.spans(first, last)
         ),
         run.mesh,
     )
     in_flight: deque[jax.Array] = deque()
     agreed = StopAgreement(run.mesh)
 
-    try:
-        for step in range(first + 1, run.total_steps + 1):
+    with (
+        contextlib.closing(recorder),
+        traced(
+            range(first + 1, last + 1),
+            config.profile.steps,
+            workdir / "profile",
+            in_flight,
+            recorder.say,
+        ) as steps,
+    ):
+        for step in steps:
             with recorder.waiting():
                 batch = next(batches)
             skipped = batch.pop("skipped", [])
@@ -176,23 +195,22 @@ def _train(
                     results = evaluate(state, watchdog.beat)
                 recorder.evaluated(step, results)
             stopped_by = agreed(step, stop.received)
-            ends = step == run.total_steps or bool(stopped_by)
+            ends = step == last or bool(stopped_by)
             if step in save_steps or ends:
                 saver.save(state, step, batch_of.of_step(step) + 1, results)
             if ends:
                 saver.require(state, step, batch_of.of_step(step) + 1, results)
             if step % config.log.every_steps == 0:
                 saver.tell_failures()
-            if stopped_by and step < run.total_steps:
+            if stopped_by and step < last:
                 recorder.say(
                     f"stopped by signal {stopped_by} after step {step}, saved; the same "
                     "command continues"
                 )
                 return 128 + stopped_by
-        recorder.say(f"finished: {run.total_steps} steps in {workdir}{_skipped(recorder.skipped)}")
+        done = "finished" if last == run.total_steps else "ended early, as asked"
+        recorder.say(f"{done}: {last} steps in {workdir}{_skipped(recorder.skipped)}")
         return 0
-    finally:
-        recorder.close()
 
 
 def _headline(run: Experiment, params: dict, first: int) -> str:

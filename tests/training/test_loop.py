@@ -194,3 +194,17 @@ def test_fields_of_convenience_may_change_on_resumption(tiny, tmp_path, stop_aft
     monkeypatch.undo()
     tiny.data.threads, tiny.checkpoint.keep, tiny.mesh.fsdp = 1, 7, 2
     assert loop.train(tiny, tmp_path) == 0
+
+
+def test_the_first_steps_alone_are_those_of_a_whole_run(tiny, tmp_path, capsys):
+    """The learning rate still falls over the whole run; the same workdir may go on to its end."""
+    assert loop.train(tiny, tmp_path / "whole") == 0
+    assert loop.train(tiny, tmp_path / "first", stop_after=3) == 0
+    assert "ended early, as asked: 3 steps" in capsys.readouterr().out
+    whole, first = (
+        (tmp_path / name / "first_steps.jsonl").read_text().splitlines()
+        for name in ("whole", "first")
+    )
+    assert first == whole[:3]
+    assert loop.train(tiny, tmp_path / "first") == 0
+    _assert_same_run(tiny, tmp_path / "whole", tmp_path / "first")
