@@ -1,4 +1,4 @@
-"""Stand-ins for gcloud, sbatch, srun, scontrol, scancel, kubectl and python on a PATH of their own.
+"""Stand-ins for gcloud, sbatch, srun, squeue, sky, kubectl, python ... on a PATH of their own.
 
 A stand-in appends its arguments to calls.jsonl and answers with the first reply, not used before,
 whose text is in its command line; without one it says nothing and succeeds.
@@ -44,7 +44,8 @@ for i, (match, reply) in enumerate(json.load(open(here + "/replies.json"))):
 """
 
 NAMES = (
-    "gcloud", "sbatch", "srun", "scontrol", "scancel", "kubectl", "python-of-test", "nvidia-smi"
+    "gcloud", "sbatch", "srun", "scontrol", "scancel", "squeue", "sky", "kubectl",
+    "python-of-test", "nvidia-smi",
 )  # fmt: skip
 
 
