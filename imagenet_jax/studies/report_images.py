@@ -7,14 +7,16 @@ import numpy as np
 from imagenet_jax.data import pipeline, sources
 from imagenet_jax.reporting.classification import by_class, reliability
 from imagenet_jax.reporting.report.records import Explained, Pair, Predicted, Sample
+from imagenet_jax.studies.report_explained import explain
 from imagenet_jax.training.prediction import Predictions, predict_split
 from imagenet_jax.training.weights import Weights
 
 _PAIRS, _OF_A_PAIR = 10, 6
 _MISTAKES = 24
+_RIGHT, _WRONG = 6, 6  # images that are explained
 
 
-def look(weights: Weights, step: int) -> tuple[Predicted, Explained | None]:
+def look(weights: Weights, step: int) -> tuple[Predicted, Explained]:
     """One pass over the evaluation split, then the few images that the report shows.
 
     Raises UserError where the data is not there or does not fit the weights.
@@ -31,7 +33,7 @@ def look(weights: Weights, step: int) -> tuple[Predicted, Explained | None]:
     better = (probabilities > of_label[:, None]).sum(axis=1)
     config = weights.config
     classes = by_class(labels, probabilities, images.class_names)
-    return Predicted(
+    summary = Predicted(
         step=step,
         weights="ema" if config.ema.decay > 0 else "raw",
         split=config.data.eval_split,
@@ -43,7 +45,11 @@ def look(weights: Weights, step: int) -> tuple[Predicted, Explained | None]:
         pairs=_pairs(classes.confusion, wrong, labels, predicted, images),
         mistakes=tuple(images(wrong[:_MISTAKES])),
         wrong=len(wrong),
-    ), None
+    )
+    right = np.flatnonzero(predicted == labels)
+    right = right[np.unique(np.linspace(0, len(right) - 1, min(_RIGHT, len(right))).astype(int))]
+    chosen = np.concatenate([right, wrong[:_WRONG]])
+    return summary, explain(weights, images(chosen), predicted[chosen])
 
 
 def _pairs(

@@ -4,14 +4,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from imagenet_jax.reporting.report import charts
 from imagenet_jax.reporting.report.charts import Chart, Series
-from imagenet_jax.reporting.report.galleries import overlay
 from imagenet_jax.reporting.report.records import Explained, Run, Sample
 
 # As --run-0 to --run-7 of style.css on white.
@@ -141,14 +139,14 @@ def _draw_features(explained: Explained, path: Path) -> None:
     pictures = []
     for layer in explained.feature_maps:
         for i, one in enumerate(layer.maps[:_COLUMNS]):
-            pictures.append((colormaps["gray"](_scaled(one))[..., :3], "" if i else layer.layer))
+            pictures.append((np.repeat(one[..., None], 3, axis=2), "" if i else layer.layer))
     _draw_grid(pictures, path)
 
 
 def _draw_cams(explained: Explained, path: Path) -> None:
     pictures = []
     for sample, cam in explained.cams:
-        pictures += [(sample.pixels, _verdict(sample)), (overlay(sample.pixels, cam), "Grad-CAM")]
+        pictures += [(sample.pixels, _verdict(sample)), (cam, "Grad-CAM")]
     _draw_grid(pictures, path)
 
 
@@ -171,8 +169,3 @@ def _draw_grid(
 def _verdict(sample: Sample) -> str:
     text = f"{sample.predicted[:22]} {sample.confidence:.0%}"
     return text if sample.is_right else f"{text}\nis {sample.true[:22]}"
-
-
-def _scaled(values: np.ndarray) -> np.ndarray:
-    low, high = float(values.min()), float(values.max())
-    return (values - low) / (high - low) if high > low else np.zeros_like(values)

@@ -41,7 +41,7 @@ def filters(explained: Explained) -> str:
     """Kernels of the first convolution as colours."""
     shown = len(explained.filters)
     images = "".join(
-        f"<figure>{_image(_bytes(kernel), f'filter {i}')}</figure>"
+        f"<figure>{_image(kernel, f'filter {i}')}</figure>"
         for i, kernel in enumerate(explained.filters)
     )
     height, width = explained.filters.shape[1:3]
@@ -59,8 +59,7 @@ def feature_maps(explained: Explained) -> str:
     for layer in explained.feature_maps:
         height, width = layer.maps.shape[1:]
         images = "".join(
-            f"<figure>{_image(_bytes(_scaled(one)), f'channel {i}')}</figure>"
-            for i, one in enumerate(layer.maps)
+            f"<figure>{_image(one, f'channel {i}')}</figure>" for i, one in enumerate(layer.maps)
         )
         parts.append(
             f"<h3><code>{escape(layer.layer)}</code></h3><p>{len(layer.maps)} of "
@@ -74,24 +73,15 @@ def cams(explained: Explained) -> str:
     """Each image beside where the model looked for the class that it predicts."""
     figures = "".join(
         f'<figure><div class="beside">{_image(s.pixels, s.name)}'
-        f"{_image(overlay(s.pixels, cam), 'Grad-CAM')}</div>"
+        f"{_image(cam, 'Grad-CAM')}</div>"
         f"<figcaption>{_verdict(s)}</figcaption></figure>"
         for s, cam in explained.cams
     )
     return (
         f"<p>What speaks for the predicted class at <code>{escape(explained.cam_layer)}</code> "
-        "(Selvaraju et al. 2017): the brighter, the more.</p>"
+        "(Selvaraju et al. 2017), from blue (nothing) to red (the most).</p>"
         f'<div class="gallery wide">{figures}</div>'
     )
-
-
-def overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """u8[S, S, 3]: the image in grey under f32[S, S] heat of [0, 1]."""
-    from matplotlib import colormaps
-
-    grey = pixels.mean(axis=2, keepdims=True) / 255
-    colours = colormaps["inferno"](heat)[..., :3]
-    return _bytes(0.45 * grey + 0.55 * colours)
 
 
 def _verdict(sample: Sample) -> str:
@@ -106,13 +96,3 @@ def _image(pixels: np.ndarray, name: str) -> str:
     small = ' class="pixels"' if max(pixels.shape[:2]) <= _PIXELATED else ""
     text = escape(name)
     return f'<img{small} src="{data_uri(pixels)}" alt="{text}" title="{text}" loading="lazy">'
-
-
-def _scaled(values: np.ndarray) -> np.ndarray:
-    low, high = float(values.min()), float(values.max())
-    return (values - low) / (high - low) if high > low else np.zeros_like(values)
-
-
-def _bytes(values: np.ndarray) -> np.ndarray:
-    """[0, 1] -> u8."""
-    return np.clip(np.round(255 * values), 0, 255).astype(np.uint8)

@@ -56,7 +56,7 @@ function tracesOf(chart) {
         title: {text: "share of true class", side: "right"}},
       hovertemplate: "%{customdata[1]} taken for %{customdata[2]}: %{customdata[0]:,} (%{z:.1%})<extra></extra>"}];
   }
-  return shown.map((s) => named(s, {type: "bar", marker: {color: runColour(s.run)},
+  return shown.map((s) => named(s, {type: "bar", textposition: "none", marker: {color: runColour(s.run)},
     hovertemplate: "%{text}: %{y:.1%}"}));
 }
 
@@ -107,6 +107,7 @@ function layoutOf(chart) {
 }
 
 const options = {responsive: true, displaylogo: false,
+  displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
   modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "zoomIn2d", "zoomOut2d"]};
 
 function draw(chart) {

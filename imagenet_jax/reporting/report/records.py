@@ -71,7 +71,7 @@ class Predicted:
 
 
 class FeatureMaps(NamedTuple):
-    """Channels of one layer for one image: f32[N, h, w], of `channels` in all."""
+    """The strongest channels of one layer for one image: u8[N, h, w], of `channels` in all."""
 
     layer: str
     maps: np.ndarray
@@ -83,10 +83,10 @@ class Explained:
     """Where one checkpoint looks.
 
     Attributes:
-      filters: f32[N, h, w, 3] in [0, 1], of the layer `filters_layer` of `filters_count` filters.
+      filters: u8[N, h, w, 3], of the layer `filters_layer` of `filters_count` filters.
       subject: the image of `feature_maps`, which go from the input to the output.
       cam_layer: of the Grad-CAM pictures.
-      cams: (image, f32[S, S] in [0, 1] for its predicted class).
+      cams: images, and u8[S, S, 3] with what speaks for the predicted class laid over them.
     """
 
     filters: np.ndarray
