@@ -15,8 +15,12 @@ from ml_collections import ConfigDict
 
 from imagenet_jax import config as config_io
 from imagenet_jax.errors import UserError
+from imagenet_jax.training.machine import machine
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+_PACKAGES = (
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
+    "ml_dtypes", "pillow", "simplejpeg", "opencv-python-headless", "numba",
+)  # fmt: skip
 # Of provenance.json; hosts may have other kernels and processors.
 SAME_IN_EVERY_PROCESS = (
     "git_revision", "git_dirty", "packages", "processes", "data", "initial_weights",
@@ -114,17 +118,27 @@ def read_classes(workdir: Path) -> tuple[str, ...]:
 
 
 def provenance_of(fingerprints: dict[str, str]) -> dict[str, Any]:
-    """What the numbers depend on beside the config: code, versions, devices, data."""
-    root = Path(__file__).parents[2]
+    """What the numbers depend on beside the config: code, versions, devices, machine, data."""
     return {
-        "git_revision": _git(root, "rev-parse", "HEAD"),
-        "git_dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
+        **revision_of(Path(__file__).parents[2]),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
         "platform": platform.platform(),
         "devices": [d.device_kind for d in jax.devices()],
         "processes": jax.process_count(),
+        "machine": machine(),
         "data": fingerprints,
+    }
+
+
+def revision_of(root: Path) -> dict[str, Any]:
+    """{git_revision, git_dirty} of the checkout `root`; None and False where it is none.
+
+    Dirty is one whose files differ from the revision; files that git does not know do not count.
+    """
+    return {
+        "git_revision": _git(root, "rev-parse", "HEAD"),
+        "git_dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
     }
 
 
