@@ -22,6 +22,7 @@ OPERATIONAL = (
     "resume_with_changes", "data.path", "data.threads", "data.workers", "data.prefetch_mb",
     "data.undecodable",
     "log.every_steps", "log.tensorboard", "log.group_norms", "log.watchdog_seconds",
+    "profile.steps",
     "checkpoint.keep", "eval.batch_size", "mesh.fsdp", "nonfinite.policy",
     "nonfinite.max_rewinds", "nonfinite.skip_steps",
 )  # fmt: skip

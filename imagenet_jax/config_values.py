@@ -1,6 +1,7 @@
 """Which values of a config can be meant, one by one and together."""
 
 import difflib
+import re
 from typing import Any
 
 from imagenet_jax.errors import UserError
@@ -94,6 +95,7 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
     if value["augment.crop_scale"][1] > 1:
         raise UserError("config.augment.crop_scale: a crop cannot be larger than its image (1.0)")
     _check_resolution(value)
+    step_window(value["profile.steps"])
     for field in ("data.mean", "data.std"):
         if len(value[field]) != 3:
             raise UserError(f"config.{field} = {value[field]!r} must have 3 values, for R, G and B")
@@ -156,6 +158,20 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
             f"config.optim.warmup_epochs = {value['optim.warmup_epochs']} leaves nothing of "
             f"config.epochs = {value['epochs']}"
         )
+
+
+def step_window(text: str) -> tuple[int, int] | None:
+    """(A, B) of config.profile.steps = "A:B"; None of "". UserError unless 1 <= A <= B."""
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d{1,12}):(\d{1,12})", text, re.ASCII)
+    window = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= window[0] <= window[1]:
+        raise UserError(
+            f"config.profile.steps = {text!r} should be A:B with 1 <= A <= B, the first and the "
+            "last step of the trace, such as 100:105"
+        )
+    return window
 
 
 def _check_augment(value: dict[str, Any], default: dict[str, Any]) -> None:

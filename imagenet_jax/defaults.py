@@ -159,4 +159,7 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.log.tensorboard = True  # write event files
     c.log.group_norms = False  # of gradients, weights and updates, by layer group, in every step
     c.log.watchdog_seconds = 1800.0  # without a step or batch: print all stacks, end; 0: never
+
+    c.profile = ConfigDict()
+    c.profile.steps = ""  # "A:B": write a trace of steps A to B into workdir/profile; "": none
     return c

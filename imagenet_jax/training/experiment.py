@@ -8,6 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from imagenet_jax.config_values import step_window
 from imagenet_jax.data import pipeline, sources
 from imagenet_jax.data.order import Order
 from imagenet_jax.errors import UserError
@@ -110,6 +111,11 @@ def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
         raise UserError(
             f"config.batch_size = {config.batch_size} leaves no step of the {len(source)} images "
             f"of {config.data.train_split!r}"
+        )
+    window = step_window(config.profile.steps)
+    if window and window[1] > total:
+        raise UserError(
+            f"config.profile.steps = {config.profile.steps!r} is not within the run's {total} steps"
         )
     schedule = optim.learning_rate(
         config.optim, batch_size=config.batch_size, steps_per_epoch=per_epoch, total_steps=total

@@ -167,16 +167,8 @@ def _train(
     in_flight: deque[jax.Array] = deque()
     agreed = StopAgreement(run.mesh)
 
-    with (
-        contextlib.closing(recorder),
-        traced(
-            range(first + 1, last + 1),
-            config.profile.steps,
-            workdir / "profile",
-            in_flight,
-            recorder.say,
-        ) as steps,
-    ):
+    turns = traced(range(first + 1, last + 1), config, workdir, in_flight, recorder.say)
+    with contextlib.closing(recorder), turns as steps:
         for step in steps:
             with recorder.waiting():
                 batch = next(batches)
