@@ -1,9 +1,11 @@
-"""How the train step grows with devices: bytes of state on each, bytes that collectives move.
+"""How the train step grows with devices: bytes on each, and bytes that collectives move.
 
   python -m benchmarks.scale --config=configs/resnet50.py --devices=8,64
 
 Nothing runs: the step is compiled for so many CPU devices, in a process for each count, and its
-arguments and collectives are read off the program. Images are small (--side): it changes neither.
+memory and collectives are read off the program. The images on a device (--images) are as many as in
+a real run: with few, XLA moves activations where it would otherwise move parameters. On CPUs it
+also leaves an all-reduce where accelerators get a reduce-scatter.
 """
 
 import argparse
@@ -50,7 +52,13 @@ def compiled_here(config: Any) -> dict[str, Any]:
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(bare.abstract)
     )
-    return {"devices": bare.mesh.size, "fsdp": config.mesh.fsdp, "state_mb": state / 1e6} | {
+    memory = {
+        "devices": bare.mesh.size,
+        "fsdp": config.mesh.fsdp,
+        "state_mb": state / 1e6,
+        "temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+    }
+    return memory | {
         f"{kind} ({count})": size / 1e6 for kind, (count, size) in collectives(program).items()
     }
 
@@ -63,15 +71,15 @@ def main(argv: Any) -> None:
     parser.add_argument("--config", default="configs/resnet50.py", metavar="FILE[:ARG]")
     parser.add_argument("--devices", default="8,64", metavar="N,N,...")
     parser.add_argument("--fsdp", default="1,8", metavar="N,N,...")
-    parser.add_argument("--side", type=int, default=64, help="of the images, pixels")
+    parser.add_argument("--images", type=int, default=32, help="on each device")
     parser.add_argument("--here", action="store_true", help="compile for this process's devices")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     args = parser.parse_args(argv)
     if args.here:
         from imagenet_jax import config as config_io
 
-        fields = [("batch_size", args.devices), ("mesh.fsdp", args.fsdp)]
-        fields += [("augment.image_size", str(args.side)), ("model.dtype", "float32")]
+        batch_size = str(int(args.devices) * args.images)
+        fields = [("batch_size", batch_size), ("mesh.fsdp", args.fsdp), ("model.dtype", "float32")]
         print(json.dumps(compiled_here(config_io.load(args.config, [*fields, *overrides]))))
         return
     rows = []
@@ -81,7 +89,7 @@ def main(argv: Any) -> None:
             done = subprocess.run(
                 [
                     sys.executable, "-m", "benchmarks.scale", "--here", f"--config={args.config}",
-                    f"--devices={devices}", f"--fsdp={fsdp}", f"--side={args.side}",
+                    f"--devices={devices}", f"--fsdp={fsdp}", f"--images={args.images}",
                     *(f"--config.{field}={text}" for field, text in overrides),
                 ],
                 env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
