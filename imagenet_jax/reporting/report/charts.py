@@ -21,7 +21,8 @@ class Series(NamedTuple):
       run: index of its run.
       role: "train", "ema", "raw" or "classes": how it is drawn.
       x, y: of its points; None is a gap.
-      text: what to say of each point when hovering, or ().
+      text: what to say of each point when hovering.
+      size: of its marks, pixels; () where they are all alike.
     """
 
     run: int
@@ -30,6 +31,7 @@ class Series(NamedTuple):
     x: list[float | None]
     y: list[float | None]
     text: list[str]
+    size: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +66,14 @@ class Chart:
 # key, title, axis, format, logarithmic, value while training, value of an evaluation
 _CURVES = (
     ("loss", "Loss", "cross-entropy (nats)", ".4f", True, "loss", "loss"),
-    ("top1", "Top-1 accuracy", "images (%)", ".2%", None, "top1", "top1"),
+    ("top1", "Top-1 accuracy", "top-1 (% of images)", ".2%", None, "top1", "top1"),
     ("learning_rate", "Learning rate", "learning rate", ".3g", False, "learning_rate", None),
     ("grad_norm", "Gradient norm", "global L2 norm", ".4g", True, "grad_norm", None),
 )
 _SPEED = (
     ("images_per_second", "Throughput", "images per second", ",.0f", None,
      "images_per_second", None),
-    ("input_wait", "Waiting for input", "time (%)", ".1%", None, "input_wait", None),
+    ("input_wait", "Waiting for input", "share of time (%)", ".1%", None, "input_wait", None),
 )  # fmt: skip
 
 
@@ -92,11 +94,12 @@ def _charts(runs: Sequence[Run], kinds: Sequence[tuple]) -> list[Chart]:
         series = []
         for i, run in enumerate(runs):
             lines = [line for line in run.metrics if line["split"] == "train"]
-            series += _line(i, run, "train", "training", lines, trained, in_epochs)
+            name = f"{run.name}: training" if evaluated else run.name
+            series += _line(i, run, "train", name, lines, trained, in_epochs)
             for weights in ("ema", "raw") if evaluated else ():
                 lines = [line for line in run.evaluations if line["weights"] == weights]
                 split = lines[0]["split"] if lines else ""
-                name = f"{split}, {'average' if weights == 'ema' else 'raw'} weights"
+                name = f"{run.name}: {split}, {'average' if weights == 'ema' else 'raw'} weights"
                 series += _line(i, run, weights, name, lines, evaluated, in_epochs)
         if series:
             x_title = "epoch" if in_epochs else "step"
@@ -126,7 +129,7 @@ def _line(
         Series(
             index,
             role,
-            f"{run.name}: {name}",
+            name,
             [line["step"] / scale for line in lines],
             [finite(line[field]) for line in lines],
             [f"step {line['step']:,}" for line in lines],
@@ -154,6 +157,8 @@ def reliability(runs: Sequence[Run]) -> Chart | None:
                 [finite(x) for x in bins.confidence],
                 [finite(y) for y in bins.accuracy],
                 [f"{n:,} image{'' if n == 1 else 's'}" for n in bins.images.tolist()],
+                # The area of a mark says how many images it stands for.
+                tuple((4 + 14 * np.sqrt(bins.images / bins.images.max())).tolist()),
             )
         )
     if not series:
@@ -220,6 +225,12 @@ def confusion(index: int, run: Run) -> Chart | None:
         f"confusion-{index}", "confusion", f"Confusion matrix, {run.name}", "predicted class",
         "true class", ",d", (), cells=found.confusion.tolist(), names=found.class_names,
     )  # fmt: skip
+
+
+def hidden_roles(runs: Sequence[Run]) -> list[str]:
+    """Lines that several runs would crowd the charts with, until they are asked for."""
+    kinds = {line["weights"] for run in runs for line in run.evaluations}
+    return ["raw"] if len(runs) > 1 and kinds == {"ema", "raw"} else []
 
 
 def finite(value: float) -> float | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from imagenet_jax.reporting.report import charts
 from imagenet_jax.reporting.report.charts import Chart, Series
@@ -59,16 +59,16 @@ def names_of(runs: Sequence[Run], target: Path) -> dict[Path, Draw]:
 def _draw_charts(drawn: Sequence[Chart], runs: Sequence[Run], path: Path) -> None:
     columns = 2 if len(drawn) > 1 else 1
     rows = -(-len(drawn) // columns)
-    tall = 5.0 if any(c.kind in ("reliability", "confusion") for c in drawn) else 3.2
+    tall = 5.0 if drawn[0].kind in ("reliability", "confusion") else 3.4
     figure = Figure(figsize=(5.5 * columns, tall * rows), layout="constrained")
     for axes, chart in zip(figure.subplots(rows, columns, squeeze=False).flat, drawn, strict=False):
-        _draw(axes, chart, len(runs) == 1)
+        _draw(axes, chart, len(runs) == 1, charts.hidden_roles(runs))
     for axes in figure.axes[len(drawn) : rows * columns]:
         axes.remove()
     figure.savefig(path, dpi=_DPI)
 
 
-def _draw(axes: Axes, chart: Chart, single: bool) -> None:
+def _draw(axes: Axes, chart: Chart, single: bool, hidden: Sequence[str]) -> None:
     axes.set(title=chart.title, xlabel=chart.x_title, ylabel=chart.y_title)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -83,15 +83,21 @@ def _draw(axes: Axes, chart: Chart, single: bool) -> None:
         axes.set_aspect("equal")
     if chart.kind == "reliability" or chart.kind == "histogram":
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    for line in chart.series:
+    shown = [line for line in chart.series if line.role not in hidden]
+    for line in shown:
         _draw_line(axes, chart, line, single)
     if chart.kind == "classes":
         axes.set_xticks(range(len(chart.names)), chart.names, rotation=90, fontsize=7)
         axes.set_ylim(0, 1)
     if chart.logarithmic:
         axes.set_yscale("log")
-    if len(chart.series) > 1:
-        axes.legend(fontsize=7, frameon=False)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    if chart.key in ("images_per_second", "input_wait"):
+        axes.set_ylim(bottom=0)
+    if len(shown) > 1:
+        axes.legend(fontsize=7, framealpha=0.8)
 
 
 def _draw_line(axes: Axes, chart: Chart, line: Series, single: bool) -> None:
@@ -106,7 +112,8 @@ def _draw_line(axes: Axes, chart: Chart, line: Series, single: bool) -> None:
         axes.bar(place, y, width, color=hue, label=line.name)
         return
     style = {"ema": "o-", "raw": "x:", "reliability": "o-"}.get(line.role, "-")
-    alpha = 1 if single or line.role != "train" else 0.6
+    mixed = any(other.role != "train" for other in chart.series)
+    alpha = 0.55 if mixed and not single and line.role == "train" else 1
     axes.plot(x, y, style, color=hue, alpha=alpha, markersize=4, linewidth=1.4, label=line.name)
 
 

@@ -48,7 +48,7 @@ def filters(explained: Explained) -> str:
     of = f" of {explained.filters_count:,}" if shown < explained.filters_count else ""
     return (
         f"<p>{shown:,}{of} filters of {height}x{width} pixels of <code>"
-        f"{escape(explained.filters_layer)}</code>, each scaled to its own range.</p>"
+        f"{escape(explained.filters_layer)}</code>, each scaled by itself: mid-grey is 0.</p>"
         f'<div class="gallery small">{images}</div>'
     )
 

@@ -30,7 +30,7 @@ def markdown_of(runs: Sequence[Run]) -> str:
         parts += [f"## {_text(run.name)}", _text(run.status)]
         rows = results.result_rows(run)
         if rows:
-            parts.append(_table(["", "step", "images", "top-1", "top-5", "loss (nats)"], rows))
+            parts.append(_table(results.RESULT_HEAD, rows))
         parts += ["### Config", _table(["", ""], run.recipe)]
         parts += ["### Provenance", _table(["", ""], results.provenance_rows(run.provenance))]
         if run.predicted:

@@ -13,14 +13,14 @@ const element = (chart) => document.getElementById("chart-" + chart.key);
 // Plotly reads a few tags in its labels; names are text.
 const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
 
-function lineOf(line) {
+function lineOf(line, mixed) {
   // One run: colours tell training from evaluation. Several: they tell the runs apart.
   const single = report.runs.length === 1;
   const base = {x: line.x, y: line.y, text: line.text.map(plain), name: plain(line.name), type: "scatter"};
   const hue = runColour(single && line.role !== "train" ? 1 : line.run);
   if (line.role === "train") {
-    return {...base, mode: line.x.length > 1 ? "lines" : "markers", opacity: single ? 1 : 0.6,
-      line: {color: hue, width: single ? 2 : 1.5}, marker: {color: hue}};
+    return {...base, mode: line.x.length > 1 ? "lines" : "markers", opacity: mixed && !single ? 0.55 : 1,
+      line: {color: hue, width: mixed && !single ? 1.5 : 2}, marker: {color: hue}};
   }
   const raw = line.role === "raw";
   return {...base, mode: "lines+markers", line: {color: hue, width: 2, dash: raw ? "dot" : "solid"},
@@ -30,14 +30,16 @@ function lineOf(line) {
 function tracesOf(chart) {
   const shown = chart.series.filter((s) => !hidden.runs.has(s.run) && !hidden.roles.has(s.role));
   if (chart.kind === "curve") {
-    return shown.map((s) => ({...lineOf(s), hovertemplate: `%{y:${chart.value_format}} at %{text}`}));
+    const mixed = shown.some((s) => s.role !== "train");
+    return shown.map((s) => ({...lineOf(s, mixed), hovertemplate: `%{y:${chart.value_format}} at %{text}`}));
   }
   const named = (s, more) => ({x: s.x, y: s.y, text: s.text.map(plain), name: plain(s.name), ...more});
   if (chart.kind === "reliability") {
     const diagonal = {x: [0, 1], y: [0, 1], mode: "lines", hoverinfo: "skip", showlegend: false,
       line: {color: colour("muted"), width: 1, dash: "dash"}};
-    return [diagonal, ...shown.map((s) => named(s, {mode: "lines+markers",
-      line: {color: runColour(s.run), width: 2}, marker: {color: runColour(s.run), size: 7},
+    return [diagonal, ...shown.map((s) => named(s, {mode: "lines+markers", cliponaxis: false,
+      line: {color: runColour(s.run), width: 1.5},
+      marker: {color: runColour(s.run), opacity: 1, line: {width: 0}, size: s.size},
       hovertemplate: "%{y:.1%} right where the confidence is %{x:.1%} (%{text})"}))];
   }
   if (chart.kind === "ranks") {
@@ -75,7 +77,7 @@ function layoutOf(chart) {
   };
   if (chart.kind === "curve") {
     layout.yaxis.type = logarithmic[chart.key] ? "log" : "linear";
-    if (logarithmic[chart.key]) layout.yaxis.dtick = "D2";
+    if (logarithmic[chart.key]) Object.assign(layout.yaxis, {dtick: "D2", minorloglabels: "complete"});
     layout.xaxis.hoverformat = ".5~g";
     layout.xaxis.unifiedhovertitle = {text: `${chart.x_title} %{x}`};
     if (["images_per_second", "input_wait"].includes(chart.key)) layout.yaxis.rangemode = "tozero";

@@ -7,8 +7,9 @@ from importlib import resources
 from plotly.offline import get_plotlyjs
 
 from imagenet_jax.reporting.markup import escape
+from imagenet_jax.reporting.report import charts
 from imagenet_jax.reporting.report.records import Run
-from imagenet_jax.reporting.report.sections import Section, hidden_roles, sections_of
+from imagenet_jax.reporting.report.sections import Section, sections_of
 
 # The page may load nothing: a name in it that looks like markup could not either.
 _POLICY = (
@@ -23,7 +24,7 @@ def page_of(runs: Sequence[Run]) -> str:
     title = " / ".join(run.name for run in runs)
     data = {
         "runs": [run.name for run in runs],
-        "hidden_roles": hidden_roles(runs),
+        "hidden_roles": charts.hidden_roles(runs),
         "charts": [chart.as_json() for section in sections for chart in section.charts],
     }
     return "\n".join(

@@ -10,9 +10,14 @@ from imagenet_jax.reporting.report.records import Run
 
 Table = list[tuple[str, ...]]
 
+RESULT_HEAD = (
+    "checkpoint", "step", "split", "weights", "images", "top-1", "top-5", "loss (nats)",
+)  # fmt: skip
+RESULT_NUMBERS = (1, 4, 5, 6, 7)  # columns
+
 
 def result_rows(run: Run) -> Table:
-    """(weights, step, images, top-1, top-5, loss) of the last and the best evaluated step."""
+    """Of the last and the best evaluated step, as `RESULT_HEAD` names the columns."""
     rows: Table = []
     for title, step in marked_steps(run):
         for line in run.evaluations:
@@ -20,8 +25,10 @@ def result_rows(run: Run) -> Table:
                 kind = "average" if line["weights"] == "ema" else "raw"
                 rows.append(
                     (
-                        f"{title}, {line['split']}, {kind} weights",
+                        title,
                         f"{step:,}",
+                        line["split"],
+                        kind,
                         f"{line['count']:,}",
                         f"{line['top1']:.2%}",
                         f"{line['top5']:.2%}",
@@ -39,9 +46,10 @@ def marked_steps(run: Run) -> list[tuple[str, int]]:
     sign = -1 if run.best_metric == "loss" else 1
     best = max(lines, key=lambda line: (sign * line[run.best_metric], line["step"]))["step"]
     last = lines[-1]["step"]
+    metric = {"top1": "top-1", "top5": "top-5"}.get(run.best_metric, run.best_metric)
     if best == last:
-        return [("last, also best", last)]
-    return [("last", last), (f"best by {run.best_metric}", best)]
+        return [(f"last, best by {metric}", last)]
+    return [("last", last), (f"best by {metric}", best)]
 
 
 def weights_of(run: Run) -> str:

@@ -11,6 +11,7 @@ from imagenet_jax.reporting.report.charts import Chart
 from imagenet_jax.reporting.report.records import Predicted, Run
 
 _MOST_ROWS = 2000  # classes in the table; ImageNet's 1,000 fit, 21,000 would stop a browser
+_OTHER_LOSS = ("loss.label_smoothing", "augment.mixup", "augment.cutmix")
 _FILTERED = 20  # classes from which on a field reduces the table
 
 
@@ -51,13 +52,12 @@ def _results(runs: Sequence[Run]) -> Section:
             parts.append(table(head, differing))
         else:
             parts.append("<p>Nowhere: the runs have the same config.</p>")
-    head = ["", "step", "images", "top-1", "top-5", "loss (nats)"]
     for run in runs:
         rows = results.result_rows(run)
         if len(runs) > 1:
             parts.append(f"<h3>{_swatch(run, runs)}{escape(run.name)}</h3>")
         if rows:
-            parts.append(table(head, rows, range(1, 6)))
+            parts.append(table(results.RESULT_HEAD, rows, results.RESULT_NUMBERS))
         else:
             parts.append(_note("Not evaluated yet."))
     return Section("results", "Results", "".join(parts))
@@ -71,8 +71,8 @@ def _comparison(runs: Sequence[Run]) -> str:
     body = []
     for name, cells in results.comparison_rows(runs):
         columns = "".join(
-            f'<td class="number">{escape(value)}'
-            + (f" <br><small>{escape(difference)}</small>" if difference else "")
+            f'<td class="number compared">{escape(value)}'
+            + (f" <small>{escape(difference)}</small>" if difference else "")
             + "</td>"
             for value, difference in cells
         )
@@ -93,6 +93,11 @@ def _curves(runs: Sequence[Run]) -> Section:
         parts.append(_legend(runs, drawn))
         parts.append(_places(drawn))
         hint = "Drag to zoom, double-click to see all again; the charts zoom together."
+        if any(run.config[field] for run in runs for field in _OTHER_LOSS):
+            hint += (
+                " The training loss is that of the config, with smoothed or mixed labels; the "
+                "evaluation loss is plain cross-entropy."
+            )
         if charts.thinned(runs):
             hint += f" Of each curve {charts.MOST_POINTS:,} points at most are shown."
         parts.append(f'<p class="muted">{hint}</p>')
@@ -337,7 +342,7 @@ _ROLES = {
 def _legend(runs: Sequence[Run], drawn: Sequence[Chart]) -> str:
     """Which line is which; its boxes show and hide them."""
     roles = {line.role for chart in drawn for line in chart.series}
-    hidden = hidden_roles(runs)
+    hidden = charts.hidden_roles(runs)
     entries = []
     if len(runs) > 1:
         for i, run in enumerate(runs):
@@ -356,9 +361,3 @@ def _legend(runs: Sequence[Run], drawn: Sequence[Chart]) -> str:
                 f'stroke-width="2">{drawing}</svg>{name}</label>'
             )
     return f'<div class="legend">{"".join(entries)}</div>'
-
-
-def hidden_roles(runs: Sequence[Run]) -> list[str]:
-    """Lines that several runs would crowd the charts with, until they are asked for."""
-    kinds = {line["weights"] for run in runs for line in run.evaluations}
-    return ["raw"] if len(runs) > 1 and kinds == {"ema", "raw"} else []
