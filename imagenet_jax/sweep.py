@@ -4,13 +4,10 @@
     --grid='optim.peak_lr=0.05,0.1 augment.mixup=0,0.2' --config.epochs=4
   python -m imagenet_jax.sweep --table --out=runs/ablation --plot=ablation.png
 
-Each cell is `python -m imagenet_jax.main` in a process of its own, in the folder
-DIR/peak_lr=0.1,mixup=0.2,seed=1, with its output in log.txt there. All are checked at first. Ctrl-C
-and SIGTERM let the cells save; the same command continues, and runs no finished cell again. More
-values, settings or seeds may be added to a folder; another base config is refused.
-
-A file for --sweep has get_sweep(), which returns a Sweep (imagenet_jax/studies/sweep.py);
-sweeps/quickstart_ablation.py is one. Exits with 0 when every cell has finished, 1 when one has not.
+Each cell is `python -m imagenet_jax.main` in the folder DIR/peak_lr=0.1,mixup=0.2,seed=1, its output
+in log.txt there. Ctrl-C and SIGTERM let the cells save; the same command continues, and runs no
+finished cell again. More values and seeds may be added to a folder; another base config is refused.
+sweeps/quickstart_ablation.py is a file for --sweep. Exits with 0 when all cells have finished.
 """
 
 from collections.abc import Sequence

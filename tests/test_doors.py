@@ -21,6 +21,7 @@ from imagenet_jax.training import loop
         ("predict", ["IMAGE", "--weights", "--top", "--html", "exit code"]),
         ("plot", ["--workdir", "--out", "PNG"]),
         ("prepare", ["--tars", "--folder", "--resize", "killed continues", "not comparable"]),
+        ("sweep", ["--grid", "--jobs", "--retry_failed", "--baseline", "command continues"]),
         ("doctor", ["--json", "--allow", "fingerprint", "leakage", "Exits with 1"]),
         ("data.bench", ["--config", "--need", "stage by stage"]),
     ],

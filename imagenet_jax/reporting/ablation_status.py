@@ -15,6 +15,7 @@ from rich.text import Text
 _LINE_SECONDS = 30.0  # between two lines of the same running cell, in a log
 _ROWS = 20  # of the table: a terminal's screen; what has most to say comes first
 _ORDER = ("running", "failed", "unfinished", "not started", "finished")
+_ENDS = ("finished", "failed", "unfinished")
 _STYLES = {"running": "cyan", "failed": "bold red", "finished": "green"}
 
 
@@ -60,6 +61,7 @@ class Status:
 
     def show(self, rows: Sequence[Row]) -> None:
         """The rows as they are now, in the order of the sweep."""
+        ended = [row for row in rows if row.cell in self._began and row.state in _ENDS]
         for row in rows:
             self._time(row)
         if self._live:
@@ -70,8 +72,8 @@ class Status:
                 self._console.print(self._line(row))
                 self._told[row.cell] = (row.state, row.step)
                 self._when[row.cell] = time.monotonic()
-                if row.state in ("finished", "failed") and row.cell in self._began:
-                    self._console.print(self._summary(rows))
+        if ended:
+            self._console.print(self._summary(rows))
         self._console.file.flush()
 
     def _time(self, row: Row) -> None:
@@ -79,8 +81,10 @@ class Status:
         now = time.monotonic()
         if row.state == "running":
             self._began.setdefault(row.cell, now)
-        elif row.state == "finished" and row.cell in self._began:
-            self._took.append(now - self._began.pop(row.cell))
+        elif row.cell in self._began:
+            took = now - self._began.pop(row.cell)
+            if row.state == "finished":
+                self._took.append(took)
 
     def _is_news(self, row: Row) -> bool:
         state, step = self._told.get(row.cell, ("not started", 0))
