@@ -22,7 +22,7 @@ OPERATIONAL = (
     "resume_with_changes", "data.path", "data.threads", "data.workers", "data.prefetch_mb",
     "data.undecodable",
     "log.every_steps", "log.tensorboard", "log.group_norms", "log.watchdog_seconds",
-    "profile.steps",
+    "profile.steps", "debug.nans", "debug.determinism",
     "checkpoint.keep", "eval.batch_size", "mesh.fsdp", "nonfinite.policy",
     "nonfinite.max_rewinds", "nonfinite.skip_steps",
 )  # fmt: skip
@@ -31,14 +31,31 @@ OPERATIONAL = (
 def load(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
     """The config of `path.py` or `path.py:arg`, with (field, text) overrides, checked and locked.
 
+    `path.json` is what `to_json` wrote: the config.json of a workdir or of a published baseline.
+
     Raises UserError for a missing or failing file, an unknown field, a wrong type, a bad value.
     """
     path, _, arg = spec.partition(":")
+    config = _read_json(path) if path.endswith(".json") else _run(spec, path, arg)
+    for field, text in overrides:
+        override(config, field, text)
+    return check(config)
+
+
+def _read_json(path: str) -> ConfigDict:
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"config file {path!r} cannot be read: {_one_line(e)}") from e
+    return ConfigDict(from_json(text, path))
+
+
+def _run(spec: str, path: str, arg: str) -> ConfigDict:
     module = run_file(path, "config file", "the shipped ones are in configs/")
     if not hasattr(module, "get_config"):
         raise UserError(f"config file {path!r} defines no get_config(arg='')")
     try:
-        config = module.get_config(arg) if arg else module.get_config()
+        return module.get_config(arg) if arg else module.get_config()
     except UserError:
         raise
     except Exception as e:
@@ -46,9 +63,6 @@ def load(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
         raise UserError(
             f"config {spec!r}: get_config fails: {type(e).__name__}: {_one_line(reason)}"
         ) from e
-    for field, text in overrides:
-        override(config, field, text)
-    return check(config)
 
 
 def run_file(path: str, what: str, hint: str) -> ModuleType:

@@ -38,7 +38,7 @@ _NOT_NEGATIVE = (
     "optim.weight_decay", "optim.freeze_epochs", "optim.clip_norm", "optim.l1",
     "optim.trust_coefficient", "eval.every_epochs", "checkpoint.every_epochs",
     "data.threads", "data.workers", "seed", "augment.lighting", "augment.mixup", "augment.cutmix",
-    "augment.rand_deviation", "log.watchdog_seconds",
+    "augment.rand_deviation", "log.watchdog_seconds", "debug.determinism",
 )  # fmt: skip
 _SHARES = ("augment.erase", "augment.mix_probability", "augment.mix_switch")
 _BELOW_ONE = (
@@ -96,6 +96,11 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
         raise UserError("config.augment.crop_scale: a crop cannot be larger than its image (1.0)")
     _check_resolution(value)
     step_window(value["profile.steps"])
+    if value["debug.nans"] and value["nonfinite.policy"] == "rewind":
+        raise UserError(
+            "config.debug.nans = True stops at the first NaN, so that config.nonfinite.policy = "
+            "'rewind' does nothing; use one of them"
+        )
     for field in ("data.mean", "data.std"):
         if len(value[field]) != 3:
             raise UserError(f"config.{field} = {value[field]!r} must have 3 values, for R, G and B")

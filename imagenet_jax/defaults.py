@@ -162,4 +162,8 @@ def defaults(model: str = "resnet50") -> ConfigDict:
 
     c.profile = ConfigDict()
     c.profile.steps = ""  # "A:B": write a trace of steps A to B into workdir/profile; "": none
+
+    c.debug = ConfigDict()
+    c.debug.nans = False  # stop at the first NaN and name the operation; every step is waited for
+    c.debug.determinism = 0  # first run so many steps twice, data included, and compare their bits
     return c

@@ -12,7 +12,9 @@ import contextlib
 import functools
 import itertools
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -22,6 +24,7 @@ from imagenet_jax.data import pipeline
 from imagenet_jax.training import compiler, rewind
 from imagenet_jax.training import workdir as workdirs
 from imagenet_jax.training.checkpoint import Checkpoints, Position
+from imagenet_jax.training.determinism import require_repeatable
 from imagenet_jax.training.evaluation import Evaluator
 from imagenet_jax.training.experiment import Experiment, experiment_of
 from imagenet_jax.training.initialization import (
@@ -30,6 +33,7 @@ from imagenet_jax.training.initialization import (
     start_from,
 )
 from imagenet_jax.training.metrics import NonFiniteError
+from imagenet_jax.training.nans import stop_at_nans
 from imagenet_jax.training.processes import (
     StopAgreement,
     is_first,
@@ -142,28 +146,16 @@ def _train(
         recorder.say(f"starting from {initial.summary}")
     saver = Saver(checkpoints, recorder, config, provenance)
 
-    train_step = compile_train_step(
+    compiled_step = compile_train_step(
         run.abstract, run.mesh, run.graph, run.tx, run.schedule, config, run.averaging
     )
     evaluate = Evaluator(run.evaluation)
     eval_steps = run.steps_at(config.eval.every_epochs)
     save_steps = run.steps_at(config.checkpoint.every_epochs)
-    batches = place_batches(
-        itertools.chain.from_iterable(
-            pipeline.train_batches(
-                run.source,
-                run.order,
-                config.data,
-                config.augment,
-                start_step=start,
-                total_steps=end,
-                process_index=jax.process_index(),
-                process_count=jax.process_count(),
-            )
-            for start, end in batch_of.spans(first, last)
-        ),
-        run.mesh,
-    )
+    batches_until = functools.partial(_batches, run, batch_of, first)
+    require_repeatable(run, compiled_step, state, batches_until, recorder.say, watchdog.beat)
+    train_step = stop_at_nans(compiled_step, run)
+    batches = batches_until(last)
     in_flight: deque[jax.Array] = deque()
     agreed = StopAgreement(run.mesh)
 
@@ -203,6 +195,27 @@ def _train(
         done = "finished" if last == run.total_steps else "ended early, as asked"
         recorder.say(f"{done}: {last} steps in {workdir}{_skipped(recorder.skipped)}")
         return 0
+
+
+def _batches(
+    run: Experiment, batch_of: rewind.Batches, first: int, last: int
+) -> Iterator[dict[str, Any]]:
+    """The batches of steps first + 1 .. last on the devices, those under way included."""
+    config = run.config
+    rows = itertools.chain.from_iterable(
+        pipeline.train_batches(
+            run.source,
+            run.order,
+            config.data,
+            config.augment,
+            start_step=start,
+            total_steps=end,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        for start, end in batch_of.spans(first, last)
+    )
+    return place_batches(rows, run.mesh)
 
 
 def _headline(run: Experiment, params: dict, first: int) -> str:
