@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from imagenet_jax.training.throughput import MEASURED
+
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = Path(__file__).with_name("config.py")
-TIMES = ("images_per_second", "input_wait")  # what may differ between two runs
 _STOPS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
@@ -88,7 +89,12 @@ class Training:
 
     def finish(self) -> None:
         """Undisturbed, to the end."""
-        code = self.start().wait(timeout=600)
+        process = self.start()
+        try:
+            code = process.wait(timeout=3600)  # a hang ends; a busy machine is no failure
+        finally:
+            process.kill()
+            process.wait()
         assert code == 0, self.log()
 
     def log(self) -> str:
@@ -171,13 +177,14 @@ def contents(workdir: Path, data: Path, steps: int) -> dict[str, Any]:
     found["position"] = dataclasses.asdict(position)
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     found["metrics.jsonl"] = [_without_times(json.loads(line)) for line in lines]
+    found["first_steps.jsonl"] = (workdir / "first_steps.jsonl").read_text()
     found["tensorboard"] = sorted(_points(workdir / "tensorboard"))
     found["files"] = sorted(p.name for p in workdir.iterdir())
     return found
 
 
 def _without_times(line: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in line.items() if name not in TIMES}
+    return {name: value for name, value in line.items() if name not in MEASURED}
 
 
 def _points(directory: Path) -> Iterator[tuple[int, str, float]]:
@@ -186,7 +193,7 @@ def _points(directory: Path) -> Iterator[tuple[int, str, float]]:
     for path in directory.glob("events.*"):
         for event in LegacyEventFileLoader(str(path)).Load():
             for value in event.summary.value:
-                if not value.tag.endswith(TIMES):
+                if not value.tag.endswith(MEASURED):
                     yield event.step, value.tag, value.simple_value
 
 
