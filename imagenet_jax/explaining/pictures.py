@@ -53,8 +53,8 @@ def strongest(maps: np.ndarray, limit: int = 64) -> np.ndarray:
 
 
 def feature_maps(maps: np.ndarray, limit: int = 64, side: int = 32) -> np.ndarray:
-    """u8[H, W, 3]: the `strongest` channels of f[h, w, K] in a grid, each from its minimum (dark) up
-    to its maximum (bright).
+    """u8[H, W, 3]: the `strongest` channels of f[h, w, K] in a grid, from minimum (dark)
+    to maximum (bright) of each.
 
     Args:
       limit: channels to show.
