@@ -158,6 +158,17 @@ def test_json_and_back_is_the_same_config(name):
     assert config_io.flatten(again) == config_io.flatten(config)
 
 
+def test_a_config_json_is_loaded_like_a_config_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(config_io.to_json(config_io.load(RESNET50, [("batch_size", "64")])))
+    config = config_io.load(str(path), [("optim.peak_lr", "0.5")])
+    assert (config.batch_size, config.optim.peak_lr) == (64, 0.5)
+    path.write_text("{")
+    for bad in (path, tmp_path / "none.json"):
+        with pytest.raises(UserError, match=bad.name):
+            config_io.load(str(bad))
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.data())
 def test_a_json_written_before_a_field_existed_has_its_default(data):
