@@ -45,7 +45,9 @@ def _cpu() -> dict[str, Any]:
     found = {name: fields[name] for name in _MODEL if name in fields}
     flags = fields.get("flags", "").split()
     vectors = [f for f in flags if f in _VECTORS or f.startswith(("avx512", "amx"))]
-    return {"cores": cores, "machine": platform.machine()} | found | {"vectors": sorted(vectors)}
+    return (
+        {"cores": cores, "architecture": platform.machine()} | found | {"vectors": sorted(vectors)}
+    )
 
 
 def _accelerator() -> dict[str, str]:
@@ -53,7 +55,7 @@ def _accelerator() -> dict[str, str]:
     client = backend.get_backend()
     if client.platform == "cpu":
         return {}
-    found = {"platform": " ".join(client.platform_version.split())}
+    found = {"runtime": " ".join(client.platform_version.split())}
     for package in metadata.distributions():
         name = package.metadata["Name"] or ""
         if name.startswith(_PLUGINS):

@@ -13,7 +13,7 @@ from imagenet_jax.training.workdir import revision_of
 def test_cpu_is_as_nproc_and_numpy_see_it():
     cpu = machine()["cpu"]
     assert cpu["cores"] == int(subprocess.check_output(["nproc"], text=True))
-    assert cpu["machine"] == platform.machine()
+    assert cpu["architecture"] == platform.machine()
     if platform.machine() == "x86_64":
         from numpy._core._multiarray_umath import __cpu_features__ as numpy_sees
 
