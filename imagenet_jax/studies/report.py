@@ -7,6 +7,7 @@ from pathlib import Path
 from imagenet_jax.errors import UserError
 from imagenet_jax.reporting.report import figures, markdown, page
 from imagenet_jax.studies.report_run import read_run
+from imagenet_jax.training.workdir import read_config
 
 
 def make_report(
@@ -24,6 +25,11 @@ def make_report(
     Raises UserError where a workdir is not one, or a file cannot be written.
     """
     overrides = list(overrides)
+    for workdir in workdirs:  # all of them before the first is predicted with
+        read_config(workdir, overrides)
+    for flag, path in (("--out", out), ("--png", png), ("--markdown", text)):
+        if path:
+            _require_writable(flag, path)
     runs = []
     for workdir, name in zip(workdirs, _names(workdirs), strict=True):
         print(f"reading {workdir}", flush=True)
@@ -56,6 +62,15 @@ def _names(workdirs: Sequence[Path]) -> list[str]:
         if len(set(names)) == len(names):
             return names
         depth += 1
+
+
+def _require_writable(flag: str, path: Path) -> None:
+    """Predictions take long: what cannot be written is told before them."""
+    there = path
+    while not there.exists():
+        there = there.parent
+    if not os.access(there, os.W_OK) or (there != path and not there.is_dir()):
+        raise UserError(f"{flag}={path} cannot be written: {there} does not allow it")
 
 
 def _write(flag: str, path: Path, write: Callable[[Path], object]) -> None:

@@ -45,7 +45,7 @@ def explain(weights: Weights, samples: Sequence[Sample], predicted: np.ndarray) 
     )
 
 
-def _maps(model: nnx.Module, image: jnp.ndarray, layer: str) -> FeatureMaps:
+def _maps(model: layers.Model, image: jnp.ndarray, layer: str) -> FeatureMaps:
     maps = np.asarray(layers.activations(model, image, layer), np.float32)[0]
     chosen = np.moveaxis(maps[..., pictures.strongest(maps, _CHANNELS)], -1, 0)
     low, high = chosen.min((1, 2), keepdims=True), chosen.max((1, 2), keepdims=True)

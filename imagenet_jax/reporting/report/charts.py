@@ -200,10 +200,10 @@ def class_accuracy(runs: Sequence[Run]) -> Chart | None:
         there = np.flatnonzero(found.support)
         if most > NAMED_CLASSES:
             there = there[np.argsort(found.recall[there], kind="stable")]
-        names = [found.class_names[label] for label in there.tolist()]
-        x = np.arange(1, len(there) + 1) if most > NAMED_CLASSES else there
+        text = [found.class_names[label] for label in there.tolist()]
+        x = np.arange(1.0, len(there) + 1) if most > NAMED_CLASSES else there.astype(float)
         values = found.recall[there].tolist()
-        series.append(Series(i, "classes", runs[i].name, x.tolist(), values, names))
+        series.append(Series(i, "classes", runs[i].name, x.tolist(), values, text))
     if most > NAMED_CLASSES:
         return Chart(
             "classes", "ranks", "Accuracy of each class, lowest first", "rank of the class",

@@ -1,6 +1,7 @@
 """The report's charts and pictures as PNG files for papers and slides."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def names_of(runs: Sequence[Run], target: Path) -> dict[Path, Draw]:
     if target.suffix.lower() == ".png":
         overview = [*charts.curves(runs), *charts.speed(runs)]
         overview += [c for c in (charts.reliability(runs), charts.class_accuracy(runs)) if c]
-        return {target: lambda path: _draw_charts(overview, runs, path)} if overview else {}
+        return {target: partial(_draw_charts, overview, runs)} if overview else {}
     drawings: dict[Path, Draw] = {}
     for name, drawn in (
         ("curves", charts.curves(runs)),
@@ -37,22 +38,20 @@ def names_of(runs: Sequence[Run], target: Path) -> dict[Path, Draw]:
     ):
         present = [chart for chart in drawn if chart]
         if present:
-            drawings[target / f"{name}.png"] = lambda path, c=present: _draw_charts(c, runs, path)
+            drawings[target / f"{name}.png"] = partial(_draw_charts, present, runs)
     for i, run in enumerate(runs):
         mark = f"_{run.name.replace('/', '_')}" if len(runs) > 1 else ""
         square = charts.confusion(i, run)
         if square:
-            drawings[target / f"confusion{mark}.png"] = lambda path, c=square: _draw_charts(
-                [c], runs, path
-            )
+            drawings[target / f"confusion{mark}.png"] = partial(_draw_charts, [square], runs)
         if run.predicted and run.predicted.mistakes:
-            shown = run.predicted.mistakes
-            drawings[target / f"mistakes{mark}.png"] = lambda path, s=shown: _draw_samples(s, path)
+            drawings[target / f"mistakes{mark}.png"] = partial(
+                _draw_samples, run.predicted.mistakes
+            )
         if run.explained:
-            e = run.explained
-            drawings[target / f"filters{mark}.png"] = lambda path, e=e: _draw_filters(e, path)
-            drawings[target / f"features{mark}.png"] = lambda path, e=e: _draw_features(e, path)
-            drawings[target / f"gradcam{mark}.png"] = lambda path, e=e: _draw_cams(e, path)
+            drawings[target / f"filters{mark}.png"] = partial(_draw_filters, run.explained)
+            drawings[target / f"features{mark}.png"] = partial(_draw_features, run.explained)
+            drawings[target / f"gradcam{mark}.png"] = partial(_draw_cams, run.explained)
     return drawings
 
 
@@ -164,7 +163,7 @@ def _draw_grid(
     titled = any(title for _, title in pictures)
     side = 9.0 / columns
     figure = Figure(figsize=(9, rows * (side + 0.35 * titled)), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in grid:
         axes.axis("off")
     for axes, (pixels, title) in zip(grid, pictures, strict=False):

@@ -28,7 +28,7 @@ def pairs(found: Sequence[Pair]) -> str:
             f"<figcaption>{sample.confidence:.1%}</figcaption></figure>"
             for sample in pair.samples
         )
-        number = f"{pair.count:,} image{'' if pair.count == 1 else 's'}, {pair.share:.1%}"
+        number = f"{pair.images:,} image{'' if pair.images == 1 else 's'}, {pair.share:.1%}"
         rows.append(
             f"<div class=pair><p><b>{escape(pair.true)}</b> taken for "
             f"<b>{escape(pair.predicted)}</b><br><span class=muted>{number} of "

@@ -21,7 +21,7 @@ def markdown_of(runs: Sequence[Run]) -> str:
             (name, *(f"{value} ({gap})" if gap else value for value, gap in cells))
             for name, cells in results.comparison_rows(runs)
         ]
-        parts += ["## Results", "In brackets: the difference to the first run."]
+        parts += ["## Results", "In brackets: the difference from the first run."]
         parts.append(_table(["", *names], compared))
         differing = results.config_differences(runs)
         if differing:
@@ -61,7 +61,7 @@ def _of_classes(predicted: Predicted) -> list[str]:
         _table(["class", "precision", "recall", "F1", "images"], rows),
     ]
     if predicted.pairs:
-        pairs = [(p.true, p.predicted, f"{p.count:,}", f"{p.share:.1%}") for p in predicted.pairs]
+        pairs = [(p.true, p.predicted, f"{p.images:,}", f"{p.share:.1%}") for p in predicted.pairs]
         parts += [
             "### Most confused pairs",
             _table(["class", "taken for", "images", "share of the class"], pairs),

@@ -33,14 +33,14 @@ class Pair(NamedTuple):
     """A class and what it is most often taken for.
 
     Attributes:
-      count: images of `true` predicted as `predicted`.
+      images: of `true` predicted as `predicted`.
       share: of all images of `true`.
       samples: the most confident of them.
     """
 
     true: str
     predicted: str
-    count: int
+    images: int
     share: float
     samples: tuple[Sample, ...]
 

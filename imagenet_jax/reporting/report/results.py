@@ -142,9 +142,9 @@ def provenance_differences(runs: Sequence[Run]) -> Table:
     return _differing([dict(provenance_rows(run.provenance)) for run in runs])
 
 
-def provenance_rows(provenance: dict[str, Any]) -> Table:
+def provenance_rows(provenance: dict[str, Any]) -> list[tuple[str, str]]:
     """(name, value); a group is written as "packages.jax", a later start as their number."""
-    rows: Table = []
+    rows: list[tuple[str, str]] = []
     for name, value in provenance.items():
         if name == "resumed":
             rows.append(("continued", f"{len(value)} time{'' if len(value) == 1 else 's'}"))

@@ -43,7 +43,7 @@ def sections_of(runs: Sequence[Run]) -> list[Section]:
 def _results(runs: Sequence[Run]) -> Section:
     parts = []
     if len(runs) > 1:
-        parts.append("<p>In grey: the difference to the first run.</p>")
+        parts.append("<p>In grey: the difference from the first run.</p>")
         parts.append(_comparison(runs))
         differing = results.config_differences(runs)
         parts.append("<h3>Where the configs differ</h3>")
