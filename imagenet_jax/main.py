@@ -40,6 +40,9 @@ def main(argv: Sequence[str]) -> int:
         "--strict_restore", action="store_true",
         help="stop where the last checkpoint is damaged; else the one before it is continued",
     )  # fmt: skip
+    parser.add_argument(
+        "--quiet", action="store_true", help="print errors and the end, nothing between"
+    )
     parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
     cli.add_process_flags(parser)
     args = parser.parse_args(argv)
@@ -60,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
     distributed.start(args.coordinator, args.num_processes, args.process_id)
     workdir = Path(args.workdir).expanduser()
-    return train(config, workdir, strict_restore=args.strict_restore)
+    return train(config, workdir, strict_restore=args.strict_restore, quiet=args.quiet)
 
 
 if __name__ == "__main__":

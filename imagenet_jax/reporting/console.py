@@ -1,17 +1,20 @@
-"""What a run says on the console: a line per point, and on a terminal a bar below the lines."""
+"""What a run says on the console: plain lines, or on a terminal a live panel below them."""
 
-import datetime
 import sys
 from typing import TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
 
+from imagenet_jax.reporting.panel import Panel, duration, speed_text
 from imagenet_jax.reporting.writers import Values, Writer
+
+_REFRESHES = 4  # a second
 
 
 class ConsoleWriter(Writer):
-    """A line per point; on a terminal also a progress bar below the lines."""
+    """A line per point; where a panel shows the points of training, lines for the others."""
 
     def __init__(
         self,
@@ -20,58 +23,108 @@ class ConsoleWriter(Writer):
         stream: TextIO | None = None,
         *,
         quiet: bool = False,
+        silent: bool = False,
+        console: Console | None = None,
     ):
-        """`quiet` prints nothing: of several processes one speaks."""
+        """
+        Args:
+          stream: to write to; None: standard output.
+          quiet: print errors and the end alone.
+          silent: print nothing: of several processes one speaks.
+          console: in place of one for `stream`.
+        """
         stream = stream or sys.stdout
-        # Lines of a log are for grep: never wrapped, never coloured.
-        self._console = Console(
+        # Lines of a log are for grep: never wrapped, never coloured, whatever FORCE_COLOR says.
+        self._console = console or Console(
             file=stream,
+            force_terminal=None if stream.isatty() else False,
             soft_wrap=True,
             highlight=False,
             markup=False,
             emoji=False,
-            quiet=quiet,
+            quiet=silent,
         )
         self._total, self._batch_size = total_steps, batch_size
-        self._bar: Progress | None = None
-        if self._console.is_terminal and not quiet:
-            self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=self._console,
-                transient=True,
-            )
-            self._task = self._bar.add_task("training", total=total_steps)
-            self._bar.start()
+        self._quiet, self._silent = quiet, silent
+        self._last_evaluation: tuple[int | None, str] = (None, "")
+        self._panel: Panel | None = None
+        self._live: Live | None = None
+
+    def start(self, panel: Panel) -> None:
+        """Show `panel` below the lines, where this is a terminal that can move its cursor."""
+        if self._quiet or self._silent or not self._console.is_interactive:
+            return
+        self._panel = panel
+        self._live = Live(
+            get_renderable=self._renderable,
+            console=self._console,
+            refresh_per_second=_REFRESHES,
+        )
+        self._live.start()
+        # A process that is killed cannot show it again.
+        self._console.show_cursor(True)
+
+    def _renderable(self) -> RenderableType:
+        return self._panel or Text("")
 
     def progress(self, step: int) -> None:
-        """Move the bar; nothing where there is none."""
-        if self._bar:
-            self._bar.update(self._task, completed=step)
+        if self._panel:
+            self._panel.progress(step)
+
+    def saved(self, step: int) -> None:
+        if self._panel:
+            self._panel.saved(step)
+
+    def status(self, status: str) -> None:
+        if self._panel:
+            self._panel.status(status)
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar."""
-        self._console.print(text)
+        """A line of its own, above the panel."""
+        if not self._quiet:
+            self._print(text)
+
+    def warn(self, text: str) -> None:
+        """A line about what went wrong, also where the run is quiet."""
+        self._print(text)
+
+    def end(self, text: str) -> None:
+        """The last line, also where the run is quiet: there with the last evaluation."""
+        if self._panel:
+            self._panel.end("finished")
+        if self._quiet and self._last_evaluation[1]:
+            self._print(self._last_evaluation[1])
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        # A Text is never taken for markup, whatever it holds.
+        self._console.print(Text(text), soft_wrap=True)
 
     def write(self, step: int, split: str, values: Values) -> None:
+        if self._panel:
+            self._panel.write(step, split, values)
         if split == "train":
-            self.say(self._training_line(step, values))
+            if self._panel is None:
+                self.say(self._training_line(step, values))
+            elif "skipped" in values:
+                self.say(f"step {step:>7}{_skipped(values)}")
             return
         if split == "rewind":
             first, last = values["skipped_batches"]
-            self.say(
+            self.warn(
                 f"not finite at step {values['nonfinite_step']}: back to step {step}, without "
                 f"batches {first} to {last}"
             )
             return
         weights = f" ({values['weights']} weights)" if "weights" in values else ""
-        self.say(
+        line = (
             f"step {step:>7}  {split}{weights}: {values['count']} images, "
             f"top-1 {_percent(values['top1'])}, top-5 {_percent(values['top5'])}, "
             f"loss {values['loss']:.4f}{_skipped(values)}"
         )
+        if self._last_evaluation[0] != step:  # the first is of the average weights
+            self._last_evaluation = (step, line)
+        self.say(line)
 
     def _training_line(self, step: int, v: Values) -> str:
         line = (
@@ -80,17 +133,17 @@ class ConsoleWriter(Writer):
         )
         if "images_per_second" not in v:
             return line
-        rate = float(v["images_per_second"])
-        seconds = (self._total - step) * self._batch_size / rate
-        eta = datetime.timedelta(seconds=round(seconds))
-        return f"{line}  {rate:,.0f} img/s  input wait {_percent(v['input_wait'])}  ETA {eta}"
+        speed = speed_text(v)
+        left = duration((self._total - step) * self._batch_size / v["images_per_second"])
+        return f"{line}  {'  '.join(speed)}  ETA {left}"
 
     def flush(self) -> None:
         self._console.file.flush()
 
     def close(self) -> None:
-        if self._bar:
-            self._bar.stop()
+        if self._live:
+            self._live.stop()
+            self._live = None
 
 
 def _percent(share: float) -> str:

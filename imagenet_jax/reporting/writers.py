@@ -43,7 +43,11 @@ class JsonlWriter(Writer):
             part = path.with_name(f".{path.name}.{os.getpid()}")
             part.write_text("".join(_lines_up_to(path, resume_step)))
             part.replace(path)
-        self._file = AppendFile(path)
+        self._path, self._file = path, AppendFile(path)
+
+    def records(self) -> list[dict[str, Any]]:
+        """What the file holds."""
+        return [json.loads(line) for line in self._path.read_text().splitlines()]
 
     def write(self, step: int, split: str, values: Values) -> None:
         line = json.dumps({"step": step, "split": split, **values}) + "\n"

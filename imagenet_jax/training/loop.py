@@ -27,6 +27,7 @@ from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.determinism import require_repeatable
 from imagenet_jax.training.evaluation import Evaluator
 from imagenet_jax.training.experiment import Experiment, experiment_of
+from imagenet_jax.training.histograms import with_histograms
 from imagenet_jax.training.initialization import (
     InitialWeights,
     read_initial_weights,
@@ -49,6 +50,7 @@ from imagenet_jax.training.sharding import place_batches
 from imagenet_jax.training.signals import StopSignal
 from imagenet_jax.training.state import count_parameters, create_state
 from imagenet_jax.training.step import compile_train_step
+from imagenet_jax.training.step_cost import StepFlops
 from imagenet_jax.training.watchdog import Watchdog
 
 # Steps under way on the device before the loop waits for the oldest: enough to keep it busy, few
@@ -62,12 +64,13 @@ def train(
     *,
     strict_restore: bool = False,
     stop_after: int | None = None,
+    quiet: bool = False,
 ) -> int:
     """Train `config` in `workdir`, from its last checkpoint if it has one.
 
     Where that is damaged, from the one before it; `strict_restore` raises UserError instead.
     `stop_after` ends the run early: the state after that step is saved, and what it was until then
-    is what it is in a whole run.
+    is what it is in a whole run. `quiet` prints errors and the end alone.
 
     Returns the exit code: 0 when finished, 128 + the signal that stopped it, after saving.
     Raises UserError for what the user can mend, before anything is written; NonFiniteError where
@@ -102,7 +105,7 @@ def train(
                 while True:
                     try:
                         parts = (run, workdir, checkpoints, provenance, stop, watchdog, initial)
-                        return _train(*parts, stop_after or run.total_steps)
+                        return _train(*parts, stop_after or run.total_steps, quiet)
                     except NonFiniteError as e:
                         if config.nonfinite.policy == "stop":
                             raise
@@ -123,6 +126,7 @@ def _train(
     watchdog: Watchdog,
     initial: InitialWeights | None,
     stop_after: int,
+    quiet: bool,
 ) -> int:
     config, last = run.config, min(stop_after, run.total_steps)
     rewinds = rewind.read(workdir)
@@ -137,7 +141,7 @@ def _train(
         if initial:
             state = start_from(initial, state, run.tx)
 
-    recorder = Recorder(run, workdir, first, position.interval)
+    recorder = Recorder(run, workdir, first, position.interval, quiet=quiet)
     if is_first():
         for values in rewind.unrecorded(rewinds, workdir / "metrics.jsonl"):
             recorder.write(first, "rewind", values)
@@ -149,25 +153,27 @@ def _train(
     compiled_step = compile_train_step(
         run.abstract, run.mesh, run.graph, run.tx, run.schedule, config, run.averaging
     )
+    flops = StepFlops(compiled_step, run.abstract, config, run.mesh)
     evaluate = Evaluator(run.evaluation)
     eval_steps = run.steps_at(config.eval.every_epochs)
     save_steps = run.steps_at(config.checkpoint.every_epochs)
     batches_until = functools.partial(_batches, run, batch_of, first)
     require_repeatable(run, compiled_step, state, batches_until, recorder.say, watchdog.beat)
-    train_step = stop_at_nans(compiled_step, run)
+    train_step = with_histograms(stop_at_nans(compiled_step, run), run, first, recorder)
     batches = batches_until(last)
     in_flight: deque[jax.Array] = deque()
     agreed = StopAgreement(run.mesh)
 
     turns = traced(range(first + 1, last + 1), config, workdir, in_flight, recorder.say)
     with contextlib.closing(recorder), turns as steps:
+        recorder.start()
         for step in steps:
             with recorder.waiting():
                 batch = next(batches)
             skipped = batch.pop("skipped", [])
             state, metrics = train_step(state, batch)
             watchdog.beat()
-            recorder.step(step, metrics, skipped)
+            recorder.step(step, metrics, skipped, flops(batch))
             in_flight.append(metrics["loss"])
             if len(in_flight) > _IN_FLIGHT:
                 in_flight.popleft().block_until_ready()
@@ -187,13 +193,13 @@ def _train(
             if step % config.log.every_steps == 0:
                 saver.tell_failures()
             if stopped_by and step < last:
-                recorder.say(
+                recorder.end(
                     f"stopped by signal {stopped_by} after step {step}, saved; the same "
                     "command continues"
                 )
                 return 128 + stopped_by
         done = "finished" if last == run.total_steps else "ended early, as asked"
-        recorder.say(f"{done}: {last} steps in {workdir}{_skipped(recorder.skipped)}")
+        recorder.end(f"{done}: {last} steps in {workdir}{_skipped(recorder.skipped)}")
         return 0
 
 

@@ -10,9 +10,12 @@ from ml_collections import ConfigDict
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.reporting.console import ConsoleWriter
+from imagenet_jax.reporting.panel import Panel
 from imagenet_jax.reporting.writers import Histogram, JsonlWriter, Writers
+from imagenet_jax.training import memory
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.metrics import Interval, MetricWindow
+from imagenet_jax.training.peak_flops import peak_flops
 from imagenet_jax.training.processes import gather_names, is_first
 from imagenet_jax.training.throughput import Throughput
 
@@ -23,10 +26,19 @@ FIRST_STEPS = 50
 class Recorder:
     """Takes in what each step gives, without waiting for it, and writes it when it is there."""
 
-    def __init__(self, run: Experiment, workdir: Path, first: int, interval: dict[str, Any]):
+    def __init__(
+        self,
+        run: Experiment,
+        workdir: Path,
+        first: int,
+        interval: dict[str, Any],
+        *,
+        quiet: bool = False,
+    ):
         """Continue after step `first`, where the sums of the interval under way were `interval`.
 
-        Raises UserError where the files cannot be written.
+        `quiet` keeps all but errors and the end from the console. Raises UserError where the files
+        cannot be written.
         """
         config = run.config
         self._config, self._steps_per_epoch = config, run.steps_per_epoch
@@ -34,9 +46,20 @@ class Recorder:
         self._window = MetricWindow(
             self._every, run.total_steps, Interval(**interval), self._keep_first_steps
         )
-        self._throughput = Throughput(config.batch_size)
+        devices = jax.devices()
+        peak = peak_flops(devices[0].device_kind)
+        self._throughput = Throughput(config.batch_size, peak and peak * len(devices))
         self._speed: dict[int, dict[str, float]] = {}
-        self._console = ConsoleWriter(run.total_steps, config.batch_size, quiet=not is_first())
+        self._console = ConsoleWriter(
+            run.total_steps, config.batch_size, quiet=quiet, silent=not is_first()
+        )
+        self._panel = Panel(
+            f"{config.model.name}  {workdir}",
+            run.total_steps,
+            config.batch_size,
+            first,
+            memory.limit(),
+        )
         self._writers = Writers(self._console)
         self._first_steps: JsonlWriter | None = None
         if is_first():
@@ -46,7 +69,10 @@ class Recorder:
                 raise UserError(f"the metrics in {workdir} cannot be written: {e.strerror}") from e
 
     def _add_files(self, config: ConfigDict, workdir: Path, first: int) -> None:
-        self._writers.add(JsonlWriter(workdir / "metrics.jsonl", first))
+        history = JsonlWriter(workdir / "metrics.jsonl", first)
+        for record in history.records():
+            self._panel.write(record["step"], record["split"], record)
+        self._writers.add(history)
         if config.log.tensorboard:
             # A second of imports that not every run needs.
             from imagenet_jax.reporting.tensorboard_writer import TensorBoardWriter
@@ -54,9 +80,25 @@ class Recorder:
             self._writers.add(TensorBoardWriter(workdir / "tensorboard", first))
         self._first_steps = JsonlWriter(workdir / "first_steps.jsonl", first)
 
+    def start(self) -> None:
+        """Training begins; until `close` a terminal shows its panel."""
+        self._console.start(self._panel)
+
     def say(self, text: str) -> None:
         """A line on the console."""
         self._console.say(text)
+
+    def warn(self, text: str) -> None:
+        """A line about what went wrong."""
+        self._console.warn(text)
+
+    def end(self, text: str) -> None:
+        """The last line."""
+        self._console.end(text)
+
+    def saving(self, step: int) -> None:
+        """A checkpoint of `step` is being written."""
+        self._console.saved(step)
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
         self._writers.write(step, split, values)
@@ -74,16 +116,29 @@ class Recorder:
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Time inside is not the train step's."""
+        self._console.status("evaluating")
         with self._throughput.paused():
             yield
+        self._console.status("training")
 
-    def step(self, step: int, metrics: dict[str, jax.Array], skipped: list[str]) -> None:
-        """Step `step` was dispatched; `skipped` images of its batch could not be decoded."""
-        self._throughput.step()
+    def step(
+        self,
+        step: int,
+        metrics: dict[str, jax.Array],
+        skipped: list[str],
+        flops: float | None = None,
+    ) -> None:
+        """Step `step` was dispatched.
+
+        Args:
+          skipped: images of its batch that could not be decoded.
+          flops: its operations over all devices, where they are known.
+        """
+        self._throughput.step(flops)
         self._console.progress(step)
         self._window.append(step, metrics, skipped)
         if step % self._every == 0:
-            self._speed[step] = self._throughput.lap()
+            self._speed[step] = self._throughput.lap() | memory.used()
             self.report(step - self._every)  # one interval late: it is there, nobody waits
 
     def report(self, upto: int) -> None:

@@ -57,7 +57,7 @@ class Saver:
 
     def tell_failures(self) -> None:
         for failure in self._checkpoints.failures():
-            self._recorder.say(failure)
+            self._recorder.warn(failure)
 
     def _start(
         self, state: TrainState, step: int, next_batch: int, results: list[dict] | None
@@ -65,7 +65,7 @@ class Saver:
         try:
             self._recorder.flush()
         except OSError as e:
-            self._recorder.say(f"checkpoint {step} not saved, the metrics cannot be: {e.strerror}")
+            self._recorder.warn(f"checkpoint {step} not saved, the metrics cannot be: {e.strerror}")
             if jax.process_count() == 1:  # others have begun to save and would wait for this one
                 return
         self._checkpoints.save(
@@ -75,6 +75,7 @@ class Saver:
             provenance=self._provenance,
             metrics=_numbers(results[0]) if results else None,
         )
+        self._recorder.saving(step)
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, float]:

@@ -94,10 +94,9 @@ def step_cost(config: ConfigDict, *, repeats: int = 5, steps: int = 10) -> StepC
     """
     bare = bare_step(config)
     compiled = bare.step.lower(bare.abstract, abstract_batch(config, bare.mesh)).compile()
-    costs, memory = compiled.cost_analysis() or {}, compiled.memory_analysis()
+    memory = compiled.memory_analysis()
     cost = StepCost(
-        # XLA counts the operations of one device.
-        flops=float(costs.get("flops", 0.0)) * bare.mesh.size,
+        flops=flops_of(compiled, config, bare.mesh) or 0.0,
         state_bytes=int(getattr(memory, "argument_size_in_bytes", 0)),
         temporary_bytes=int(getattr(memory, "temp_size_in_bytes", 0)),
     )
@@ -105,6 +104,40 @@ def step_cost(config: ConfigDict, *, repeats: int = 5, steps: int = 10) -> StepC
         return cost
     state, batch = initial_state_of(config, bare), random_batch(config, bare.mesh)
     return dataclasses.replace(cost, seconds=_time(compiled, state, batch, repeats, steps))
+
+
+def flops_of(step: jax.stages.Compiled, config: ConfigDict, mesh: Mesh) -> float | None:
+    """Floating-point operations of the compiled train step over all devices; None: XLA is silent.
+
+    With micro-batches the update, little beside them, is counted as often as they are.
+    """
+    try:
+        counted = (step.cost_analysis() or {}).get("flops")
+    except NotImplementedError:
+        return None
+    # XLA counts one device, and the body of a loop once.
+    return float(counted) * mesh.size * config.optim.accumulate if counted else None
+
+
+class StepFlops:
+    """`flops_of` the step as it runs, for each size of its images once."""
+
+    def __init__(self, step: Any, abstract: TrainState, config: ConfigDict, mesh: Mesh):
+        """`step` is what jax.jit gave; `abstract` its state."""
+        self._step, self._abstract, self._config, self._mesh = step, abstract, config, mesh
+        self._known: dict[tuple[int, ...], float | None] = {}
+
+    def __call__(self, batch: dict[str, jax.Array]) -> float | None:
+        """Of a batch that the step has run on: it is compiled, and is not compiled again."""
+        shape = batch["image"].shape
+        if shape not in self._known:
+            shapes = {
+                name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+                for name, x in batch.items()
+            }
+            compiled = self._step.lower(self._abstract, shapes).compile()
+            self._known[shape] = flops_of(compiled, self._config, self._mesh)
+        return self._known[shape]
 
 
 def _time(compiled: Any, state: Any, batch: Any, repeats: int, steps: int) -> tuple[float, ...]:

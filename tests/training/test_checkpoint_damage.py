@@ -15,6 +15,7 @@ from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.experiment import experiment_of
 from imagenet_jax.training.integrity import problems
 from imagenet_jax.training.recovery import set_aside_damaged
+from imagenet_jax.training.throughput import MEASURED
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +75,7 @@ def _flip_position(directory):
 
 def _history(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    times = ("images_per_second", "input_wait")
-    return [{k: v for k, v in line.items() if k not in times} for line in lines]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
 
 
 def _state(config, workdir):

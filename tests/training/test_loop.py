@@ -14,8 +14,7 @@ from imagenet_jax.training import loop
 from imagenet_jax.training.checkpoint import Checkpoints
 from imagenet_jax.training.experiment import experiment_of
 from imagenet_jax.training.metrics import NonFiniteError
-
-TIMES = ("images_per_second", "input_wait")  # what may differ between two runs
+from imagenet_jax.training.throughput import MEASURED
 
 
 def _final(config, workdir):
@@ -43,7 +42,7 @@ def _assert_same_run(config, a, b):
 
 def _history(workdir):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+    return [{k: v for k, v in line.items() if k not in MEASURED} for line in lines]
 
 
 @pytest.fixture
