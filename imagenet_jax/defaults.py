@@ -158,6 +158,8 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.log.every_steps = 100  # one line, and one point in each curve
     c.log.tensorboard = True  # write event files
     c.log.group_norms = False  # of gradients, weights and updates, by layer group, in every step
+    c.log.histograms_every_epochs = 0.0  # of weights and gradients, by layer group; 0: never. Costs
+    # two or three steps each
     c.log.watchdog_seconds = 1800.0  # without a step or batch: print all stacks, end; 0: never
 
     c.profile = ConfigDict()

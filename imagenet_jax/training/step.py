@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,45 @@ def train_step(
       config.log.group_norms also those of `group_norms`. Where images are mixed, top1 is against
       the label with the larger share (the first class, at a half).
     """
+    grads, stats, loss, top1 = gradient(state, batch, graph=graph, config=config)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = state.ema
+    if average is not None:
+        new = {"params": params, "batch_stats": stats}
+        share = ema.share_at(config.ema, averaging, state.step)
+        average = optax.incremental_update(new, average, share)
+    metrics = {
+        "loss": loss,
+        "top1": top1,
+        "grad_norm": optax.tree.norm(grads),
+        "param_norm": optax.tree.norm(params),
+        "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+    }
+    if config.log.group_norms:
+        metrics |= group_norms(config.model.name, grads, updates, params)
+    return TrainState(state.step + 1, params, stats, opt_state, average), metrics
+
+
+class Gradient(NamedTuple):
+    """Of the mean loss over a batch, as the optimizer gets it.
+
+    Attributes:
+      grads: like the parameters, before clipping.
+      batch_stats: after the batch.
+      loss, top1: f32[], of the batch.
+    """
+
+    grads: Any
+    batch_stats: Any
+    loss: jax.Array
+    top1: jax.Array
+
+
+def gradient(
+    state: TrainState, batch: Batch, *, graph: nnx.GraphDef, config: ConfigDict
+) -> Gradient:
+    """The gradient of `train_step`, of the same arguments."""
     key = jax.random.fold_in(jax.random.key(config.seed), state.step)
     augment_key, dropout_key = jax.random.split(key)
     # The whole batch at once, before it is split: an image is mixed with any other of the batch.
@@ -97,24 +136,7 @@ def train_step(
         rows = jax.tree.map(lambda x: _split(x, parts), (pixels, targets, (weight, loss_weight)))
         micros = (*rows, jax.random.split(dropout_key, parts))
         stats, (loss, top1, grads) = _accumulate(micro_step, state, micros, parts)
-
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    average = state.ema
-    if average is not None:
-        new = {"params": params, "batch_stats": stats}
-        share = ema.share_at(config.ema, averaging, state.step)
-        average = optax.incremental_update(new, average, share)
-    metrics = {
-        "loss": loss,
-        "top1": top1,
-        "grad_norm": optax.tree.norm(grads),
-        "param_norm": optax.tree.norm(params),
-        "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-    }
-    if config.log.group_norms:
-        metrics |= group_norms(config.model.name, grads, updates, params)
-    return TrainState(state.step + 1, params, stats, opt_state, average), metrics
+    return Gradient(grads, stats, loss, top1)
 
 
 def _weights(mask: jax.Array) -> jax.Array:

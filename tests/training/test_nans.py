@@ -14,9 +14,9 @@ from imagenet_jax.training.checkpoint import Checkpoints
 
 
 def _loss_with_a_root_of_a_negative(logits, targets, loss):
-    """Of the batches whose labels add up to 212, as those of the fourth do."""
+    """Of the batches whose labels add up to 183, as those of the fourth do."""
     value = losses.cross_entropy(logits, targets)
-    return value + jnp.sqrt(jnp.where(jnp.sum(targets) == 212, -1.0, 0.0))
+    return value + jnp.sqrt(jnp.where(jnp.sum(targets) == 183, -1.0, 0.0))
 
 
 def _line_of(function, text):

@@ -1,0 +1,101 @@
+"""Histograms of weights and gradients by layer group, by programs of their own."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from imagenet_jax.training import compiler
+from imagenet_jax.training.experiment import Experiment
+from imagenet_jax.training.layer_groups import named_groups
+from imagenet_jax.training.nans import Step
+from imagenet_jax.training.recording import Recorder
+from imagenet_jax.training.sharding import batch_sharding, replicated
+from imagenet_jax.training.state import TrainState
+from imagenet_jax.training.step import Batch, Scalars, gradient
+
+BINS = 64
+
+
+def with_histograms(step: Step, run: Experiment, first: int, recorder: Recorder) -> Step:
+    """`step`, or one that gives the recorder histograms every config.log.histograms_every_epochs.
+
+    Those of step N are of the gradients that N applies ("gradients/G", before clipping) and of the
+    weights that it leaves ("weights/G"), for each layer group G. The compiled step is the same; the
+    gradients are computed once more, and the devices are waited for: a histogram costs the time of
+    one or two steps (benchmarks/RESULTS.md).
+
+    Args:
+      step: to be called for steps first + 1, first + 2, ...
+    """
+    every = run.config.log.histograms_every_epochs
+    if not every:
+        return step
+    steps, number = run.steps_at(every), first
+    shardings = jax.tree.map(lambda x: x.sharding, run.abstract)
+    model, graph, config = run.config.model.name, run.graph, run.config
+    compiled = functools.partial(
+        jax.jit, out_shardings=replicated(run.mesh), compiler_options=compiler.options()
+    )
+    of_gradients = compiled(
+        lambda state, batch: group_histograms(
+            gradient(state, batch, graph=graph, config=config).grads, model
+        ),
+        in_shardings=(shardings, batch_sharding(run.mesh)),
+    )
+    of_weights = compiled(
+        lambda params: group_histograms(params, model), in_shardings=(shardings.params,)
+    )
+
+    def observed(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
+        nonlocal number
+        number += 1
+        if number not in steps:
+            return step(state, batch)
+        with recorder.evaluating():
+            found = _on_host("gradients", of_gradients(state, batch))
+        state, metrics = step(state, batch)
+        with recorder.evaluating():
+            found |= _on_host("weights", of_weights(state.params))
+        recorder.histograms(number, found)
+        return state, metrics
+
+    return observed
+
+
+def group_histograms(tree: Any, model: str) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """(counts i32[64], edges f32[65]) of the values of each layer group of `model`.
+
+    As NumPy's `histogram` of these edges, between the least and the greatest value (half a unit
+    around it, where all are one): a bin has its lower edge, the last its upper one too.
+
+    Args:
+      tree: like the parameters; it may be sharded, nothing is gathered.
+    """
+    return {group: _histogram(leaves) for group, leaves in named_groups(tree, model).items()}
+
+
+def _histogram(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    low = functools.reduce(jnp.minimum, [jnp.min(x) for x in leaves])
+    high = functools.reduce(jnp.maximum, [jnp.max(x) for x in leaves])
+    low, high = jnp.where(low == high, low - 0.5, low), jnp.where(low == high, high + 0.5, high)
+    edges = low + (high - low) * jnp.arange(BINS + 1, dtype=low.dtype) / BINS
+    edges = edges.at[-1].set(high)  # whatever the rounding: the greatest value is inside
+
+    def at_least(edge: jax.Array) -> jax.Array:
+        return jnp.stack([jnp.sum(x >= edge, dtype=jnp.int32) for x in leaves]).sum()
+
+    # An edge at a time: one pass over the values each, and no memory; scatters would be sequential.
+    reached = jax.lax.map(at_least, edges[:-1])
+    return reached - jnp.append(reached[1:], 0), edges
+
+
+def _on_host(kind: str, groups: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """By name; without those of values that are not finite, which have no range."""
+    return {
+        f"{kind}/{group}": (counts, edges)
+        for group, (counts, edges) in jax.device_get(groups).items()
+        if np.isfinite(edges).all()
+    }
