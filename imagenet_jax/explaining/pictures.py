@@ -5,6 +5,7 @@ import numpy as np
 
 _GAP = 1  # pixels between the tiles of a grid, before enlargement
 _OPACITY = 0.5  # of a heat map over its image
+_AGAINST_AND_FOR = np.array([[0.1, 0.3, 1.0], [1.0, 0.1, 0.05]])  # blue and red
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -24,11 +25,10 @@ def signed_overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     Args:
       image: u8[H, W, 3].
     """
-    scaled = _scaled(heat)
-    grey = np.broadcast_to(image.mean(-1, keepdims=True) / 255, image.shape)
-    colours = matplotlib.colormaps["bwr"](0.5 + scaled / 2)[..., :3]
-    opacity = 0.85 * np.sqrt(np.abs(scaled))[..., None]
-    return _to_u8((1 - opacity) * (0.25 + grey / 2) + opacity * colours)
+    scaled = _scaled(heat)[..., None]
+    grey = 0.25 + np.broadcast_to(image.mean(-1, keepdims=True) / 255, image.shape) / 2
+    colours = np.where(scaled > 0, _AGAINST_AND_FOR[1], _AGAINST_AND_FOR[0])
+    return _to_u8(grey + 0.85 * np.abs(scaled) * (colours - grey))
 
 
 def signed(values: np.ndarray) -> np.ndarray:
