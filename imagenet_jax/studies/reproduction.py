@@ -66,7 +66,7 @@ def reproduce(
     different = environment_differences(published.provenance, here)
     exact = not any(name not in _CODE for name, _, _ in different)
     for name, theirs, ours in different:
-        print(f"{name}: published with {theirs}, here {ours}")
+        print(f"{name}: {_shown(theirs)} in the baseline, {_shown(ours)} here")
     print(
         "versions and hardware are those of the baseline: every bit has to agree"
         if exact
@@ -83,7 +83,7 @@ def reproduce(
         dtype = config.model.dtype
         found = comparison.first_difference(first_steps, ours, exact=exact, dtype=dtype)
         apart = comparison.largest_difference(first_steps, ours)
-        how = "bit for bit" if exact else f"but for rounding (largest difference {apart:.1e})"
+        how = f"but for rounding (largest difference {apart:.1e})" if apart else "bit for bit"
         agree = f"loss and gradient norm of {len(ours)} steps agree {how}"
         if full and not found:
             compare_end = _compare_weights if exact else _compare_accuracy
@@ -111,15 +111,23 @@ def environment_differences(
     return list(found.values())
 
 
-def _flat(provenance: dict[str, Any]) -> dict[str, Any]:
+def _flat(provenance: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """One entry for each package, and for each value that `machine` tells."""
     flat: dict[str, Any] = {}
     for name, value in provenance.items():
-        if name in ("packages", "machine", "cpu", "accelerator", "environment"):
+        if name in ("packages", "machine", "environment"):
             flat |= _flat(value)
+        elif name in ("cpu", "accelerator"):
+            flat |= _flat(value, f"{name} ")
         else:
-            flat[name] = value
+            flat[prefix + name] = value
     return flat
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "none"
+    return "not told" if value is None else str(value)
 
 
 def _config_of(published: Baseline, overrides: Iterable[tuple[str, str]]) -> ConfigDict:
