@@ -22,7 +22,7 @@ OPERATIONAL = (
     "resume_with_changes", "data.path", "data.threads", "data.workers", "data.prefetch_mb",
     "data.undecodable",
     "log.every_steps", "log.tensorboard", "log.group_norms",
-    "log.histograms_every_epochs", "log.watchdog_seconds",
+    "log.histograms_every_epochs", "log.watchdog_seconds", "log.images", "log.wandb", "log.mlflow",
     "profile.steps", "debug.nans", "debug.determinism",
     "checkpoint.keep", "eval.batch_size", "mesh.fsdp", "nonfinite.policy",
     "nonfinite.max_rewinds", "nonfinite.skip_steps",

@@ -38,7 +38,7 @@ _NOT_NEGATIVE = (
     "optim.weight_decay", "optim.freeze_epochs", "optim.clip_norm", "optim.l1",
     "optim.trust_coefficient", "eval.every_epochs", "checkpoint.every_epochs",
     "data.threads", "data.workers", "seed", "augment.lighting", "augment.mixup", "augment.cutmix",
-    "augment.rand_deviation", "log.watchdog_seconds", "log.histograms_every_epochs",
+    "augment.rand_deviation", "log.watchdog_seconds", "log.images", "log.histograms_every_epochs",
     "debug.determinism",
 )  # fmt: skip
 _SHARES = ("augment.erase", "augment.mix_probability", "augment.mix_switch")
@@ -96,10 +96,13 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
     if value["augment.crop_scale"][1] > 1:
         raise UserError("config.augment.crop_scale: a crop cannot be larger than its image (1.0)")
     _check_resolution(value)
-    if value["log.histograms_every_epochs"] and not value["log.tensorboard"]:
+    if value["log.histograms_every_epochs"] and not (
+        value["log.tensorboard"] or value["log.wandb"]
+    ):
         raise UserError(
             f"config.log.histograms_every_epochs = {value['log.histograms_every_epochs']} does "
-            "nothing with config.log.tensorboard = False: nothing shows them"
+            "nothing with config.log.tensorboard = False and no config.log.wandb: nothing shows "
+            "them"
         )
     step_window(value["profile.steps"])
     if value["debug.nans"] and value["nonfinite.policy"] == "rewind":

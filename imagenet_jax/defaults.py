@@ -160,6 +160,11 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.log.group_norms = False  # of gradients, weights and updates, by layer group, in every step
     c.log.histograms_every_epochs = 0.0  # of weights and gradients, by layer group; 0: never. Costs
     # two or three steps each
+    # Of the first batch as augmented, and of the most confident mistakes at the end; 0: none. They
+    # cost a compilation at the start and the time of an evaluation at the end
+    c.log.images = 16
+    c.log.wandb = ""  # project of Weights & Biases to write to as well; "": none
+    c.log.mlflow = ""  # experiment of MLflow to write to as well; "": none
     c.log.watchdog_seconds = 1800.0  # without a step or batch: print all stacks, end; 0: never
 
     c.profile = ConfigDict()

@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
 
 from imagenet_jax.reporting import event_files
-from imagenet_jax.reporting.writers import Histogram, Values, Writer
+from imagenet_jax.reporting.writers import Histogram, Values, Writer, curves
 
 
 class TensorBoardWriter(Writer):
@@ -22,11 +22,10 @@ class TensorBoardWriter(Writer):
         self._file = event_files.new_event_file(directory, resume_step)
 
     def write(self, step: int, split: str, values: Values) -> None:
-        group = f"{split}/{values['weights']}" if "weights" in values else split
+        group, numbers = curves(split, values)
         event = _event(step)
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                event.summary.value.add(tag=f"{group}/{name}", simple_value=value)
+        for name, value in numbers.items():
+            event.summary.value.add(tag=f"{group}/{name}", simple_value=value)
         self._add(event)
 
     def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:

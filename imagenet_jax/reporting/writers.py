@@ -27,11 +27,20 @@ class Writer:
     def images(self, step: int, name: str, pixels: np.ndarray) -> None:
         """u8[H, W, 3], or several as u8[N, H, W, 3], after `step` optimizer steps."""
 
+    def end(self, text: str) -> None:
+        """The run ends as it should; `text` says how. Without it, `close` means that it failed."""
+
     def flush(self) -> None:
         """Everything written so far survives a kill once this returns; OSError where it cannot."""
 
     def close(self) -> None:
         """Nothing is written afterwards."""
+
+
+def curves(split: str, values: Values) -> tuple[str, dict[str, float]]:
+    """The group of curves that `values` are points of, and the numbers among them."""
+    group = f"{split}/{values['weights']}" if "weights" in values else split
+    return group, {k: v for k, v in values.items() if isinstance(v, int | float)}
 
 
 class JsonlWriter(Writer):
@@ -91,6 +100,10 @@ class Writers(Writer):
     def images(self, step: int, name: str, pixels: np.ndarray) -> None:
         for writer in self._writers:
             writer.images(step, name, pixels)
+
+    def end(self, text: str) -> None:
+        for writer in self._writers:
+            writer.end(text)
 
     def flush(self) -> None:
         for writer in self._writers:

@@ -35,6 +35,7 @@ from imagenet_jax.training.initialization import (
 )
 from imagenet_jax.training.metrics import NonFiniteError
 from imagenet_jax.training.nans import stop_at_nans
+from imagenet_jax.training.pictures import show_inputs, show_mistakes
 from imagenet_jax.training.processes import (
     StopAgreement,
     is_first,
@@ -46,6 +47,7 @@ from imagenet_jax.training.recording import Recorder
 from imagenet_jax.training.recovery import set_aside_damaged
 from imagenet_jax.training.running import Running
 from imagenet_jax.training.saving import Saver
+from imagenet_jax.training.services import require_services
 from imagenet_jax.training.sharding import place_batches
 from imagenet_jax.training.signals import StopSignal
 from imagenet_jax.training.state import count_parameters, create_state
@@ -77,6 +79,7 @@ def train(
     the loss, a gradient or a parameter left the numbers, with the last good checkpoint in place
     (config.nonfinite may go back to it first).
     """
+    on_first(functools.partial(require_services, config))
     run = experiment_of(config)
     initial = None if workdirs.has_checkpoint(workdir) else read_initial_weights(config)
     provenance = workdirs.provenance_of(run.fingerprints)
@@ -171,6 +174,8 @@ def _train(
             with recorder.waiting():
                 batch = next(batches)
             skipped = batch.pop("skipped", [])
+            if step == 1:
+                show_inputs(recorder, run, batch)
             state, metrics = train_step(state, batch)
             watchdog.beat()
             recorder.step(step, metrics, skipped, flops(batch))
@@ -198,6 +203,8 @@ def _train(
                     "command continues"
                 )
                 return 128 + stopped_by
+        if first < last == run.total_steps:
+            show_mistakes(recorder, run, state, watchdog.beat)
         done = "finished" if last == run.total_steps else "ended early, as asked"
         recorder.end(f"{done}: {last} steps in {workdir}{_skipped(recorder.skipped)}")
         return 0

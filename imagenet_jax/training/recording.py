@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from imagenet_jax.errors import UserError
@@ -17,6 +18,7 @@ from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.metrics import Interval, MetricWindow
 from imagenet_jax.training.peak_flops import peak_flops
 from imagenet_jax.training.processes import gather_names, is_first
+from imagenet_jax.training.services import service_writers
 from imagenet_jax.training.throughput import Throughput
 
 # Steps whose own loss and gradient norm are kept, for another run to be compared with.
@@ -78,6 +80,8 @@ class Recorder:
             from imagenet_jax.reporting.tensorboard_writer import TensorBoardWriter
 
             self._writers.add(TensorBoardWriter(workdir / "tensorboard", first))
+        for writer in service_writers(config, workdir, self.warn):
+            self._writers.add(writer)
         self._first_steps = JsonlWriter(workdir / "first_steps.jsonl", first)
 
     def start(self) -> None:
@@ -94,7 +98,7 @@ class Recorder:
 
     def end(self, text: str) -> None:
         """The last line."""
-        self._console.end(text)
+        self._writers.end(text)
 
     def saving(self, step: int) -> None:
         """A checkpoint of `step` is being written."""
@@ -106,6 +110,10 @@ class Recorder:
     def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
         """{name: (counts [N], edges [N + 1])}, of arrays on the host."""
         self._writers.histograms(step, histograms)
+
+    def images(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """u8[H, W, 3] or u8[N, H, W, 3], of arrays on the host."""
+        self._writers.images(step, name, pixels)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

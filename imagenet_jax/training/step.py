@@ -71,6 +71,12 @@ def train_step(
     return TrainState(state.step + 1, params, stats, opt_state, average), metrics
 
 
+def step_keys(seed: int, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The keys of augmentation and of dropout, of the step that follows `step` others."""
+    augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+    return augment_key, dropout_key
+
+
 class Gradient(NamedTuple):
     """Of the mean loss over a batch, as the optimizer gets it.
 
@@ -90,8 +96,7 @@ def gradient(
     state: TrainState, batch: Batch, *, graph: nnx.GraphDef, config: ConfigDict
 ) -> Gradient:
     """The gradient of `train_step`, of the same arguments."""
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-    augment_key, dropout_key = jax.random.split(key)
+    augment_key, dropout_key = step_keys(config.seed, state.step)
     # The whole batch at once, before it is split: an image is mixed with any other of the batch.
     pixels, targets = augment.apply(
         batch["image"],
