@@ -65,6 +65,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m imagenet_jax.publish --table --check
 	$(BIN)/shellcheck launch/*.sh launch/*.sbatch launch/kubernetes/*.sh
 	@if $(BIN)/python -c 'import urllib.request as r; r.urlopen("https://pypi.org/pypi/pip/json", timeout=10)' \
 	  2>/dev/null; then \

@@ -1,9 +1,9 @@
 """Whether two runs of one config are the same run: bit for bit, or as near as rounding allows.
 
 Two programs that round otherwise (another processor, another version of the compiler) start a
-float32 rounding apart, and training moves them further apart with each step, until they are two
-runs of the same recipe. Measured on the quickstart, the largest relative differences between jax
-0.10.2 and 0.12.0, SSE4.2 and AVX2, one core and two, one device and eight:
+rounding apart, and training moves them further apart with each step, until they are two runs of
+the same recipe. Measured on the quickstart, the largest relative differences between jax 0.10.2 and
+0.12.0, SSE4.2 and AVX2, and in float32 also one core and two, one device and eight:
 
     step                      1      2      3      4      5      7     10     20     30     50
     float32   loss        2e-07  2e-07  2e-05  1e-03  1e-02  6e-03  3e-02  7e-02  1e-01  1e-01
