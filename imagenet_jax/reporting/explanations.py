@@ -1,8 +1,9 @@
 """Explanations as PNG files: one of each picture in a folder, or all on one sheet."""
 
+import contextlib
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,10 +68,6 @@ def write_folder(
     Images of the same name are told apart by a number. Returns the files. Raises UserError where
     one cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"--out={folder} cannot be written: {e.strerror}") from e
     written, used = [], {picture.kind for picture in of_model}
     for picture in of_model:
         written.append(_save(folder / f"{picture.kind}.png", picture.pixels))
@@ -118,28 +115,29 @@ def write_sheet(
         for axis, (title, pixels) in zip(row, pictures, strict=False):
             axis.imshow(pixels, interpolation="none")
             axis.set_title(_wrapped(title), fontsize=8, parse_math=False)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(part, dpi=100, format="png")
-        part.replace(path)
-    except OSError as e:
-        part.unlink(missing_ok=True)
-        raise UserError(f"--out={path} cannot be written: {e.strerror}") from e
+        _replace(path, lambda part: figure.savefig(part, dpi=100, format="png"))
     finally:
         plt.close(figure)
     return [path]
 
 
 def _save(path: Path, pixels: np.ndarray) -> Path:
+    _replace(path, lambda part: Image.fromarray(pixels).save(part, "PNG"))
+    return path
+
+
+def _replace(path: Path, write_to: Callable[[Path], object]) -> None:
+    """Write the file beside, then put it in place; UserError where that fails."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        Image.fromarray(pixels).save(part, "PNG")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_to(part)
         part.replace(path)
     except OSError as e:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise UserError(f"--out={path} cannot be written: {e.strerror}") from e
-    return path
 
 
 def _wrapped(title: str) -> str:

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from imagenet_jax import defaults, models
+from imagenet_jax.explaining import gradcam, guided, layers, occlusion
+from imagenet_jax.models import torch_weights
+
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
-
-from twins import config_of  # noqa: E402
-
-from imagenet_jax import models  # noqa: E402
-from imagenet_jax.explaining import gradcam, guided, layers, occlusion  # noqa: E402
-from imagenet_jax.models import torch_weights  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -47,11 +45,12 @@ def pair(request):
                 module.bias.normal_(0, 0.2)
                 module.running_mean.normal_(0, 0.2)
                 module.running_var.uniform_(0.5, 1.5)
+            if isinstance(module, torch.nn.ReLU):
+                module.inplace = False  # it would overwrite what a hook of a convolution keeps
             if isinstance(module, torch.nn.Linear):
                 module.weight.normal_(0, (2 / module.in_features) ** 0.5)
-    config = {"resnet18": "resnet18", "vgg11": "vgg11_bn"}
-    model = config_of(config[request.param], SIDE).model.copy_and_resolve_references()
-    model.name, model.width = request.param, 1.0
+    model = defaults.defaults(request.param).model
+    model.num_classes = 10
     arrays = {key: value.numpy() for key, value in theirs.state_dict().items()}
     params, stats = torch_weights.from_torch(arrays, model)
     abstract = nnx.eval_shape(lambda: models.build(model, rngs=nnx.Rngs(0)))
@@ -108,7 +107,6 @@ def test_guided_backpropagation_is_that_of_hooks(pair, images, parity_table):
     handles = []
     for module in theirs.modules():
         if isinstance(module, torch.nn.ReLU):
-            module.inplace = False
             handles.append(module.register_full_backward_hook(rectify))
     pixels = as_torch(images).requires_grad_()
     theirs(pixels)[range(2), LABELS].sum().backward()
