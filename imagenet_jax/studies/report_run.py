@@ -20,6 +20,8 @@ from imagenet_jax.training.running import is_training
 from imagenet_jax.training.weights import of_workdir
 from imagenet_jax.training.workdir import has_checkpoint, read_config
 
+_EVALUATION = ("step", "split", "weights", "count", "top1", "top5", "loss")
+
 
 def read_run(
     workdir: Path, name: str, checkpoint: str, overrides: Iterable[tuple[str, str]]
@@ -129,9 +131,10 @@ def _evaluations(workdir: Path, metrics: list[dict[str, Any]]) -> list[dict[str,
             continue  # by class
         record = _read_object(path)
         for one in (record, *record.get("also", [])):
-            whole = {"step": record.get("step"), "split": record.get("split")} | one
-            if {"weights", "top1", "top5", "loss", "count"} <= whole.keys():
-                found[whole["step"], whole["weights"]] = whole
+            whole = {name: one.get(name, record.get(name)) for name in _EVALUATION}
+            if None in whole.values():
+                raise UserError(f"{path} is not what imagenet_jax.eval writes; move it away")
+            found[whole["step"], whole["weights"]] = whole
     return [found[key] for key in sorted(found)]
 
 

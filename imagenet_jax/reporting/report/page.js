@@ -100,7 +100,7 @@ function layoutOf(chart) {
     layout.hovermode = "closest";
   } else if (chart.kind === "confusion") {
     const ticks = {tickvals: chart.names.map((_, i) => i), ticktext: chart.names.map(plain), showgrid: false};
-    if (chart.names.length > 40) Object.assign(ticks, {showticklabels: false});
+    if (chart.names.length > 40) Object.assign(ticks, {showticklabels: false, ticks: ""});
     Object.assign(layout.xaxis, ticks);
     Object.assign(layout.yaxis, ticks, {autorange: "reversed", tickformat: ""});
     layout.hovermode = "closest";
