@@ -143,7 +143,7 @@ def show_mistakes(
         worst = mistakes(run.evaluation, state, count, on_batch)
     if len(worst.labels):
         captions = [
-            (f"is {names[label]}", f"{p:.1%} {names[predicted]}")
+            (f"true: {names[label]}", f"said {p:.0%}: {names[predicted]}")
             for label, predicted, p in zip(
                 worst.labels, worst.predicted, worst.confidence, strict=True
             )
