@@ -185,7 +185,7 @@ def test_what_is_not_fit_to_be_published_is_refused(copied, finished, tmp_path, 
     fails(door, [finished.workdir, "--allow_dirty", f"--out={baseline}"], "is there already")
     fails(door, [finished.workdir, *out, "--checkpoint=7"], "--checkpoint=7", "has 8")
     fails(door, [finished.workdir], "--out=baselines/NAME")
-    fails(door, ["--table", finished.workdir], "--table stands alone")
+    fails(door, [finished.workdir, "--table"], "--table stands alone")
     fails(door, [finished.workdir, *out, "--check"], "--check goes with --table")
 
     (copied / "first_steps.jsonl").write_text('{"step": 1, "loss": 1.0, "grad_norm": 1.0}\n')
