@@ -23,6 +23,8 @@ from imagenet_jax.training import loop
         ("prepare", ["--tars", "--folder", "--resize", "killed continues", "not comparable"]),
         ("sweep", ["--grid", "--jobs", "--retry_failed", "--baseline", "command continues"]),
         ("doctor", ["--json", "--allow", "fingerprint", "leakage", "Exits with 1"]),
+        ("publish", ["WORKDIR", "--out", "--checkpoint", "--table", "fingerprint", "--no_weights"]),
+        ("reproduce", ["BASELINE", "--steps", "--full", "bit for bit", "PASS, or FAIL"]),
         ("data.bench", ["--config", "--need", "stage by stage"]),
     ],
 )
