@@ -149,7 +149,7 @@ class _Painter:
         size, stride = self.square, occlusion.default_stride(self.square)
         [heat] = occlusion.occlusion(self.model, self.images, self.labels, size=size, stride=stride)
         drawn = pictures.signed_overlay(self.large, _enlarge(heat, self.zoom))
-        title = f"occlusion by {size}x{size} pixels: {-heat.max():+.1%} to {-heat.min():+.1%}"
+        title = f"occlusion, {size}x{size}: {-heat.max():+.1%} to {-heat.min():+.1%}"
         return Picture("occlusion", title, drawn)
 
     def _guided(self) -> Picture:
@@ -161,8 +161,8 @@ class _Painter:
     def _features(self) -> Picture:
         maps = np.asarray(layers.activations(self.model, self.images, self.layer)[0], np.float32)
         shown, channels = len(pictures.strongest(maps)), maps.shape[-1]
-        which = f"{channels} channels" if shown == channels else f"{shown} of {channels} channels"
-        title = f"feature maps of {self.layer}: {which}"
+        which = f"{channels}" if shown == channels else f"{shown} of {channels}"
+        title = f"{self.layer}: {which} channels"
         return Picture("features", title, pictures.feature_maps(maps))
 
 
