@@ -70,7 +70,7 @@ def reproduce(
     print(
         "versions and hardware are those of the baseline: every bit has to agree"
         if exact
-        else "versions or hardware are others: equal but for rounding, which grows with the steps",
+        else "versions or hardware are others: equal within a tolerance, which grows by the step",
         flush=True,
     )
     end = published.fingerprint["weights"]["checkpoint"] if full else count
@@ -83,7 +83,9 @@ def reproduce(
         dtype = config.model.dtype
         found = comparison.first_difference(first_steps, ours, exact=exact, dtype=dtype)
         apart = comparison.largest_difference(first_steps, ours)
-        how = f"but for rounding (largest difference {apart:.1e})" if apart else "bit for bit"
+        start = comparison.largest_difference(first_steps, ours[:1])
+        within = f"within the tolerance ({start:.1e} apart at step 1, at most {apart:.1e})"
+        how = within if apart else "bit for bit"
         agree = f"loss and gradient norm of {len(ours)} steps agree {how}"
         if full and not found:
             compare_end = _compare_weights if exact else _compare_accuracy
@@ -120,7 +122,7 @@ def _flat(provenance: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         elif name in ("cpu", "accelerator"):
             flat |= _flat(value, f"{name} ")
         else:
-            flat[prefix + name] = value
+            flat[prefix + name.removeprefix(prefix)] = value
     return flat
 
 

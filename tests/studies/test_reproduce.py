@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from imagenet_jax import reproduce as door
-from imagenet_jax.training import step as steps
+from imagenet_jax.training import losses
 
 
 @pytest.fixture
@@ -99,8 +99,8 @@ def test_another_learning_rate_is_found_at_the_step_after_the_first(spoiled, rep
 
 
 def test_other_code_is_found(baseline, reproduce, monkeypatch):
-    normalize = steps.normalize
-    monkeypatch.setattr(steps, "normalize", lambda *args: normalize(*args) * 1.001)
+    per_image = losses.per_image
+    monkeypatch.setattr(losses, "per_image", lambda *args: per_image(*args) * 1.0001)
     code, last = reproduce(baseline, "--steps=1")
     assert code == 1
     assert last.startswith("FAIL tiny: step 1, loss: published ")
@@ -121,7 +121,7 @@ def test_rounding_passes_where_the_versions_differ_and_the_accuracy_counts(
     lines = out.splitlines()
     assert code == 0
     assert any(line.startswith("jax: 0.1 in the baseline, ") for line in lines)
-    assert lines[-1].startswith("PASS tiny: loss and gradient norm of 8 steps agree but for round")
+    assert lines[-1].startswith("PASS tiny: loss and gradient norm of 8 steps agree within the")
     published = json.loads((baseline / "results.json").read_text())["results"][0]["top1"]
     assert f"top-1 of step 8 is {published:.2%}, published {published:.2%}" in lines[-1]
 
