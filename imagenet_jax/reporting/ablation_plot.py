@@ -38,7 +38,7 @@ def plot_ablation(lines: Sequence[Line], metric: str, out: Path) -> None:
     left.set_yticks(range(len(lines)), [_label(line) for line in lines])
     for tick, line in zip(left.get_yticklabels(), lines, strict=True):
         tick.set_fontweight("bold" if line.is_baseline else "normal")
-    left.invert_yaxis()
+    left.set_ylim(len(lines) - 0.5, -0.5)  # the first setting at the top, as in the table
     if has_differences:
         _differences(axes[0, 1], lines, metric)
     for axis in axes[0]:
@@ -59,7 +59,7 @@ def _runs(axis: Axes, lines: Sequence[Line], metric: str) -> None:
     scale = scale_of(metric)
     for y, line in enumerate(lines):
         values = [scale * value for value in line.outcome.metric.values()]
-        axis.plot(values, [y] * len(values), "o", color=_RUN, markersize=5, alpha=0.7, mew=0)
+        axis.plot(values, [y + 0.22] * len(values), "o", color=_RUN, markersize=6, alpha=0.7, mew=0)
         if line.summary is None:
             axis.annotate(
                 missing(line), (0.02, y), xycoords=("axes fraction", "data"), va="center",
@@ -72,7 +72,13 @@ def _runs(axis: Axes, lines: Sequence[Line], metric: str) -> None:
         axis.errorbar(mean, y, xerr=half or None, fmt="D", color=color, markersize=6, capsize=3)
         if line.is_baseline:
             axis.axvline(mean, color=_BASE, linewidth=0.8, linestyle=":")
-    axis.set_xlabel(f"{label_of(metric)}: runs, mean, 95 % interval")
+    for style, color, text in (("o", _RUN, "run"), ("D", _MEAN, "mean, 95 % interval")):
+        axis.plot([], [], style, color=color, markersize=6, mew=0, label=text)
+    axis.plot([], [], "D", color=_BASE, markersize=6, label="baseline")
+    axis.legend(
+        frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3
+    )
+    axis.set_xlabel(label_of(metric))
 
 
 def _differences(axis: Axes, lines: Sequence[Line], metric: str) -> None:
@@ -87,9 +93,11 @@ def _differences(axis: Axes, lines: Sequence[Line], metric: str) -> None:
         axis.errorbar(
             scale * s.mean, y, xerr=half or None, fmt="D", color=color, markersize=6, capsize=3
         )
-    for color, text in ((_CLEAR, "p < 0.05 (Holm)"), (_MEAN, "not significant")):
+    for color, text in ((_CLEAR, "p < 0.05 (Holm)"), (_MEAN, "p ≥ 0.05")):
         axis.plot([], [], "D", color=color, markersize=6, label=text)
-    axis.legend(frameon=False, fontsize="small", loc="best")
+    axis.legend(
+        frameon=False, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2
+    )
     points = " (points)" if scale > 1 else ""
     axis.set_xlabel(f"paired difference to the baseline{points}")
 
