@@ -48,7 +48,7 @@ def claim(workdir: Path, config: ConfigDict, provenance: dict[str, Any]) -> None
     """
     record = dict(provenance)
     if (workdir / "config.json").exists():
-        first = _read_provenance(workdir)
+        first = read_provenance(workdir)
         changed = config_io.differences(read_config(workdir), config)
         for split, fingerprint in provenance["data"].items():
             if first["data"].get(split, fingerprint) != fingerprint:
@@ -74,7 +74,8 @@ def claim(workdir: Path, config: ConfigDict, provenance: dict[str, Any]) -> None
         raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
 
 
-def _read_provenance(workdir: Path) -> dict[str, Any]:
+def read_provenance(workdir: Path) -> dict[str, Any]:
+    """What `claim` wrote: provenance of the first start, and of later ones under "resumed"."""
     path = workdir / "provenance.json"
     try:
         return json.loads(path.read_text())
@@ -134,11 +135,13 @@ def provenance_of(fingerprints: dict[str, str]) -> dict[str, Any]:
 def revision_of(root: Path) -> dict[str, Any]:
     """{git_revision, git_dirty} of the checkout `root`; None and False where it is none.
 
-    Dirty is one whose files differ from the revision; files that git does not know do not count.
+    Dirty is one whose files differ from the revision. Files that git does not know do not count,
+    nor do those in baselines/, which are results.
     """
+    changes = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!baselines")
     return {
         "git_revision": _git(root, "rev-parse", "HEAD"),
-        "git_dirty": bool(_git(root, "status", "--porcelain", "--untracked-files=no")),
+        "git_dirty": bool(_git(root, *changes)),
     }
 
 

@@ -40,11 +40,14 @@ def test_a_changed_file_makes_a_checkout_dirty_and_an_unknown_one_does_not(tmp_p
 
     git("init", "-q")
     (tmp_path / "step.py").write_text("lr = 1\n")
-    git("add", "step.py")
+    (tmp_path / "baselines").mkdir()
+    (tmp_path / "baselines" / "README.md").write_text("98 %\n")
+    git("add", ".")
     git("commit", "-q", "-m", "Begin")
     clean = {"git_revision": git("rev-parse", "HEAD").strip(), "git_dirty": False}
     assert revision_of(tmp_path) == clean
     (tmp_path / "notes.txt").write_text("mine\n")
+    (tmp_path / "baselines" / "README.md").unlink()  # to be published again
     assert revision_of(tmp_path) == clean
     (tmp_path / "step.py").write_text("lr = 2\n")
     assert revision_of(tmp_path) == clean | {"git_dirty": True}
