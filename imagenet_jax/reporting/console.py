@@ -91,7 +91,7 @@ class ConsoleWriter(Writer):
     def end(self, text: str) -> None:
         """The last line, also where the run is quiet: there with the last evaluation."""
         if self._panel:
-            self._panel.end("finished")
+            self._panel.end()
         if self._quiet and self._last_evaluation[1]:
             self._print(self._last_evaluation[1])
         self._print(text)

@@ -74,9 +74,10 @@ class Panel:
         elif "top5" in values and step != self._evaluated:  # the first is of the average weights
             self._evaluated, self._eval = step, evaluation_text(step, values)
 
-    def end(self, status: str) -> None:
+    def end(self) -> None:
         """Nothing moves any more."""
-        self._status, self._ended = status, time.monotonic()
+        self._ended = time.monotonic()
+        self._status = "finished" if self._step == self._total else "stopped"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         rows = Table.grid(padding=(0, 2, 0, 0), expand=True)
