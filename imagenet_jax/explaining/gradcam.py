@@ -7,7 +7,9 @@ from flax import nnx
 from imagenet_jax.explaining import layers
 
 
-def grad_cam(model: layers.Model, images: jax.Array, labels: jax.Array, layer: str) -> jax.Array:
+def grad_cam(
+    model: layers.Model, images: layers.Array, labels: layers.Array, layer: str
+) -> jax.Array:
     """f32[B, H, W] in [0, 1]: the map of each image for its class, as large as the image.
 
     Equations 1 and 2: each channel of the layer is weighed by the mean over space of the gradient
@@ -25,7 +27,7 @@ def grad_cam(model: layers.Model, images: jax.Array, labels: jax.Array, layer: s
 
 
 def outputs_and_gradients(
-    model: layers.Model, images: jax.Array, labels: jax.Array, layer: str
+    model: layers.Model, images: layers.Array, labels: layers.Array, layer: str
 ) -> tuple[jax.Array, jax.Array]:
     """(A, dy/dA), both f32[B, h, w, K]: a convolution's output and the gradient of the logit y.
 

@@ -12,7 +12,9 @@ from imagenet_jax.explaining import layers
 _CALLS = ("jit", "pjit")  # jax's names, new and old, of a call to a compiled function
 
 
-def guided_backpropagation(model: layers.Model, images: jax.Array, labels: jax.Array) -> jax.Array:
+def guided_backpropagation(
+    model: layers.Model, images: layers.Array, labels: layers.Array
+) -> jax.Array:
     """f32[B, H, W, 3]: the gradient of each image's class logit by its pixels, where every ReLU
     passes back what is positive alone, and that only where its input was (section 3.4).
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from imagenet_jax.errors import UserError
@@ -16,6 +17,7 @@ from imagenet_jax.models import bit, resnet, torch_weights, vgg
 from imagenet_jax.models.weight_standardization import StandardizedConv, standardize
 
 Model = resnet.ResNet | vgg.VGG | bit.BiT
+Array = jax.Array | np.ndarray
 _Path = tuple[Any, ...]  # of a module in its model
 _FAMILIES = {resnet.ResNet: resnet, vgg.VGG: vgg, bit.BiT: bit}
 
@@ -42,7 +44,7 @@ def check(model: Model, layer: str) -> None:
     raise UserError(f"--layer={layer} is {kind}; {hint} --layer=? lists the convolutions")
 
 
-def activations(model: Model, images: jax.Array, layer: str) -> jax.Array:
+def activations(model: Model, images: Array, layer: str) -> jax.Array:
     """f[B, h, w, K]: what the convolution `layer` puts out, before any norm or ReLU.
 
     Args:

@@ -35,7 +35,7 @@ def corners(side: int, size: int, stride: int) -> np.ndarray:
 
 
 def probabilities(
-    model: layers.Model, images: jax.Array, labels: jax.Array, *, size: int, stride: int
+    model: layers.Model, images: layers.Array, labels: layers.Array, *, size: int, stride: int
 ) -> jax.Array:
     """f32[B, R, C]: the class's probability while a grey square hides a part of the image.
 
@@ -52,7 +52,7 @@ def probabilities(
 
 
 def occlusion(
-    model: layers.Model, images: jax.Array, labels: jax.Array, *, size: int, stride: int
+    model: layers.Model, images: layers.Array, labels: layers.Array, *, size: int, stride: int
 ) -> np.ndarray:
     """f32[B, H, W] in [-1, 1]: the probability that the class loses when a square hides the pixel,
     averaged over the squares that do; negative where hiding it helps.

@@ -166,9 +166,9 @@ class _Painter:
         return Picture("features", title, pictures.feature_maps(maps))
 
 
-def _enlarge(heat: np.ndarray, zoom: int) -> np.ndarray:
+def _enlarge(heat: layers.Array, zoom: int) -> np.ndarray:
     """f32[H, W] -> f32[zoom * H, zoom * W], bilinearly."""
-    image = Image.fromarray(np.array(heat, np.float32))
+    image = Image.fromarray(np.asarray(heat, np.float32))
     size = (image.width * zoom, image.height * zoom)
     return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
 
