@@ -93,6 +93,11 @@ def _device(published: Baseline) -> str:
 
 
 def _speed(published: Baseline) -> str:
-    """Median over the intervals of the run; empty where no interval was timed."""
+    """Median over the intervals of the run; empty where none was timed, and on a CPU.
+
+    There it says how busy the machine was.
+    """
+    if "cpu" in published.provenance["devices"]:
+        return ""
     rates = [line["images_per_second"] for line in published.metrics if "images_per_second" in line]
     return f"{median(rates):,.0f}" if rates else ""
