@@ -6,11 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny_config
 
 from imagenet_jax import config as config_io
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import loop, losses
 from imagenet_jax.training.checkpoint import Checkpoints
+
+
+@pytest.fixture
+def tiny(digits_path):
+    """Few operations: with a check of each, a VGG-11 compiles in a quarter of a ResNet's time."""
+    return tiny_config(digits_path, "vgg11")
 
 
 def _loss_with_a_root_of_a_negative(logits, targets, loss):
