@@ -57,7 +57,9 @@ def run_of(name="runs/a", seed=0, classes=10, class_names=None, **changes):
     """A finished run with predictions and explanations; `changes` replace fields of it."""
     rng = np.random.default_rng(seed)
     names = class_names or tuple(f"kind {i}" for i in range(classes))
-    labels, probabilities = probabilities_of(rng, 20 * len(names), len(names))
+    labels, probabilities = probabilities_of(
+        rng, (20 if len(names) <= 100 else 2) * len(names), len(names)
+    )
     metrics = metrics_of(rng)
     samples = [sample_of(rng, names, i % len(names), (i + i % 2) % len(names)) for i in range(6)]
     mistakes = tuple(s for s in samples if not s.is_right)

@@ -82,9 +82,9 @@ def test_opens_without_errors_or_requests_and_shows_every_section(show, name):
     )
     assert [key for key, *_ in heights] == list(SECTIONS)
     assert all(height > title > 0 for _, height, title in heights), heights
+    browser.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    wait_for(browser, "[...document.querySelectorAll('.chart')].every(c => c.data)")
     drawn = browser.execute_script(
-        "document.querySelectorAll('details').forEach(d => { d.open = true; });"
-        "drawAll();"
         "return [...document.querySelectorAll('.chart')].map(c =>"
         " [c.id, c.offsetHeight, c.querySelectorAll('path.js-line, .bars path, .hm image').length])"
     )

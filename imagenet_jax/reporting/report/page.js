@@ -135,7 +135,9 @@ function follow(chart, change) {
 const drawAll = () => report.charts.forEach(draw);
 drawAll();
 dark.addEventListener("change", drawAll);
-document.querySelectorAll("details").forEach((d) => d.addEventListener("toggle", drawAll));
+document.querySelectorAll("details").forEach((details) => details.addEventListener("toggle", () => {
+  report.charts.filter((chart) => details.contains(element(chart))).forEach(draw);
+}));
 
 document.querySelectorAll("[data-logarithmic]").forEach((button) => {
   button.addEventListener("click", () => {
