@@ -19,6 +19,7 @@ from imagenet_jax.training import loop
         ("eval", ["--workdir", "--checkpoint", "--follow", "counted once", "eval/STEP.json"]),
         ("convert", ["--from", "--to", "--model", "torchvision", "load_state_dict"]),
         ("predict", ["IMAGE", "--weights", "--top", "--html", "exit code"]),
+        ("explain", ["IMAGE", "--class", "--layer", "--methods", "gradcam", "? lists them"]),
         ("plot", ["--workdir", "--out", "PNG"]),
         ("prepare", ["--tars", "--folder", "--resize", "killed continues", "not comparable"]),
         ("sweep", ["--grid", "--jobs", "--retry_failed", "--baseline", "command continues"]),
