@@ -126,7 +126,7 @@ class Status:
         table = Table(box=None, pad_edge=False)
         for name in ("cell", "state", "step", "latest", "ETA"):
             right = name in ("step", "ETA")
-            table.add_column(name, justify="right" if right else "left", no_wrap=name != "latest")
+            table.add_column(name, justify="right" if right else "left", no_wrap=True)
         first = sorted(rows, key=lambda row: _ORDER.index(row.state))[:_ROWS]
         for row in (row for row in rows if row in first):
             running = row.state == "running" and row.seconds is not None
