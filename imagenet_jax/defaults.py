@@ -158,8 +158,8 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.log.every_steps = 100  # one line, and one point in each curve
     c.log.tensorboard = True  # write event files
     c.log.group_norms = False  # of gradients, weights and updates, by layer group, in every step
-    c.log.histograms_every_epochs = 0.0  # of weights and gradients, by layer group; 0: never. Costs
-    # two or three steps each
+    c.log.histograms_every_epochs = 0.0  # of weights and gradients, by layer group; 0: never. Each
+    # costs the time of 1.3 steps (benchmarks/histograms.py)
     # Of the first batch as augmented, and of the most confident mistakes at the end; 0: none. They
     # cost a compilation at the start and the time of an evaluation at the end
     c.log.images = 16

@@ -6,6 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from imagenet_jax.training import compiler
 from imagenet_jax.training.experiment import Experiment
@@ -25,7 +28,7 @@ def with_histograms(step: Step, run: Experiment, first: int, recorder: Recorder)
     Those of step N are of the gradients that N applies ("gradients/G", before clipping) and of the
     weights that it leaves ("weights/G"), for each layer group G. The compiled step is the same; the
     gradients are computed once more, and the devices are waited for: a histogram costs the time of
-    one or two steps (benchmarks/RESULTS.md).
+    1.3 steps (benchmarks/RESULTS.md).
 
     Args:
       step: to be called for steps first + 1, first + 2, ...
@@ -34,20 +37,7 @@ def with_histograms(step: Step, run: Experiment, first: int, recorder: Recorder)
     if not every:
         return step
     steps, number = run.steps_at(every), first
-    shardings = jax.tree.map(lambda x: x.sharding, run.abstract)
-    model, graph, config = run.config.model.name, run.graph, run.config
-    compiled = functools.partial(
-        jax.jit, out_shardings=replicated(run.mesh), compiler_options=compiler.options()
-    )
-    of_gradients = compiled(
-        lambda state, batch: group_histograms(
-            gradient(state, batch, graph=graph, config=config).grads, model
-        ),
-        in_shardings=(shardings, batch_sharding(run.mesh)),
-    )
-    of_weights = compiled(
-        lambda params: group_histograms(params, model), in_shardings=(shardings.params,)
-    )
+    of_gradients, of_weights = compile_histograms(run.abstract, run.mesh, run.graph, run.config)
 
     def observed(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
         nonlocal number
@@ -63,6 +53,27 @@ def with_histograms(step: Step, run: Experiment, first: int, recorder: Recorder)
         return state, metrics
 
     return observed
+
+
+def compile_histograms(
+    abstract: TrainState, mesh: Mesh, graph: nnx.GraphDef, config: ConfigDict
+) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+    """(state, batch) -> `group_histograms` of the gradient, and params -> those of them."""
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    compiled = functools.partial(
+        jax.jit, out_shardings=replicated(mesh), compiler_options=compiler.options()
+    )
+    of_gradients = compiled(
+        lambda state, batch: group_histograms(
+            gradient(state, batch, graph=graph, config=config).grads, config.model.name
+        ),
+        in_shardings=(shardings, batch_sharding(mesh)),
+    )
+    of_weights = compiled(
+        lambda params: group_histograms(params, config.model.name),
+        in_shardings=(shardings.params,),
+    )
+    return of_gradients, of_weights
 
 
 def group_histograms(tree: Any, model: str) -> dict[str, tuple[jax.Array, jax.Array]]:

@@ -1,0 +1,74 @@
+"""What a histogram of weights and gradients costs, in train steps.
+
+  python -m benchmarks.histograms --config=configs/quickstart.py
+  python -m benchmarks.histograms --config=configs/resnet50.py --config.model.name=resnet18
+
+Steps and histograms take turns in one process, on data that is already on the device; the ratio is
+a median. With config.log.histograms_every_epochs=1 an epoch pays it once.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from imagenet_jax import cli
+from imagenet_jax import config as config_io
+from imagenet_jax.training.histograms import compile_histograms
+from imagenet_jax.training.state import graph_of
+from imagenet_jax.training.step_cost import bare_step, initial_state_of, random_batch
+
+
+def measure(config: Any, rounds: int) -> dict[str, float]:
+    """Medians over `rounds`, after one to warm up, of milliseconds and of their ratio."""
+    bare = bare_step(config)
+    graph = graph_of(config.model)
+    of_gradients, of_weights = compile_histograms(bare.abstract, bare.mesh, graph, config)
+    state, batch = initial_state_of(config, bare), random_batch(config, bare.mesh)
+    steps, gradients, weights = [], [], []
+    for i in range(rounds + 1):
+        times = [_seconds(of_gradients, state, batch)[0]]
+        seconds, (state, _) = _seconds(bare.step, state, batch)
+        times.append(_seconds(of_weights, state.params)[0])
+        if i:
+            steps.append(seconds)
+            gradients.append(times[0])
+            weights.append(times[1])
+    both = [g + w for g, w in zip(gradients, weights, strict=True)]
+    return {
+        "step_ms": 1e3 * statistics.median(steps),
+        "gradients_ms": 1e3 * statistics.median(gradients),
+        "weights_ms": 1e3 * statistics.median(weights),
+        "steps_per_histogram": statistics.median(b / s for b, s in zip(both, steps, strict=True)),
+    }
+
+
+def _seconds(work: Callable[..., Any], *args: Any) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = jax.block_until_ready(work(*args))
+    return time.perf_counter() - start, result
+
+
+def main(argv: Any) -> None:
+    argv, overrides = cli.split_overrides(argv)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default="configs/quickstart.py", metavar="FILE[:ARG]")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
+    args = parser.parse_args(argv)
+    result = measure(config_io.load(args.config, overrides), args.rounds)
+    print(
+        json.dumps(result)
+        if args.json
+        else "\n".join(f"{name:20} {value:,.2f}" for name, value in result.items())
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)
