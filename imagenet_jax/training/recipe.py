@@ -6,8 +6,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax.reporting.recipe import recipe_rows
 from imagenet_jax.training import optim
-from imagenet_jax.training.sharding import make_mesh
-from imagenet_jax.training.state import abstract_state, count_parameters
+from imagenet_jax.training.state import count_parameters, initial_state
 
 
 def recipe_of(config: ConfigDict, images: int | None, steps: int | None) -> list[tuple[str, str]]:
@@ -17,8 +16,10 @@ def recipe_of(config: ConfigDict, images: int | None, steps: int | None) -> list
       images: of the training split; None where the data is not at hand.
       steps: of the whole run; None where nobody knows.
     """
-    mesh = make_mesh(config.mesh.fsdp)
-    params = abstract_state(config.model, optax.identity(), False, mesh).params
+    # Shapes alone: this machine may have other devices than the run's.
+    params = jax.eval_shape(
+        lambda: initial_state(config.model, optax.identity(), False, jax.random.key(0))
+    ).params
     decayed = params
     if not config.optim.decay_bias_and_norm:
         mask = jax.tree.leaves(optim.decay_mask(params))

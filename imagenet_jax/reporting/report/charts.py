@@ -40,7 +40,7 @@ class Chart:
 
     Attributes:
       key: of the page's element, and name of a file.
-      kind: "curve", "reliability", "classes" or "confusion".
+      kind: "curve", "reliability", "histogram", "classes" (bars by name), "ranks" or "confusion".
       value_format: of y, as d3-format and Python have it in common.
       logarithmic: whether y starts on a logarithmic axis; None where it must not.
       cells: of a confusion matrix, [true][predicted] counts.

@@ -13,6 +13,9 @@ const element = (chart) => document.getElementById("chart-" + chart.key);
 // Plotly reads a few tags in its labels; names are text.
 const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
 
+// No room for a box that tells the values of all lines.
+const narrow = (chart) => element(chart).offsetWidth < 480;
+
 function lineOf(line, mixed) {
   // One run: colours tell training from evaluation. Several: they tell the runs apart.
   const single = report.runs.length === 1;
@@ -31,7 +34,9 @@ function tracesOf(chart) {
   const shown = chart.series.filter((s) => !hidden.runs.has(s.run) && !hidden.roles.has(s.role));
   if (chart.kind === "curve") {
     const mixed = shown.some((s) => s.role !== "train");
-    return shown.map((s) => ({...lineOf(s, mixed), hovertemplate: `%{y:${chart.value_format}} at %{text}`}));
+    const value = `%{y:${chart.value_format}} at %{text}`;
+    const hovertemplate = narrow(chart) ? `${value}<br>%{fullData.name}<extra></extra>` : value;
+    return shown.map((s) => ({...lineOf(s, mixed), hovertemplate}));
   }
   const named = (s, more) => ({x: s.x, y: s.y, text: s.text.map(plain), name: plain(s.name), ...more});
   if (chart.kind === "reliability") {
@@ -78,8 +83,9 @@ function layoutOf(chart) {
   if (chart.kind === "curve") {
     layout.yaxis.type = logarithmic[chart.key] ? "log" : "linear";
     if (logarithmic[chart.key]) Object.assign(layout.yaxis, {dtick: "D2", minorloglabels: "complete"});
-    layout.xaxis.hoverformat = ".5~g";
-    layout.xaxis.unifiedhovertitle = {text: `${chart.x_title} %{x}`};
+    const place = chart.x_title === "epoch" ? "%{x:.2f}" : "%{x:,d}";
+    layout.xaxis.unifiedhovertitle = {text: `${chart.x_title} ${place}`};
+    if (narrow(chart)) layout.hovermode = "closest";
     if (["images_per_second", "input_wait"].includes(chart.key)) layout.yaxis.rangemode = "tozero";
     layout.xaxis.rangemode = "tozero";
   } else if (chart.kind === "reliability") {
