@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import wandb
+from requests.utils import get_netrc_auth
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.reporting.tracking import TrackedRun
@@ -20,12 +21,19 @@ _PATIENCE = 30  # seconds until a server that does not answer is given up
 
 def require_login() -> None:
     """UserError where a run would be sent to a server that asks for a key, and there is none."""
-    mode = wandb.setup().settings.mode
-    if mode in ("online", "run", "shared") and not wandb.api.api_key:
+    mode, key = _mode_and_key()
+    if mode in ("online", "shared") and not key:
         raise UserError(
             "config.log.wandb needs a login: run `wandb login`, set WANDB_API_KEY, or keep the "
             "run here with WANDB_MODE=offline"
         )
+
+
+def _mode_and_key() -> tuple[str, object]:
+    """What WANDB_MODE says, and any credentials; nobody is asked."""
+    settings = wandb.setup().settings
+    key = settings.api_key or settings.identity_token_file
+    return settings.mode, key or get_netrc_auth(settings.base_url)
 
 
 class WandbWriter(Writer):

@@ -1,20 +1,16 @@
 """The panel: what it shows at any width, on a console and on a terminal that a training runs in."""
 
-import fcntl
 import io
 import os
-import pty
 import re
 import signal
-import struct
 import sys
-import termios
-import time
 
 import pyte
 import pytest
-from conftest import REPOSITORY, tiny_config
+from conftest import tiny_config
 from rich.console import Console
+from terminal import Terminal
 
 from imagenet_jax import config as config_io
 from imagenet_jax import main
@@ -165,65 +161,19 @@ def test_lines_appear_above_the_panel_and_it_stays_at_the_end():
     console = ConsoleWriter(1000, 256, console=terminal)
     console.start(_panel())
     console.say("a line said [meanwhile]")
-    console.write(700, "train", TRAIN)
-    console.end("finished: 1000 steps")
+    console.write(600, "train", TRAIN)
+    console.progress(600)
+    console.end("stopped after 600 steps")
     console.close()
     screen = pyte.Screen(70, 20)
     pyte.Stream(screen).feed(stream.getvalue().replace("\n", "\r\n"))
     lines = [line.rstrip() for line in screen.display]
     assert lines[0] == "a line said [meanwhile]"
-    assert lines[1] == "finished: 1000 steps"  # the points of training are the panel's
+    assert lines[1] == "stopped after 600 steps"  # the points of training are the panel's
     assert lines[2].startswith("╭─ resnet50")
-    assert lines[10].endswith("finished ─╯")
+    assert lines[10].endswith("stopped ─╯")  # at step 600
     assert not screen.cursor.hidden
     assert "".join(lines[11:]) == ""
-
-
-class Terminal:
-    """A process in a terminal of its own, and what its screen shows."""
-
-    def __init__(self, columns, rows, *command):
-        self.screen = pyte.Screen(columns, rows)
-        self._stream, self.everything = pyte.ByteStream(self.screen), b""
-        self.pid, self._file = pty.fork()
-        if self.pid == 0:
-            os.chdir(REPOSITORY)
-            self._resize(0, columns, rows)
-            os.environ |= {"XLA_FLAGS": "", "TERM": "xterm-256color"}
-            os.execv(command[0], command)
-
-    @staticmethod
-    def _resize(file, columns, rows):
-        fcntl.ioctl(file, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def resize(self, columns, rows):
-        self._resize(self._file, columns, rows)
-        self.screen.resize(rows, columns)
-
-    def until(self, pattern, timeout=120):
-        """Wait until the screen shows `pattern`."""
-        end = time.monotonic() + timeout
-        while not re.search(pattern, self.text()):
-            assert time.monotonic() < end, self.text()
-            assert self._read(), f"it ended\n{self.text()}"
-
-    def wait(self):
-        """The exit code, or minus the signal."""
-        while self._read():
-            pass
-        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-
-    def _read(self):
-        try:
-            got = os.read(self._file, 65536)
-        except OSError:  # Linux: the other side is closed
-            return False
-        self.everything += got
-        self._stream.feed(got)
-        return bool(got)
-
-    def text(self):
-        return "\n".join(self.screen.display)
 
 
 @pytest.fixture
@@ -262,7 +212,8 @@ def test_training_in_a_terminal_that_is_resized_interrupted_and_continued(train_
     terminal.resize(60, 16)
     os.kill(terminal.pid, signal.SIGINT)
     assert terminal.wait() == 130
-    assert "stopped by signal 2" in terminal.text()
+    assert b"stopped by signal 2" in terminal.everything
+    assert "stopped ─╯" in terminal.text()
     assert not terminal.screen.cursor.hidden
 
     terminal = train_in_terminal(60, 16)
