@@ -1,12 +1,13 @@
 """A terminal of a program's own, and a picture of what it shows.
 
-  python -m tests.terminal --until=240/360 --out=docs/panel.svg -- \\
+  python -m tests.terminal --until='2[4-9]./360' --out=docs/panel.svg -- \\
     python -m imagenet_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 """
 
 import argparse
 import fcntl
 import io
+import itertools
 import os
 import pty
 import re
@@ -79,20 +80,24 @@ class Terminal:
         console = Console(record=True, width=columns, file=io.StringIO(), force_terminal=True)
         for row in range(last + 1):
             line = Text()
-            for column in range(columns):
-                cell = self.screen.buffer[row][column]
-                colour = None if cell.fg == "default" else cell.fg.replace("brown", "yellow")
-                if colour and re.fullmatch("[0-9a-f]{6}", colour):
-                    colour = f"#{colour}"
-                line.append(cell.data, Style(color=colour, bold=cell.bold))
+            cells = [self.screen.buffer[row][column] for column in range(columns)]
+            for (colour, bold), run in itertools.groupby(cells, lambda c: (_colour(c.fg), c.bold)):
+                line.append("".join(cell.data for cell in run), Style(color=colour, bold=bold))
             console.print(line, no_wrap=True)
         return console.export_svg(title="imagenet_jax.main", theme=MONOKAI, unique_id="panel")
+
+
+def _colour(name):
+    """pyte's name of a colour in rich's words."""
+    if re.fullmatch("[0-9a-f]{6}", name):
+        return f"#{name}"
+    return None if name == "default" else name.replace("brown", "yellow")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--until", required=True, help="take it when the screen shows this regex")
-    parser.add_argument("--columns", type=int, default=88)
+    parser.add_argument("--columns", type=int, default=100)
     parser.add_argument("--out", type=Path, required=True, help="SVG file")
     parser.add_argument("command", nargs="+")
     args = parser.parse_args()
