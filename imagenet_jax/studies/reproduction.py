@@ -28,6 +28,8 @@ MARK = "reproduces.json"
 # What may differ and leave the bits alone: the code is what is put to the test.
 _CODE = ("git_revision", "git_dirty", "python", "platform")
 _OTHER = ("data", "initial_weights", "resumed", "published_with")  # no part of the environment
+# Fields that may be set and make XLA compile another program.
+_ROUNDING = ("mesh.fsdp", "log.group_norms", "debug.nans")
 _SETTABLE = ("init.weights", *config_io.OPERATIONAL)
 
 
@@ -64,6 +66,8 @@ def reproduce(
     _require_same_data(published, config, fingerprints)
     here = workdirs.provenance_of(fingerprints)
     different = environment_differences(published.provenance, here)
+    before, now = config_io.flatten(published.config), config_io.flatten(config)
+    different += [(f, before[f], now[f]) for f in _ROUNDING if before[f] != now[f]]
     exact = not any(name not in _CODE for name, _, _ in different)
     for name, theirs, ours in different:
         print(f"{name}: {_shown(theirs)} in the baseline, {_shown(ours)} here")
@@ -134,6 +138,8 @@ def _shown(value: Any) -> str:
 
 def _config_of(published: Baseline, overrides: Iterable[tuple[str, str]]) -> ConfigDict:
     config = ConfigDict(published.config)
+    # The curves are those that are published: nobody else is told them again.
+    config.update_from_flattened_dict({"log.tensorboard": False, "log.wandb": "", "log.mlflow": ""})
     for field, text in overrides:
         config_io.override(config, field, text)
         if field not in _SETTABLE:
