@@ -23,9 +23,9 @@ EPOCH = 48 / 1437  # of one step
 
 def _config(path):
     """Three steps of plain gradient descent over a sharded state, each saved."""
-    config = tiny_config(path)
+    config = tiny_config(path, "vgg11")  # a network that compiles fast
     config.epochs, config.checkpoint.every_epochs = 3 * EPOCH, EPOCH
-    config.log.every_steps, config.mesh.fsdp = 1, 4
+    config.log.every_steps, config.log.images, config.mesh.fsdp = 1, 0, 4
     config.optim.schedule, config.optim.peak_lr = "constant", RATE
     config.optim.momentum = config.optim.weight_decay = 0.0
     return config
@@ -72,8 +72,8 @@ def test_watching_changes_no_bit_of_the_state(plain, watched):
             np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
 
 
-def _layer1(state):
-    leaves = jax.tree.leaves(state.params["layer1"])
+def _fourth_group(state):
+    leaves = jax.tree.leaves(state.params["features"][3])
     return np.concatenate([np.ravel(x) for x in leaves])
 
 
@@ -81,8 +81,8 @@ def test_those_of_weights_are_numpys_of_the_checkpoint(watched):
     written, states, _ = watched
     assert sorted(written) == [2, 3]
     for step, histograms in written.items():
-        weights = _layer1(states[step])
-        counts, edges = histograms["weights/layer1"]
+        weights = _fourth_group(states[step])
+        counts, edges = histograms["weights/features.3"]
         assert edges[0] == weights.min()
         assert edges[-1] == weights.max()
         np.testing.assert_array_equal(counts, np.histogram(weights, edges)[0])
@@ -91,8 +91,8 @@ def test_those_of_weights_are_numpys_of_the_checkpoint(watched):
 def test_those_of_gradients_are_what_the_step_applied(watched):
     """The difference of rounded weights knows the gradient roughly: shares, not counts."""
     written, states, _ = watched
-    gradients = (_layer1(states[1]) - _layer1(states[2])) / RATE
-    counts, edges = written[2]["gradients/layer1"]
+    gradients = (_fourth_group(states[1]) - _fourth_group(states[2])) / RATE
+    counts, edges = written[2]["gradients/features.3"]
     spread = edges[-1] - edges[0]
     assert edges[0] == pytest.approx(gradients.min(), abs=1e-3 * spread)
     assert edges[-1] == pytest.approx(gradients.max(), abs=1e-3 * spread)
@@ -106,12 +106,12 @@ def test_tensorboard_shows_them(watched):
 
     written, _, workdir = watched
     events = EventAccumulator(str(workdir / "tensorboard"), {"histograms": 0}).Reload()
-    groups = ("conv1", "layer1", "layer2", "layer3", "layer4", "fc")
+    groups = (*(f"features.{i}" for i in range(5)), *(f"classifier.{i}" for i in range(3)))
     tags = {f"{kind}/{group}" for kind in ("weights", "gradients") for group in groups}
     assert tags <= set(events.Tags()["histograms"])
-    shown = events.Histograms("weights/layer1")
+    shown = events.Histograms("weights/features.3")
     assert [point.step for point in shown] == [2, 3]
-    assert shown[0].histogram_value.num == written[2]["weights/layer1"][0].sum()
+    assert shown[0].histogram_value.num == written[2]["weights/features.3"][0].sum()
 
 
 @settings(max_examples=8, deadline=None)
