@@ -6,6 +6,8 @@ import shutil
 import pytest
 
 from imagenet_jax import reproduce as door
+from imagenet_jax.studies.baseline import read
+from imagenet_jax.studies.reproduction import _config_of
 from imagenet_jax.training import losses
 
 
@@ -160,3 +162,12 @@ def test_what_makes_no_sense_is_refused(baseline, finished, tmp_path, fails):
     before = sorted(finished.workdir.iterdir())
     fails(door, [baseline, f"--workdir={finished.workdir}"], "holds another run")
     assert sorted(finished.workdir.iterdir()) == before
+
+
+def test_settings_are_of_this_run_alone(baseline):
+    """The baseline is compared with as it was read, and its curves go nowhere else."""
+    published = read(baseline)
+    published.config.log.wandb = "mine"
+    config = _config_of(published, [("mesh.fsdp", "2")])
+    assert (config.mesh.fsdp, config.log.wandb) == (2, "")
+    assert (published.config.mesh.fsdp, published.config.log.wandb) == (1, "mine")
