@@ -3,16 +3,14 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
-
 from imagenet_jax.reporting.markup import escape, table
 from imagenet_jax.reporting.report import charts, galleries, results
 from imagenet_jax.reporting.report.charts import Chart
+from imagenet_jax.reporting.report.class_table import class_table
+from imagenet_jax.reporting.report.places import legend, note, places, swatch
 from imagenet_jax.reporting.report.records import Predicted, Run
 
-_MOST_ROWS = 2000  # classes in the table; ImageNet's 1,000 fit, 21,000 would stop a browser
 _OTHER_LOSS = ("loss.label_smoothing", "augment.mixup", "augment.cutmix")
-_FILTERED = 20  # classes from which on a field reduces the table
 
 
 class Section(NamedTuple):
@@ -55,18 +53,17 @@ def _results(runs: Sequence[Run]) -> Section:
     for run in runs:
         rows = results.result_rows(run)
         if len(runs) > 1:
-            parts.append(f"<h3>{_swatch(run, runs)}{escape(run.name)}</h3>")
+            parts.append(f"<h3>{swatch(run, runs)}{escape(run.name)}</h3>")
         if rows:
             parts.append(table(results.RESULT_HEAD, rows, results.RESULT_NUMBERS))
         else:
-            parts.append(_note("Not evaluated yet."))
+            parts.append(note("Not evaluated yet."))
     return Section("results", "Results", "".join(parts))
 
 
 def _comparison(runs: Sequence[Run]) -> str:
     head = "".join(
-        f'<th scope="col" class="number">{_swatch(run, runs)}{escape(run.name)}</th>'
-        for run in runs
+        f'<th scope="col" class="number">{swatch(run, runs)}{escape(run.name)}</th>' for run in runs
     )
     body = []
     for name, cells in results.comparison_rows(runs):
@@ -88,10 +85,10 @@ def _curves(runs: Sequence[Run]) -> Section:
     parts = []
     for run in runs:
         if not run.metrics:
-            parts.append(_note(f"{run.workdir}/metrics.jsonl has no lines yet: nothing to draw."))
+            parts.append(note(f"{run.workdir}/metrics.jsonl has no lines yet: nothing to draw."))
     if drawn:
-        parts.append(_legend(runs, drawn))
-        parts.append(_places(drawn))
+        parts.append(legend(runs, drawn))
+        parts.append(places(drawn))
         hint = "Drag to zoom, double-click to see all again; the charts zoom together."
         if any(run.config[field] for run in runs for field in _OTHER_LOSS):
             hint += (
@@ -107,7 +104,7 @@ def _curves(runs: Sequence[Run]) -> Section:
 def _speed(runs: Sequence[Run]) -> Section:
     drawn = charts.speed(runs)
     if not drawn:
-        body = _note("No speed was logged: it takes two steps, and log.every_steps of them.")
+        body = note("No speed was logged: it takes two steps, and log.every_steps of them.")
         return Section("throughput", "Throughput", body)
     rows = []
     for run in runs:
@@ -117,7 +114,7 @@ def _speed(runs: Sequence[Run]) -> Section:
             devices = str(dict(results.provenance_rows(run.provenance)).get("devices", ""))
             rows.append((run.name, devices, f"{rate:,.0f} img/s", f"{wait:.1%}"))
     head = ["run", "devices", "median throughput", "median input wait"]
-    body = table(head, rows, (2, 3)) + _places(drawn)
+    body = table(head, rows, (2, 3)) + places(drawn)
     return Section("throughput", "Throughput", body, tuple(drawn))
 
 
@@ -152,61 +149,12 @@ def _classes(runs: Sequence[Run]) -> Section:
         return (
             f"<p>{_measured(predicted)} Means over classes: precision {means['precision']:.2%}, "
             f"recall {means['recall']:.2%}, F1 {means['f1']:.2%}.</p>"
-            + _class_table(f"classes-{runs.index(run)}", predicted)
+            + class_table(f"classes-{runs.index(run)}", predicted)
         )
 
     drawn = (chart,) if chart else ()
-    text = _places(drawn, "") + _per_predicted(runs, body)
+    text = places(drawn, "") + _per_predicted(runs, body)
     return Section("classes", "Classes", text, drawn)
-
-
-def _class_table(key: str, predicted: Predicted) -> str:
-    """Sorted by a click; the lowest F1 first."""
-    found = predicted.by_class
-    order = np.argsort(found.f1, kind="stable")
-    shown = order[:_MOST_ROWS]
-    rows = []
-    for label in shown.tolist():
-        wrong = found.confusion[label].copy()
-        wrong[label] = 0
-        other = int(wrong.argmax())
-        taken = f"{found.class_names[other]} ({wrong[other]:,})" if wrong[other] else ""
-        shares = "".join(
-            f'<td class="number" data-value="{value:.6f}">{value:.1%}</td>'
-            for value in (found.precision[label], found.recall[label], found.f1[label])
-        )
-        rows.append(
-            f'<tr><th scope="row">{escape(found.class_names[label])}</th>{shares}'
-            f'<td class="number" data-value="{found.support[label]}">{found.support[label]:,}</td>'
-            f"<td>{escape(taken)}</td></tr>"
-        )
-    heads = "".join(
-        f'<th scope="col"{right}{sort}><button type="button">{name}</button></th>'
-        for name, right, sort in (
-            ("class", "", ""),
-            ("precision", ' class="number"', ""),
-            ("recall", ' class="number"', ""),
-            ("F1", ' class="number"', ' aria-sort="ascending"'),
-            ("images", ' class="number"', ""),
-            ("most often taken for", "", ""),
-        )
-    )
-    limit = ""
-    if len(order) > len(shown):
-        limit = _note(
-            f"The {len(shown):,} classes of lowest F1 of {len(order):,} are shown; "
-            "imagenet_jax.eval --by_class writes all."
-        )
-    search = (
-        f'<input type="search" data-filter="{key}" placeholder="show classes with ..." '
-        'aria-label="show classes with">'
-        if len(shown) > _FILTERED
-        else ""
-    )
-    return (
-        f'{limit}{search}<div class="scroll tall"><table class="sortable" id="{key}">'
-        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
 
 
 def _calibration(runs: Sequence[Run]) -> Section:
@@ -222,7 +170,7 @@ def _calibration(runs: Sequence[Run]) -> Section:
         "<p>Predictions in 15 bins of equal width of their confidence (Guo et al. 2017): a "
         "calibrated model is right as often as it is confident, on the dashed line.</p>"
         + table(["run", "expected calibration error", "images"], rows, (1, 2))
-        + _places(drawn, " two")
+        + places(drawn, " two")
         + "".join(_missing(run, runs) for run in runs if not run.predicted)
     )
     return Section("calibration", "Calibration", text, drawn)
@@ -235,9 +183,9 @@ def _confusions(runs: Sequence[Run]) -> Section:
         chart = charts.confusion(runs.index(run), run)
         if chart:
             drawn.append(chart)
-        place = _places([chart], "") if chart else ""
+        place = places([chart], "") if chart else ""
         if not predicted.pairs:
-            return place + _note("No image is misclassified.")
+            return place + note("No image is misclassified.")
         return (
             f"{place}<h3>Most confused pairs</h3>"
             f"<p>The {len(predicted.pairs)} most frequent, with the images of highest "
@@ -251,7 +199,7 @@ def _confusions(runs: Sequence[Run]) -> Section:
 def _mistakes(runs: Sequence[Run]) -> Section:
     def body(run: Run, predicted: Predicted) -> str:
         if not predicted.mistakes:
-            return _note("No image is misclassified.")
+            return note("No image is misclassified.")
         return (
             f"<p>{predicted.wrong:,} of {predicted.images:,} images are misclassified; here are "
             f"the {len(predicted.mistakes)} of highest confidence.</p>"
@@ -290,7 +238,7 @@ def _per_run(runs: Sequence[Run], body: Callable[[Run], str]) -> str:
     if len(runs) == 1:
         return body(runs[0])
     return "".join(
-        f"<details><summary>{_swatch(run, runs)}{escape(run.name)}</summary>{body(run)}</details>"
+        f"<details><summary>{swatch(run, runs)}{escape(run.name)}</summary>{body(run)}</details>"
         for run in runs
     )
 
@@ -304,60 +252,4 @@ def _per_predicted(runs: Sequence[Run], body: Callable[[Run, Predicted], str]) -
 
 def _missing(run: Run, runs: Sequence[Run]) -> str:
     name = f"{run.name}: " if len(runs) > 1 else ""
-    return _note(f"{name}not shown, as {run.missing}")
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
-
-
-def _swatch(run: Run, runs: Sequence[Run]) -> str:
-    return f'<i class="swatch" style="background:var(--run-{runs.index(run) % 8})"></i>'
-
-
-def _places(drawn: Sequence[Chart], more: str = "") -> str:
-    boxes = []
-    for chart in drawn:
-        button = ""
-        if chart.logarithmic is not None:
-            text = "linear axis" if chart.logarithmic else "log axis"
-            button = f'<button type="button" data-logarithmic="{chart.key}">{text}</button>'
-        boxes.append(
-            f'<figure class="chart-box"><figcaption>{escape(chart.title)}{button}</figcaption>'
-            f'<div class="chart {chart.kind}" id="chart-{chart.key}"></div></figure>'
-        )
-    return f'<div class="figures{more}">{"".join(boxes)}</div>' if boxes else ""
-
-
-_ROLES = {
-    "train": ("training", '<path d="M0 6h26" stroke-width="2"/>'),
-    "ema": ("evaluation, average weights", '<path d="M0 6h26"/><circle cx="13" cy="6" r="3.5"/>'),
-    "raw": (
-        "evaluation, raw weights",
-        '<path d="M0 6h26" stroke-dasharray="2 4"/><path d="M10 3l6 6m0-6l-6 6"/>',
-    ),
-}
-
-
-def _legend(runs: Sequence[Run], drawn: Sequence[Chart]) -> str:
-    """Which line is which; its boxes show and hide them."""
-    roles = {line.role for chart in drawn for line in chart.series}
-    hidden = charts.hidden_roles(runs)
-    entries = []
-    if len(runs) > 1:
-        for i, run in enumerate(runs):
-            entries.append(
-                f'<label><input type="checkbox" checked data-run="{i}">'
-                f"<span>{_swatch(run, runs)}{escape(run.name)}</span></label>"
-            )
-    for role, (name, drawing) in _ROLES.items():
-        if role in roles:
-            hue = "var(--muted)"
-            if len(runs) == 1:
-                hue = "var(--run-0)" if role == "train" else "var(--run-1)"
-            entries.append(
-                f'<label><input type="checkbox"{"" if role in hidden else " checked"} '
-                f'data-role="{role}"><svg width="26" height="12" fill="{hue}" stroke="{hue}" '
-                f'stroke-width="2">{drawing}</svg>{name}</label>'
-            )
-    return f'<div class="legend">{"".join(entries)}</div>'
+    return note(f"{name}not shown, as {run.missing}")
