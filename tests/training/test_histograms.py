@@ -93,7 +93,7 @@ def test_those_of_gradients_are_what_the_step_applied(watched):
     written, states, _ = watched
     gradients = (_fourth_group(states[1]) - _fourth_group(states[2])) / RATE
     counts, edges = written[2]["gradients/features.3"]
-    spread = edges[-1] - edges[0]
+    spread = float(edges[-1] - edges[0])
     assert edges[0] == pytest.approx(gradients.min(), abs=1e-3 * spread)
     assert edges[-1] == pytest.approx(gradients.max(), abs=1e-3 * spread)
     assert counts.sum() == gradients.size
