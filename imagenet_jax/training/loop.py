@@ -189,6 +189,8 @@ def _train(
                 with recorder.evaluating():
                     results = evaluate(state, watchdog.beat)
                 recorder.evaluated(step, results)
+            if step == run.total_steps:  # before it is saved: a run that ended is not started again
+                show_mistakes(recorder, run, state, watchdog.beat)
             stopped_by = agreed(step, stop.received)
             ends = step == last or bool(stopped_by)
             if step in save_steps or ends:
@@ -203,8 +205,6 @@ def _train(
                     "command continues"
                 )
                 return 128 + stopped_by
-        if first < last == run.total_steps:
-            show_mistakes(recorder, run, state, watchdog.beat)
         done = "finished" if last == run.total_steps else "ended early, as asked"
         recorder.end(f"{done}: {last} steps in {workdir}{_skipped(recorder.skipped)}")
         return 0
