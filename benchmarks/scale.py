@@ -52,13 +52,14 @@ def compiled_here(config: Any) -> dict[str, Any]:
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
         for x in jax.tree.leaves(bare.abstract)
     )
-    memory = {
+    memory = compiled.memory_analysis()
+    row = {
         "devices": bare.mesh.size,
         "fsdp": config.mesh.fsdp,
         "state_mb": state / 1e6,
-        "temporary_mb": compiled.memory_analysis().temp_size_in_bytes / 1e6,
+        "temporary_mb": getattr(memory, "temp_size_in_bytes", 0) / 1e6,
     }
-    return memory | {
+    return row | {
         f"{kind} ({count})": size / 1e6 for kind, (count, size) in collectives(program).items()
     }
 
