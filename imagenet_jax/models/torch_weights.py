@@ -131,7 +131,7 @@ def save(state_dict: StateDict, path: str | Path, class_names: tuple[str, ...] =
     Raises UserError for another suffix, and where the file cannot be written.
     """
     from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    from safetensors import numpy as safetensors_numpy
 
     path = Path(path).expanduser()
     if path.suffix != ".safetensors":
@@ -144,7 +144,8 @@ def save(state_dict: StateDict, path: str | Path, class_names: tuple[str, ...] =
     arrays = {k: np.asarray(v, order="C") for k, v in state_dict.items()}
     metadata = {_CLASS_NAMES: json.dumps(class_names)} if class_names else None
     try:
-        save_file(arrays, part, metadata)
+        # save_file would make the file its user's alone; here the umask decides.
+        part.write_bytes(safetensors_numpy.save(arrays, metadata))
         part.replace(path)
     except (OSError, SafetensorError) as e:
         part.unlink(missing_ok=True)

@@ -101,7 +101,6 @@ def publish(
             (part / name).write_text(text)
         if with_weights:
             torch_weights.save(tensors, part / baseline.WEIGHTS, weights.class_names)
-            (part / baseline.WEIGHTS).chmod(0o644)  # safetensors writes for its user alone
         recipe = recipe_of(config, len(run.source), run.total_steps)
         card = model_card.markdown(baseline.read(part), out, recipe, with_weights=with_weights)
         (part / baseline.CARD).write_text(card)

@@ -1,5 +1,6 @@
 """Weights in and out, against torchvision's published keys and torch's layouts written out."""
 
+import os
 import sys
 
 import jax
@@ -146,6 +147,17 @@ def test_save_keeps_the_values_of_views(tmp_path):
     view = np.arange(6, dtype=np.float32).reshape(2, 3).T
     torch_weights.save({"w": view}, tmp_path / "w.safetensors")
     np.testing.assert_array_equal(load_file(tmp_path / "w.safetensors")["w"], view)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_the_umask_says_who_may_read(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        torch_weights.save({"x": np.zeros(3)}, tmp_path / "x.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
 
 
 def test_half_precision_is_widened(tmp_path):
