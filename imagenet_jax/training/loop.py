@@ -161,7 +161,6 @@ def _train(
     eval_steps = run.steps_at(config.eval.every_epochs)
     save_steps = run.steps_at(config.checkpoint.every_epochs)
     batches_until = functools.partial(_batches, run, batch_of, first)
-    require_repeatable(run, compiled_step, state, batches_until, recorder.say, watchdog.beat)
     train_step = with_histograms(stop_at_nans(compiled_step, run), run, first, recorder)
     batches = batches_until(last)
     in_flight: deque[jax.Array] = deque()
@@ -169,6 +168,7 @@ def _train(
 
     turns = traced(range(first + 1, last + 1), config, workdir, in_flight, recorder.say)
     with contextlib.closing(recorder), turns as steps:
+        require_repeatable(run, compiled_step, state, batches_until, recorder.say, watchdog.beat)
         recorder.start()
         for step in steps:
             with recorder.waiting():
