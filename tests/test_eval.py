@@ -69,6 +69,7 @@ def test_data_may_lie_elsewhere(tiny, tmp_path, digits_path):
     assert result["count"] == 360
 
 
+@pytest.mark.slow
 def test_follow_evaluates_the_checkpoints_of_a_running_training_and_ends_with_it(
     tiny, tmp_path, run_module
 ):

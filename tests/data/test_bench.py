@@ -43,6 +43,7 @@ def test_advice_follows_from_the_rates():
     assert _says("nothing to change", fast=1000, small=1000)
 
 
+@pytest.mark.slow
 def test_stages_of_a_config_as_a_user_asks(digits_path, capsys):
     argv = ["--config=configs/quickstart.py", f"--config.data.path={digits_path}", "--seconds=0.05"]
     assert bench.main([*argv, "--json"]) == 0

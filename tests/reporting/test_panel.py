@@ -204,6 +204,7 @@ def train_in_terminal(tmp_path, config_file):
             pass
 
 
+@pytest.mark.slow
 def test_training_in_a_terminal_that_is_resized_interrupted_and_continued(train_in_terminal):
     terminal = train_in_terminal(90, 24)
     terminal.until(r"compiling")
@@ -226,6 +227,7 @@ def test_training_in_a_terminal_that_is_resized_interrupted_and_continued(train_
     assert "of peak" not in text  # a CPU's is not known
 
 
+@pytest.mark.slow
 def test_quiet_is_a_flag(call_door, tmp_path, config_file):
     code, out, err = call_door(
         main,

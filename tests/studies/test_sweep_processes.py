@@ -56,6 +56,7 @@ def trained(out, cell):
     return path.exists() and path.read_text()
 
 
+@pytest.mark.slow
 def test_a_failed_cell_stops_no_other_and_waits_to_be_asked(arguments, tmp_path, call_door):
     out, good, bad = tmp_path / "sweep", "num_classes=10,seed=0", "num_classes=7,seed=0"
     args = arguments("--grid=model.num_classes=7,10", "--jobs=2")

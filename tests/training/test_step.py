@@ -52,7 +52,9 @@ def _assert_close(a, b, rtol, atol):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize(("devices", "fsdp"), [(8, 1), (8, 4), (8, 8)])
+@pytest.mark.parametrize(
+    ("devices", "fsdp"), [(8, 1), (8, 8), pytest.param(8, 4, marks=pytest.mark.slow)]
+)
 def test_eight_devices_take_the_step_of_one(tiny, devices, fsdp):
     """Float32 sums in another order: 1e-5 of the loss, 1e-3 of what a step changes."""
     one, (m_one,) = _train(tiny, 1, steps=1)
@@ -63,6 +65,7 @@ def test_eight_devices_take_the_step_of_one(tiny, devices, fsdp):
     _assert_close(one, many, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [4])
 def test_eight_devices_stay_with_one_in_float64(tiny, fsdp):
     """Four steps: rounding grows from step to step, so float64 tells it from a difference."""
@@ -146,7 +149,7 @@ def test_no_ema_is_kept_unless_asked(tiny):
     assert _train(tiny, 1, steps=1)[0].ema is None
 
 
-@pytest.mark.parametrize("model", ["resnet18", "vgg11_bn"])
+@pytest.mark.parametrize("model", ["resnet18", pytest.param("vgg11_bn", marks=pytest.mark.slow)])
 def test_bfloat16_computes_but_does_not_store(digits_path, model):
     config = tiny_config(digits_path, model)
     config.model.dtype = "bfloat16"
