@@ -19,7 +19,7 @@ from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.throughput import MEASURED
 from imagenet_jax.training.workdir import read_config
 
-# A small rate: rounding must not grow from step to step, so that a loss tells which images it is of.
+# A small rate: rounding must not grow from step to step, so that a loss tells its images.
 SETTINGS = (
     "batch_size=48", "epochs=0.7", "model.width=0.0625", "augment.image_size=16",
     "eval.image_size=16", "eval.resize=16", "eval.batch_size=100", "log.every_steps=2",
