@@ -67,11 +67,14 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/python -m imagenet_jax.publish --table --check
 	$(BIN)/shellcheck launch/*.sh launch/*.sbatch launch/kubernetes/*.sh
-	@if $(BIN)/python -c 'import urllib.request as r; r.urlopen("https://pypi.org/pypi/pip/json", timeout=10)' \
-	  2>/dev/null; then \
-	  $(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.9,<3' && \
-	  $(BIN)/pip-audit --disable-pip --no-deps --progress-spinner=off -r constraints.txt; \
-	else echo 'pip-audit: the advisories of pypi.org cannot be reached from here'; fi
+	@audit=$$(timeout 120 $(BIN)/pip-audit --disable-pip --no-deps --progress-spinner=off --timeout=15 \
+	  -r constraints.txt 2>&1); code=$$?; \
+	case "$$audit" in \
+	  *'Found '*) echo "$$audit"; exit 1;; \
+	  *'No known vulnerabilities found'*) echo "pip-audit: no known vulnerability;" \
+	    "$$(echo "$$audit" | grep -c 'could not be audited') packages could not be audited";; \
+	  *) echo "pip-audit: no answer (exit code $$code), nothing was audited";; \
+	esac
 
 format: $(VENV)/.test
 	$(BIN)/ruff check --fix .

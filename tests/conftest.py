@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import hypothesis
 import pytest
 
 # Before jax is imported, which pytest's collection does after this file.
@@ -22,6 +23,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+
+# The machines that run the tests are shared: an example may take any time.
+hypothesis.settings.register_profile("shared", deadline=None)
+hypothesis.settings.load_profile("shared")
 
 # A shell that starts the suite in the background has it ignore ctrl-C, and what tests start too.
 if threading.current_thread() is threading.main_thread():

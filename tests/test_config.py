@@ -169,7 +169,7 @@ def test_a_config_json_is_loaded_like_a_config_file(tmp_path):
             config_io.load(str(bad))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_a_json_written_before_a_field_existed_has_its_default(data):
     config = defaults.defaults("resnet18")
@@ -187,7 +187,7 @@ def test_a_json_written_before_a_field_existed_has_its_default(data):
     assert config_io.flatten(config_io.from_json(json.dumps(tree))) == want
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(lr=st.floats(0, 10), batch=st.integers(1, 4096), note=st.sampled_from(["resnet18", "vgg16"]))
 def test_differences_name_exactly_what_differs(lr, batch, note):
     a = defaults.defaults("resnet50")

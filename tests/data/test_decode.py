@@ -61,7 +61,7 @@ def test_eval_image_is_torchvisions(photograph, size, interpolation):
     assert _share_within(out, want, 1) >= 0.999
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     width=st.integers(30, 300),
     height=st.integers(30, 300),
@@ -125,7 +125,7 @@ def _crop_by_the_rules(height, width, u, scale, ratio):
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     height=st.integers(1, 3000),
     width=st.integers(1, 3000),

@@ -31,7 +31,7 @@ def _ids(data, split):
     return [source[i]["id"] for i in range(len(source))]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(counts=st.lists(st.integers(2, 30), min_size=1, max_size=4), share=st.floats(0.05, 0.9))
 def test_each_class_gives_its_share_and_no_image_is_in_both(counts, share, tmp_path_factory):
     root = _folder(tmp_path_factory.mktemp("images") / "x", counts)

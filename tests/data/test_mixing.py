@@ -33,7 +33,7 @@ TINY = _mixer(mixup=1e-4)
 seeds = st.integers(0, 2**31 - 1)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=seeds, mixer=st.sampled_from([MIXUP, TINY]))
 def test_mixup_is_the_papers_sum(seed, mixer):
     images, targets = _batch()
@@ -46,7 +46,7 @@ def test_mixup_is_the_papers_sum(seed, mixer):
     np.testing.assert_allclose(soft.sum(axis=1), 1, rtol=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=seeds)
 def test_cutmix_replaces_a_rectangle_and_as_much_of_the_label(seed):
     images, targets = _batch()

@@ -41,7 +41,7 @@ def test_words_are_splitmix64():
     assert permutation(50, seed=3, epoch=2).tolist() == want
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(length=st.integers(1, 300), seed=st.integers(0, 2**62), epoch=st.integers(0, 1000))
 def test_each_epoch_is_a_permutation(length, seed, epoch):
     assert sorted(permutation(length, seed, epoch)) == list(range(length))
@@ -68,7 +68,7 @@ def test_uniforms_are_uniform_and_uncorrelated():
     assert np.abs(correlation).max() < 0.03  # neighbours in record, epoch and draw
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     length=st.integers(1, 60),
     batch=st.integers(1, 20),
@@ -97,7 +97,7 @@ def test_steps_per_epoch_by_hand():
     assert steps_per_epoch(1_281_167, 256, "drop") == 5004
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     length=st.integers(1, 50),
     repeats=st.integers(1, 5),
@@ -131,7 +131,7 @@ def test_neighbours_of_a_batch_are_different_images_and_each_has_all_its_copies(
         )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(0, 12), min_size=1, max_size=5).filter(any),
     repeats=st.integers(1, 3),
@@ -172,7 +172,7 @@ def test_over_sampling_picks_other_extras_and_another_order_each_epoch():
     assert len(runs) > 20  # classes are mixed, not one after the other
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(0, 12), min_size=1, max_size=5).filter(any),
     seed=st.integers(0, 99),

@@ -64,7 +64,7 @@ def _assert_equal(a, b):
             np.testing.assert_array_equal(x[name], y[name], err_msg=name)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     seed=st.integers(0, 1000),
     threads=st.integers(1, 16),
@@ -138,7 +138,7 @@ def test_crops_of_a_record_change_with_the_epoch(digits):
     assert (a["image"][rows[0]] != b["image"][rows[1]]).any()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(length=st.integers(1, 50), rows=st.integers(1, 9), processes=st.sampled_from([1, 2, 4]))
 def test_evaluation_covers_every_record_once(digits, length, rows, processes):
     config = tiny_config("")

@@ -29,7 +29,7 @@ def test_the_published_schedule_of_ffcv():
     assert resolution.sizes(90) == [160, 192]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     start=st.integers(1, 8), more=st.integers(0, 8),
     low=st.floats(0, 20), length=st.floats(0.5, 30),

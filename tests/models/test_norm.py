@@ -24,7 +24,7 @@ def values(norm: BatchNorm) -> list[np.ndarray]:
     return [np.asarray(v[...], np.float64) for v in (norm.scale, norm.bias, norm.mean, norm.var)]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     batch=st.integers(1, 4),
     height=st.integers(1, 4),

@@ -12,7 +12,7 @@ from imagenet_jax.models.norm import BatchNorm, GroupNorm
 from imagenet_jax.models.weight_standardization import StandardizedConv, standardize
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(groups=st.integers(1, 4), size=st.integers(1, 3), seed=st.integers(0, 2**31))
 def test_each_group_of_images_is_normalised_alone(groups, size, seed):
     rng = np.random.default_rng(seed)

@@ -68,7 +68,7 @@ def test_drop_path_without_random_numbers_is_an_error():
         block(jnp.ones((2, 4, 4, 8)), train=True)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     height=st.integers(2, 9),
     width=st.integers(2, 9),

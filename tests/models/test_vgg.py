@@ -45,7 +45,7 @@ def test_images_that_a_stage_would_empty_are_refused(size, filled):
         model(jnp.zeros((1, *size, 3)), train=False)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(height=st.integers(1, 30), width=st.integers(1, 30), side=st.integers(1, 9))
 def test_adaptive_pool_against_the_rule_written_as_loops(height, width, side):
     x = np.random.default_rng(height * 31 + width).normal(size=(2, height, width, 3))

@@ -47,7 +47,7 @@ def test_calibration_error_of_a_bin_is_the_distance_of_confidence_and_accuracy()
     assert classification.calibration_error(labels, _one_hot([1] * 10, 1.0)) == 1
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 200), bins=st.integers(1, 20))
 def test_calibration_error_is_the_papers_sum(seed, count, bins):
     rng = np.random.default_rng(seed)

@@ -12,7 +12,7 @@ def _pictures(count, height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.integers(1, 10), st.integers(1, 5), st.integers(1, 5), st.integers(0, 3), st.integers(1, 4)
 )

@@ -44,7 +44,7 @@ def test_exact_sees_the_last_bit_and_names_it():
     assert not comparison.first_difference(published, here[:1], exact=True, dtype="float32")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.sampled_from(["loss", "grad_norm"]),
     st.integers(1, 50),
@@ -92,7 +92,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(_JSON)
 def test_json_is_read_back_as_it_was(value):
     assert json.loads(baseline.dumps(value)) == value

@@ -89,7 +89,7 @@ def test_short_names_are_unambiguous(fields, count):
         assert not rest or sum(f".{f}".endswith(f".{rest}") for f in fields) > 1
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=4, unique=True), st.integers(1, 3))
 def test_names_are_safe_and_tell_runs_apart(values, seeds):
     p = plan(grid={"augment.mixup": values}, seeds=seeds)

@@ -29,7 +29,7 @@ def test_between_updates_the_average_stays(every):
     np.testing.assert_allclose(shares, [0.25 if t % every == 0 else 0.0 for t in range(10)])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     decay=st.sampled_from([0.9, 0.9998]),
     every=st.sampled_from([1, 4]),

@@ -77,7 +77,7 @@ def _shapes(name):
     return abstract_state(tiny_model(name), tx, False, make_mesh()).params
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.sampled_from(["resnet18", "vgg11_bn"]), st.integers(0, 2**16), st.floats(1e-6, 1e3))
 def test_squares_add_up_of_any_gradients(name, seed, scale):
     """No parameter is left out, and none counted twice."""

@@ -118,7 +118,7 @@ def test_tensorboard_shows_them(watched):
     assert shown[0].histogram_value.num == written[2]["weights/features.3"][0].sum()
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(st.integers(0, 2**16), st.floats(-30, 30), st.sampled_from([0.0, 1e-7, 1.0, 1e4]))
 def test_counts_are_numpys_of_any_values(seed, centre, scale):
     """Sharded over eight devices; also where all values are one, or next to each other."""

@@ -13,7 +13,7 @@ from imagenet_jax.training import losses
 from imagenet_jax.training.losses import cross_entropy
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 5),
     classes=st.integers(2, 12),
@@ -43,7 +43,7 @@ def _config(**changes):
     return c
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     rows=st.integers(1, 5),
     smoothing=st.sampled_from([0.0, 0.1]),

@@ -26,7 +26,7 @@ def _rates(config, steps, *, batch_size=256, steps_per_epoch=10.0):
     return np.array([float(schedule(jnp.int32(t))) for t in range(steps)])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     spe=st.floats(0.7, 9.0),
     warmup=st.sampled_from([0.0, 0.5, 2.0]),

@@ -19,7 +19,7 @@ from imagenet_jax.training.rewind import Batches, Rewind, next_rewind
 WINDOWS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), max_size=5)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(WINDOWS, st.integers(0, 30), st.integers(0, 30))
 def test_steps_take_the_batches_that_are_left_in_order(windows, done, more):
     rewinds = [Rewind(0, 0, (first, first + length)) for first, length in windows]
@@ -32,7 +32,7 @@ def test_steps_take_the_batches_that_are_left_in_order(windows, done, more):
     assert all(start < stop for start, stop in spans)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20), st.integers(1, 9)), max_size=4))
 def test_a_rewind_changes_no_step_up_to_its_checkpoint(events):
     """And the batch of the step that was not finite is trained on no more."""
