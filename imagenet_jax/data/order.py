@@ -77,10 +77,13 @@ class Order:
         """`length` records; see `steps_per_epoch` for `remainder`.
 
         Args:
-          repeats: times that a record comes in a batch; an epoch has as many positions as without,
-            so that fraction of the records (Hoffer et al. 2020, arXiv:1901.09335; Berman et al.
-            2019, arXiv:1902.05509). Its copies lie batch_size // repeats apart: mixup pairs
-            neighbours, which should be different images.
+          repeats: copies of a record in a global batch. An epoch has as many positions as without
+            copies and shows about 1 / repeats of the records (Hoffer et al. 2020,
+            arXiv:1901.09335; Berman et al. 2019, arXiv:1902.05509). All copies of a record are in
+            one batch, also in a batch that runs across epochs. If `repeats` does not divide
+            `batch_size`, one record of each batch has only batch_size % repeats copies. Copies
+            are at least batch_size // repeats rows apart: mixup pairs neighbors, which should be
+            different images.
           balance: "over": in an epoch every class has as many positions as the largest, its records
             coming equally often, give or take one; "under": as many as the smallest, other
             records in each epoch.
@@ -88,7 +91,6 @@ class Order:
         """
         self.seed, self.batch_size = seed, batch_size
         self._length, self._repeats = length, repeats
-        self._apart = max(1, batch_size // repeats)
         self._balance, self._labels = balance, labels
         positions = balanced_length(labels, balance) if labels is not None else length
         self.steps_per_epoch = steps_per_epoch(positions, batch_size, remainder)
@@ -103,18 +105,32 @@ class Order:
 
         Copies number a record's appearances in its epoch, from 0.
         """
-        epochs, places = np.divmod(np.arange(start, stop), self._per_epoch)
-        indices, copies = np.empty_like(places), np.empty_like(places)
+        batches, rows = np.divmod(np.arange(start, stop), self.batch_size)
+        repeat, record = self._layout(rows)
+        # The first position of each record if its copies came one after the other.
+        firsts = batches * self.batch_size + record * self._repeats
+        epochs = firsts // self._per_epoch
+        ranks = self._records_before(firsts) - self._records_before(epochs * self._per_epoch)
+        indices, copies = np.empty_like(ranks), np.empty_like(ranks)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             of_epoch, again = self._epoch(int(epoch))
-            # Blocks of `apart` records, each block as often as there are repeats.
-            block, place = np.divmod(places[here], self._apart * self._repeats)
-            repeat, record = np.divmod(place, self._apart)
-            record += block * self._apart
-            indices[here] = of_epoch[record]
-            copies[here] = again[record] * self._repeats + repeat
+            indices[here] = of_epoch[ranks[here]]
+            copies[here] = again[ranks[here]] * self._repeats + repeat[here]
         return epochs, indices, copies
+
+    def _layout(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(repeat, record) of rows of a batch: the records' first copies, then the second, ..."""
+        complete, left = divmod(self.batch_size, self._repeats)
+        split = left * (complete + 1)  # the record that has only `left` copies comes last
+        repeat, record = np.divmod(rows, complete + 1)
+        later, place = np.divmod(rows - split, max(complete, 1))
+        return np.where(rows < split, repeat, left + later), np.where(rows < split, record, place)
+
+    def _records_before(self, positions: np.ndarray) -> np.ndarray:
+        """Records whose first position (see `records`) is before each of the positions."""
+        batches, rows = np.divmod(positions, self.batch_size)
+        return batches * -(-self.batch_size // self._repeats) + -(-rows // self._repeats)
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         with self._lock:

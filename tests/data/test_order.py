@@ -97,30 +97,76 @@ def test_steps_per_epoch_by_hand():
     assert steps_per_epoch(1_281_167, 256, "drop") == 5004
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(
-    length=st.integers(1, 50),
-    repeats=st.integers(1, 5),
-    batch=st.integers(1, 9),
+    length=st.integers(1, 60),
+    batch=st.integers(1, 20),
+    repeats=st.integers(1, 6),
+    remainder=st.sampled_from(["carry", "drop"]),
     seed=st.integers(0, 99),
+    hosts=st.sampled_from([1, 2, 4]),
 )
-def test_repeats_are_spread_over_a_batch_and_an_epoch_keeps_its_length(
-    length, repeats, batch, seed
+def test_all_copies_of_an_image_are_in_one_global_batch(
+    length, batch, repeats, remainder, seed, hosts
 ):
-    order = Order(length, seed=seed, batch_size=batch, repeats=repeats)
-    assert order.steps_per_epoch == length / batch
-    apart = max(1, batch // repeats)
-    for epoch in range(2):
-        _, indices, copies = order.records(epoch * length, (epoch + 1) * length)
-        want = []
-        records = list(permutation(length, seed, epoch))
-        while records:
-            block, records = records[:apart], records[apart:]
-            want += [(i, c) for c in range(repeats) for i in block]
-        assert list(zip(indices, copies, strict=True)) == want[:length]
+    batch *= hosts
+    if remainder == "drop" and length < batch:
+        return
+    order = Order(length, seed=seed, batch_size=batch, remainder=remainder, repeats=repeats)
+    per_epoch = length if remainder == "carry" else length // batch * batch
+    assert order.steps_per_epoch == per_epoch / batch
+    seen = {}  # epoch -> its records in the order of their first copies
+    for step in range(-(-12 * per_epoch // batch)):
+        share = batch // hosts
+        parts = [
+            order.records(step * batch + h * share, step * batch + (h + 1) * share)
+            for h in range(hosts)
+        ]
+        rows = list(zip(*np.concatenate(parts, axis=1).tolist(), strict=True))
+        groups = {}
+        for place, (epoch, index, copy) in enumerate(rows):
+            groups.setdefault((epoch, index), []).append((copy, place))
+            assert abs(epoch * per_epoch - step * batch) < per_epoch + batch
+        sizes = [len(group) for group in groups.values()]
+        assert sizes[:-1] == [repeats] * (len(sizes) - 1)
+        assert sizes[-1] == (batch % repeats or repeats)
+        for (epoch, index), group in groups.items():
+            assert index not in seen.setdefault(epoch, [])  # no copy in any other batch
+            seen[epoch].append(index)
+            assert [copy for copy, _ in group] == list(range(len(group)))
+            places = [place for _, place in group]
+            assert (np.diff(places) >= batch // repeats).all()
+    for epoch, indices in seen.items():
+        assert indices == permutation(length, seed, epoch)[: len(indices)].tolist()
+        assert len(indices) <= per_epoch
 
 
-def test_neighbours_of_a_batch_are_different_images_and_each_has_all_its_copies():
+@pytest.mark.parametrize("batch, repeats", [(1024, 4), (2048, 3), (1000, 3), (96, 5)])
+def test_as_many_copies_stay_together_as_where_an_epoch_starts_with_a_batch(batch, repeats):
+    """The samplers of torchvision's references and of timm repeat each record in place, and each
+    epoch starts with a new batch."""
+    length, epochs = 12_345, 20
+
+    def together(images):
+        _, place, times = np.unique(images, return_inverse=True, return_counts=True)
+        return (times[place] == repeats).sum()
+
+    kept = theirs = rows = 0
+    order = Order(length, seed=0, batch_size=batch, repeats=repeats)
+    for step in range(epochs * length // batch):
+        epoch, index, _ = order.records(step * batch, (step + 1) * batch)
+        kept += together(epoch * length + index)
+    for epoch in range(epochs):
+        in_place = np.repeat(permutation(length, 0, epoch), repeats)[:length]
+        for first in range(0, length - batch + 1, batch):
+            theirs += together(in_place[first : first + batch])
+            rows += batch
+    share = kept / (epochs * length // batch * batch)
+    assert share == (batch - batch % repeats) / batch
+    assert share >= theirs / rows
+
+
+def test_neighbors_of_a_batch_are_different_images_and_each_has_all_its_copies():
     order = Order(1000, seed=0, batch_size=48, repeats=3)
     for step in range(20):
         _, indices, copies = order.records(48 * step, 48 * step + 48)
@@ -146,8 +192,8 @@ def test_over_sampling_shows_every_class_as_often_as_the_largest(sizes, repeats,
     present = [size for size in sizes if size]
     length = len(present) * max(present)
     assert order.steps_per_epoch == length / 4
-    _, indices, copies = order.records(0, length)
-    assert len(set(zip(indices.tolist(), copies.tolist(), strict=True))) == length
+    epochs, indices, copies = order.records(0, length)
+    assert len(set(zip(epochs, indices, copies, strict=True))) == length
     if repeats == 1:
         assert np.bincount(labels[indices], minlength=len(sizes)).tolist() == [
             max(present) if size else 0 for size in sizes
