@@ -10,7 +10,6 @@ and loop steps run in turn, in one process; the ratio is a median, 1.0 is a loop
 
 import argparse
 import itertools
-import json
 import statistics
 import tempfile
 import time
@@ -21,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagenet_jax import cli
+from imagenet_jax import cli, strict_json
 from imagenet_jax import config as config_io
 from imagenet_jax.training import loop
 from imagenet_jax.training.experiment import experiment_of
@@ -84,7 +83,7 @@ def _loop_rate(config: Any, workdir: Path, ready: Ready) -> float:
         loop.train(config, workdir)
     finally:
         loop.pipeline.train_batches = real
-    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = [strict_json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
     rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
     return len(rates) / sum(1 / rate for rate in rates)
 
@@ -102,7 +101,7 @@ def main(argv: Any) -> None:
     config = config_io.load(args.config, [*defaults, *overrides])
     result = measure(config, args.rounds)
     print(
-        json.dumps(result)
+        strict_json.dumps(result)
         if args.json
         else "\n".join(f"{name:24} {value:,.3f}" for name, value in result.items())
     )

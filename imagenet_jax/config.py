@@ -3,7 +3,6 @@
 import ast
 import difflib
 import importlib.util
-import json
 import os
 import sys
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from imagenet_jax import defaults, models
+from imagenet_jax import defaults, models, strict_json
 from imagenet_jax.config_values import check_values
 from imagenet_jax.errors import UserError
 
@@ -136,7 +135,7 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 def to_json(config: ConfigDict) -> str:
     """The resolved config as indented JSON; tuples become lists."""
-    return json.dumps(config.to_dict(), indent=2) + "\n"
+    return strict_json.dumps(config.to_dict(), indent=2) + "\n"
 
 
 def from_json(text: str, origin: str | os.PathLike = "config.json") -> ConfigDict:
@@ -146,8 +145,8 @@ def from_json(text: str, origin: str | os.PathLike = "config.json") -> ConfigDic
     Raises UserError for unknown fields, wrong types and bad values.
     """
     try:
-        tree = json.loads(text)
-    except json.JSONDecodeError as e:
+        tree = strict_json.loads(text)
+    except ValueError as e:
         raise UserError(f"{origin} is not valid JSON: {_one_line(e)}") from e
     if not isinstance(tree, dict):
         raise UserError(f"{origin} does not hold a config")

@@ -10,12 +10,11 @@ however they are stored. What is called imagenet2012, or has its classes, must h
 50,000 images in 1,000 classes. Exits with 1 where there are errors.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from imagenet_jax import cli
+from imagenet_jax import cli, strict_json
 from imagenet_jax.data.doctor.findings import ERRORS, describe
 from imagenet_jax.errors import UserError
 
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
     quiet = args.json == "-"
     diagnosis = diagnose(Path(args.data).expanduser(), args.workers, args.allow, quiet=quiet)
-    text = json.dumps(diagnosis.as_json(), indent=2)
+    text = strict_json.dumps(diagnosis.as_json(), indent=2)
     if quiet:
         print(text)
     else:

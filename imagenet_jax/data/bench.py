@@ -7,13 +7,12 @@ Records are read in the order of training. --need is what the accelerators take,
 second: `images_per_second` in metrics.jsonl where `input_wait` is 0, or benchmarks/train_step.py.
 """
 
-import json
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from imagenet_jax import cli
+from imagenet_jax import cli, strict_json
 from imagenet_jax.errors import UserError
 
 
@@ -40,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     lines = advice(config, rates, args.need)
     if args.json:
         stages = {rate.stage: rate.images_per_second for rate in rates}
-        print(json.dumps({"images_per_second": stages, "advice": lines}))
+        print(strict_json.dumps({"images_per_second": stages, "advice": lines}))
         return 0
     where = "synthetic data" if config.data.source == "synthetic" else config.data.path
     table = Table(title=f"{config.data.train_split} of {where}")

@@ -1,7 +1,6 @@
 """Where encoded images come from: records by random access, with a name and a fingerprint."""
 
 import io
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from imagenet_jax import strict_json
 from imagenet_jax.data import digits
 from imagenet_jax.data.fingerprint import fingerprint_of
 from imagenet_jax.data.folder import FolderSource, open_folder, open_held_out, split_folder
@@ -178,7 +178,10 @@ def open_tfds(path: Path, split: str) -> ArrayRecordSource:
     lengths = list(info.splits[split].shard_lengths)
     sizes = [Path(p).stat().st_size for p in shards]
     fingerprint = fingerprint_of(
-        (path / "features.json").read_text(), split, json.dumps([lengths, sizes]), *label.names
+        (path / "features.json").read_text(),
+        split,
+        strict_json.dumps([lengths, sizes]),
+        *label.names,
     )
     try:
         source = ArrayRecordSource(f"{path}:{split}", shards, tuple(label.names), fingerprint)

@@ -6,7 +6,6 @@ both store the unbiased running variance (see norm.py). timm's ResNets of these 
 keys and are read alike; its VGGs have a convolutional classifier and are refused, naming the keys.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,7 +15,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from imagenet_jax import models
+from imagenet_jax import models, strict_json
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import vgg
 
@@ -119,8 +118,8 @@ def load_class_names(path: str | Path) -> tuple[str, ...]:
     with safe_open(path, framework="numpy") as file:
         stored = (file.metadata() or {}).get(_CLASS_NAMES, "[]")
     try:
-        names = json.loads(stored)
-    except json.JSONDecodeError:  # somebody else's entry of that name
+        names = strict_json.loads(stored)
+    except ValueError:  # somebody else's entry of that name
         return ()
     return tuple(map(str, names)) if isinstance(names, list) else ()
 
@@ -142,7 +141,7 @@ def save(state_dict: StateDict, path: str | Path, class_names: tuple[str, ...] =
     # safetensors writes the buffer behind an array, whatever its strides; ascontiguousarray would
     # give torch's counters, which have no axis, one.
     arrays = {k: np.asarray(v, order="C") for k, v in state_dict.items()}
-    metadata = {_CLASS_NAMES: json.dumps(class_names)} if class_names else None
+    metadata = {_CLASS_NAMES: strict_json.dumps(class_names)} if class_names else None
     try:
         # save_file would make the file its user's alone; here the umask decides.
         part.write_bytes(safetensors_numpy.save(arrays, metadata))

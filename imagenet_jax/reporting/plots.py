@@ -1,11 +1,12 @@
 """Pictures of a run."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+
+from imagenet_jax import strict_json
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
@@ -15,7 +16,9 @@ _TRAIN, _EVAL = "tab:blue", "tab:orange"
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl."""
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        strict_json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
 
 
 def plot_run(

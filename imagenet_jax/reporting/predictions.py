@@ -1,6 +1,5 @@
 """Predictions for people and programs: a table, JSON lines, a page with pictures and bars."""
 
-import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from imagenet_jax import strict_json
 from imagenet_jax.data.doctor.findings import printable
 from imagenet_jax.errors import UserError
 from imagenet_jax.reporting.markup import data_uri, escape
@@ -100,7 +100,7 @@ def report(
 
 def _json_line(prediction: Prediction) -> str:
     rows = zip(prediction.labels, prediction.classes, prediction.probabilities, strict=True)
-    return json.dumps(
+    return strict_json.dumps(
         {
             "image": prediction.name,
             "predictions": [

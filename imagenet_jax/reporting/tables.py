@@ -1,6 +1,5 @@
 """Tables for the terminal."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 
 
@@ -17,10 +17,10 @@ def write_json(result: dict[str, Any], target: str) -> None:
     Raises UserError where the file cannot be written.
     """
     if target == "-":
-        print(json.dumps(result), flush=True)
+        print(strict_json.dumps(result), flush=True)
         return
     try:
-        Path(target).expanduser().write_text(json.dumps(result, indent=2) + "\n")
+        Path(target).expanduser().write_text(strict_json.dumps(result, indent=2) + "\n")
     except OSError as e:
         raise UserError(f"--json={target} cannot be written: {e.strerror}") from e
 

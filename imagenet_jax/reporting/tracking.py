@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import json
 import os
 import queue
 import threading
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 from imagenet_jax.reporting.writers import Histogram, Values, Writer
 
@@ -44,7 +44,7 @@ class TrackedRun:
         record: dict[str, Any] = {}
         # Without it the run begins anew there: worth no more than that.
         with contextlib.suppress(OSError, ValueError):
-            record = json.loads(path.read_text())
+            record = strict_json.loads(path.read_text())
         if record.get("project") != project:
             record = {}
         self.id: str | None = record.get("run")
@@ -69,7 +69,7 @@ class TrackedRun:
         record = {"project": self._project, "run": self.id, "sent": self._sent}
         part = self._path.with_name(f".{self._path.name}.{os.getpid()}")
         with contextlib.suppress(OSError):  # a full disk: the run goes on, and tries again
-            part.write_text(json.dumps(record, indent=2) + "\n")
+            part.write_text(strict_json.dumps(record, indent=2) + "\n")
             part.replace(self._path)
 
 

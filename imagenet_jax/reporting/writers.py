@@ -1,6 +1,5 @@
 """Where numbers and pictures go: one interface, and metrics.jsonl behind it."""
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from imagenet_jax import strict_json
 from imagenet_jax.reporting.append_file import AppendFile
 
 Values = Mapping[str, Any]  # numbers, words, or lists of names
@@ -56,10 +56,10 @@ class JsonlWriter(Writer):
 
     def records(self) -> list[dict[str, Any]]:
         """What the file holds."""
-        return [json.loads(line) for line in self._path.read_text().splitlines()]
+        return [strict_json.loads(line) for line in self._path.read_text().splitlines()]
 
     def write(self, step: int, split: str, values: Values) -> None:
-        line = json.dumps({"step": step, "split": split, **values}) + "\n"
+        line = strict_json.dumps({"step": step, "split": split, **values}) + "\n"
         self._file.write(line.encode())
 
     def flush(self) -> None:
@@ -73,9 +73,9 @@ def _lines_up_to(path: Path, step: int) -> list[str]:
     lines = []
     for line in path.read_text().splitlines(keepends=True):
         try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
+            if line.endswith("\n") and strict_json.loads(line)["step"] <= step:
                 lines.append(line)
-        except json.JSONDecodeError:
+        except ValueError:
             continue  # the line that a kill tore
     return lines
 

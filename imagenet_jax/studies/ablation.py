@@ -1,10 +1,11 @@
 """The table and the picture of a sweep, from what its runs wrote."""
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
 from imagenet_jax import config as config_io
+from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 from imagenet_jax.reporting.ablation import Line, Outcome, compare
 from imagenet_jax.reporting.ablation_plot import plot_ablation
@@ -87,7 +88,7 @@ def _cost(out: Path, cell: Cell, state: folder.State) -> tuple[float, float] | N
 
 def _provenance(out: Path, cell: Cell) -> dict[str, Any]:
     try:
-        return json.loads((out / cell.name / "provenance.json").read_text())
+        return strict_json.loads((out / cell.name / "provenance.json").read_text())
     except (OSError, ValueError):
         return {}
 
@@ -115,6 +116,11 @@ def _notes(
         )
     for cell in plan.cells:
         state = states[cell.name]
+        value = _metric(state.result, metric) if state.result else 0.0
+        if not math.isfinite(value):
+            notes.append(
+                f"not finite: {cell.name}: {metric} is {value}, so its setting has no mean"
+            )
         if state.kind == folder.FAILED:
             notes.append(f"failed: {cell.name}: {state.reason}")
         elif state.kind in (folder.RUNNING, folder.UNFINISHED):

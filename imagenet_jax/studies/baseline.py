@@ -1,13 +1,13 @@
 """A published baseline: the folder that says what was trained and how it came out."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from imagenet_jax import config as config_io
+from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 
 CONFIG, PROVENANCE, METRICS = "config.json", "provenance.json", "metrics.jsonl"
@@ -66,27 +66,28 @@ def read(path: Path) -> Baseline:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl file; UserError where it cannot be read."""
     try:
-        return [json.loads(line) for line in _text(path).splitlines()]
-    except json.JSONDecodeError as e:
+        return [strict_json.loads(line) for line in _text(path).splitlines()]
+    except ValueError as e:
         raise UserError(f"{path} is damaged: {e}") from e
 
 
 def dumps(value: Any, indent: int = 0) -> str:
     """JSON with one line for each object or list that holds no other: short, and good to diff."""
+    value = strict_json.encode(value)
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     if not any(isinstance(item, dict | list) for item in inner):
-        return json.dumps(value)
+        return strict_json.dumps(value)
     pad, end = " " * (indent + 1), " " * indent
     if isinstance(value, dict):
-        lines = [f"{json.dumps(k)}: {dumps(v, indent + 1)}" for k, v in value.items()]
+        lines = [f"{strict_json.dumps(k)}: {dumps(v, indent + 1)}" for k, v in value.items()]
         return "{\n" + pad + f",\n{pad}".join(lines) + f"\n{end}}}"
     return "[\n" + pad + f",\n{pad}".join(dumps(v, indent + 1) for v in value) + f"\n{end}]"
 
 
 def _object(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
     try:
-        found = json.loads(_text(path))
-    except json.JSONDecodeError as e:
+        found = strict_json.loads(_text(path))
+    except ValueError as e:
         raise UserError(f"{path} is damaged: {e}") from e
     missing = [key for key in keys if not isinstance(found, dict) or key not in found]
     if missing:

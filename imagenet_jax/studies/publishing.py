@@ -1,6 +1,5 @@
 """From a finished workdir to a published baseline."""
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 
 from imagenet_jax import config as config_io
+from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import torch_weights
 from imagenet_jax.reporting.classification import by_class
@@ -88,7 +88,8 @@ def publish(
     here = workdirs.provenance_of(run.fingerprints)
     files = {
         baseline.CONFIG: config_io.to_json(config),
-        baseline.PROVENANCE: json.dumps(provenance | {"published_with": here}, indent=2) + "\n",
+        baseline.PROVENANCE: strict_json.dumps(provenance | {"published_with": here}, indent=2)
+        + "\n",
         baseline.METRICS: (workdir / "metrics.jsonl").read_text(),
         baseline.RESULTS: baseline.dumps(results) + "\n",
         baseline.FINGERPRINT: baseline.dumps(fingerprint) + "\n",

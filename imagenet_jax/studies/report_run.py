@@ -1,6 +1,5 @@
 """Read a workdir for the report, as far as it has come."""
 
-import json
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from imagenet_jax import strict_json
 from imagenet_jax.config import flatten
 from imagenet_jax.data.sources import open_source
 from imagenet_jax.errors import UserError
@@ -113,7 +113,7 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     whole = text[: text.rfind("\n") + 1]
     for number, line in enumerate(whole.splitlines(), 1):
         try:
-            values = json.loads(line)
+            values = strict_json.loads(line)
             good = isinstance(values["step"], int) and isinstance(values["split"], str)
         except (ValueError, KeyError, TypeError):
             good = False
@@ -140,7 +140,7 @@ def _evaluations(workdir: Path, metrics: list[dict[str, Any]]) -> list[dict[str,
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
+        value = strict_json.loads(path.read_text())
     except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read ({e}); move it away or mend it") from e
     if not isinstance(value, dict):

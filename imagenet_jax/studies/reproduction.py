@@ -1,7 +1,6 @@
 """Train a published baseline again, and say whether it is the same run."""
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from imagenet_jax import config as config_io
+from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import torch_weights
 from imagenet_jax.studies import baseline, comparison
@@ -190,8 +190,8 @@ def _claim(workdir: Path, published: Baseline, here: dict[str, Any]) -> None:
     path = workdir / MARK
     if (workdir / "config.json").exists():
         try:
-            same = json.loads(path.read_text()) == mark and not here["git_dirty"]
-        except (OSError, json.JSONDecodeError):
+            same = strict_json.loads(path.read_text()) == mark and not here["git_dirty"]
+        except (OSError, ValueError):
             same = False
         if not same:
             raise UserError(
@@ -200,7 +200,7 @@ def _claim(workdir: Path, published: Baseline, here: dict[str, Any]) -> None:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        workdirs.write_atomically(path, json.dumps(mark, indent=2) + "\n")
+        workdirs.write_atomically(path, strict_json.dumps(mark, indent=2) + "\n")
     except OSError as e:
         raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
 

@@ -5,7 +5,6 @@ OUT/peak_lr=0.1,seed=0/     the workdir of a cell; log.txt, and failed.json wher
 OUT/compiled/               XLA's programs, shared by the cells
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from imagenet_jax import config as config_io
+from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 from imagenet_jax.studies.sweep import Cell, Plan, Setting, cell_of, identity
 from imagenet_jax.training import workdir as workdirs
@@ -87,7 +87,7 @@ def states_of(out: Path, cells: Sequence[Cell]) -> dict[str, State]:
 def mark_failed(workdir: Path, code: int, reason: str) -> None:
     """Record that the cell's process ended with `code`; a later success outweighs it."""
     workdir.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"exit_code": code, "reason": reason}) + "\n"
+    text = strict_json.dumps({"exit_code": code, "reason": reason}) + "\n"
     workdirs.write_atomically(workdir / "failed.json", text)
 
 
@@ -97,8 +97,8 @@ def read_plan(out: Path) -> Plan:
     if not path.is_file():
         raise UserError(f"no sweep.json in {out}: no sweep was run there")
     try:
-        tree = json.loads(path.read_text())
-        base = config_io.from_json(json.dumps(tree["base"]), path)
+        tree = strict_json.loads(path.read_text())
+        base = config_io.from_json(strict_json.dumps(tree["base"]), path)
         settings = [
             (Setting(s["name"], tuple(s["overrides"].items())), s["seeds"])
             for s in tree["settings"]
@@ -131,7 +131,7 @@ def write_plan(out: Path, plan: Plan) -> None:
     }
     try:
         out.mkdir(parents=True, exist_ok=True)
-        workdirs.write_atomically(out / "sweep.json", json.dumps(tree, indent=2) + "\n")
+        workdirs.write_atomically(out / "sweep.json", strict_json.dumps(tree, indent=2) + "\n")
     except OSError as e:
         raise UserError(f"--out={out} cannot be written: {e.strerror}") from e
 
@@ -175,7 +175,7 @@ def _history(path: Path) -> tuple[dict[str, Any], ...]:
         return ()
     for line in text.splitlines():
         try:
-            lines.append(json.loads(line))
+            lines.append(strict_json.loads(line))
         except ValueError:
             break
     return tuple(line for line in lines if isinstance(line, dict) and "step" in line)
@@ -191,7 +191,7 @@ def _total_steps(history: tuple[dict[str, Any], ...], epochs: float) -> int:
 
 def _reason(path: Path) -> str:
     try:
-        record = json.loads(path.read_text())
+        record = strict_json.loads(path.read_text())
         return f"exit code {record['exit_code']}: {record['reason']}"
     except (OSError, ValueError, KeyError, TypeError):
         return f"{path} says so and cannot be read"

@@ -1,6 +1,5 @@
 """Hand the cells of a sweep to SLURM, as one array, or to SkyPilot, as a managed job each."""
 
-import json
 import os
 import re
 import shlex
@@ -8,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 from imagenet_jax.studies import sweep_folder as folder
 from imagenet_jax.studies.sweep import Cell, Plan
@@ -163,7 +163,7 @@ def _slurm_queue() -> set[str]:
 
 def _read_submitted(out: Path) -> dict[str, dict[str, str]]:
     try:
-        return json.loads((out / "submitted.json").read_text())
+        return strict_json.loads((out / "submitted.json").read_text())
     except FileNotFoundError:
         return {}
     except ValueError as e:
@@ -173,4 +173,4 @@ def _read_submitted(out: Path) -> dict[str, dict[str, str]]:
 def _record(out: Path, jobs: dict[str, dict[str, str]]) -> None:
     """Add jobs, as soon as they are submitted, to submitted.json."""
     known = _read_submitted(out) | jobs
-    write_atomically(out / "submitted.json", json.dumps(known, indent=2) + "\n")
+    write_atomically(out / "submitted.json", strict_json.dumps(known, indent=2) + "\n")

@@ -1,8 +1,8 @@
 """The report by class of some weights: measured, printed, written."""
 
-import json
 from pathlib import Path
 
+from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 from imagenet_jax.reporting.classification import by_class, draw_confusion, print_by_class
 from imagenet_jax.training.prediction import predict_split
@@ -23,7 +23,7 @@ def write_by_class(weights: Weights, directory: Path, step: int) -> None:
     picture = directory / f"{step}_confusion.png"
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(table, json.dumps(report.as_json(), indent=2) + "\n")
+        write_atomically(table, strict_json.dumps(report.as_json(), indent=2) + "\n")
         draw_confusion(report, picture)
     except OSError as e:
         raise UserError(f"--by_class={directory} cannot be written: {e.strerror}") from e

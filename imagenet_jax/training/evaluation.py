@@ -1,6 +1,5 @@
 """Evaluation: every image of a split counted once."""
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from imagenet_jax import strict_json
 from imagenet_jax.data import pipeline, sources
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.checkpoint import open_to_read
@@ -82,7 +82,7 @@ def write_result(workdir: Path, step: int, split: str, results: list[Result]) ->
     record = {"step": step, "split": split, **results[0], "also": results[1:]}
     directory = workdir / "eval"
     directory.mkdir(exist_ok=True)
-    write_atomically(directory / f"{step}.json", json.dumps(record, indent=2) + "\n")
+    write_atomically(directory / f"{step}.json", strict_json.dumps(record, indent=2) + "\n")
     return record
 
 

@@ -5,9 +5,10 @@ complete checkpoint has one; those saved by versions without it are restored unv
 """
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
+
+from imagenet_jax import strict_json
 
 FILE = "checksums.json"
 # What orbax writes or rewrites in the commit itself, after the checksums; restoring ignores it.
@@ -21,7 +22,7 @@ def write_checksums(directory: Path) -> None:
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name not in (*_OF_THE_COMMIT, FILE)
     }
-    (directory / FILE).write_text(json.dumps(record, indent=1) + "\n")
+    (directory / FILE).write_text(strict_json.dumps(record, indent=1) + "\n")
 
 
 def problems(directory: Path, item: str | None = None) -> list[str]:
@@ -33,7 +34,7 @@ def problems(directory: Path, item: str | None = None) -> list[str]:
     """
     path = directory / FILE
     try:
-        record: dict[str, dict[str, Any]] = json.loads(path.read_text())
+        record: dict[str, dict[str, Any]] = strict_json.loads(path.read_text())
         files = {
             name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in record.items()
         }

@@ -1,7 +1,6 @@
 """What the processes of a run have to agree on: one workdir, one config, one moment to stop."""
 
 import hashlib
-import json
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.sharding import batch_sharding, replicated
 
@@ -48,7 +48,9 @@ def require_same(what: Mapping[str, Any]) -> None:
     """
     if jax.process_count() == 1:
         return
-    digests = np.stack([_digest(json.dumps(value, sort_keys=True)) for value in what.values()])
+    digests = np.stack(
+        [_digest(strict_json.dumps(value, sort_keys=True)) for value in what.values()]
+    )
     gathered = multihost_utils.process_allgather(digests)  # [processes, entries, bytes]
     for i, name in enumerate(what):
         differ = np.flatnonzero((gathered[:, i] != gathered[0, i]).any(axis=-1))
@@ -67,13 +69,13 @@ def gather_names(names: list[str]) -> list[str]:
     """The names of all processes, in the order of processes; every process must call it."""
     if jax.process_count() == 1:
         return names
-    mine = np.frombuffer(json.dumps(names).encode(), np.uint8)
+    mine = np.frombuffer(strict_json.dumps(names).encode(), np.uint8)
     lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(mine))))
     padded = np.zeros(lengths.max(), np.uint8)
     padded[: len(mine)] = mine
     every = multihost_utils.process_allgather(padded)
     texts = (row[:n].tobytes().decode() for row, n in zip(every, lengths, strict=True))
-    return [name for text in texts for name in json.loads(text)]
+    return [name for text in texts for name in strict_json.loads(text)]
 
 
 class StopAgreement:

@@ -7,12 +7,12 @@ back about 100 steps and skipped 200 to 500 batches.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.metrics import NonFiniteError
 from imagenet_jax.training.workdir import write_atomically
@@ -89,7 +89,7 @@ def read(workdir: Path) -> list[Rewind]:
                 int(entry["checkpoint"]),
                 (int(entry["skipped_batches"][0]), int(entry["skipped_batches"][1])),
             )
-            for entry in json.loads(path.read_text())
+            for entry in strict_json.loads(path.read_text())
         ]
     except FileNotFoundError:
         return []
@@ -118,12 +118,12 @@ def record(workdir: Path, error: NonFiniteError, checkpoint: int, plan: ConfigDi
 
 def write(workdir: Path, rewinds: list[Rewind]) -> None:
     """Replace the list."""
-    text = json.dumps([dataclasses.asdict(rewind) for rewind in rewinds], indent=1)
+    text = strict_json.dumps([dataclasses.asdict(rewind) for rewind in rewinds], indent=1)
     write_atomically(workdir / FILE, text + "\n")
 
 
 def unrecorded(rewinds: list[Rewind], history: Path) -> list[dict[str, Any]]:
     """What metrics.jsonl does not say yet, as values of lines of the split "rewind"."""
-    lines = [json.loads(line) for line in history.read_text().splitlines()]
+    lines = [strict_json.loads(line) for line in history.read_text().splitlines()]
     known = sum(line["split"] == "rewind" for line in lines)
     return [dataclasses.asdict(rewind) for rewind in rewinds[known:]]

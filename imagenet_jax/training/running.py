@@ -7,7 +7,6 @@ from another one), so a run that was killed is continued without anything to cle
 
 import contextlib
 import errno
-import json
 import os
 import socket
 import sys
@@ -16,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 
 BEAT_SECONDS = 5.0
@@ -67,7 +67,7 @@ class Running:
         """Whether the mark is ours now: it appears whole, or another one is there."""
         part = self._path.with_name(f".{self._path.name}.{os.getpid()}.new")
         try:
-            part.write_text(json.dumps(self._mark) + "\n")
+            part.write_text(strict_json.dumps(self._mark) + "\n")
             os.link(part, self._path)
         except FileExistsError:
             return False
@@ -83,7 +83,7 @@ class Running:
         """As `_create`, on a file system without hard links: for a moment the mark is empty."""
         try:
             with self._path.open("x") as file:
-                file.write(json.dumps(self._mark) + "\n")
+                file.write(strict_json.dumps(self._mark) + "\n")
         except FileExistsError:
             return False
         return True
@@ -161,7 +161,7 @@ def is_training(workdir: Path) -> bool:
 def _read(path: Path) -> dict[str, Any] | None:
     """The mark; None where there is none, {} where its writer was killed while writing it."""
     try:
-        mark = json.loads(path.read_text())
+        mark = strict_json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError:

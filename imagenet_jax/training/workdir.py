@@ -1,7 +1,6 @@
 """The workdir: what a run writes, where, and which run may write there."""
 
 import contextlib
-import json
 import os
 import platform
 import subprocess
@@ -14,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from imagenet_jax import config as config_io
+from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.machine import machine
 
@@ -68,7 +68,7 @@ def claim(workdir: Path, config: ConfigDict, provenance: dict[str, Any]) -> None
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         # config.json last: once it is there, everything is.
-        write_atomically(workdir / "provenance.json", json.dumps(record, indent=2) + "\n")
+        write_atomically(workdir / "provenance.json", strict_json.dumps(record, indent=2) + "\n")
         write_atomically(workdir / "config.json", config_io.to_json(config))
     except OSError as e:
         raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
@@ -78,8 +78,8 @@ def read_provenance(workdir: Path) -> dict[str, Any]:
     """What `claim` wrote: provenance of the first start, and of later ones under "resumed"."""
     path = workdir / "provenance.json"
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError) as e:
+        return strict_json.loads(path.read_text())
+    except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read ({e}); use another --workdir") from e
 
 
@@ -102,7 +102,7 @@ def has_checkpoint(workdir: Path) -> bool:
 def write_classes(workdir: Path, class_names: tuple[str, ...]) -> None:
     """classes.json: names by label, so that predictions need no data."""
     try:
-        write_atomically(workdir / "classes.json", json.dumps(class_names, indent=0) + "\n")
+        write_atomically(workdir / "classes.json", strict_json.dumps(class_names, indent=0) + "\n")
     except OSError as e:
         raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
 
@@ -111,7 +111,7 @@ def read_classes(workdir: Path) -> tuple[str, ...]:
     """What `write_classes` wrote; () where an older run wrote none."""
     path = workdir / "classes.json"
     try:
-        return tuple(map(str, json.loads(path.read_text())))
+        return tuple(map(str, strict_json.loads(path.read_text())))
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, TypeError) as e:

@@ -1,11 +1,11 @@
 """The directory in which a data set grows: what is finished survives a kill."""
 
 import fcntl
-import json
 import shutil
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from imagenet_jax import strict_json
 from imagenet_jax.data.preparation.shards import Done
 from imagenet_jax.errors import UserError
 
@@ -37,7 +37,7 @@ class Workspace:
         except OSError as e:
             self._lock.close()
             raise UserError(f"another process is preparing {target}; wait for it to end") from e
-        identity = json.loads(json.dumps(identity))  # as it will be read back
+        identity = strict_json.loads(strict_json.dumps(identity))  # as it will be read back
         manifest = self._read()
         self.fate = "new"
         if manifest:
@@ -59,7 +59,7 @@ class Workspace:
         """The shard `file` is written; a kill from here on does not undo it."""
         self._manifest["shards"][file] = done.as_json()
         part = self.path / f"{MANIFEST}.part"
-        part.write_text(json.dumps(self._manifest, indent=1))
+        part.write_text(strict_json.dumps(self._manifest, indent=1))
         part.replace(self.path / MANIFEST)
 
     def publish(self, files: list[str]) -> None:
@@ -76,7 +76,7 @@ class Workspace:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            manifest = json.loads((self.path / MANIFEST).read_text())
+            manifest = strict_json.loads((self.path / MANIFEST).read_text())
         except (OSError, ValueError):
             return None
         return manifest if isinstance(manifest, dict) and "shards" in manifest else None
@@ -90,6 +90,6 @@ class Workspace:
 def provenance(target: Path) -> str | None:
     """What the finished directory `target` was prepared from, in words; None where unknown."""
     try:
-        return json.loads((target / MANIFEST).read_text())["inputs"]["source"]
+        return strict_json.loads((target / MANIFEST).read_text())["inputs"]["source"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -1,11 +1,11 @@
 """The report as one HTML page that needs no network."""
 
-import json
 from collections.abc import Sequence
 from importlib import resources
 
 from plotly.offline import get_plotlyjs
 
+from imagenet_jax import strict_json
 from imagenet_jax.reporting.markup import escape
 from imagenet_jax.reporting.report import charts
 from imagenet_jax.reporting.report.records import Run
@@ -67,7 +67,7 @@ def _links(sections: Sequence[Section]) -> str:
 
 def _embedded(value: object) -> str:
     """JSON that cannot end the element that it stands in."""
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
+    text = strict_json.dumps(value, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
