@@ -18,7 +18,8 @@ class Summary:
     """Of a sample: its size, mean, standard deviation and half the width of the interval.
 
     Attributes:
-      deviation: with n - 1 in the denominator; None of one value.
+      mean: NaN where a value is NaN or infinite.
+      deviation: with n - 1 in the denominator; None of one value, or where the mean is NaN.
       half_width: of the 95 % confidence interval of the mean, Student (1908): t * s / sqrt(n).
     """
 
@@ -41,10 +42,15 @@ class Difference:
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Mean, deviation and interval of `values`; ValueError where there are none."""
+    """Return mean, deviation and interval of `values`; a NaN or infinite one has no interval.
+
+    Raises ValueError where there are no values.
+    """
     if not len(values):
         raise ValueError("no values")
     x = np.asarray(values, np.float64)
+    if not np.isfinite(x).all():
+        return Summary(len(x), math.nan, None, None)
     n, mean = len(x), float(x.mean())
     if n == 1:
         return Summary(1, mean, None, None)

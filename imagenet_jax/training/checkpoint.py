@@ -10,6 +10,8 @@ and `checksums.json` (integrity.py).
 """
 
 import dataclasses
+import functools
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,9 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
+from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
+from imagenet_jax.ranking import rank
 from imagenet_jax.training import disk, integrity, leaves
 from imagenet_jax.training.state import TrainState
 
@@ -35,12 +39,6 @@ class Position:
 
     data: dict[str, int]
     interval: dict[str, Any]
-
-
-def best_metric(name: str):
-    """Ranking of checkpoints by an eval metric: the higher the better."""
-    sign = -1.0 if name == "loss" else 1.0
-    return lambda metrics: sign * metrics[name]
 
 
 class Checkpoints:
@@ -59,17 +57,17 @@ class Checkpoints:
             raise UserError(f"{directory} cannot be opened: {e.strerror}") from e
 
     def _open(self, *, create: bool) -> ocp.CheckpointManager:
-        rank = best_metric(self._metric)
+        by_metric = functools.partial(rank, name=self._metric)
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(self._keep),
                 checkpoint_managers.BestN(
-                    get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False
+                    get_metric_fn=by_metric, n=1, keep_checkpoints_without_metrics=False
                 ),
             ]
         )
         options = ocp.CheckpointManagerOptions(
-            best_fn=rank,
+            best_fn=by_metric,
             preservation_policy=policy,
             create=create,
             read_only=not self._write,
@@ -118,7 +116,7 @@ class Checkpoints:
                     config=ocp.args.JsonSave(config),
                     provenance=ocp.args.JsonSave(provenance),
                 ),
-                metrics=metrics,
+                metrics=None if metrics is None else strict_json.encode(metrics),
                 force=True,  # it is this caller who decides when
             )
         except (OSError, ValueError) as e:  # ValueError: tensorstore's, of any status
@@ -248,6 +246,11 @@ class Checkpoints:
                 raise UserError(
                     f"no checkpoint in {self.directory} was evaluated, so none is best; "
                     "use --checkpoint=latest"
+                )
+            if rank(self._manager.metrics(best), self._metric) == -math.inf:
+                raise UserError(
+                    f"no checkpoint in {self.directory} has a finite {self._metric}, so none is "
+                    "best; use --checkpoint=latest"
                 )
             return best
         if not which.isdecimal() or int(which) not in steps:

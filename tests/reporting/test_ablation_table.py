@@ -153,3 +153,18 @@ def test_picture(tmp_path):
         plot_ablation(ablation(), "top1", tmp_path / "a.xyz")
     with pytest.raises(UserError, match="no run has finished"):
         plot_ablation(compare([outcome("9", {}, {0: "failed"})], "9"), "top1", out)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_seed_that_is_not_finite_leaves_the_other_settings_their_numbers(bad, tmp_path):
+    done = dict.fromkeys(range(3), "finished")
+    settings = {"0.1": BASE, "bad": BETTER | {1: bad}, "0.2": BETTER}
+    lines = compare([outcome(name, metric, done) for name, metric in settings.items()], "0.1")
+    rows = list(csv.DictReader(io.StringIO(render(lines, "top1", NOTES, "csv"))))
+    assert (rows[1]["top1_mean"], rows[1]["top1_sd"], rows[1]["p"]) == ("nan", "", "")
+    test = stats.ttest_rel(list(BETTER.values()), list(BASE.values()))
+    assert float(rows[2]["p_holm"]) == pytest.approx(test.pvalue)  # of one comparison
+    for style in FORMATS:
+        assert "nan" in render(lines, "top1", NOTES, style)
+    plot_ablation(lines, "top1", tmp_path / "x.png")

@@ -96,6 +96,15 @@ def test_results_are_the_last_and_the_best_evaluation(single):
     ]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_an_evaluation_that_is_not_finite_is_never_the_best(bad):
+    run = run_of(best_metric="loss")
+    lines = [x | ({"loss": bad} if x["step"] in (100, 400) else {}) for x in run.evaluations]
+    shown = Page(page.page_of([run_of(best_metric="loss", evaluations=lines)]))
+    rows = [row for row in shown.rows if row[0].startswith(("last", "best by loss"))]
+    assert [row[1] for row in rows] == ["400", "400", "200", "200"]  # 1 - top1 is least at 200
+
+
 def test_classes_are_as_sklearn_counts_them(single):
     run, shown = single
     labels, probabilities = probabilities_of(np.random.default_rng(0), 200, 10)
