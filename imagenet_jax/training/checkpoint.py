@@ -223,9 +223,9 @@ class Checkpoints:
         if changes:
             shown = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" * (len(changes) > 8))
             raise UserError(
-                f"checkpoint {path} holds other arrays than this version of the code has: {shown}; "
-                "continue with the code that saved it (provenance.json names its git_revision), "
-                "or use another --workdir"
+                f"checkpoint {path} holds other arrays than this config and version of the code "
+                f"have: {shown}; continue with the config that saved it and the git_revision in "
+                "provenance.json, or use another --workdir"
             )
 
     def steps(self) -> list[int]:

@@ -9,6 +9,7 @@ how often the run was stopped before it.
 """
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 from collections import deque
@@ -50,7 +51,7 @@ from imagenet_jax.training.saving import Saver
 from imagenet_jax.training.services import require_services
 from imagenet_jax.training.sharding import place_batches
 from imagenet_jax.training.signals import StopSignal
-from imagenet_jax.training.state import count_parameters, create_state
+from imagenet_jax.training.state import TrainState, count_parameters, create_state
 from imagenet_jax.training.step import compile_train_step
 from imagenet_jax.training.step_cost import StepFlops
 from imagenet_jax.training.watchdog import Watchdog
@@ -89,14 +90,17 @@ def train(
     require_same({"config": config_io.to_json(config)} | everywhere)
     with StopSignal() as stop, contextlib.ExitStack() as stack:
 
-        def claim() -> None:
+        def lock() -> None:
             stack.enter_context(Running(workdir))
-            workdirs.claim(workdir, config, provenance)
-            workdirs.write_classes(workdir, run.source.class_names)
+            workdirs.checked_provenance(workdir, config, provenance)
             for note in set_aside_damaged(workdir, strict=strict_restore):
                 print(note)
 
-        on_first(claim)
+        def claim() -> None:
+            workdirs.claim(workdir, config, provenance)
+            workdirs.write_classes(workdir, run.source.class_names)
+
+        on_first(lock)
         compiler.keep_programs(workdir / "compiled")
         checkpoints = Checkpoints(
             workdir / "checkpoints",
@@ -105,10 +109,12 @@ def train(
         )
         try:
             with Watchdog(config.log.watchdog_seconds) as watchdog:
+                start = _start(run, workdir, checkpoints, initial)
+                on_first(claim)  # a start that was refused until here has changed none of its files
                 while True:
                     try:
                         parts = (run, workdir, checkpoints, provenance, stop, watchdog, initial)
-                        return _train(*parts, stop_after or run.total_steps, quiet)
+                        return _train(start, *parts, stop_after or run.total_steps, quiet)
                     except NonFiniteError as e:
                         if config.nonfinite.policy == "stop":
                             raise
@@ -116,11 +122,37 @@ def train(
                         last = max(checkpoints.steps(), default=0)
                         plan = config.nonfinite
                         on_first(functools.partial(rewind.record, workdir, e, last, plan))
+                        start = _start(run, workdir, checkpoints, initial)
         finally:
             checkpoints.close()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Start:
+    """What training continues from: `state` is that after step `first`."""
+
+    first: int
+    state: TrainState
+    position: Position
+    rewinds: list[rewind.Rewind]
+
+
+def _start(
+    run: Experiment, workdir: Path, checkpoints: Checkpoints, initial: InitialWeights | None
+) -> _Start:
+    """Restore the last checkpoint, or create the first state; UserError if that is impossible."""
+    config, rewinds = run.config, rewind.read(workdir)
+    if checkpoints.steps():
+        first = checkpoints.find("latest")
+        return _Start(first, *checkpoints.restore(run.abstract, first), rewinds)
+    state = create_state(config.model, run.tx, config.ema.decay > 0, run.mesh, config.seed)
+    if initial:
+        state = start_from(initial, state, run.tx)
+    return _Start(0, state, Position(data={"next_index": 0}, interval={}), rewinds)
+
+
 def _train(
+    start: _Start,
     run: Experiment,
     workdir: Path,
     checkpoints: Checkpoints,
@@ -132,21 +164,11 @@ def _train(
     quiet: bool,
 ) -> int:
     config, last = run.config, min(stop_after, run.total_steps)
-    rewinds = rewind.read(workdir)
-    batch_of = rewind.Batches(rewinds)
+    first, state, batch_of = start.first, start.state, rewind.Batches(start.rewinds)
 
-    if checkpoints.steps():
-        first = checkpoints.find("latest")
-        state, position = checkpoints.restore(run.abstract, first)
-    else:
-        first, position = 0, Position(data={"next_index": 0}, interval={})
-        state = create_state(config.model, run.tx, config.ema.decay > 0, run.mesh, config.seed)
-        if initial:
-            state = start_from(initial, state, run.tx)
-
-    recorder = Recorder(run, workdir, first, position.interval, quiet=quiet)
+    recorder = Recorder(run, workdir, first, start.position.interval, quiet=quiet)
     if is_first():
-        for values in rewind.unrecorded(rewinds, workdir / "metrics.jsonl"):
+        for values in rewind.unrecorded(start.rewinds, workdir / "metrics.jsonl"):
             recorder.write(first, "rewind", values)
     recorder.say(_headline(run, state.params, first))
     if initial:

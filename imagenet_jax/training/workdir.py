@@ -39,32 +39,39 @@ def write_atomically(path: Path, text: str) -> None:
         raise
 
 
-def claim(workdir: Path, config: ConfigDict, provenance: dict[str, Any]) -> None:
-    """Make `workdir` this run's: write config.json and provenance.json, or check those there.
+def checked_provenance(
+    workdir: Path, config: ConfigDict, provenance: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the provenance.json of `workdir` once `config` trains there; write nothing.
 
-    Raises UserError where another config or other data trained, naming what differs, unless
-    `config.resume_with_changes`; then the new config replaces the old one. A later start is added
-    to the list "resumed" of provenance.json.
+    A later start is added to its list "resumed". Raises UserError if another config or other data
+    trained there, naming what differs, unless `config.resume_with_changes`.
     """
-    record = dict(provenance)
-    if (workdir / "config.json").exists():
-        first = read_provenance(workdir)
-        changed = config_io.differences(read_config(workdir), config)
-        for split, fingerprint in provenance["data"].items():
-            if first["data"].get(split, fingerprint) != fingerprint:
-                changed.append(
-                    f"images of split {split!r}: {first['data'][split]} -> {fingerprint}"
-                )
-        if changed and not config.resume_with_changes:
-            raise UserError(
-                f"{workdir} was trained otherwise ({'; '.join(changed)}); "
-                "use another --workdir, or continue with --config.resume_with_changes=true"
-            )
-        record = first | {"resumed": [*first.get("resumed", []), provenance]}
-        if changed:
-            record["data"] = provenance["data"]
-    elif (workdir / "checkpoints").exists():
-        raise UserError(f"{workdir} has checkpoints but no config.json; use another --workdir")
+    if not (workdir / "config.json").exists():
+        if has_checkpoint(workdir):
+            raise UserError(f"{workdir} has checkpoints but no config.json; use another --workdir")
+        return provenance
+    first = read_provenance(workdir)
+    changed = config_io.differences(read_config(workdir), config)
+    for split, fingerprint in provenance["data"].items():
+        if first["data"].get(split, fingerprint) != fingerprint:
+            changed.append(f"images of split {split!r}: {first['data'][split]} -> {fingerprint}")
+    if changed and not config.resume_with_changes:
+        raise UserError(
+            f"{workdir} was trained otherwise ({'; '.join(changed)}); "
+            "use another --workdir, or continue with --config.resume_with_changes=true"
+        )
+    record = first | {"resumed": [*first.get("resumed", []), provenance]}
+    return record | {"data": provenance["data"]} if changed else record
+
+
+def claim(workdir: Path, config: ConfigDict, provenance: dict[str, Any]) -> None:
+    """Make `workdir` this run's: write config.json and provenance.json.
+
+    Call it once nothing can be refused any more, restoring included. Raises UserError as
+    `checked_provenance` does, and if the files cannot be written.
+    """
+    record = checked_provenance(workdir, config, provenance)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         # config.json last: once it is there, everything is.

@@ -1,0 +1,50 @@
+"""A start that is refused changes none of the files that say what a workdir holds."""
+
+import json
+import shutil
+
+import pytest
+from conftest import tiny_config
+
+from imagenet_jax.errors import UserError
+from imagenet_jax.training import loop
+from imagenet_jax.training import workdir as workdirs
+
+FILES = ("config.json", "provenance.json", "classes.json")
+
+
+@pytest.fixture
+def workdir(saved_run, tmp_path):
+    shutil.copytree(saved_run.workdir, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "leaf"),
+    [
+        ("ema.decay", 0.0, "ema."),
+        ("model.width", 1 / 8, "batch_stats."),
+        ("optim.name", "adamw", "opt_state"),
+    ],
+)
+def test_a_config_whose_arrays_are_different_is_refused_before_it_is_written(
+    workdir, digits_path, field, value, leaf
+):
+    before = [(workdir / name).read_bytes() for name in FILES]
+    config = tiny_config(digits_path)
+    config.resume_with_changes = True
+    group, name = field.split(".")
+    config[group][name] = value
+    with pytest.raises(UserError, match=f"holds other arrays.*{leaf}"):
+        loop.train(config, workdir)
+    assert [(workdir / name).read_bytes() for name in FILES] == before
+    # The command that trained it is still accepted.
+    workdirs.checked_provenance(workdir, tiny_config(digits_path), json.loads(before[1]))
+
+
+def test_strict_restore_is_refused_before_anything_is_written(workdir, digits_path):
+    before = [(workdir / name).read_bytes() for name in FILES]
+    next((workdir / "checkpoints" / "3" / "optimizer").rglob("manifest.ocdbt")).unlink()
+    with pytest.raises(UserError, match="is missing.*--strict_restore"):
+        loop.train(tiny_config(digits_path), workdir, strict_restore=True)
+    assert [(workdir / name).read_bytes() for name in FILES] == before
