@@ -5,6 +5,7 @@ generators, which may change between versions: words come from SplitMix64 (Steel
 "Fast splittable pseudorandom number generators"), used as a hash of a counter.
 """
 
+import copy
 import threading
 from collections import OrderedDict
 
@@ -89,16 +90,30 @@ class Order:
             records in each epoch.
           labels: i[length], for balance.
         """
-        self.seed, self.batch_size = seed, batch_size
-        self._length, self._repeats = length, repeats
-        self._balance, self._labels = balance, labels
+        self.seed, self.batch_size, self.repeats, self.balance = seed, batch_size, repeats, balance
+        self.shift, self.drops = 0, remainder == "drop"
+        self._length, self._labels = length, labels
         positions = balanced_length(labels, balance) if labels is not None else length
         self.steps_per_epoch = steps_per_epoch(positions, batch_size, remainder)
-        self._per_epoch = (
+        self.records_per_epoch = (
             positions if remainder == "carry" else positions // batch_size * batch_size
         )
         self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
+
+    def shifted(self, shift: int) -> "Order":
+        """Return the same order for a run whose batch k starts at k * batch_size + shift.
+
+        Such a run had another batch size in its first steps.
+        """
+        moved = copy.copy(self)
+        moved.shift = shift
+        return moved
+
+    def rows(self, batch: int, rows: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return `records` of some rows of batch 0, 1, ... of the run."""
+        first = batch * self.batch_size + self.shift
+        return self.records(first + rows.start, first + rows.stop)
 
     def records(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(epochs, indices, copies), i64[stop - start] each, of the run's positions start to stop.
@@ -108,20 +123,20 @@ class Order:
         batches, rows = np.divmod(np.arange(start, stop), self.batch_size)
         repeat, record = self._layout(rows)
         # The first position of each record if its copies came one after the other.
-        firsts = batches * self.batch_size + record * self._repeats
-        epochs = firsts // self._per_epoch
-        ranks = self._records_before(firsts) - self._records_before(epochs * self._per_epoch)
+        firsts = batches * self.batch_size + record * self.repeats
+        epochs = firsts // self.records_per_epoch
+        ranks = self._records_before(firsts) - self._records_before(epochs * self.records_per_epoch)
         indices, copies = np.empty_like(ranks), np.empty_like(ranks)
         for epoch in np.unique(epochs):
             here = epochs == epoch
             of_epoch, again = self._epoch(int(epoch))
             indices[here] = of_epoch[ranks[here]]
-            copies[here] = again[ranks[here]] * self._repeats + repeat[here]
+            copies[here] = again[ranks[here]] * self.repeats + repeat[here]
         return epochs, indices, copies
 
     def _layout(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(repeat, record) of rows of a batch: the records' first copies, then the second, ..."""
-        complete, left = divmod(self.batch_size, self._repeats)
+        complete, left = divmod(self.batch_size, self.repeats)
         split = left * (complete + 1)  # the record that has only `left` copies comes last
         repeat, record = np.divmod(rows, complete + 1)
         later, place = np.divmod(rows - split, max(complete, 1))
@@ -130,7 +145,7 @@ class Order:
     def _records_before(self, positions: np.ndarray) -> np.ndarray:
         """Records whose first position (see `records`) is before each of the positions."""
         batches, rows = np.divmod(positions, self.batch_size)
-        return batches * -(-self.batch_size // self._repeats) + -(-rows // self._repeats)
+        return batches * -(-self.batch_size // self.repeats) + -(-rows // self.repeats)
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         with self._lock:
@@ -143,14 +158,14 @@ class Order:
     def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(indices, copies) of an epoch."""
         order = permutation(self._length, self.seed, epoch)
-        if self._labels is None or self._balance == "none":
+        if self._labels is None or self.balance == "none":
             return order, np.broadcast_to(0, len(order))
         by_class = order[np.argsort(self._labels[order], kind="stable")]
         counts = class_sizes(self._labels)
         starts = np.cumsum(counts) - counts
         # Each record's place among those of its class, in this epoch's order.
         rank = np.arange(len(by_class)) - np.repeat(starts, counts)
-        if self._balance == "under":
+        if self.balance == "under":
             chosen = np.zeros(self._length, bool)
             chosen[by_class[rank < counts.min()]] = True
             order = order[chosen[order]]

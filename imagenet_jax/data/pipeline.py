@@ -117,10 +117,11 @@ class TrainRows:
         }
 
     def __call__(self, step: int) -> Batch:
-        first = step * self._order.batch_size
-        where = self._order.records(first + self._rows.start, first + self._rows.stop)
+        where = self._order.rows(step, self._rows)
         uniforms = record_uniforms(self._order.seed, *where, decode.CROP_DRAWS)
-        batch = _empty(len(self._rows), self._resolution.at(step))
+        batch = _empty(
+            len(self._rows), self._resolution.at(step + self._order.shift / self._order.batch_size)
+        )
         mask, skipped = np.ones(len(self._rows), np.float32), []
         for row, index in enumerate(where[1]):
             record = self._source[int(index)]

@@ -21,7 +21,7 @@ class Resolution:
     multiple: int
     steps_per_epoch: float
 
-    def at(self, step: int) -> int:
+    def at(self, step: float) -> int:
         """The side at step 0, 1, ..."""
         if self.start == self.final:
             return self.final

@@ -33,11 +33,11 @@ class Position:
     """Where a run stands beside its state: a few bytes.
 
     Attributes:
-      data: {"next_index": batches consumed}, as grain names it.
+      data: records trained on, and what their order depends on (data_position.py).
       interval: sums of the logging interval under way (metrics.Interval as a dict).
     """
 
-    data: dict[str, int]
+    data: dict[str, Any]
     interval: dict[str, Any]
 
 

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+from typing import Any
 
+import jax
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -58,12 +60,19 @@ class Experiment:
     steps_per_epoch: float
     total_steps: int
 
+    def epoch_at(self, step: int) -> float:
+        """Return the epochs of images that the first `step` steps train on."""
+        return (step + _shift(self.order)) / self.steps_per_epoch
+
     def steps_at(self, every_epochs: float) -> set[int]:
-        """The last step of every so many epochs, and of the run; 0 means of the run alone."""
+        """Return the steps that end every `every_epochs` epochs, plus the final step.
+
+        0: only the final step.
+        """
         if not every_epochs:
             return {self.total_steps}
-        every = every_epochs * self.steps_per_epoch
-        marks = {math.ceil(i * every - 1e-9) for i in range(1, int(self.total_steps / every) + 1)}
+        count = int(self.epoch_at(self.total_steps) / every_epochs)
+        marks = {_steps(i * every_epochs, self.order) for i in range(1, count + 1)}
         return marks | {self.total_steps}
 
     @property
@@ -105,8 +114,8 @@ def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
             f"{config.data.path} have different classes"
         )
     order = pipeline.order_of(source, config.data, seed=config.seed, batch_size=config.batch_size)
-    per_epoch = order.steps_per_epoch
-    total = math.ceil(config.epochs * per_epoch - 1e-9)
+    course = _course(config, order)
+    total = course["total_steps"]
     if total < 1:
         raise UserError(
             f"config.batch_size = {config.batch_size} leaves no step of the {len(source)} images "
@@ -117,10 +126,6 @@ def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
         raise UserError(
             f"config.profile.steps = {config.profile.steps!r} is not within the run's {total} steps"
         )
-    schedule = optim.learning_rate(
-        config.optim, batch_size=config.batch_size, steps_per_epoch=per_epoch, total_steps=total
-    )
-    tx = optim.optimizer(config.optim, schedule, fine_tuning_of(config, per_epoch))
     return Experiment(
         config=config,
         mesh=mesh,
@@ -128,18 +133,57 @@ def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
         order=order,
         evaluation=evaluation,
         graph=evaluation.graph,
-        schedule=schedule,
-        tx=tx,
-        averaging=ema.new_share(
+        abstract=abstract_state(config.model, course["tx"], config.ema.decay > 0, mesh),
+        steps_per_epoch=order.steps_per_epoch,
+        **course,
+    )
+
+
+def with_order(run: Experiment, order: Order) -> Experiment:
+    """Return `run` on another order of its records, which its steps and schedules follow."""
+    return dataclasses.replace(run, order=order, **_course(run.config, order))
+
+
+def _course(config: ConfigDict, order: Order) -> dict[str, Any]:
+    """Return the fields of an Experiment that depend on where its epochs lie in steps."""
+    per_epoch, shift = order.steps_per_epoch, _shift(order)
+    unshifted = optim.learning_rate(
+        config.optim,
+        batch_size=config.batch_size,
+        steps_per_epoch=per_epoch,
+        total_steps=math.ceil(config.epochs * per_epoch - 1e-9),
+    )
+    tuning = fine_tuning_of(config, per_epoch)
+    schedule = unshifted
+    if shift:
+
+        def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+            return unshifted(step + shift)
+
+        if tuning.frozen_steps:
+            frozen = max(1, round(config.optim.freeze_epochs * per_epoch - shift))
+            tuning = tuning._replace(frozen_steps=frozen)
+    return {
+        "schedule": schedule,
+        "tx": optim.optimizer(config.optim, schedule, tuning),
+        "averaging": ema.new_share(
             config.ema,
             batch_size=config.batch_size,
             epochs=config.epochs,
-            warmup_steps=config.optim.warmup_epochs * per_epoch,
+            warmup_steps=config.optim.warmup_epochs * per_epoch - shift,
         ),
-        abstract=abstract_state(config.model, tx, config.ema.decay > 0, mesh),
-        steps_per_epoch=per_epoch,
-        total_steps=total,
-    )
+        "total_steps": _steps(config.epochs, order),
+    }
+
+
+def _steps(epochs: float, order: Order) -> int:
+    """Return the step that completes so many epochs."""
+    return math.ceil(epochs * order.steps_per_epoch - _shift(order) - 1e-9)
+
+
+def _shift(order: Order) -> float:
+    """Return `order.shift` in steps."""
+    return order.shift / order.batch_size
 
 
 def _check_classes(config: ConfigDict, source: sources.Source, split: str) -> None:

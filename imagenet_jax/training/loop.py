@@ -25,6 +25,7 @@ from imagenet_jax.data import pipeline
 from imagenet_jax.training import compiler, rewind
 from imagenet_jax.training import workdir as workdirs
 from imagenet_jax.training.checkpoint import Checkpoints, Position
+from imagenet_jax.training.data_position import continue_at
 from imagenet_jax.training.determinism import require_repeatable
 from imagenet_jax.training.evaluation import Evaluator
 from imagenet_jax.training.experiment import Experiment, experiment_of
@@ -113,8 +114,8 @@ def train(
                 on_first(claim)  # a start that was refused until here has changed none of its files
                 while True:
                     try:
-                        parts = (run, workdir, checkpoints, provenance, stop, watchdog, initial)
-                        return _train(start, *parts, stop_after or run.total_steps, quiet)
+                        parts = (workdir, checkpoints, provenance, stop, watchdog, initial)
+                        return _train(start, *parts, stop_after, quiet)
                     except NonFiniteError as e:
                         if config.nonfinite.policy == "stop":
                             raise
@@ -129,12 +130,14 @@ def train(
 
 @dataclasses.dataclass(frozen=True)
 class _Start:
-    """What training continues from: `state` is that after step `first`."""
+    """What training continues from: `state` is that after step `first`; `note` is for the user."""
 
+    run: Experiment
     first: int
     state: TrainState
     position: Position
     rewinds: list[rewind.Rewind]
+    note: str = ""
 
 
 def _start(
@@ -144,36 +147,40 @@ def _start(
     config, rewinds = run.config, rewind.read(workdir)
     if checkpoints.steps():
         first = checkpoints.find("latest")
-        return _Start(first, *checkpoints.restore(run.abstract, first), rewinds)
+        state, position = checkpoints.restore(run.abstract, first)
+        run, note = continue_at(run, position, first, rewinds)
+        return _Start(run, first, state, position, rewinds, note)
     state = create_state(config.model, run.tx, config.ema.decay > 0, run.mesh, config.seed)
     if initial:
         state = start_from(initial, state, run.tx)
-    return _Start(0, state, Position(data={"next_index": 0}, interval={}), rewinds)
+    return _Start(run, 0, state, Position(data={}, interval={}), rewinds)
 
 
 def _train(
     start: _Start,
-    run: Experiment,
     workdir: Path,
     checkpoints: Checkpoints,
     provenance: dict,
     stop: StopSignal,
     watchdog: Watchdog,
     initial: InitialWeights | None,
-    stop_after: int,
+    stop_after: int | None,
     quiet: bool,
 ) -> int:
-    config, last = run.config, min(stop_after, run.total_steps)
-    first, state, batch_of = start.first, start.state, rewind.Batches(start.rewinds)
+    run, first, state = start.run, start.first, start.state
+    config, batch_of = run.config, rewind.Batches(start.rewinds)
+    last = min(stop_after or run.total_steps, run.total_steps)
 
     recorder = Recorder(run, workdir, first, start.position.interval, quiet=quiet)
     if is_first():
         for values in rewind.unrecorded(start.rewinds, workdir / "metrics.jsonl"):
             recorder.write(first, "rewind", values)
     recorder.say(_headline(run, state.params, first))
+    if start.note:
+        recorder.warn(start.note)
     if initial:
         recorder.say(f"starting from {initial.summary}")
-    saver = Saver(checkpoints, recorder, config, provenance)
+    saver = Saver(checkpoints, recorder, run, batch_of, provenance)
 
     compiled_step = compile_train_step(
         run.abstract, run.mesh, run.graph, run.tx, run.schedule, config, run.averaging
@@ -216,9 +223,9 @@ def _train(
             stopped_by = agreed(step, stop.received)
             ends = step == last or bool(stopped_by)
             if step in save_steps or ends:
-                saver.save(state, step, batch_of.of_step(step) + 1, results)
+                saver.save(state, step, results)
             if ends:
-                saver.require(state, step, batch_of.of_step(step) + 1, results)
+                saver.require(state, step, results)
             if step % config.log.every_steps == 0:
                 saver.tell_failures()
             if stopped_by and step < last:

@@ -43,7 +43,7 @@ class Recorder:
         cannot be written.
         """
         config = run.config
-        self._config, self._steps_per_epoch = config, run.steps_per_epoch
+        self._config, self._epoch_at = config, run.epoch_at
         self._every, self._eval_split = config.log.every_steps, config.data.eval_split
         self._window = MetricWindow(
             self._every, run.total_steps, Interval(**interval), self._keep_first_steps
@@ -154,7 +154,7 @@ class Recorder:
         for last, values in self._window.fetch(upto):
             if self._config.data.undecodable == "skip":
                 values |= _names_of_all(values.get("skipped", []))
-            epoch = {"epoch": last / self._steps_per_epoch}
+            epoch = {"epoch": self._epoch_at(last)}
             self.write(last, "train", epoch | values | self._speed.pop(last, {}))
 
     def _keep_first_steps(self, step: int, values: dict[str, float]) -> None:

@@ -1,13 +1,15 @@
-"""Saving a run under way: what fails is told, and training goes on."""
+"""Saves checkpoints during training and reports failed saves without stopping."""
 
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.checkpoint import Checkpoints, Position
+from imagenet_jax.training.data_position import data_position
+from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.recording import Recorder
+from imagenet_jax.training.rewind import Batches
 from imagenet_jax.training.state import TrainState
 
 
@@ -18,32 +20,29 @@ class Saver:
         self,
         checkpoints: Checkpoints,
         recorder: Recorder,
-        config: ConfigDict,
+        run: Experiment,
+        batch_of: Batches,
         provenance: dict[str, Any],
     ):
         self._checkpoints, self._recorder = checkpoints, recorder
-        self._config, self._provenance = config, provenance
+        self._run, self._batch_of, self._provenance = run, batch_of, provenance
 
-    def save(
-        self, state: TrainState, step: int, next_batch: int, results: list[dict] | None
-    ) -> None:
-        """Start saving what came out of `step`; `results` are those of its evaluation.
+    def save(self, state: TrainState, step: int, results: list[dict] | None) -> None:
+        """Start saving the state after `step`; `results` are those of its evaluation.
 
-        `next_batch` is the batch that the next step trains on. The state may be donated afterwards.
+        The state may be donated afterwards.
         """
         self._recorder.report(step)  # what is not finite is not saved
-        self._start(state, step, next_batch, results)
+        self._start(state, step, results)
 
-    def require(
-        self, state: TrainState, step: int, next_batch: int, results: list[dict] | None
-    ) -> None:
+    def require(self, state: TrainState, step: int, results: list[dict] | None) -> None:
         """Wait for the save of `step`; where it failed try again, for the run ends with it.
 
         Raises UserError where it cannot be saved.
         """
         for attempt in range(2):
             if attempt:
-                self._start(state, step, next_batch, results)
+                self._start(state, step, results)
             self._checkpoints.wait()
             self.tell_failures()
             kept = self._checkpoints.steps()
@@ -59,19 +58,18 @@ class Saver:
         for failure in self._checkpoints.failures():
             self._recorder.warn(failure)
 
-    def _start(
-        self, state: TrainState, step: int, next_batch: int, results: list[dict] | None
-    ) -> None:
+    def _start(self, state: TrainState, step: int, results: list[dict] | None) -> None:
         try:
             self._recorder.flush()
         except OSError as e:
             self._recorder.warn(f"checkpoint {step} not saved, the metrics cannot be: {e.strerror}")
             if jax.process_count() == 1:  # others have begun to save and would wait for this one
                 return
+        data = data_position(self._run.order, self._batch_of.of_step(step) + 1)
         self._checkpoints.save(
             state,
-            Position(data={"next_index": next_batch}, interval=self._recorder.interval()),
-            config=self._config.to_dict(),
+            Position(data=data, interval=self._recorder.interval()),
+            config=self._run.config.to_dict(),
             provenance=self._provenance,
             metrics=_numbers(results[0]) if results else None,
         )

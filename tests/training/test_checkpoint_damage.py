@@ -222,7 +222,7 @@ def test_checksums_are_there_when_a_checkpoint_is(trained, tmp_path):
     for step in range(1, 5):
         checkpoints.save(
             state.replace(step=jnp.int32(step)),
-            Position(data={"next_index": step}, interval={}),
+            Position(data={}, interval={}),
             config={}, provenance={}, metrics=None,
         )  # fmt: skip
         for path in (tmp_path / "checkpoints").iterdir():

@@ -40,7 +40,7 @@ checkpoints = Checkpoints(Path(sys.argv[1]), keep=1)
 for step, size in ((1, 250), (2, 100_000), (3, 250)):
     params = {"w": jax.random.normal(jax.random.key(step), (size,))}
     state = TrainState(jnp.int32(step), params, {}, {"m": jnp.ones(4)}, None)
-    position = Position(data={"next_index": step}, interval={})
+    position = Position(data={}, interval={})
     checkpoints.save(state, position, config={}, provenance={}, metrics=None)
     checkpoints.wait()
     print(step, checkpoints.steps(), *checkpoints.failures(), sep="|", flush=True)

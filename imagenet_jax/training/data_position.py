@@ -1,0 +1,111 @@
+"""The position of a run in its data, counted in records: also after the batch size has changed."""
+
+import dataclasses
+from typing import Any
+
+from imagenet_jax.data.order import Order
+from imagenet_jax.errors import UserError
+from imagenet_jax.training import rewind
+from imagenet_jax.training.checkpoint import Position
+from imagenet_jax.training.experiment import Experiment, with_order
+
+
+def data_position(order: Order, batch: int) -> dict[str, Any]:
+    """Return what a checkpoint keeps of `order` if `batch` is the next batch of the run.
+
+    "next_record" counts the positions of the whole run that were trained on or skipped.
+    """
+    return {
+        "next_record": batch * order.batch_size + order.shift,
+        "records_per_epoch": order.records_per_epoch,
+        "batch_size": order.batch_size,
+        "repeats": order.repeats,
+        "balance": order.balance,
+        "seed": order.seed,
+    }
+
+
+def continue_at(
+    run: Experiment, position: Position, step: int, rewinds: list[rewind.Rewind]
+) -> tuple[Experiment, str]:
+    """Return `run` as it continues after `step` at `position`, and a note, "" if it is exact.
+
+    The next batch starts at the first record that was not trained on. Total steps, epochs and
+    schedules follow the records. The note says that an epoch is continued in another order, so that
+    some of its records come twice and others not at all.
+
+    Raises UserError if the batch size changed where the records that are left cannot be told
+    exactly, and if config.epochs is less than what is already trained.
+    """
+    saved, order = position.data, run.order
+    if "next_record" not in saved:
+        raise UserError(
+            f"checkpoint {step} was saved by a version that counts batches instead of records; "
+            "continue with the code that saved it (provenance.json has its git_revision)"
+        )
+    size, per_epoch = saved["batch_size"], saved["records_per_epoch"]
+    epoch, done = divmod(saved["next_record"], per_epoch)
+    target, exact = saved["next_record"], True
+    if size != order.batch_size:
+        _require_exact(order, epoch, done, size, rewinds)
+    if per_epoch != order.records_per_epoch:
+        exact = order.drops and done % order.batch_size == 0 and _same(saved, order)
+        part = done if exact else round(done / per_epoch * order.records_per_epoch)
+        target = epoch * order.records_per_epoch + part
+        if order.drops:
+            target -= target % order.batch_size
+    elif not _same(saved, order):
+        exact = False
+    next_batch = rewind.Batches(rewinds).of_step(step) + 1
+    shift = target - next_batch * order.batch_size
+    if shift:
+        run = with_order(run, order.shifted(shift))
+    end = run.config.epochs * order.records_per_epoch
+    if run.total_steps < step:
+        # The last batch may reach beyond the end.
+        if target - size >= end:
+            trained = saved["next_record"] / per_epoch
+            enough = (saved["next_record"] - size / 2) / per_epoch  # ends with this very step
+            raise UserError(
+                f"config.epochs = {run.config.epochs:g} is less than the {trained:.4g} epochs that "
+                f"this run has trained (step {step}); use --config.epochs={enough:.6g} or more, or "
+                "another --workdir"
+            )
+        run = dataclasses.replace(run, total_steps=step)
+    note = (
+        f"the order of the images changed within epoch {epoch + 1}: some of its images come twice, "
+        "others not at all"
+    )
+    return run, "" if exact or not done else note
+
+
+def _same(saved: dict[str, Any], order: Order) -> bool:
+    now = data_position(order, 0)
+    return all(saved[name] == now[name] for name in ("seed", "repeats", "balance"))
+
+
+def _require_exact(
+    order: Order, epoch: int, done: int, size: int, rewinds: list[rewind.Rewind]
+) -> None:
+    """Raise UserError if batches of another `size` cannot continue with exactly what is left."""
+    change = f"config.batch_size: {size} -> {order.batch_size}"
+    back = f"continue with --config.batch_size={size}, or use another --workdir"
+    if rewinds:
+        raise UserError(f"{change}: {rewind.FILE} counts batches of {size}; {back}")
+    if not done:
+        if order.repeats > 1 and epoch * order.records_per_epoch % order.batch_size:
+            raise UserError(
+                f"{change}: with config.data.repeats = {order.repeats} a run can change it only "
+                f"where a batch of {order.batch_size} begins; {back}"
+            )
+        return
+    if order.repeats > 1:
+        raise UserError(
+            f"{change}: with config.data.repeats = {order.repeats} a run cannot change it within "
+            f"an epoch (epoch {epoch + 1} has trained {done:,} records); {back}"
+        )
+    if order.drops and done % order.batch_size:
+        raise UserError(
+            f"{change}: with config.data.remainder = 'drop' the {done:,} records that epoch "
+            f"{epoch + 1} has trained must be whole batches of {order.batch_size}; {back}"
+        )

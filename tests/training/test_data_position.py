@@ -1,0 +1,147 @@
+"""A run that continues with another batch size: its records, its length, its learning rate."""
+
+import collections
+import math
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from imagenet_jax.errors import UserError
+from imagenet_jax.training import loop
+from imagenet_jax.training.checkpoint import Position
+from imagenet_jax.training.data_position import continue_at, data_position
+from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.rewind import Rewind
+
+COUNT = 1437  # training digits
+
+
+@pytest.fixture
+def runs(digits_path, light):
+    """runs(batch_size, ...): an experiment."""
+
+    def make(batch_size, epochs=2.0, **fields):
+        config = tiny_config(digits_path)
+        config.batch_size, config.epochs = batch_size, epochs
+        for field, value in fields.items():
+            config.data[field] = value
+        return experiment_of(config)
+
+    return make
+
+
+def _at(run, step):
+    """The position that a checkpoint of `step` keeps."""
+    return Position(data=data_position(run.order, step), interval={})
+
+
+def _records(run, first, last):
+    """(epoch, index) of all rows of steps first + 1 .. last."""
+    found = []
+    for step in range(first, last):
+        epochs, indices, _ = run.order.rows(step, range(run.order.batch_size))
+        found += zip(epochs.tolist(), indices.tolist(), strict=True)
+    return found
+
+
+def test_each_record_comes_once_an_epoch_whatever_the_batch_sizes(runs):
+    run, step, taken = runs(48), 0, []
+    for batch_size, last in ((96, 5), (24, 9), (48, 60)):
+        taken += _records(run, step, last)
+        position, step = _at(run, last), last
+        run, note = continue_at(runs(batch_size), position, step, [])
+        assert not note
+    taken += _records(run, step, run.total_steps)
+    counts = collections.Counter(taken)
+    for epoch in range(2):
+        assert [counts[epoch, i] for i in range(COUNT)] == [1] * COUNT
+    trained = 5 * 48 + 4 * 96 + 51 * 24
+    assert run.total_steps == 60 + math.ceil((2 * COUNT - trained) / 48)
+    assert run.epoch_at(60) == pytest.approx(trained / COUNT)
+    assert run.epoch_at(run.total_steps) == pytest.approx(2, abs=48 / COUNT)
+
+
+def test_schedules_and_marks_follow_the_records(runs):
+    position = _at(runs(48), 10)
+    run, _ = continue_at(runs(96), position, 10, [])
+    total = math.ceil(2 * COUNT / 96)
+    for step in (10, 14, 30):
+        done = (480 + (step - 10) * 96) / 96  # steps of 96
+        rate = 0.05 * 96 / 48 * (1 + math.cos(math.pi * done / total)) / 2
+        assert float(run.schedule(step)) == pytest.approx(rate, rel=1e-5)
+    # 957 records are left of the first epoch: 9.97 batches of 96.
+    assert run.steps_at(1.0) == {20, 10 + math.ceil((2 * COUNT - 480) / 96)}
+
+
+def test_an_unchanged_run_is_itself(runs):
+    run = runs(48)
+    assert continue_at(run, _at(run, 7), 7, []) == (run, "")
+    # After a rewind that left batches 5 and 6 out, step 7 trains on batch 8.
+    rewinds = [Rewind(7, 5, (5, 6))]
+    assert continue_at(run, _at(run, 9), 7, rewinds) == (run, "")
+    # And after one from the checkpoint of step 5, saved before it.
+    assert continue_at(run, _at(run, 5), 5, rewinds) == (run, "")
+
+
+def test_what_cannot_be_exact_is_refused(runs):
+    with pytest.raises(UserError, match=r"batch_size: 48 -> 96: .*repeats = 3 .*batch_size=48"):
+        continue_at(runs(96, repeats=3), _at(runs(48, repeats=3), 5), 5, [])
+    with pytest.raises(UserError, match=r"remainder = 'drop'.*240 records.*batches of 96"):
+        continue_at(runs(96, remainder="drop"), _at(runs(48, remainder="drop"), 5), 5, [])
+    with pytest.raises(UserError, match=r"rewinds.json counts batches of 48"):
+        continue_at(runs(96), _at(runs(48), 5), 5, [Rewind(4, 2, (2, 3))])
+    with pytest.raises(UserError, match="counts batches instead of records"):
+        continue_at(runs(48), Position(data={"next_index": 5}, interval={}), 5, [])
+
+
+@pytest.mark.parametrize("done", [4, 29, 33])
+def test_dropping_a_remainder_continues_at_whole_batches(runs, done):
+    """29 batches of 48 are an epoch, and 14 of 96; 33 are 192 records into the second."""
+    run, note = continue_at(
+        runs(96, remainder="drop"), _at(runs(48, remainder="drop"), done), done, []
+    )
+    assert not note
+    epoch, batches = divmod(done, 29)
+    left = _records(run, done, run.total_steps)
+    expected = runs(96, remainder="drop").order.records(epoch * 14 * 96 + batches * 48, 2 * 14 * 96)
+    assert left == list(zip(expected[0].tolist(), expected[1].tolist(), strict=True))
+
+
+def test_another_order_within_an_epoch_is_said(runs, digits_path):
+    other = tiny_config(digits_path)
+    other.seed = 1
+    before = runs(48, epochs=3.0)
+    run, note = continue_at(experiment_of(other), _at(before, 2), 2, [])
+    assert "within epoch 1" in note
+    # Other images: as far into the epoch as before.
+    run, note = continue_at(runs(48, train_split="train[:50%]"), _at(before, 15), 15, [])
+    assert "within epoch 1" in note
+    assert run.epoch_at(15) == pytest.approx(15 * 48 / COUNT, abs=1 / 700)
+
+
+def test_fewer_epochs_than_trained_is_an_error_whose_advice_works(runs):
+    position = _at(runs(48), 31)  # 1.0355 epochs
+    with pytest.raises(UserError, match=r"less than the 1\.035 epochs.*epochs=1\.01879 or"):
+        continue_at(runs(48, epochs=1.0), position, 31, [])
+    assert continue_at(runs(48, epochs=1.01879), position, 31, [])[0].total_steps == 31
+    # A run that has finished is finished with any batch size.
+    for batch_size in (8, 96):
+        run, _ = continue_at(runs(batch_size, epochs=1.0), _at(runs(48), 30), 30, [])
+        assert run.total_steps == 30
+
+
+def test_the_loop_trains_on_what_is_left(light, tiny, tmp_path, history):
+    tiny.epochs = 1.0
+    assert loop.train(tiny, tmp_path, stop_after=3) == 0
+    tiny.batch_size, tiny.resume_with_changes = 96, True
+    assert loop.train(tiny, tmp_path) == 0
+    steps = 3 + math.ceil((COUNT - 3 * 48) / 96)
+    assert len(light.records) == steps
+    taken = np.concatenate(light.records)[np.concatenate(light.epochs) == 0]
+    assert sorted(taken) == list(range(COUNT))
+    last = [line for line in history(tmp_path) if line["split"] == "train"][-1]
+    assert (last["step"], last["epoch"]) == (steps, pytest.approx((3 * 48 + 14 * 96) / COUNT))
+    tiny.epochs = 0.5
+    with pytest.raises(UserError, match="epochs = 0.5 is less than"):
+        loop.train(tiny, tmp_path)
