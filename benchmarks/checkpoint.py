@@ -44,7 +44,7 @@ def measure(config: Any, rounds: int, steps: int) -> dict[str, float]:
                         called = time.perf_counter()
                         checkpoints.save(
                             state,
-                            Position(data={"next_index": 0}, interval={}),
+                            Position(data={"next_record": 0}, interval={}),
                             config=config.to_dict(), provenance={}, metrics=None,
                         )  # fmt: skip
                         call = time.perf_counter() - called

@@ -156,6 +156,7 @@ def saved_run(tmp_path_factory, digits_path):
 
     from imagenet_jax.training import workdir as workdirs
     from imagenet_jax.training.checkpoint import Checkpoints, Position
+    from imagenet_jax.training.data_position import data_position
     from imagenet_jax.training.experiment import experiment_of
 
     config = tiny_config(digits_path)
@@ -170,7 +171,7 @@ def saved_run(tmp_path_factory, digits_path):
     workdirs.claim(workdir, config, workdirs.provenance_of(run.fingerprints))
     workdirs.write_classes(workdir, run.source.class_names)
     checkpoints = Checkpoints(workdir / "checkpoints")
-    position = Position(data={"next_index": 3}, interval={})
+    position = Position(data=data_position(run.order, 3), interval={})
     checkpoints.save(state, position, config=config.to_dict(), provenance={}, metrics=None)
     checkpoints.wait()
     checkpoints.close()

@@ -18,7 +18,7 @@ def save_all(directory, metric, values):
     checkpoints = Checkpoints(directory, keep=1, metric=metric)
     for step, value in enumerate(values, 1):
         state = TrainState(jnp.int32(step), {"w": jnp.ones(4)}, {}, {"m": jnp.ones(4)}, None)
-        position = Position(data={"next_index": step}, interval={})
+        position = Position(data={"next_record": step}, interval={})
         metrics = {"top1": 0.5, "top5": 0.5, "loss": 1.0} | {metric: value}
         checkpoints.save(state, position, config={}, provenance={}, metrics=metrics)
     checkpoints.wait()

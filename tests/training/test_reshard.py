@@ -19,7 +19,7 @@ def _save(run, directory):
     state = create_state(run.config.model, run.tx, True, run.mesh, seed=5)
     checkpoints = Checkpoints(directory)
     checkpoints.save(
-        state, Position(data={"next_index": 0}, interval={}),
+        state, Position(data={"next_record": 0}, interval={}),
         config=run.config.to_dict(), provenance={}, metrics=None,
     )  # fmt: skip
     checkpoints.wait()
@@ -41,7 +41,7 @@ def test_saved_on_some_devices_restored_on_others(tiny, tmp_path, before, after)
     saved = _save(_experiment(tiny, *before), tmp_path / "checkpoints")
     run = _experiment(tiny, *after)
     state, position = Checkpoints(tmp_path / "checkpoints", write=False).restore(run.abstract, 0)
-    assert position.data == {"next_index": 0}
+    assert position.data == {"next_record": 0}
     for (path, x), y, wanted in zip(
         jax.tree_util.tree_leaves_with_path(state),
         jax.tree.leaves(saved),
