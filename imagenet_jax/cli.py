@@ -1,6 +1,7 @@
 """What the doors share: config overrides on the command line, and how errors reach the user."""
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -61,10 +62,13 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:
 
 
 def run(command: Callable[[Sequence[str]], int | None]) -> None:
-    """Exit with the command's code; a UserError becomes one line on stderr and exit code 1."""
+    """Exit with the command's code; a user's error becomes one line on stderr and exit code 1."""
     # orbax logs every failed write with its traceback; our own line says what it means.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    for stream in (sys.stdout, sys.stderr):  # file names may hold what the terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     argv = sys.argv[1:]
     try:
         code = command(argv)
@@ -73,6 +77,11 @@ def run(command: Callable[[Sequence[str]], int | None]) -> None:
         if "--debug" in argv:
             raise
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        code = 1
+    except PermissionError as e:
+        if "--debug" in argv or not e.filename:
+            raise
+        print(f"error: {e.filename}: {e.strerror}", file=sys.stderr)
         code = 1
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,6 +1,7 @@
 """A folder of images: a folder per split and class in it, or classes alone and a hold-out."""
 
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +17,16 @@ _File = tuple[str, int, int]  # path below the root, label, size in bytes
 
 
 def split_folder(path: Path, split: str) -> Path | None:
-    """path/split, or path/val for "validation", if it is there."""
-    names = (split, "val") if split == "validation" else (split,)
-    return next((path / name for name in names if (path / name).is_dir()), None)
+    """path/split, or path/val for "validation", if it is there; OSError for a link to nothing."""
+    for name in (split, "val") if split == "validation" else (split,):
+        folder = path / name
+        try:
+            if stat.S_ISDIR(folder.stat().st_mode):
+                return folder
+        except (FileNotFoundError, NotADirectoryError):
+            if folder.is_symlink():
+                raise
+    return None
 
 
 class FolderSource:
@@ -86,17 +94,48 @@ def open_held_out(path: Path, split: str, share: float) -> FolderSource:
 
 def _list(root: Path) -> tuple[tuple[str, ...], list[_File]]:
     """(class names, files) of `root/CLASS/`, both sorted."""
-    classes = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    if not classes:
-        raise UserError(f"{root} has no class folders; it should hold CLASS/*.JPEG")
-    files: list[_File] = []
-    for label, name in enumerate(classes):
-        found = sorted(
-            (entry.name, entry.stat().st_size)
-            for entry in os.scandir(root / name)
-            if entry.name.lower().endswith(IMAGE_SUFFIXES)
-        )
-        if not found:
-            raise UserError(f"{root / name} has no images ({' '.join(IMAGE_SUFFIXES)})")
-        files += [(f"{name}/{file}", label, size) for file, size in found]
+    classes = class_folders(root)
+    files = [
+        (f"{name}/{file}", label, info.st_size)
+        for label, name in enumerate(classes)
+        for file, info in image_files(root / name)
+    ]
     return tuple(classes), files
+
+
+def class_folders(root: Path) -> list[str]:
+    """Return the names of the folders in `root`, sorted.
+
+    Raises UserError if there are none or a name is not UTF-8, OSError for a link to nothing.
+    """
+    found = sorted(entry.name for entry in os.scandir(root) if stat.S_ISDIR(entry.stat().st_mode))
+    if not found:
+        raise UserError(f"{root} has no class folders; it should hold CLASS/*.JPEG")
+    for name in found:
+        require_utf8(root / name)
+    return found
+
+
+def image_files(folder: Path) -> list[tuple[str, os.stat_result]]:
+    """Return names and sizes of the images in `folder`, sorted by name; raises as above."""
+    found = sorted(
+        (entry.name, entry.stat())
+        for entry in os.scandir(folder)
+        if entry.name.lower().endswith(IMAGE_SUFFIXES)
+    )
+    if not found:
+        raise UserError(f"{folder} has no images ({' '.join(IMAGE_SUFFIXES)})")
+    for name, _ in found:
+        require_utf8(folder / name)
+    return found
+
+
+def require_utf8(path: Path) -> None:
+    """Raise UserError if `path` is not UTF-8, which the records and result files need."""
+    if not is_utf8(str(path)):
+        raise UserError(f"the name {os.fsencode(path)!r} is not UTF-8; rename it")
+
+
+def is_utf8(name: str) -> bool:
+    """Whether `name`, as the operating system gave it, is UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)

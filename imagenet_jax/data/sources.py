@@ -15,7 +15,7 @@ from imagenet_jax.data import digits
 from imagenet_jax.data.fingerprint import fingerprint_of
 from imagenet_jax.data.folder import FolderSource, open_folder, open_held_out, split_folder
 from imagenet_jax.data.tfds_format import Record, parse
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, reading_files
 
 
 class Source(Protocol):
@@ -40,6 +40,7 @@ class Source(Protocol):
         ...
 
 
+@reading_files()
 def open_source(data: ConfigDict, split: str) -> Source:
     """The source of `config.data` for a split, or a part of one: "train[:99%]", "train[100:]".
 
@@ -56,7 +57,10 @@ def open_source(data: ConfigDict, split: str) -> Source:
                 f"config.data.source = 'digits' would be written to config.data.path = "
                 f"{data.path!r}, which has another name; give a path that ends in digits/1.0.0"
             )
-        digits.prepare(path)
+        try:
+            digits.prepare(path)
+        except OSError as e:
+            raise UserError(f"config.data.path = {data.path!r}: {e.strerror}") from e
         source = open_tfds(path, split)
     elif kind == "tfds" or (kind == "auto" and (path / "dataset_info.json").is_file()):
         source = open_tfds(path, split)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from imagenet_jax.data.doctor.findings import printable
+
 _WHITE = 255
 _SMALLEST = 128  # pixels of a side, so that a caption below it can be read
 _LINE = 14  # pixels of height of a line of a caption
@@ -46,7 +48,7 @@ def captioned(pictures: np.ndarray, captions: Sequence[Sequence[str]]) -> np.nda
 def _written(lines: Sequence[str], height: int, width: int) -> np.ndarray:
     image = Image.new("RGB", (width, height), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(_FONT)
-    for i, line in enumerate(lines):
+    for i, line in enumerate(map(printable, lines)):
         if draw.textlength(line, font) > width - 4:
             while line and draw.textlength(line + "...", font) > width - 4:
                 line = line[:-1]

@@ -53,3 +53,10 @@ def test_a_caption_is_cut_to_the_width_of_its_picture():
 def test_large_pictures_stay_as_they_are():
     pictures = _pictures(1, 224, 224)
     np.testing.assert_array_equal(captioned(pictures, [("a",)])[:, :224], pictures)
+
+
+def test_a_caption_with_a_line_break_stays_one_line():
+    pictures = _pictures(1, 128, 128)
+    np.testing.assert_array_equal(
+        captioned(pictures, [("honey\nbee",)]), captioned(pictures, [("honey\\nbee",)])
+    )

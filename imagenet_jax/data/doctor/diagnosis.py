@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from imagenet_jax.data.doctor.findings import ERRORS, Finding
+from imagenet_jax.data.doctor.findings import ERRORS, Finding, printable
 from imagenet_jax.data.doctor.splits import DataSet, open_splits
 from imagenet_jax.data.doctor.survey import Survey
 from imagenet_jax.data.imagenet_classes import wnids
@@ -91,7 +91,7 @@ def _of_split(survey: Survey) -> Iterator[Finding]:
         return  # a test split, whose labels nobody has
     for name, count in zip(survey.source.class_names, class_counts(survey), strict=True):
         if not count:
-            yield Finding("empty_class", survey.name, name, "")
+            yield Finding("empty_class", survey.name, printable(name), "")
     for indices in _repeated(survey.rows["digest"]):
         same = len(set(labels[indices].tolist())) == 1
         kind = "duplicate" if same else "conflicting_labels"
@@ -104,7 +104,7 @@ def _between(surveys: list[Survey]) -> Iterator[Finding]:
         for earlier in surveys[:i]:
             if earlier.source.class_names != later.source.class_names:
                 a, b = set(earlier.source.class_names), set(later.source.class_names)
-                only = ", ".join(sorted(a ^ b)[:5])
+                only = printable(", ".join(sorted(a ^ b)[:5]))
                 yield Finding("different_classes", later.name, earlier.name, f"not in both: {only}")
             both = np.concatenate([earlier.rows["digest"], later.rows["digest"]])
             border = len(earlier.rows)

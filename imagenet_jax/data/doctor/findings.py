@@ -4,6 +4,7 @@ Errors stop a training run or make its numbers wrong; ImageNet as it was publish
 perhaps `leakage`. It does have a few of the warnings, CMYK files and duplicates among them.
 """
 
+import unicodedata
 from typing import NamedTuple
 
 ERRORS = {
@@ -46,6 +47,9 @@ class Finding(NamedTuple):
     detail: str
 
 
+_ESCAPED = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, line separators
+
+
 def describe() -> str:
     """Every kind with its meaning, for --help."""
     lines = []
@@ -55,5 +59,8 @@ def describe() -> str:
 
 
 def printable(text: str) -> str:
-    """`text` on one line, with what UTF-8 cannot hold (odd file names) written as escapes."""
-    return " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    """Return `text` on one line; control characters and what is not UTF-8 become escapes."""
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _ESCAPED else c
+        for c in text
+    )

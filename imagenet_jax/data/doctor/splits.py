@@ -5,11 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imagenet_jax.data.doctor.findings import Finding, printable
-from imagenet_jax.data.folder import IMAGE_SUFFIXES, FolderSource
+from imagenet_jax.data.folder import IMAGE_SUFFIXES, FolderSource, is_utf8, split_folder
 from imagenet_jax.data.sources import Source, open_tfds
-from imagenet_jax.errors import UserError
-
-_FOLDERS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+from imagenet_jax.errors import UserError, reading_files
 
 
 @dataclass
@@ -31,6 +29,7 @@ class DataSet:
     findings: list[Finding] = field(default_factory=list)
 
 
+@reading_files()
 def open_splits(path: Path) -> DataSet:
     """Raises UserError where there is no data set or it cannot be opened."""
     if not path.is_dir():
@@ -38,10 +37,8 @@ def open_splits(path: Path) -> DataSet:
     if (path / "dataset_info.json").is_file():
         return _open_tfds(path)
     data = DataSet(path, path.name, "folder")
-    for split, names in _FOLDERS.items():
-        # As in `open_folder`, the first that is there counts.
-        root = next((path / name for name in names if (path / name).is_dir()), None)
-        if root:
+    for split in ("train", "validation", "test"):
+        if root := split_folder(path, split):
             data.splits[split] = _list_folder(root, split, data.findings)
     if not data.splits and any(path.glob("*/*")):  # classes without splits, as for a hold-out
         data.splits["all"] = _list_folder(path, "all", data.findings)
@@ -61,7 +58,7 @@ def _open_tfds(path: Path) -> DataSet:
         name, splits = info.name, list(info.splits)
     except Exception as e:
         raise UserError(
-            f"{path} is not a readable tfds directory: {printable(str(e))[:300]}"
+            f"{path} is not a readable tfds directory: {' '.join(str(e).split())[:300]}"
         ) from e
     if not splits:
         raise UserError(f"{path} has no splits; prepare it again")
@@ -72,18 +69,36 @@ def _list_folder(root: Path, split: str, findings: list[Finding]) -> FolderSourc
     """As `open_folder`, but a class without images is kept, and what it passes over is told."""
     files: list[tuple[str, int, int]] = []
     classes: list[str] = []
+
+    def found(kind: str, name: str, detail: str) -> None:
+        findings.append(Finding(kind, split, printable(name), detail))
+
     for entry in sorted(os.scandir(root), key=lambda e: e.name):
+        if _leads_nowhere(entry):
+            found("unreadable", entry.name, "a link to nothing")
+            continue
         if not entry.is_dir():
-            findings.append(Finding("ignored_file", split, printable(entry.name), "in no class"))
+            found("ignored_file", entry.name, "in no class")
             continue
         label = len(classes)
-        classes.append(printable(entry.name))
-        for file in sorted(os.scandir(entry), key=lambda e: e.name):
+        classes.append(entry.name if is_utf8(entry.name) else printable(entry.name))
+        try:
+            inside = sorted(os.scandir(entry), key=lambda e: e.name)
+        except OSError as e:
+            found("unreadable", entry.name, f"cannot be read: {e.strerror}")
+            continue
+        for file in inside:
             name = f"{entry.name}/{file.name}"
             if not file.name.lower().endswith(IMAGE_SUFFIXES):
-                findings.append(Finding("ignored_file", split, printable(name), "no image suffix"))
-            elif printable(name) != name and not name.isprintable():
-                findings.append(Finding("unreadable", split, printable(name), "not a UTF-8 name"))
+                found("ignored_file", name, "no image suffix")
+            elif not is_utf8(name):
+                found("unreadable", name, "not a UTF-8 name")
+            elif _leads_nowhere(file):
+                found("unreadable", name, "a link to nothing")
             else:
                 files.append((name, label, 0))
     return FolderSource(root, tuple(classes), files)
+
+
+def _leads_nowhere(entry: "os.DirEntry[str]") -> bool:
+    return entry.is_symlink() and not Path(entry).exists()

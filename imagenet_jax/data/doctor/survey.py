@@ -95,7 +95,8 @@ def _survey(source: Source, start: int, stop: int) -> _Part:
             record = source[i]
         except Exception as e:  # a file that is gone or a shard that is damaged
             row["label"] = _NO_LABEL
-            found.append((i, "unreadable", f"record {i}", printable(str(e))))
+            reason = printable(" ".join(str(e).split()))
+            found.append((i, "unreadable", f"record {i}", reason))
             continue
         facts: Facts = inspect(record["image"], record["id"])
         row["digest"] = np.frombuffer(facts.digest, np.uint8)

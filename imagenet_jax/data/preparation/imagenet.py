@@ -9,13 +9,14 @@ from imagenet_jax.data.preparation import archives, index, val_labels
 from imagenet_jax.data.preparation.dataset import Dataset
 from imagenet_jax.data.preparation.pool import Pool
 from imagenet_jax.data.preparation.progress import Reporter
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, reading_files
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 OFFICIAL = {"train": 1_281_167, "validation": 50_000}  # images
 _VERSION = "5.1.0"  # tfds's imagenet2012, which this is the same as
 
 
+@reading_files()
 def dataset(tars: Path, labels_file: Path | None) -> Dataset:
     """ImageNet from the directory `tars`.
 
