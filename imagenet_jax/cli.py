@@ -41,6 +41,15 @@ def add_process_flags(p: argparse.ArgumentParser) -> None:
     group.add_argument("--process_id", type=int, metavar="I", help="0 to N - 1")
 
 
+def add_weights_key(p: argparse.ArgumentParser) -> None:
+    """--weights_key, for `weight_file.read`."""
+    p.add_argument(
+        "--weights_key", metavar="KEY",
+        help="the entry of a weights file that holds the state dict, such as model_ema (default: "
+        "EMA weights if the file has any)",
+    )  # fmt: skip
+
+
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:
     """(other arguments, [(field, text)]) of `--config.field=text` and `--config.field text`.
 

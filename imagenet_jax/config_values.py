@@ -162,6 +162,11 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
             f"config.eval.image_size = {value['eval.image_size']} is larger than "
             f"config.eval.resize = {value['eval.resize']}: the centre crop would leave the image"
         )
+    if value["init.weights_key"] and not value["init.weights"]:
+        raise UserError(
+            f"config.init.weights_key = {value['init.weights_key']!r} does nothing without "
+            "config.init.weights; give --weights=FILE"
+        )
     if value["optim.freeze_epochs"] and not value["init.weights"]:
         raise UserError(
             f"config.optim.freeze_epochs = {value['optim.freeze_epochs']} would freeze random "

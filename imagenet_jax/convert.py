@@ -3,11 +3,11 @@
   python -m imagenet_jax.convert --from=resnet50.pth --to=resnet50.safetensors
   python -m imagenet_jax.convert --from=runs/resnet50 --to=resnet50.safetensors --checkpoint=best
 
-The first reads a state dict of torchvision (.pth, .pt or .safetensors; a .pth needs torch, and no
-code in it is run), the second a workdir, whose EMA weights are taken where the run keeps them. The
-file written has torchvision's keys and layouts in float32 and, from a workdir, the class names.
-Every key and shape is checked against the model. It is what --weights of main, eval and predict
-takes, and in torch:
+The first reads a state dict with the names of torchvision, timm, transformers or mmpretrain:
+.safetensors, or what torch.save writes, which needs torch. No code in a file is run. The second
+reads a workdir, and takes its EMA weights if the run keeps them. The result has torchvision's keys
+and layouts in float32 and, from a workdir, the class names. Every key and shape is checked against
+the model. --weights of main, eval, predict and explain takes it, and so does torch:
 
   model.load_state_dict(safetensors.torch.load_file("resnet50.safetensors"))
 """
@@ -32,6 +32,7 @@ def main(argv: Sequence[str]) -> int:
         "--model", default="", metavar="NAME",
         help="what it must be, such as resnet50 (default: found out from the keys)",
     )  # fmt: skip
+    cli.add_weights_key(parser)
     parser.add_argument(
         "--checkpoint", metavar="latest|best|STEP", help="of a workdir (default: latest)"
     )
@@ -39,11 +40,14 @@ def main(argv: Sequence[str]) -> int:
     source = Path(args.source).expanduser()
     if args.checkpoint and not source.is_dir():
         raise UserError(f"--checkpoint goes with a workdir, and {source} is none")
+    if args.weights_key and source.is_dir():
+        raise UserError(f"--weights_key goes with a file, and {source} is a folder")
 
     from imagenet_jax.training.conversion import convert
 
     target = Path(args.target).expanduser()
-    print(convert(source, target, args.model, args.checkpoint or "latest"))
+    checkpoint, key = args.checkpoint or "latest", args.weights_key or ""
+    print(convert(source, target, args.model, checkpoint, key))
     return 0
 
 

@@ -41,8 +41,9 @@ def defaults(model: str = "resnet50") -> ConfigDict:
         c.model.bn_group = 0  # images that batch norm sees together in training; 0: the batch
 
     c.init = ConfigDict()
-    c.init.weights = ""  # .safetensors, .pth or .pt file to start from, with a new head for other
+    c.init.weights = ""  # .safetensors or torch.save file to start from, with a new head for other
     # classes; "": random values. A run that is resumed does not read it again
+    c.init.weights_key = ""  # the file's entry that holds the state dict; "": EMA weights if any
 
     c.data = ConfigDict()
     c.data.source = "auto"  # "auto" looks at path | "tfds" | "folder" | "digits" | "synthetic"

@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--weights", metavar="FILE", help="a state dict in torchvision's layout, not a workdir"
     )
+    cli.add_weights_key(parser)
     parser.add_argument("--config", metavar="FILE[:ARG]", help="what --weights is evaluated by")
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE",
@@ -51,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if bool(args.workdir) == bool(args.weights) or bool(args.weights) != bool(args.config):
         raise UserError("give either --workdir=DIR or --weights=FILE with --config=FILE")
+    if args.weights_key and not args.weights:
+        raise UserError("--weights_key goes with --weights")
     if args.weights and (args.checkpoint or args.follow):
         raise UserError("--checkpoint and --follow go with --workdir")
     if args.by_class is not None and (args.follow or args.json == "-"):
@@ -73,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
         results = evaluate_workdir(workdir, which, overrides, follow=args.follow)
     else:
         config = config_io.load(args.config, overrides)
-        results = [evaluate_file(Path(args.weights).expanduser(), config)]
+        results = [evaluate_file(Path(args.weights).expanduser(), config, args.weights_key or "")]
     for result in results:
         if args.json != "-":
             print_result(result, workdir)
@@ -83,7 +86,7 @@ def main(argv: Sequence[str]) -> int:
             if workdir:
                 weights = of_workdir(workdir, str(result["step"]), overrides)
             else:
-                weights = of_file(Path(args.weights).expanduser(), config)
+                weights = of_file(Path(args.weights).expanduser(), config, args.weights_key or "")
             directory = args.by_class or f"{args.workdir}/eval"
             write_by_class(weights, Path(directory).expanduser(), result["step"])
     return 0

@@ -19,6 +19,7 @@ in the folder. A bad file is reported and the others are done; the exit code is 
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
     add("--workdir", metavar="DIR", help="of a training run")
     add("--checkpoint", metavar="latest|best|STEP", help="of the workdir (default: latest)")
     add("--weights", metavar="FILE", help="a state dict in torchvision's layout")
+    cli.add_weights_key(parser)
     add("--config", metavar="FILE[:ARG]", help="that --weights fits")
     add("--methods", metavar="A,B", help="which (default: all)")
     add("--class", dest="class_name", metavar="NAME|INDEX", help="(default: the likeliest)")
@@ -46,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if bool(args.workdir) == bool(args.weights) or bool(args.weights) != bool(args.config):
         raise UserError("give either --workdir=DIR or --weights=FILE with --config=FILE")
+    if args.weights_key and not args.weights:
+        raise UserError("--weights_key goes with --weights")
     if args.weights and args.checkpoint:
         raise UserError("--checkpoint goes with --workdir")
     methods = METHODS if args.methods is None else tuple(dict.fromkeys(args.methods.split(",")))
@@ -61,7 +65,9 @@ def main(argv: Sequence[str]) -> int:
         weights = of_workdir(workdir, args.checkpoint or "latest", overrides)
     else:
         config = config_io.load(args.config, overrides)
-        weights = of_file(Path(args.weights).expanduser(), config)
+        weights = of_file(Path(args.weights).expanduser(), config, args.weights_key or "")
+        if weights.note:
+            print(weights.note, file=sys.stderr)
     if args.layer == "?":
         return print_layers(weights)
     request = Request(methods, args.layer or "", args.class_name or "", args.square or 0)

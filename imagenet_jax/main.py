@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--weights", metavar="FILE", help="start from these: short for --config.init.weights=FILE"
     )
+    cli.add_weights_key(parser)
     parser.add_argument(
         "--dry_run", action="store_true",
         help="print the recipe, its memory and how long it would take; write nothing. Without the "
@@ -48,6 +49,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.weights is not None:
         overrides.append(("init.weights", args.weights))
+    if args.weights_key is not None:
+        overrides.append(("init.weights_key", args.weights_key))
 
     if not args.dry_run and not args.workdir:
         raise UserError("--workdir=DIR says where the run is written; --dry_run needs none")

@@ -14,6 +14,7 @@ the others are done; the exit code is then 1.
   {"image": "cat.jpg", "predictions": [{"label": 281, "class": "tabby", "probability": 0.93}, ...]}
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
         "--checkpoint", metavar="latest|best|STEP", help="of the workdir (default: latest)"
     )
     parser.add_argument("--weights", metavar="FILE", help="a state dict in torchvision's layout")
+    cli.add_weights_key(parser)
     parser.add_argument("--config", metavar="FILE[:ARG]", help="that --weights fits")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to name")
     parser.add_argument("--json", action="store_true", help="print JSON lines, not a table")
@@ -38,6 +40,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if bool(args.workdir) == bool(args.weights) or bool(args.weights) != bool(args.config):
         raise UserError("give either --workdir=DIR or --weights=FILE with --config=FILE")
+    if args.weights_key and not args.weights:
+        raise UserError("--weights_key goes with --weights")
     if args.weights and args.checkpoint:
         raise UserError("--checkpoint goes with --workdir")
     if args.top < 1:
@@ -57,7 +61,9 @@ def main(argv: Sequence[str]) -> int:
         weights = of_workdir(workdir, args.checkpoint or "latest", overrides)
     else:
         config = config_io.load(args.config, overrides)
-        weights = of_file(Path(args.weights).expanduser(), config)
+        weights = of_file(Path(args.weights).expanduser(), config, args.weights_key or "")
+        if weights.note:
+            print(weights.note, file=sys.stderr)
     images, problems = find_images(args.images)
     results = predict_images(weights, images, args.top)
     title = f"{weights.config.model.name}, {weights.origin}"

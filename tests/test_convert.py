@@ -106,11 +106,11 @@ def test_metadata_of_others_is_not_taken_for_class_names(tmp_path):
         (["--from=18.safetensors", "--to=no/x.safetensors"], ["folder no does not exist"]),
         (
             ["--from=18.safetensors", "--to=x.safetensors", "--model=resnet50"],
-            ["18.safetensors does not fit resnet50", "missing"],
+            ["18.safetensors does not fit resnet50", "it holds resnet18 with num_classes=7"],
         ),
         (
             ["--from=18.safetensors", "--to=x.safetensors", "--model=vgg16"],
-            ["18.safetensors does not fit vgg16", "no features.0.weight"],
+            ["18.safetensors does not fit vgg16", "it holds resnet18 with num_classes=7"],
         ),
         (
             ["--from=18.safetensors", "--to=x.safetensors", "--model=resnet19"],
@@ -122,12 +122,26 @@ def test_metadata_of_others_is_not_taken_for_class_names(tmp_path):
         ),
         (["--from=text.safetensors", "--to=x.safetensors"], ["text.safetensors cannot be read"]),
         (["--from=.", "--to=x.safetensors"], ["no config.json"]),
+        (
+            ["--from=.", "--to=x.safetensors", "--weights_key=ema"],
+            ["--weights_key goes with a file"],
+        ),
+        (
+            ["--from=18.safetensors", "--to=x.safetensors", "--weights_key=model_ema"],
+            ["18.safetensors has no state dict 'model_ema'"],
+        ),
+        (
+            ["--from=backbone.safetensors", "--to=x.safetensors"],
+            ["holds resnet18 without a classifier", "imagenet_jax.main --weights=FILE"],
+        ),
         (["--from=18.safetensors", "--to=x.safetensors", "--checkpoint=best"], ["a workdir"]),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(args, words, tmp_path, monkeypatch, fails):
     monkeypatch.chdir(tmp_path)
     save_file(state_dict_of("resnet18"), "18.safetensors")
+    backbone = {k: v for k, v in state_dict_of("resnet18").items() if not k.startswith("fc.")}
+    save_file(backbone, "backbone.safetensors")
     save_file({"encoder.weight": np.zeros((3, 3))}, "other.safetensors")
     (tmp_path / "text.safetensors").write_text("weights, allegedly")
     fails(convert, args, *words)

@@ -4,10 +4,12 @@ import json
 
 import pytest
 from conftest import REPOSITORY
+from safetensors.numpy import load_file, save_file
 
 from imagenet_jax import config as config_io
 from imagenet_jax import convert
 from imagenet_jax import eval as eval_door
+from imagenet_jax.reporting.tables import print_result
 from imagenet_jax.training.evaluation import evaluate_workdir
 
 
@@ -36,8 +38,15 @@ def test_a_converted_checkpoint_measures_what_the_checkpoint_does(
     assert result["file"] == str(file)
     assert set(wanted) < set(result)
 
-    assert eval_door.main([*args, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == result
+    wrapped = tmp_path / "wrapped.safetensors"
+    save_file({f"module.{key}": array for key, array in load_file(file).items()}, wrapped)
+    assert eval_door.main([f"--weights={wrapped}", "--config=tiny.py", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    note = again.pop("note")
+    assert note.startswith(f"weights file {wrapped}: renamed 122, such as module.")
+    assert again == {**result, "file": str(wrapped)}
+    print_result({**result, "note": note})
+    assert note in capsys.readouterr().out
 
 
 CONFIG = f"--config={REPOSITORY}/configs/quickstart.py"
@@ -50,8 +59,16 @@ CONFIG = f"--config={REPOSITORY}/configs/quickstart.py"
         (["--weights={file}"], ["with --config=FILE"]),
         (["--workdir=x", "--weights={file}", CONFIG], ["either"]),
         (["--weights={file}", CONFIG, "--follow"], ["--follow go with --workdir"]),
+        (["--workdir=x", "--weights_key=ema"], ["--weights_key goes with --weights"]),
+        (
+            ["--weights={file}", CONFIG, "--weights_key=ema"],
+            ["w.safetensors has no state dict 'ema' (--weights_key)", "leave the key out"],
+        ),
         (["--weights=nope.pth", CONFIG], ["nope.pth does not exist"]),
-        (["--weights={file}", CONFIG], ["w.safetensors does not fit", "width=0.125", "shape"]),
+        (
+            ["--weights={file}", CONFIG],
+            ["w.safetensors does not fit", "width=0.125", "holds resnet18", "width=0.0625"],
+        ),
         (
             ["--weights={file}", CONFIG, "--config.model.width=0.0625", "--json=no/x.json"],
             ["--json=no/x.json cannot be written"],

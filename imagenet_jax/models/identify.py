@@ -10,6 +10,8 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.models import bit, check_name, resnet, vgg
 
 _CHANNELS = 64  # of the first convolution at width 1, times BiT's factor
+# The way out for weights without a classifier.
+HEADLESS = "train one: python -m imagenet_jax.main --weights=FILE --config=FILE --workdir=DIR"
 _FIRST_AND_LAST = {
     "resnet": ("conv1.weight", "fc.weight"),
     "vgg": ("features.0.weight", "classifier.6.weight"),
@@ -26,8 +28,8 @@ def identify(
       name: of the model, where the caller knows it; otherwise depth and blocks are counted.
 
     Returns:
-      name, num_classes and width, and of ResNets stem and norm. Whether every key fits,
-      `from_torch` says.
+      name, num_classes and width, and of ResNets stem and norm; num_classes is 0 without a
+      classifier. Whether every key fits, `from_torch` says.
 
     Raises UserError, naming `origin`, where the keys are of no model that can be built.
     """
@@ -43,12 +45,16 @@ def identify(
     family = "vgg" if found in vgg.VARIANTS else "bit" if found in bit.VARIANTS else "resnet"
     first_key, last_key = _FIRST_AND_LAST[family]
     first, last = state_dict.get(first_key), state_dict.get(last_key)
-    if first is None or last is None or first.ndim != 4 or last.ndim not in (2, 4):
-        missing = last_key if first is not None and first.ndim == 4 else first_key
-        raise UserError(f"{origin} does not fit {found}: it has no {missing} that does")
+    if first is None or first.ndim != 4 or (last is not None and last.ndim not in (2, 4)):
+        key = first_key if first is None or first.ndim != 4 else last_key
+        held = describe(state_dict) if name else ""
+        raise UserError(
+            f"{origin} does not fit {found}: "
+            + (f"it holds {held}" if held else f"it has no {key} that does")
+        )
     fields: dict[str, Any] = {
         "name": found,
-        "num_classes": len(last),
+        "num_classes": 0 if last is None else len(last),
         "width": len(first) / _CHANNELS,
     }
     if family == "bit":
@@ -58,6 +64,31 @@ def identify(
         has_statistics = any(key.endswith("running_mean") for key in state_dict)
         fields["norm"] = "batch" if has_statistics else "group"
     return fields
+
+
+def describe(state_dict: Mapping[str, np.ndarray]) -> str:
+    """Which model a state dict is of, in words; "" if it is of none that can be built."""
+    try:
+        fields = identify(state_dict)
+    except UserError:
+        return ""
+    name, classes = fields.pop("name"), fields.pop("num_classes")
+    head = f"with num_classes={classes}" if classes else "without a classifier"
+    return f"{name} {head}, " + ", ".join(f"{field}={value}" for field, value in fields.items())
+
+
+def other_model(state_dict: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> str:
+    """What a state dict is of, as a phrase, if that is not the model of `config`; else ""."""
+    held = describe(state_dict)
+    if not held:
+        return ""
+    found = identify(state_dict)
+    backbone = not found["num_classes"]
+    # A width is rounded to whole channels.
+    same_width = abs(found.pop("width") - config["width"]) < 0.5 / _CHANNELS
+    if same_width and all(config.get(field) == value for field, value in found.items()):
+        return ""
+    return f"it holds {held}" + (f"; {HEADLESS}" if backbone else "")
 
 
 def _blocks(keys: Mapping[str, Any], pattern: str) -> tuple[int, ...]:

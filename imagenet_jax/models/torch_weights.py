@@ -4,6 +4,7 @@ Layouts: convolutions OIHW <-> HWIO, linear (out, in) <-> (in, out), and VGG's f
 which reads a flattened (C, 7, 7) feature map there and (7, 7, C) here. Batch norm keeps its values:
 both store the unbiased running variance (see norm.py). timm's ResNets of these names have the same
 keys and are read alike; its VGGs have a convolutional classifier and are refused, naming the keys.
+weight_names.py renames the keys of other libraries.
 """
 
 from collections.abc import Mapping
@@ -11,13 +12,18 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from imagenet_jax import models, strict_json
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import vgg
+from imagenet_jax.models.identify import other_model
+from imagenet_jax.models.weight_file_kind import kind
+from imagenet_jax.models.weight_names import shorten
 
 StateDict = dict[str, np.ndarray]
 Tree = dict[Any, Any]  # nested dicts of arrays by module path, as nnx.to_pure_dict makes
@@ -27,41 +33,51 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias",
            "mean": "running_mean", "var": "running_var"}  # fmt: skip
 _COUNTER = "num_batches_tracked"  # torch's, of each batch norm; it affects nothing at momentum 0.1
 _CLASS_NAMES = "class_names"  # entry of a .safetensors file's metadata: a JSON list
-_SHOWN = 3  # keys that an error spells out
 
 
 def from_torch(
-    state_dict: Mapping[str, np.ndarray], config: Config, *, origin: str = "state dict"
+    state_dict: Mapping[str, np.ndarray],
+    config: Config,
+    *,
+    has_head: bool = True,
+    origin: str = "state dict",
 ) -> tuple[Tree, Tree]:
     """(params, batch_stats) of the model of `config`, float32 NumPy arrays.
 
-    Half-precision weights are widened, wider ones rounded to float32.
+    Half-precision weights are widened, wider ones rounded to float32. Without `has_head`, neither
+    the state dict nor the result has the classifier.
 
-    Raises UserError, naming the first keys and `origin`, for missing keys, keys that the model does
-    not have, and shapes that differ.
+    Raises UserError, naming `origin`, for another model, for missing keys, keys that the model does
+    not have, shapes that differ, and arrays that are not finite floats.
     """
-    tree = _abstract(config)
-    wanted = {torch_key(config, path): (path, leaf) for path, leaf in _leaves(tree)}
+    head = models.head(config["name"])
+    wanted = {
+        torch_key(config, path): (path, leaf)
+        for path, leaf in _leaves(_abstract(config))
+        if has_head or path[: len(head)] != head
+    }
     given = {k: np.asarray(v) for k, v in state_dict.items() if not k.endswith(_COUNTER)}
-    problems = [
-        _keys("missing", [k for k in wanted if k not in given]),
-        _keys("not of this model", [k for k in given if k not in wanted]),
-        _keys(
-            "of another shape",
-            [
-                f"{k} {given[k].shape}, not {_torch_shape(path, leaf.shape)}"
-                for k, (path, leaf) in wanted.items()
-                if k in given and given[k].shape != _torch_shape(path, leaf.shape)
-            ],
-        ),
-    ]
-    if any(problems):
+    problems = {
+        "missing": [k for k in wanted if k not in given],
+        "not of this model": [k for k in given if k not in wanted],
+        "of another shape": [
+            f"{k} {given[k].shape}, not {_torch_shape(path, leaf.shape)}"
+            for k, (path, leaf) in wanted.items()
+            if k in given and given[k].shape != _torch_shape(path, leaf.shape)
+        ],
+    }
+    if any(problems.values()):
+        reasons = [f"{len(k)} {what}: {shorten(k)}" for what, k in problems.items() if k]
         raise UserError(
             f"{origin} does not fit {config['name']} with num_classes={config['num_classes']}, "
-            f"width={config['width']}: {'; '.join(filter(None, problems))}"
+            f"width={config['width']}: {other_model(given, config) or '; '.join(reasons)}"
         )
-    arrays = {path: _to_ours(path, given[k], leaf.shape) for k, (path, leaf) in wanted.items()}
-    return _map(tree[0], arrays), _map(tree[1], arrays)
+    arrays = {
+        p: _to_ours(p, given[k], leaf.shape, f"{origin}: {k}") for k, (p, leaf) in wanted.items()
+    }
+    stats = {path: array for path, array in arrays.items() if path[-1] in ("mean", "var")}
+    params = {path: array for path, array in arrays.items() if path not in stats}
+    return unflatten_dict(params), unflatten_dict(stats)
 
 
 def to_torch(params: Tree, batch_stats: Tree, config: Config) -> StateDict:
@@ -89,31 +105,12 @@ def torch_key(config: Config, path: tuple[Any, ...]) -> str:
     return ".".join(map(str, [*module, _LEAVES[leaf]]))
 
 
-def load(path: str | Path) -> StateDict:
-    """The arrays of a .safetensors, .pth or .pt file.
-
-    .pth needs torch and is read with weights_only=True: no code in it is run. A dict that wraps the
-    state dict under "state_dict" or "model", as training scripts save it, is unwrapped, and the
-    prefix "module." of DataParallel dropped.
-
-    Raises UserError for a missing or unreadable file and for one that holds other things.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"weights file {path} does not exist")
-    if path.suffix == ".safetensors":
-        return _load_safetensors(path)
-    if path.suffix in (".pth", ".pt"):
-        return _load_pickle(path)
-    raise UserError(f"weights file {path}: use .safetensors, .pth or .pt")
-
-
 def load_class_names(path: str | Path) -> tuple[str, ...]:
     """Names by label that `save` stored in a .safetensors file; () where there are none."""
     from safetensors import safe_open
 
     path = Path(path).expanduser()
-    if path.suffix != ".safetensors":
+    if kind(path) != "safetensors":
         return ()
     with safe_open(path, framework="numpy") as file:
         stored = (file.metadata() or {}).get(_CLASS_NAMES, "[]")
@@ -151,43 +148,6 @@ def save(state_dict: StateDict, path: str | Path, class_names: tuple[str, ...] =
         raise UserError(f"weights file {path} cannot be written: {' '.join(str(e).split())}") from e
 
 
-def _load_safetensors(path: Path) -> StateDict:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    except (SafetensorError, TypeError, ValueError) as e:
-        raise UserError(f"weights file {path} cannot be read: {' '.join(str(e).split())}") from e
-
-
-def _load_pickle(path: Path) -> StateDict:
-    try:
-        import torch
-    except ImportError as e:
-        raise UserError(
-            f"weights file {path}: reading {path.suffix} needs torch (pip install torch), or save "
-            "it as .safetensors where torch is"
-        ) from e
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch raises many kinds; each means that this file is not usable
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise UserError(f"weights file {path} cannot be read: {reason}") from e
-    for wrapper in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not loaded:
-        raise UserError(f"weights file {path} holds no state dict")
-    others = [str(k) for k, v in loaded.items() if not isinstance(v, torch.Tensor)]
-    if others:
-        raise UserError(f"weights file {path} holds no state dict: {_keys('no tensors', others)}")
-    return {
-        k.removeprefix("module."): (v.float() if v.is_floating_point() else v).numpy()
-        for k, v in loaded.items()
-    }
-
-
 def _abstract(config: Config) -> tuple[Tree, Tree]:
     model = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
     params, batch_stats = nnx.state(model, nnx.Param), nnx.state(model, nnx.BatchStat)
@@ -199,18 +159,23 @@ def _leaves(trees: tuple[Tree, Tree]) -> list[tuple[tuple[Any, ...], Any]]:
     return [(tuple(key.key for key in path[1:]), leaf) for path, leaf in found]
 
 
-def _map(tree: Tree, arrays: Mapping[tuple[Any, ...], np.ndarray]) -> Tree:
-    return jax.tree_util.tree_map_with_path(lambda p, _: arrays[tuple(k.key for k in p)], tree)
-
-
 def _torch_shape(path: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
     if path[-1] != "kernel":
         return shape
     return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
 
 
-def _to_ours(path: tuple[Any, ...], array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    array = array.astype(np.float32)
+def _to_ours(
+    path: tuple[Any, ...], array: np.ndarray, shape: tuple[int, ...], origin: str
+) -> np.ndarray:
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise UserError(
+            f"{origin} is of type {array.dtype}; weights must be floating-point numbers"
+        )
+    with np.errstate(over="ignore"):  # of float64
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise UserError(f"{origin} holds NaN or numbers that are infinite in float32")
     if path[-1] != "kernel":
         return array
     if array.ndim == 4:
@@ -230,10 +195,3 @@ def _to_theirs(path: tuple[Any, ...], array: np.ndarray) -> np.ndarray:
         side, outputs = vgg.POOLED, array.shape[1]
         return array.reshape(side, side, -1, outputs).transpose(3, 2, 0, 1).reshape(outputs, -1)
     return np.ascontiguousarray(array.T)
-
-
-def _keys(what: str, keys: list[str]) -> str:
-    if not keys:
-        return ""
-    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return f"{len(keys)} {what}: {', '.join(keys[:_SHOWN])}{more}"

@@ -40,6 +40,8 @@ def print_result(result: dict[str, Any], workdir: Path | None = None) -> None:
             f"{row['loss']:.4f}",
         )
     Console(file=sys.stdout).print(table)
+    if "note" in result:
+        print(result["note"])
     if "skipped" in result:
         print(f"undecodable and not counted: {', '.join(result['skipped'])}")
     if not workdir:

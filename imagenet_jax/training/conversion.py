@@ -6,13 +6,15 @@ import jax
 
 from imagenet_jax.defaults import defaults
 from imagenet_jax.errors import UserError
-from imagenet_jax.models import torch_weights
-from imagenet_jax.models.identify import identify
+from imagenet_jax.models import torch_weights, weight_file
+from imagenet_jax.models.identify import HEADLESS, describe, identify
 from imagenet_jax.training.state import count_parameters
 from imagenet_jax.training.weights import of_workdir
 
 
-def convert(source: Path, target: Path, name: str = "", checkpoint: str = "latest") -> str:
+def convert(
+    source: Path, target: Path, name: str = "", checkpoint: str = "latest", key: str = ""
+) -> str:
     """Write the weights of a file or a workdir to `target`, a .safetensors file.
 
     What is written has torchvision's keys and layouts, all in float32, and the class names where
@@ -21,10 +23,13 @@ def convert(source: Path, target: Path, name: str = "", checkpoint: str = "lates
     Args:
       name: of the model that the file must be of; "" finds it out.
       checkpoint: "latest", "best" or a step, of a workdir.
+      key: the entry of a file that holds the state dict, as for `weight_file.read`.
 
     Returns:
-      One line that says what was written. Raises UserError where nothing was.
+      One line that says what was written, after a line on what was chosen, renamed or skipped, if
+      anything was. Raises UserError where nothing was written.
     """
+    note = ""
     if source.is_dir():
         weights = of_workdir(source, checkpoint)
         config, names = weights.config.model, weights.class_names
@@ -33,15 +38,18 @@ def convert(source: Path, target: Path, name: str = "", checkpoint: str = "lates
         params, batch_stats = jax.device_get((weights.tree["params"], weights.tree["batch_stats"]))
     else:
         origin = f"weights file {source}"
-        state_dict = torch_weights.load(source)
-        fields = identify(state_dict, name, origin=origin)
+        file = weight_file.read(source, key)
+        note = f"{file.note}\n" if file.note else ""
+        fields = identify(file.arrays, name, origin=origin)
+        if not fields["num_classes"]:
+            raise UserError(f"{origin} holds {describe(file.arrays)}; {HEADLESS}")
         config = defaults(fields["name"]).model
         config.update(fields)
-        params, batch_stats = torch_weights.from_torch(state_dict, config, origin=origin)
+        params, batch_stats = torch_weights.from_torch(file.arrays, config, origin=origin)
         names = torch_weights.load_class_names(source)
     torch_weights.save(torch_weights.to_torch(params, batch_stats, config), target, names)
     width = "" if config.width == 1 else f", width {config.width:g}"
     return (
-        f"{target}: {config.name}{width}, {config.num_classes:,} classes, "
+        f"{note}{target}: {config.name}{width}, {config.num_classes:,} classes, "
         f"{count_parameters(params):,} parameters"
     )

@@ -124,18 +124,24 @@ def evaluate_workdir(
             return
 
 
-def evaluate_file(file: Path, config: ConfigDict) -> Result:
+def evaluate_file(file: Path, config: ConfigDict, key: str = "") -> Result:
     """The weights of a file, in torchvision's layout, over the evaluation split of `config`.
 
-    Returns what `write_result` writes, with step 0, and the file's name under "file". Raises
-    UserError where the file does not fit the model, or the data not the config.
+    `key` is the entry of the file that holds them, as for `weight_file.read`.
+
+    Returns what `write_result` writes, with step 0, the file's name under "file" and, under "note",
+    what was chosen, renamed and skipped in it, if anything was. Raises UserError where the file
+    does not fit the model, or the data not the config.
     """
-    tree = read_file(file, config)
+    tree, content = read_file(file, config, key)
     evaluation = evaluation_of(config)
     placed = place(tree, config, evaluation.mesh)
     state = TrainState(step=jax.numpy.int32(0), opt_state=None, ema=None, **placed)
     (result,) = Evaluator(evaluation)(state)
-    return {"step": 0, "split": config.data.eval_split, **result, "also": [], "file": str(file)}
+    result["weights"] = "ema" if content.is_ema else "raw"
+    note = {"note": content.note} if content.note else {}
+    split = config.data.eval_split
+    return {"step": 0, "split": split, **result, "also": [], "file": str(file), **note}
 
 
 def predict_samples(

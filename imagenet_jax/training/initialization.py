@@ -12,7 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from imagenet_jax import models
-from imagenet_jax.models import torch_weights
+from imagenet_jax.models import torch_weights, weight_file
 from imagenet_jax.models.identify import identify
 from imagenet_jax.training import compiler
 from imagenet_jax.training.state import TrainState
@@ -24,8 +24,8 @@ class InitialWeights:
     """What a weights file gives a model.
 
     Attributes:
-      params, batch_stats: nested dicts of f32 NumPy arrays; `params` lacks the head where the file
-        is of another number of classes.
+      params, batch_stats: nested dicts of f32 NumPy arrays; `params` lacks the head if the file
+        has no classifier or one of another number of classes.
       sha256: of the file, in hexadecimal.
       summary: one line for the console.
     """
@@ -45,19 +45,24 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights | None:
         return None
     path = Path(config.init.weights).expanduser()
     origin = f"config.init.weights = {str(path)!r}"
-    state_dict = torch_weights.load(path)
-    classes = identify(state_dict, config.model.name, origin=origin)["num_classes"]
-    model = dict(config.model) | {"num_classes": classes}
-    params, batch_stats = torch_weights.from_torch(state_dict, model, origin=origin)
+    file = weight_file.read(path, config.init.weights_key)
+    classes = identify(file.arrays, config.model.name, origin=origin)["num_classes"]
+    model = dict(config.model) | ({"num_classes": classes} if classes else {})
+    params, batch_stats = torch_weights.from_torch(
+        file.arrays, model, has_head=classes > 0, origin=origin
+    )
     summary = f"weights of {path}"
-    if classes != config.model.num_classes:
+    if not classes:
+        summary += ", which has no classifier: the head starts from random values"
+    elif classes != config.model.num_classes:
         params = _without(params, models.head(config.model.name))
         summary += (
-            f", but for the head: it has {classes} classes there and {config.model.num_classes} "
-            "here, and starts from random values"
+            f", except for the head: it has {classes} classes there and "
+            f"{config.model.num_classes} here, and starts from random values"
         )
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    summary += f" ({file.note})" if file.note else ""
+    with path.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return InitialWeights(params, batch_stats, digest, summary)
 
 

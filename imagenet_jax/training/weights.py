@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax.data import imagenet_classes, sources
 from imagenet_jax.errors import UserError
-from imagenet_jax.models import torch_weights
+from imagenet_jax.models import torch_weights, weight_file
 from imagenet_jax.training.checkpoint import open_to_read
 from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import abstract_state
@@ -30,6 +30,7 @@ class Weights:
       mesh: where the arrays live.
       class_names: label -> name; () where nobody knows.
       origin: for messages.
+      note: one line on what was chosen, renamed and skipped in a file; "" if nothing was.
     """
 
     config: ConfigDict
@@ -37,33 +38,38 @@ class Weights:
     mesh: Mesh
     class_names: tuple[str, ...]
     origin: str
+    note: str = ""
 
 
-def of_file(path: Path, config: ConfigDict) -> Weights:
-    """The weights of a .safetensors, .pth or .pt file, for the model of `config`.
+def of_file(path: Path, config: ConfigDict, key: str = "") -> Weights:
+    """The weights of a weights file, for the model of `config`; `key` as for `weight_file.read`.
 
     Class names are those stored in the file, ImageNet's where it has 1000 classes, or those of the
     data that `config` names, where it is here.
 
     Raises UserError where the file cannot be read or does not fit the model.
     """
-    tree, mesh = read_file(path, config), make_mesh(config.mesh.fsdp)
+    (tree, file), mesh = read_file(path, config, key), make_mesh(config.mesh.fsdp)
     names = torch_weights.load_class_names(path)
     if not names and config.model.num_classes != len(imagenet_classes.wnids()):
         names = _names_of_data(config)
     placed = place(tree, config, mesh)
-    return Weights(config, placed, mesh, _readable(names, config), f"weights file {path}")
+    return Weights(
+        config, placed, mesh, _readable(names, config), f"weights file {path}", file.note
+    )
 
 
-def read_file(path: Path, config: ConfigDict) -> dict[str, Any]:
-    """{"params", "batch_stats"}, f32 NumPy arrays, of a weights file for the model of `config`.
+def read_file(
+    path: Path, config: ConfigDict, key: str = ""
+) -> tuple[dict[str, Any], weight_file.WeightsFile]:
+    """({"params", "batch_stats"}, f32 NumPy arrays for the model of `config`, and the file itself).
 
     Raises UserError where the file cannot be read or does not fit the model.
     """
-    state_dict = torch_weights.load(path)
+    file = weight_file.read(path, key)
     origin = f"weights file {path}"
-    params, batch_stats = torch_weights.from_torch(state_dict, config.model, origin=origin)
-    return {"params": params, "batch_stats": batch_stats}
+    params, batch_stats = torch_weights.from_torch(file.arrays, config.model, origin=origin)
+    return {"params": params, "batch_stats": batch_stats}, file
 
 
 def of_workdir(

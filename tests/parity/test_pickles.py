@@ -1,4 +1,4 @@
-"""Files as torch writes them, read by `torch_weights.load`."""
+"""Files as torch writes them, read by `weight_file.read`."""
 
 import pickle
 
@@ -9,7 +9,7 @@ from flax import nnx
 
 from imagenet_jax import defaults, models
 from imagenet_jax.errors import UserError
-from imagenet_jax.models import torch_weights
+from imagenet_jax.models import torch_weights, weight_file
 
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
@@ -45,7 +45,7 @@ def check(loaded, model, tolerance=0.0):
 )
 def test_pth(tmp_path, resnet18, wrap):
     torch.save(wrap(resnet18.state_dict()), tmp_path / "w.pth")
-    check(torch_weights.load(tmp_path / "w.pth"), resnet18)
+    check(weight_file.read(tmp_path / "w.pth").arrays, resnet18)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -58,7 +58,7 @@ def test_bfloat16(tmp_path, resnet18, suffix):
         torch.save(half, path)
     else:
         save_file(half, path)
-    check(torch_weights.load(path), resnet18, tolerance=2**-8)
+    check(weight_file.read(path).arrays, resnet18, tolerance=2**-8)
 
 
 def test_torch_loads_what_we_save_strictly(tmp_path):
@@ -85,11 +85,11 @@ class _Payload:
 def test_code_in_a_pickle_is_not_run(tmp_path, save):
     save({"conv1.weight": _Payload()}, tmp_path / "w.pth")
     with pytest.raises(UserError, match=r"w\.pth cannot be read"):
-        torch_weights.load(tmp_path / "w.pth")
+        weight_file.read(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("content", [{}, [1, 2], {"epoch": 3}])
 def test_no_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "w.pth")
     with pytest.raises(UserError, match="holds no state dict"):
-        torch_weights.load(tmp_path / "w.pth")
+        weight_file.read(tmp_path / "w.pth")

@@ -124,9 +124,17 @@ def test_a_run_starts_from_the_file_once(tiny, weights, tmp_path, monkeypatch, c
     ("args", "words"),
     [
         (["--weights=nope.safetensors"], ["weights file nope.safetensors", "not exist"]),
-        (["--config.init.weights=w.npz"], ["w.npz", ".safetensors, .pth or .pt"]),
-        (["--weights=18.safetensors", "--config.model.name=resnet34"], ["resnet34", "missing"]),
-        (["--weights=18.safetensors", "--config.model.width=0.25"], ["width=0.25", "shape"]),
+        (["--config.init.weights=w.npz"], ["w.npz", "is empty"]),
+        (
+            ["--weights=18.safetensors", "--config.model.name=resnet34"],
+            ["resnet34", "it holds resnet18"],
+        ),
+        (
+            ["--weights=18.safetensors", "--config.model.width=0.25"],
+            ["width=0.25", "it holds resnet18 with num_classes=10, width=0.0625"],
+        ),
+        (["--weights_key=ema"], ["init.weights_key = 'ema'", "--weights=FILE"]),
+        (["--weights=18.safetensors", "--weights_key=ema"], ["no state dict 'ema'"]),
         (["--weights=text.safetensors"], ["text.safetensors", "cannot be read"]),
         (
             ["--weights=18.safetensors", "--config.model.zero_init_residual=true"],

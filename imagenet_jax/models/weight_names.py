@@ -1,0 +1,107 @@
+"""Rules that rename the weights of other libraries to torchvision's and timm's names.
+
+Sources of the names: torch's DataParallel, AveragedModel and compile; transformers' ResNet
+(modeling_resnet.py); mmpretrain's ImageClassifier; the published code of MoCo, SimSiam, SimCLR,
+DINO, SwAV and Barlow Twins.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from imagenet_jax.errors import UserError
+
+# The first convolution of a ResNet, a VGG and a BiT, and what may stand before it.
+_FIRST = r"(?:conv1|features\.0|stem\.conv)\.weight$"
+_PREFIX = r"((?:(?:model|net|network|backbone|resnet|vgg|encoder_q|base_encoder|encoder)\.)+)"
+_SHOWN = 3  # names that a message spells out
+
+
+class _Rule(NamedTuple):
+    """Attributes:
+    pattern: of the names concerned; {0} stands for the first group of `where`.
+    to: what replaces the match; None skips the entry.
+    where: the rule applies only if this matches some name.
+    """
+
+    pattern: str
+    to: str | Callable[[re.Match[str]], str] | None
+    where: str = ""
+
+
+_RULES = (
+    # torch: DataParallel, DistributedDataParallel, AveragedModel, compile, of any submodule.
+    _Rule(r"(?:^|(?<=\.))(?:(?:module|_orig_mod)\.)+", ""),
+    # AveragedModel's counter of updates, a profiler's counters of operations.
+    _Rule(r"(?:^|\.)(?:n_averaged|total_ops|total_params)$", None),
+    # transformers
+    _Rule(r"^(?:resnet\.)?embedder\.embedder\.convolution\.", "conv1."),
+    _Rule(r"^(?:resnet\.)?embedder\.embedder\.normalization\.", "bn1."),
+    _Rule(
+        r"^(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.",
+        lambda m: f"layer{int(m[1]) + 1}.",
+    ),
+    _Rule(r"^(layer\d+\.\d+)\.shortcut\.convolution\.", r"\1.downsample.0."),
+    _Rule(r"^(layer\d+\.\d+)\.shortcut\.normalization\.", r"\1.downsample.1."),
+    _Rule(
+        r"^(layer\d+\.\d+)\.layer\.(\d+)\.convolution\.", lambda m: f"{m[1]}.conv{int(m[2]) + 1}."
+    ),
+    _Rule(
+        r"^(layer\d+\.\d+)\.layer\.(\d+)\.normalization\.", lambda m: f"{m[1]}.bn{int(m[2]) + 1}."
+    ),
+    _Rule(r"^classifier\.1\.", "fc.", where=r"^conv1\.weight$"),
+    # mmpretrain
+    _Rule(r"^head\.fc\.", "backbone.fc.", where=r"^backbone\.conv1\.weight$"),
+    # Contrastive learning: this fc is a projection, not a classifier.
+    _Rule(r"^(?:encoder_q|base_encoder)\.fc\.", None),
+    _Rule(r"^encoder\.fc\.", None, where=r"^predictor\."),
+    # One network inside a larger module; what lies beside it is not used.
+    _Rule(r"^(?!{0})", None, where=f"^{_PREFIX}{_FIRST}"),
+    _Rule(r"^{0}", "", where=f"^{_PREFIX}{_FIRST}"),
+    _Rule(
+        r"^(?:fc\.\d+|head\.mlp|head\.last_layer|projection_head|projector|prototypes|predictor)\.",
+        None,
+        where=r"^conv1\.weight$",
+    ),
+)
+
+
+def rename(names: Iterable[str], *, origin: str) -> tuple[dict[str, str], str]:
+    """Return ({name: its name in torchvision}, a note on what was renamed or skipped, or "").
+
+    Raises UserError, naming `origin`, if two entries get one name.
+    """
+    current = {name: name for name in names}
+    skipped: list[str] = []
+    for rule in _RULES:
+        found = (re.search(rule.where, name) for name in current.values())
+        where = next((match for match in found if match), None)
+        if where is None:
+            continue
+        pattern = rule.pattern
+        if where.groups():
+            pattern = pattern.replace("{0}", re.escape(where[1]))
+        if rule.to is None:
+            matches = [old for old, name in current.items() if re.search(pattern, name)]
+            skipped += matches
+            current = {old: name for old, name in current.items() if old not in set(matches)}
+        else:
+            current = {old: re.sub(pattern, rule.to, name) for old, name in current.items()}
+    olds: dict[str, str] = {}
+    for old, name in current.items():
+        if name in olds:
+            raise UserError(f"{origin} has two entries for {name}: {olds[name]} and {old}")
+        olds[name] = old
+    renamed = [(old, name) for old, name in current.items() if old != name]
+    notes = []
+    if renamed:
+        notes.append(f"renamed {len(renamed)}, such as {renamed[0][0]} to {renamed[0][1]}")
+    if skipped:
+        notes.append(f"skipped {len(skipped)}: {shorten(skipped)}")
+    return current, "; ".join(notes)
+
+
+def shorten(names: list[str]) -> str:
+    """Return "a, b, c and 2 more"."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
