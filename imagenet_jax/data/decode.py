@@ -1,36 +1,50 @@
 """Geometry on the host: encoded bytes to u8[S, S, 3], in a buffer that the caller gives.
 
 Any file becomes RGB as Pillow's `convert("RGB")` makes it, which is what torchvision trains on:
-grey is repeated, CMYK converted, palettes looked up, alpha dropped, of an animation the first frame
-taken. 16-bit grey is scaled to 8 bits (32-bit grey is clipped to 16 before). EXIF rotation is not
-applied, in keeping with torchvision's and tfds's ImageNet.
+gray is repeated, CMYK converted, palettes looked up, alpha dropped. Of an animation, the first
+frame is used. 16-bit gray is scaled to 8 bits (32-bit gray is clipped to 16 before). EXIF rotation
+is not applied, in keeping with torchvision's and tfds's ImageNet.
 """
 
+import functools
 import io
 import math
 import threading
 import warnings
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
-from imagenet_jax.data import resample
+from imagenet_jax.data import jpeg_header, resample
 from imagenet_jax.errors import UserError
 
-MAX_PIXELS = 178_956_970  # Pillow's own limit against decompression bombs, about 0.5 GB of RGB
+MAX_BYTES = 2**30  # memory to decode and resample one image, besides its file
 CROP_DRAWS = 22  # uniforms that one random crop may use: 10 tries of (area, ratio), then (y, x)
 
 _OPENCV = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 _KEPT_BYTES = 2**26  # a larger buffer, of a rare 22-megapixel image, is given back
 
+# Bytes per pixel: the RGB result and a copy of it to resample; an image in Pillow by its mode (4
+# for any other); what Pillow's decoder of a format takes besides, for the costliest file.
+_RESULT_BYTES = 6
+_MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
+_FORMAT_BYTES = {
+    "JPEG": 8, "MPO": 8, "PNG": 0, "GIF": 8, "BMP": 8, "TIFF": 8, "PPM": 8, "WEBP": 12,
+    "AVIF": 24, "JPEG2000": 24,
+}  # fmt: skip
+_BAND_PIXELS = 2**18  # go from Pillow to NumPy at a time: they take 10 bytes each on the way
+
 _MCU = 16  # rows of pixels that a JPEG codes together, at most (4:2:0)
 _memory = threading.local()
 
 cv2.setNumThreads(1)  # the pipeline's threads are enough; OpenCV's own would fight with them
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides
+# Pillow's warnings are about metadata and transparency, not about the pixels of RGB, and do not
+# name the image: the doctor reports them. Large images are refused by MAX_BYTES.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class UndecodableImage(UserError):
@@ -39,29 +53,72 @@ class UndecodableImage(UserError):
 
 def decode(encoded: bytes) -> np.ndarray:
     """u8[H, W, 3], RGB. Raises UndecodableImage."""
-    return np.array(_decode(encoded))
+    return _decode(encoded, lambda height, width: np.empty((height, width, 3), np.uint8))
 
 
-def _decode(encoded: bytes) -> np.ndarray:
-    """`decode` into this thread's buffer: valid until the thread decodes again."""
-    if encoded[:2] == b"\xff\xd8":
+def _decode(encoded: bytes, buffer: Callable[[int, int], np.ndarray]) -> np.ndarray:
+    """`decode` into `buffer(height, width)`."""
+    header = jpeg_header.read(encoded)
+    if header and not header.is_cmyk:
+        height, width, _ = header
+        kept = 0 if jpeg_header.has_one_scan(encoded) else 6
+        _check_memory(width, height, _RESULT_BYTES + kept)
         try:
-            height, width, colour, _ = simplejpeg.decode_jpeg_header(encoded)
-            if colour not in ("CMYK", "YCCK") and height * width <= MAX_PIXELS:
-                return simplejpeg.decode_jpeg(encoded, "RGB", buffer=_scratch(height, width))
+            return simplejpeg.decode_jpeg(encoded, "RGB", buffer=buffer(height, width))
         except ValueError:
             pass  # Pillow is more forgiving: it knows which warnings leave the pixels whole
+    with open_image(encoded) as image:
+        try:
+            image.load()
+            pixels = buffer(image.height, image.width)
+            rows = max(1, _BAND_PIXELS // image.width)
+            for top in range(0, image.height, rows):
+                bottom = min(top + rows, image.height)
+                whole = bottom - top == image.height
+                band = image if whole else image.crop((0, top, image.width, bottom))
+                pixels[top:bottom] = _to_rgb(band)
+        except Exception as e:  # Pillow's plugins raise whatever a damaged file makes them raise
+            raise UndecodableImage(_reason(e)) from e
+    return pixels
+
+
+def open_image(encoded: bytes) -> Image.Image:
+    """Open an image with Pillow, without decoding it.
+
+    Raises UndecodableImage, also for an image that would take more than MAX_BYTES to decode.
+    """
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UndecodableImage(
-                    f"{image.width}x{image.height} pixels, more than {MAX_PIXELS:,} are refused"
-                )
-            return np.asarray(_to_rgb(image))
-    except UndecodableImage:
-        raise
-    except Exception as e:  # Pillow's plugins raise whatever a damaged file makes them raise
-        raise UndecodableImage(f"{type(e).__name__}: {' '.join(str(e).split())}") from e
+        image = Image.open(io.BytesIO(encoded), formats=_formats())
+    except UnidentifiedImageError as e:
+        what = f"starts with {encoded[:12]!r}" if encoded else "is empty"
+        raise UndecodableImage(
+            f"not an image in a known format, or its header is damaged: the file {what}"
+        ) from e
+    except Exception as e:
+        raise UndecodableImage(_reason(e)) from e
+    extra = 0 if jpeg_header.has_one_scan(encoded) else _FORMAT_BYTES[str(image.format)]
+    _check_memory(*image.size, _RESULT_BYTES + _MODE_BYTES.get(image.mode, 4) + extra)
+    return image
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Formats whose memory is known. Pillow has more, EPS among them, which runs Ghostscript."""
+    Image.init()
+    return [name for name in _FORMAT_BYTES if name in Image.OPEN]
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _check_memory(width: int, height: int, bytes_per_pixel: int) -> None:
+    needed = width * height * bytes_per_pixel
+    if needed > MAX_BYTES:
+        raise UndecodableImage(
+            f"{width}x{height} pixels take up to {needed / 1e6:,.0f} MB of memory to decode, more "
+            f"than the {MAX_BYTES / 1e6:,.0f} MB that one image may take; shrink the image"
+        )
 
 
 def _decode_top(encoded: bytes, size: tuple[int, int], bottom: int) -> np.ndarray:
@@ -72,9 +129,10 @@ def _decode_top(encoded: bytes, size: tuple[int, int], bottom: int) -> np.ndarra
     """
     height, width = size
     rows = (bottom // _MCU + 1) * _MCU  # one row of blocks more than needed: chroma is interpolated
-    at = _height_field(encoded) if rows <= height - _MCU else None
+    at = jpeg_header.height_field(encoded) if rows <= height - _MCU else None
     if at is None:
-        return _decode(encoded)
+        return _decode(encoded, _scratch)
+    _check_memory(width, height, _RESULT_BYTES)
     shorter = bytearray(encoded)
     shorter[at : at + 2] = rows.to_bytes(2, "big")
     buffer = _scratch(rows, width)
@@ -84,24 +142,14 @@ def _decode_top(encoded: bytes, size: tuple[int, int], bottom: int) -> np.ndarra
         # The rows left out are reported; anything else is for `decode` to judge.
         if "extraneous bytes before marker 0xd9" in str(e):
             return buffer
-        return _decode(encoded)
-
-
-def _height_field(encoded: bytes) -> int | None:
-    """Where a JPEG's header has its height, if its rows are coded in one pass from the top."""
-    at, found = 2, None
-    while at + 4 < len(encoded) and encoded[at] == 0xFF:
-        marker = encoded[at + 1]
-        if marker == 0xC0:  # start of frame, baseline
-            found, components = at + 5, encoded[at + 9]
-        elif marker == 0xDA:  # start of scan
-            return found if found and encoded[at + 4] == components else None
-        at += 2 + int.from_bytes(encoded[at + 2 : at + 4], "big")
-    return None
+        return _decode(encoded, _scratch)
 
 
 def _scratch(height: int, width: int) -> np.ndarray:
-    """This thread's buffer, as u8[height, width, 3]: fresh memory would cost its page faults."""
+    """This thread's buffer, as u8[height, width, 3]: fresh memory would cost its page faults.
+
+    Its pixels are valid until the thread decodes again.
+    """
     size = height * width * 3
     if size > _KEPT_BYTES:
         return np.empty((height, width, 3), np.uint8)
@@ -111,19 +159,20 @@ def _scratch(height: int, width: int) -> np.ndarray:
     return buffer[:size].reshape(height, width, 3)
 
 
-def image_size(encoded: bytes) -> tuple[int, int] | None:
-    """(height, width) of a JPEG from its header; None for what `decode` has to look at."""
-    try:
-        return simplejpeg.decode_jpeg_header(encoded)[:2] if encoded[:2] == b"\xff\xd8" else None
-    except ValueError:
-        return None
+def is_cmyk(encoded: bytes) -> bool:
+    """Whether a file that `decode` reads is a CMYK or YCCK JPEG."""
+    header = jpeg_header.read(encoded)
+    if header:
+        return header.is_cmyk
+    with open_image(encoded) as image:
+        return image.mode == "CMYK"
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray((grey // 257).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+        gray = np.clip(np.asarray(image).astype(np.int32), 0, 65535)
+        return Image.fromarray((gray // 257).astype(np.uint8)).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def random_crop_box(
@@ -170,12 +219,13 @@ def train_image(
     resampling: str = "antialias",
 ) -> None:
     """Write a random resized crop to out, u8[S, S, 3]. Raises UndecodableImage."""
-    size = image_size(encoded)
-    if size and size[0] * size[1] <= MAX_PIXELS:
+    header = jpeg_header.read(encoded)
+    if header:
+        size = header.height, header.width
         top, left, height, width = random_crop_box(*size, uniforms, scale, ratio)
         image = _decode_top(encoded, size, top + height)
     else:
-        image = _decode(encoded)
+        image = _decode(encoded, _scratch)
         rows, columns = image.shape[:2]
         top, left, height, width = random_crop_box(rows, columns, uniforms, scale, ratio)
     crop = image[top : top + height, left : left + width]
@@ -194,11 +244,11 @@ def eval_image(
     interpolation: str = "bilinear",
     resampling: str = "antialias",
 ) -> None:
-    """Write the centre crop of the image resized to `resize` on its shorter side to out.
+    """Write the center crop of the image resized to `resize` on its shorter side to out.
 
     Sizes and offsets round as torchvision's Resize and CenterCrop do. Raises UndecodableImage.
     """
-    image = _decode(encoded)
+    image = _decode(encoded, _scratch)
     height, width = image.shape[:2]
     if height <= width:
         tall, wide = resize, int(resize * width / height)
@@ -207,8 +257,8 @@ def eval_image(
     side = out.shape[0]
     top, left = round((tall - side) / 2), round((wide - side) / 2)
     if resampling == "fast":
-        if tall * wide > MAX_PIXELS:  # a line of pixels, enlarged until it is `resize` thick
-            raise UndecodableImage(f"{width}x{height} pixels would be resized to {wide}x{tall}")
+        # A line of pixels may be enlarged a lot until it is `resize` thick.
+        _check_memory(wide, tall, _RESULT_BYTES)
         whole = cv2.resize(image, (wide, tall), interpolation=_OPENCV[interpolation])
         out[...] = whole[top : top + side, left : left + side]
     else:

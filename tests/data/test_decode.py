@@ -4,6 +4,7 @@ import io
 import math
 
 import numpy as np
+import odd_jpegs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,8 @@ from PIL import Image
 from imagenet_jax.data import decode
 from imagenet_jax.data.order import record_uniforms
 
+OUT = np.zeros((32, 32, 3), np.uint8)
+CROP = {"scale": (0.3, 0.3), "ratio": (1.0, 1.0)}
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -213,11 +216,35 @@ def test_exif_rotation_is_not_applied():
     assert decode.decode(_encode(image, exif=exif)).shape == (40, 60, 3)
 
 
-def test_too_many_pixels_are_refused_before_they_are_decoded(monkeypatch):
-    monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
-    for kind in ("JPEG", "PNG"):
-        with pytest.raises(decode.UndecodableImage, match=r"60x40 pixels, more than 1,000"):
-            decode.decode(_encode(Image.new("RGB", (60, 40)), kind))
+def test_an_image_that_would_take_too_much_memory_is_refused_before_it_is_decoded(monkeypatch):
+    """20 kB of PNG that would take 1.2 GB, and the bytes per pixel that `MAX_BYTES` allows."""
+    bomb = _encode(Image.new("1", (13_000, 13_000)), "PNG", compress_level=1)
+    with pytest.raises(
+        decode.UndecodableImage, match=r"13000x13000 pixels take up to 1,183 MB.* than the 1,074 MB"
+    ):
+        decode.decode(bomb)
+    image = Image.new("RGB", (60, 40))
+    for per_pixel, encoded in (
+        (6, _encode(image)),
+        (12, _encode(image, progressive=True)),
+        (10, _encode(image, "PNG")),
+        (7, _encode(image.convert("1"), "PNG")),
+        (8, _encode(image.convert("I").convert("I;16"), "PNG")),
+        (18, _encode(image.convert("CMYK"), progressive=True)),
+        (22, _encode(image, "WEBP")),
+    ):
+        monkeypatch.setattr(decode, "MAX_BYTES", 60 * 40 * per_pixel)
+        decode.decode(encoded)
+        monkeypatch.setattr(decode, "MAX_BYTES", 60 * 40 * per_pixel - 1)
+        for use in (decode.decode, lambda data: decode.train_image(data, OUT, _uniforms(), **CROP)):
+            with pytest.raises(decode.UndecodableImage, match="60x40 pixels take up to"):
+                use(encoded)
+
+
+def test_the_largest_image_of_imagenet_is_decoded():
+    encoded = _encode(Image.new("RGB", (9331, 6530), (90, 150, 30)), quality=95)
+    decode.eval_image(encoded, OUT, resize=32)
+    assert np.abs(OUT.astype(int) - (90, 150, 30)).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -281,3 +308,54 @@ def test_a_file_that_ends_inside_the_crop_is_undecodable(photograph):
     assert 0.3 < share < 0.95
     with pytest.raises(decode.UndecodableImage):
         decode.train_image(encoded[: int(len(encoded) * share * 0.7)], out, u, **crop)
+
+
+ODD = odd_jpegs.odd_jpegs()
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """A scratch buffer full of what no image has left there."""
+    scratch = decode._scratch
+
+    def poison(height, width):
+        buffer = scratch(height, width)
+        buffer[...] = 0xA5
+        return buffer
+
+    monkeypatch.setattr(decode, "_scratch", poison)
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_each_crop_of_an_odd_jpeg_is_that_of_its_whole_image(poisoned, kind):
+    """The whole image is Pillow's, stored as PNG; crops end above, in and at the last blocks."""
+    encoded, whole = ODD[kind]
+    height, width = (120, 72) if whole is None else whole.shape[:2]
+    png = None if whole is None else _encode(Image.fromarray(whole), "PNG")
+    got, want = np.zeros((2, 24, 24, 3), np.uint8)
+    crop, stopped = {"scale": (0.02, 0.5), "ratio": (3 / 4, 4 / 3)}, 0
+    for seed in range(16):
+        top, _, tall, _ = decode.random_crop_box(height, width, _uniforms(seed), **crop)
+        stopped += (top + tall) // 16 * 16 + 16 <= height - 16
+        if png is None:
+            with pytest.raises(decode.UndecodableImage):
+                decode.train_image(encoded, got, _uniforms(seed), **crop)
+        else:
+            decode.train_image(encoded, got, _uniforms(seed), **crop)
+            decode.train_image(png, want, _uniforms(seed), **crop)
+            np.testing.assert_array_equal(got, want)
+    assert stopped > 3 and (whole is None or (decode.decode(encoded) == whole).all())
+
+
+def test_odd_jpegs_are_of_both_kinds():
+    refused = {kind for kind, (_, whole) in ODD.items() if whole is None}
+    assert refused == {"12 bits", "no height", "ends early", "CMYK, ends early", "no end marker"}
+
+
+def test_a_cmyk_image_after_another_one():
+    out = np.zeros((8, 8, 3), np.uint8)
+    decode.decode(_encode(Image.new("RGB", (64, 96), (0, 255, 0))))
+    encoded = _encode(Image.new("RGB", (64, 96), (200, 60, 30)).convert("CMYK"))
+    for seed in range(20):
+        decode.train_image(encoded, out, _uniforms(seed), scale=(0.08, 1), ratio=(0.75, 1.33))
+        assert np.abs(out.astype(int) - (200, 60, 30)).max() <= 3

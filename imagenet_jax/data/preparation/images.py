@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from imagenet_jax.data.decode import decode
+from imagenet_jax.data.decode import decode, is_cmyk
 
 _SIGNATURES = {"jpeg": b"\xff\xd8", "png": b"\x89PNG"}
 
@@ -32,7 +32,7 @@ def to_store(encoded: bytes, storage: Storage) -> tuple[bytes, bool]:
     encoded anew, a JPEG with quality 100 and full-resolution colour. Raises UndecodableImage.
     """
     pixels = decode(encoded)
-    broken = not encoded.startswith(_SIGNATURES[storage.encoding]) or _is_cmyk(encoded)
+    broken = not encoded.startswith(_SIGNATURES[storage.encoding]) or is_cmyk(encoded)
     height, width = pixels.shape[:2]
     side = storage.resize
     if side and side < min(height, width):
@@ -47,11 +47,6 @@ def to_store(encoded: bytes, storage: Storage) -> tuple[bytes, bool]:
     if broken:
         return _encode(Image.fromarray(pixels), storage.encoding, 100, "4:4:4"), True
     return encoded, False
-
-
-def _is_cmyk(encoded: bytes) -> bool:
-    with Image.open(io.BytesIO(encoded)) as image:  # reads the header only
-        return image.mode == "CMYK"
 
 
 def _encode(image: Image.Image, encoding: str, quality: int, subsampling: str) -> bytes:
