@@ -157,6 +157,11 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
             "config.model.zero_init_residual = True does nothing where config.init.weights gives "
             "the weights; set --config.model.zero_init_residual=false"
         )
+    if value["init.new_head"] and not value["init.weights"]:
+        raise UserError(
+            "config.init.new_head = True does nothing without --weights=FILE; set "
+            "--config.init.new_head=false"
+        )
     if value["eval.image_size"] > value["eval.resize"]:
         raise UserError(
             f"config.eval.image_size = {value['eval.image_size']} is larger than "

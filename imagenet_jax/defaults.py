@@ -44,12 +44,16 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.init.weights = ""  # .safetensors or torch.save file to start from, with a new head for other
     # classes; "": random values. A run that is resumed does not read it again
     c.init.weights_key = ""  # the file's entry that holds the state dict; "": EMA weights if any
+    c.init.new_head = False  # leave out the file's head although it has as many classes
 
     c.data = ConfigDict()
     c.data.source = "auto"  # "auto" looks at path | "tfds" | "folder" | "digits" | "synthetic"
     c.data.path = "~/tensorflow_datasets/imagenet2012/5.1.0"
     c.data.train_split = "train"
     c.data.eval_split = "validation"
+    # Label of a class: "name": its place in sorted order | "number": its name is a number, and they
+    # are sorted as numbers | a file with one class name a line: its line
+    c.data.class_order = "name"
     c.data.holdout = 0.0  # share of each class kept for "validation", of a folder without splits
     c.data.interpolation = "bilinear"  # "bilinear" | "bicubic"
     c.data.resampling = "antialias"  # "antialias": as Pillow resizes | "fast": no low-pass filter

@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
 
     from imagenet_jax import config as config_io
     from imagenet_jax.studies.explanation import Request, explain_files, print_layers
-    from imagenet_jax.training.weights import of_file, of_workdir
+    from imagenet_jax.training.weights import check_data, of_file, of_workdir
 
     if args.workdir:
         workdir = Path(args.workdir).expanduser()
@@ -68,6 +68,8 @@ def main(argv: Sequence[str]) -> int:
         weights = of_file(Path(args.weights).expanduser(), config, args.weights_key or "")
         if weights.note:
             print(weights.note, file=sys.stderr)
+    if args.weights or any(field.startswith("data.") for field, _ in overrides):
+        check_data(weights)
     if args.layer == "?":
         return print_layers(weights)
     request = Request(methods, args.layer or "", args.class_name or "", args.square or 0)

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.data.loose_images import find_images
     from imagenet_jax.reporting.predictions import report
     from imagenet_jax.training.prediction import predict_images
-    from imagenet_jax.training.weights import of_file, of_workdir
+    from imagenet_jax.training.weights import check_data, of_file, of_workdir
 
     if args.workdir:
         workdir = Path(args.workdir).expanduser()
@@ -64,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
         weights = of_file(Path(args.weights).expanduser(), config, args.weights_key or "")
         if weights.note:
             print(weights.note, file=sys.stderr)
+    if args.weights or any(field.startswith("data.") for field, _ in overrides):
+        check_data(weights)
     images, problems = find_images(args.images)
     results = predict_images(weights, images, args.top)
     title = f"{weights.config.model.name}, {weights.origin}"

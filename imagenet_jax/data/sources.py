@@ -12,6 +12,7 @@ from PIL import Image
 
 from imagenet_jax import strict_json
 from imagenet_jax.data import digits
+from imagenet_jax.data.class_order import reorder
 from imagenet_jax.data.fingerprint import fingerprint_of
 from imagenet_jax.data.folder import FolderSource, open_folder, open_held_out, split_folder
 from imagenet_jax.data.tfds_format import Record, parse
@@ -82,6 +83,7 @@ def open_source(data: ConfigDict, split: str) -> Source:
             f"config.data.holdout = {data.holdout} is for a folder, and {source.name} is none; use "
             "--config.data.train_split='train[:80%]' --config.data.eval_split='train[80%:]'"
         )
+    source = reorder(source, data.class_order)
     if part:
         source = Subset(source, np.arange(*part(len(source))))
     if not len(source):
@@ -114,6 +116,7 @@ class Subset:
         self._source, self._indices = source, np.asarray(indices, np.int64)
         self.name = f"{source.name} ({len(self._indices)} of {len(source)} records)"
         self.class_names = source.class_names
+        self.class_numbers = getattr(source, "class_numbers", ())
         self.fingerprint = fingerprint_of(source.fingerprint, self._indices.tobytes().hex())
 
     def __len__(self) -> int:

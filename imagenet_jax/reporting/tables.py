@@ -42,6 +42,8 @@ def print_result(result: dict[str, Any], workdir: Path | None = None) -> None:
     Console(file=sys.stdout).print(table)
     if "note" in result:
         print(result["note"])
+    if "classes" in result:
+        print(f"classes: {result['classes']:,} of {result['of_classes']:,}")
     if "skipped" in result:
         print(f"undecodable and not counted: {', '.join(result['skipped'])}")
     if not workdir:

@@ -176,9 +176,7 @@ def _results(
         found = [record, *record["also"]]
     results = [{name: line[name] for name in _RESULT} for line in found]
     predictions = predict_split(weights)
-    classes = predictions.probabilities.shape[1]
-    names = weights.class_names or tuple(f"class {i}" for i in range(classes))
-    report = by_class(predictions.labels, predictions.probabilities, names)
+    report = by_class(predictions.labels, predictions.probabilities, predictions.class_names)
     _require_same_accuracy(results[0], report.accuracy, len(predictions.labels))
     table = report.as_json()
     table["confusion"] = _pairs(report.confusion)

@@ -20,7 +20,7 @@ def explain(weights: Weights, samples: Sequence[Sample], predicted: np.ndarray) 
     """Feature maps of the first of `samples`, and Grad-CAM of each for its class in `predicted`.
 
     Args:
-      predicted: i[N], labels.
+      predicted: i[N], outputs of the head.
     """
     config = weights.config
     model = nnx.merge(graph_of(config.model), weights.tree["params"], weights.tree["batch_stats"])

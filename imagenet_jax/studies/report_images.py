@@ -49,7 +49,7 @@ def look(weights: Weights, step: int) -> tuple[Predicted, Explained]:
     right = np.flatnonzero(predicted == labels)
     right = right[np.unique(np.linspace(0, len(right) - 1, min(_RIGHT, len(right))).astype(int))]
     chosen = np.concatenate([right, wrong[:_WRONG]])
-    return summary, explain(weights, images(chosen), predicted[chosen])
+    return summary, explain(weights, images(chosen), found.outputs[predicted[chosen]])
 
 
 def _pairs(
@@ -87,7 +87,7 @@ class _Images:
         config = weights.config
         self._config, self._found = config, found
         self._source = sources.open_source(config.data, config.data.eval_split)
-        self.class_names = weights.class_names or tuple(self._source.class_names)
+        self.class_names = found.class_names
 
     def __call__(self, rows: Sequence[int] | np.ndarray) -> list[Sample]:
         rows = np.asarray(rows, np.int64)

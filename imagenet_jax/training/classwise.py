@@ -15,9 +15,8 @@ def write_by_class(weights: Weights, directory: Path, step: int) -> None:
 
     Raises UserError where it cannot be written.
     """
-    _, labels, probabilities = predict_split(weights)
-    names = weights.class_names or tuple(f"class {i}" for i in range(probabilities.shape[1]))
-    report = by_class(labels, probabilities, names)
+    found = predict_split(weights)
+    report = by_class(found.labels, found.probabilities, found.class_names)
     print_by_class(report)
     table = directory / f"{step}_by_class.json"
     picture = directory / f"{step}_confusion.png"

@@ -19,7 +19,7 @@ from imagenet_jax.training.running import is_training
 from imagenet_jax.training.sharding import place_batches
 from imagenet_jax.training.state import TrainState
 from imagenet_jax.training.step import compile_eval_step, predict
-from imagenet_jax.training.weights import place, read_file
+from imagenet_jax.training.weights import known_to_file, known_to_run, place, read_file
 from imagenet_jax.training.workdir import read_config, write_atomically
 
 Result = dict[str, Any]
@@ -31,13 +31,20 @@ class Evaluator:
     def __init__(self, evaluation: Evaluation):
         self._evaluation = evaluation
         self._step = compile_eval_step(
-            evaluation.abstract, evaluation.mesh, evaluation.graph, evaluation.config
+            evaluation.abstract,
+            evaluation.mesh,
+            evaluation.graph,
+            evaluation.config,
+            evaluation.outputs,
         )
 
     def __call__(
         self, state: TrainState, on_batch: Callable[[], None] = lambda: None
     ) -> list[Result]:
         """{weights, count, top1, top5, loss} for the EMA weights, if kept, then the raw ones.
+
+        Where the data has only some of the classes, also how many ("classes") of how many
+        ("of_classes"): the others are left out of every logit vector.
 
         `on_batch` is called after each batch.
 
@@ -74,7 +81,9 @@ class Evaluator:
         if not count:
             raise UserError(f"none of the {len(source)} images of {source.name} can be decoded")
         means = {name: sums[name] / count for name in ("top1", "top5", "loss")}
-        return {"count": count} | means | ({"skipped": skipped} if skipped else {})
+        classes = {"classes": len(source.class_names), "of_classes": config.model.num_classes}
+        some = classes if classes["classes"] < classes["of_classes"] else {}
+        return {"count": count} | means | some | ({"skipped": skipped} if skipped else {})
 
 
 def write_result(workdir: Path, step: int, split: str, results: list[Result]) -> Result:
@@ -103,7 +112,7 @@ def evaluate_workdir(
     Yields what `write_result` wrote. Raises UserError where there is nothing to evaluate.
     """
     config = read_config(workdir, overrides)
-    evaluation = evaluation_of(config)
+    evaluation = evaluation_of(config, known=known_to_run(workdir, config))
     checkpoints = open_to_read(workdir, config)
     evaluate = Evaluator(evaluation)
     last = None
@@ -134,7 +143,7 @@ def evaluate_file(file: Path, config: ConfigDict, key: str = "") -> Result:
     does not fit the model, or the data not the config.
     """
     tree, content = read_file(file, config, key)
-    evaluation = evaluation_of(config)
+    evaluation = evaluation_of(config, known=known_to_file(file, config))
     placed = place(tree, config, evaluation.mesh)
     state = TrainState(step=jax.numpy.int32(0), opt_state=None, ema=None, **placed)
     (result,) = Evaluator(evaluation)(state)
@@ -153,8 +162,9 @@ def predict_samples(
       images u8[N, S, S, 3], labels i32[N], probabilities f32[N, C], class names. N is `count`, or
       the size of the split where that is less.
     """
-    evaluation = evaluation_of(read_config(workdir))
-    config, source = evaluation.config, evaluation.source
+    config = read_config(workdir)
+    evaluation = evaluation_of(config, known=known_to_run(workdir, config))
+    source = evaluation.source
     checkpoints = open_to_read(workdir, config)
     state = checkpoints.restore_weights(evaluation.abstract, checkpoints.find("latest"))
     chosen = sources.Subset(source, np.linspace(0, len(source) - 1, min(count, len(source))))
@@ -162,5 +172,7 @@ def predict_samples(
     images = np.concatenate([b["image"] for b in batches])[: len(chosen)]
     labels = np.concatenate([b["label"] for b in batches])[: len(chosen)]
     weights = state.weights("raw" if state.ema is None else "ema")
-    probabilities = predict(weights, images, graph=evaluation.graph, config=config)
+    probabilities = predict(
+        weights, images, graph=evaluation.graph, config=config, outputs=evaluation.outputs
+    )
     return images, labels, np.asarray(probabilities), source.class_names

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax.config_values import step_window
 from imagenet_jax.data import pipeline, sources
+from imagenet_jax.data.known_classes import KnownClasses, outputs_of
 from imagenet_jax.data.order import Order
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import ema, optim
@@ -26,6 +28,7 @@ class Evaluation:
 
     Attributes:
       abstract: shapes and shardings of the state; `opt_state` is empty.
+      outputs: i32[K], the output of the head that each label of the data means; None: the same.
     """
 
     config: ConfigDict
@@ -33,6 +36,7 @@ class Evaluation:
     source: sources.Source
     graph: nnx.GraphDef
     abstract: TrainState
+    outputs: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,14 +89,23 @@ class Experiment:
         }
 
 
-def evaluation_of(config: ConfigDict, mesh: Mesh | None = None) -> Evaluation:
-    """Raises UserError where model, data and devices do not fit each other."""
+def evaluation_of(
+    config: ConfigDict, mesh: Mesh | None = None, known: KnownClasses | None = None
+) -> Evaluation:
+    """Return what evaluating takes; with `known`, the classes of weights made elsewhere.
+
+    The data may then have some of these classes, and in another order.
+
+    Raises UserError where model, data and devices do not fit each other.
+    """
     mesh = mesh or make_mesh(config.mesh.fsdp)
     check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
     source = sources.open_source(config.data, config.data.eval_split)
-    _check_classes(config, source, config.data.eval_split)
+    if known is None:
+        _check_classes(config, source, config.data.eval_split)
+    outputs = outputs_of(known, source) if known else None
     abstract = abstract_state(config.model, optax.identity(), config.ema.decay > 0, mesh)
-    return Evaluation(config, mesh, source, graph_of(config.model), abstract)
+    return Evaluation(config, mesh, source, graph_of(config.model), abstract, outputs)
 
 
 def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:

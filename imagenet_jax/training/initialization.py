@@ -12,6 +12,9 @@ import optax
 from ml_collections import ConfigDict
 
 from imagenet_jax import models
+from imagenet_jax.data.known_classes import KnownClasses, known_classes, require_same_labels
+from imagenet_jax.data.sources import Source
+from imagenet_jax.errors import UserError
 from imagenet_jax.models import torch_weights, weight_file
 from imagenet_jax.models.identify import identify
 from imagenet_jax.training import compiler
@@ -28,12 +31,14 @@ class InitialWeights:
         has no classifier or one of another number of classes.
       sha256: of the file, in hexadecimal.
       summary: one line for the console.
+      known: the classes of the file's head, where it is kept.
     """
 
     params: dict[Any, Any]
     batch_stats: dict[Any, Any]
     sha256: str
     summary: str
+    known: KnownClasses | None
 
 
 def read_initial_weights(config: ConfigDict) -> InitialWeights | None:
@@ -52,18 +57,30 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights | None:
         file.arrays, model, has_head=classes > 0, origin=origin
     )
     summary = f"weights of {path}"
+    known = None
     if not classes:
         summary += ", which has no classifier: the head starts from random values"
-    elif classes != config.model.num_classes:
+    elif classes != config.model.num_classes or config.init.new_head:
         params = _without(params, models.head(config.model.name))
         summary += (
             f", except for the head: it has {classes} classes there and "
             f"{config.model.num_classes} here, and starts from random values"
         )
+    else:
+        known = known_classes(torch_weights.load_class_names(path), classes, f"weights file {path}")
     summary += f" ({file.note})" if file.note else ""
     with path.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    return InitialWeights(params, batch_stats, digest, summary)
+    return InitialWeights(params, batch_stats, digest, summary, known)
+
+
+def require_its_classes(weights: InitialWeights, source: Source) -> None:
+    """Raise UserError where a head is kept whose classes are not those of the data."""
+    if weights.known:
+        try:
+            require_same_labels(weights.known, source)
+        except UserError as e:
+            raise UserError(f"{e}; for other classes, --config.init.new_head=true") from e
 
 
 def start_from(

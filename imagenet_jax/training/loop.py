@@ -33,6 +33,7 @@ from imagenet_jax.training.histograms import with_histograms
 from imagenet_jax.training.initialization import (
     InitialWeights,
     read_initial_weights,
+    require_its_classes,
     start_from,
 )
 from imagenet_jax.training.metrics import NonFiniteError
@@ -86,6 +87,7 @@ def train(
     initial = None if workdirs.has_checkpoint(workdir) else read_initial_weights(config)
     provenance = workdirs.provenance_of(run.fingerprints)
     if initial:
+        require_its_classes(initial, run.source)
         provenance["initial_weights"] = {"file": config.init.weights, "sha256": initial.sha256}
     everywhere = {name: provenance.get(name) for name in workdirs.SAME_IN_EVERY_PROCESS}
     require_same({"config": config_io.to_json(config)} | everywhere)

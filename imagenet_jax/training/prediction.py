@@ -65,13 +65,17 @@ class Predictions(NamedTuple):
 
     Attributes:
       indices: i64[N], of the records that can be decoded, in order.
-      labels: i32[N].
-      probabilities: f32[N, C].
+      labels: i32[N], of the data.
+      probabilities: f32[N, K], of the classes of the data.
+      class_names: label -> name for people.
+      outputs: i[K], the output of the head that each label means.
     """
 
     indices: np.ndarray
     labels: np.ndarray
     probabilities: np.ndarray
+    class_names: tuple[str, ...]
+    outputs: np.ndarray
 
 
 def predict_split(weights: Weights) -> Predictions:
@@ -80,22 +84,32 @@ def predict_split(weights: Weights) -> Predictions:
     Raises UserError where the data does not fit the weights.
     """
     config = weights.config
-    source = evaluation_of(config, weights.mesh).source
-    step = _compile(weights)
+    evaluation = evaluation_of(config, weights.mesh, weights.known)
+    source, outputs = evaluation.source, evaluation.outputs
+    step = _compile(weights, outputs)
     indices, labels, probabilities = [], [], []
     for k, batch in enumerate(pipeline.eval_batches(source, config.data, config.eval)):
         (kept,) = np.nonzero(batch["mask"] > 0)
         indices.append(k * config.eval.batch_size + kept)
         labels.append(batch["label"][kept])
         probabilities.append(np.asarray(step(weights.tree, batch["image"]))[kept])
-    return Predictions(*map(np.concatenate, (indices, labels, probabilities)))
+    if outputs is None:
+        outputs = np.arange(weights.known.count)
+    names = weights.class_names
+    return Predictions(
+        indices=np.concatenate(indices),
+        labels=np.concatenate(labels),
+        probabilities=np.concatenate(probabilities),
+        class_names=tuple(names[i] for i in outputs) if names else source.class_names,
+        outputs=outputs,
+    )
 
 
-def _compile(weights: Weights) -> jax.stages.Wrapped:
-    """(tree, u8[B, S, S, 3]) -> probabilities f32[B, C], on every device."""
+def _compile(weights: Weights, outputs: np.ndarray | None = None) -> jax.stages.Wrapped:
+    """(tree, u8[B, S, S, 3]) -> probabilities f32[B, C], or of `outputs`, on every device."""
     config, graph = weights.config, graph_of(weights.config.model)
     return jax.jit(
-        lambda tree, pixels: predict(tree, pixels, graph=graph, config=config),
+        lambda tree, pixels: predict(tree, pixels, graph=graph, config=config, outputs=outputs),
         in_shardings=(
             jax.tree.map(lambda x: x.sharding, weights.tree),
             batch_sharding(weights.mesh),

@@ -172,13 +172,20 @@ def _accumulate(micro_step: Callable, state: TrainState, micros: Any, parts: int
 
 
 def eval_step(
-    weights: dict[str, Any], batch: Batch, *, graph: nnx.GraphDef, config: ConfigDict
+    weights: dict[str, Any],
+    batch: Batch,
+    *,
+    graph: nnx.GraphDef,
+    config: ConfigDict,
+    outputs: np.ndarray | None = None,
 ) -> Scalars:
     """Sums over one batch, padding excluded.
 
     Args:
       weights: {"params", "batch_stats"}.
       batch: "image" u8[B, H, W, 3], "label" i32[B], "mask" f32[B] (0 for padding).
+      outputs: i32[K], the output of the head that each label means; the others are left out. None:
+        each output is a label.
 
     Returns:
       f32[] sums: count, loss (softmax cross-entropy in nats, whatever config.loss trains on),
@@ -186,7 +193,7 @@ def eval_step(
     """
     model = nnx.merge(graph, weights["params"], weights["batch_stats"])
     pixels = normalize(batch["image"], config.data.mean, config.data.std, config.model.dtype)
-    logits = _logits(model, pixels, config.eval.flip)
+    logits = _logits(model, pixels, config.eval.flip, outputs)
     rank = label_rank(logits, batch["label"])
     mask = batch["mask"]
     per_image = {
@@ -206,19 +213,20 @@ def predict(
     *,
     graph: nnx.GraphDef,
     config: ConfigDict,
+    outputs: np.ndarray | None = None,
 ) -> jax.Array:
-    """Class probabilities f32[B, C] of u8[B, H, W, 3]."""
+    """Class probabilities f32[B, C] of u8[B, H, W, 3]; f32[B, K] with `outputs` of `eval_step`."""
     model = nnx.merge(graph, weights["params"], weights["batch_stats"])
     pixels = normalize(jnp.asarray(images), config.data.mean, config.data.std, config.model.dtype)
-    return jax.nn.softmax(_logits(model, pixels, config.eval.flip))
+    return jax.nn.softmax(_logits(model, pixels, config.eval.flip, outputs))
 
 
-def _logits(model: Any, pixels: jax.Array, flip: bool) -> jax.Array:
-    """f32[B, C]; with `flip` the mean over each image and its mirror image."""
+def _logits(model: Any, pixels: jax.Array, flip: bool, outputs: np.ndarray | None) -> jax.Array:
+    """f32[B, C], or the K of `outputs`; with `flip` the mean over each image and its mirror."""
     logits = model(pixels, train=False)
     if flip:
         logits = (logits + model(pixels[:, :, ::-1], train=False)) / 2
-    return logits
+    return logits if outputs is None else logits[:, outputs]
 
 
 def compile_train_step(
@@ -249,12 +257,16 @@ def compile_train_step(
 
 
 def compile_eval_step(
-    abstract: TrainState, mesh: Mesh, graph: nnx.GraphDef, config: ConfigDict
+    abstract: TrainState,
+    mesh: Mesh,
+    graph: nnx.GraphDef,
+    config: ConfigDict,
+    outputs: np.ndarray | None = None,
 ) -> jax.stages.Wrapped:
     """`eval_step` as one sharded program whose sums are on every device."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract.weights("raw"))
     return jax.jit(
-        functools.partial(eval_step, graph=graph, config=config),
+        functools.partial(eval_step, graph=graph, config=config, outputs=outputs),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=replicated(mesh),
         compiler_options=compiler.options(),

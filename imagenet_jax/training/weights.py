@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from imagenet_jax.data import imagenet_classes, sources
+from imagenet_jax.data.known_classes import KnownClasses, known_classes, outputs_of
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import torch_weights, weight_file
 from imagenet_jax.training.checkpoint import open_to_read
@@ -28,8 +29,9 @@ class Weights:
       config: the run's, or the one given with the file.
       tree: {"params", "batch_stats"} of f32 arrays.
       mesh: where the arrays live.
-      class_names: label -> name; () where nobody knows.
+      class_names: label -> name for people; () where nobody knows.
       origin: for messages.
+      known: the classes by the names that they were trained with.
       note: one line on what was chosen, renamed and skipped in a file; "" if nothing was.
     """
 
@@ -38,6 +40,7 @@ class Weights:
     mesh: Mesh
     class_names: tuple[str, ...]
     origin: str
+    known: KnownClasses
     note: str = ""
 
 
@@ -50,13 +53,35 @@ def of_file(path: Path, config: ConfigDict, key: str = "") -> Weights:
     Raises UserError where the file cannot be read or does not fit the model.
     """
     (tree, file), mesh = read_file(path, config, key), make_mesh(config.mesh.fsdp)
-    names = torch_weights.load_class_names(path)
-    if not names and config.model.num_classes != len(imagenet_classes.wnids()):
-        names = _names_of_data(config)
+    known = known_to_file(path, config)
+    names = known.names
+    if not names:
+        source = _data(config)
+        names = source.class_names if source else ()
     placed = place(tree, config, mesh)
-    return Weights(
-        config, placed, mesh, _readable(names, config), f"weights file {path}", file.note
-    )
+    readable = _readable(names, config)
+    return Weights(config, placed, mesh, readable, known.origin, known, file.note)
+
+
+def known_to_file(path: Path, config: ConfigDict) -> KnownClasses:
+    """The classes of a weights file for the model of `config`."""
+    names = torch_weights.load_class_names(path)
+    return known_classes(names, config.model.num_classes, f"weights file {path}")
+
+
+def known_to_run(workdir: Path, config: ConfigDict) -> KnownClasses:
+    """The classes that a run of `config` trains on."""
+    return known_classes(read_classes(workdir), config.model.num_classes, str(workdir))
+
+
+def check_data(weights: Weights) -> None:
+    """Raise UserError where the data that the config names has as many classes of other names.
+
+    Data that is not there, or has another number of classes, is not what the weights are for.
+    """
+    source = _data(weights.config)
+    if source and len(source.class_names) == weights.known.count:
+        outputs_of(weights.known, source)
 
 
 def read_file(
@@ -90,8 +115,9 @@ def of_workdir(
     abstract = abstract_state(config.model, optax.identity(), has_ema, mesh)
     state = checkpoints.restore_weights(abstract, step)
     tree = state.weights("ema" if has_ema else "raw")
-    names = _readable(read_classes(workdir), config)
-    return Weights(config, tree, mesh, names, f"checkpoint {workdir / 'checkpoints' / str(step)}")
+    known = known_to_run(workdir, config)
+    origin = f"checkpoint {workdir / 'checkpoints' / str(step)}"
+    return Weights(config, tree, mesh, _readable(known.names, config), origin, known)
 
 
 def place(tree: dict[str, Any], config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
@@ -107,16 +133,16 @@ def place_like(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
 
 def _readable(names: tuple[str, ...], config: ConfigDict) -> tuple[str, ...]:
     """Words for WordNet ids; () where the number of classes is another."""
-    classes = config.model.num_classes
-    if classes == len(imagenet_classes.wnids()) and names in ((), imagenet_classes.wnids()):
+    if names == imagenet_classes.wnids():
         return imagenet_classes.class_names()
-    return names if len(names) == classes else ()
+    return names if len(names) == config.model.num_classes else ()
 
 
-def _names_of_data(config: ConfigDict) -> tuple[str, ...]:
+def _data(config: ConfigDict) -> sources.Source | None:
+    """The evaluation split that `config` names; None where it is not here."""
     if config.data.source in ("digits", "synthetic"):  # opening those would make them
-        return ()
+        return None
     try:
-        return sources.open_source(config.data, config.data.eval_split).class_names
+        return sources.open_source(config.data, config.data.eval_split)
     except UserError:
-        return ()  # predictions need no data; numbers stand for the names
+        return None  # predictions need no data

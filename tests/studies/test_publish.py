@@ -61,7 +61,8 @@ def test_the_folder_says_what_the_run_wrote(finished, baseline):
 def test_by_class_is_sklearns_report_of_the_published_weights(finished, baseline):
     weights = of_file(baseline / "weights.safetensors", finished.config)
     assert weights.class_names == tuple("0123456789")
-    _, labels, probabilities = predict_split(weights)
+    found = predict_split(weights)
+    labels, probabilities = found.labels, found.probabilities
     predicted = probabilities.argmax(axis=1)
     table = json.loads((baseline / "results.json").read_text())["by_class"]
     want = precision_recall_fscore_support(labels, predicted, zero_division=0.0)
