@@ -210,11 +210,12 @@ def test_output_that_is_not_finite_is_no_prediction(saved_run, photos, tmp_path,
     convert.main([f"--from={saved_run.workdir}", f"--to={file}"])
     broken = load_file(file)
     broken["fc.weight"][3] = 3e38  # finite, but the sum over features is not
-    torch_weights.save(broken, file)
+    torch_weights.save({f"net.{key}": array for key, array in broken.items()}, file)
     monkeypatch.setattr(config_io, "load", lambda spec, overrides: saved_run.config)
     code, out, err = run(photos / "00.png", f"--weights={file}", "--config=tiny.py", "--json")
     assert (code, out) == (1, "")
     assert "00.png: the model's output is not finite" in err
+    assert f"weights file {file}: renamed 122, such as net." in err
 
 
 def test_a_folder_is_read_in_the_order_of_paths(photos):

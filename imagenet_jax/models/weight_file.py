@@ -42,6 +42,8 @@ _METADATA = (
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
     "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
     "numpy.ndarray", "numpy.dtype", "torch.torch_version.TorchVersion",
+    # mmengine's log, and what its methods are pickled with.
+    "mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "__builtin__.getattr",
 )  # fmt: skip
 
 

@@ -58,6 +58,8 @@ _RULES = (
     # One network inside a larger module; what lies beside it is not used.
     _Rule(r"^(?!{0})", None, where=f"^{_PREFIX}{_FIRST}"),
     _Rule(r"^{0}", "", where=f"^{_PREFIX}{_FIRST}"),
+    # Other names of a ResNet's classifier, and heads of self-supervised learning.
+    _Rule(r"^(?:last_linear|classifier|head)\.(weight|bias)$", r"fc.\1", where=r"^conv1\.weight$"),
     _Rule(
         r"^(?:fc\.\d+|head\.mlp|head\.last_layer|projection_head|projector|prototypes|predictor)\.",
         None,

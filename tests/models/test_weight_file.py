@@ -152,6 +152,12 @@ def test_names(name, want):
     assert weight_names.rename([name], origin="file")[0] == {name: want}
 
 
+def test_other_names_of_the_classifier():
+    names = ["conv1.weight", "last_linear.weight", "last_linear.bias"]
+    renamed = weight_names.rename(names, origin="file")[0]
+    assert list(renamed.values()) == ["conv1.weight", "fc.weight", "fc.bias"]
+
+
 def test_what_lies_beside_the_network_is_skipped_and_said():
     names = ["model.conv1.weight", "model.fc.weight", "criterion.weight", "n_averaged"]
     renamed, note = weight_names.rename(names, origin="file")

@@ -3,6 +3,8 @@
 import argparse
 import pathlib
 import pickle
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -173,14 +175,15 @@ def test_backbones_lose_their_projections(tmp_path, method):
 
 def small(classes=5, fill=None):
     """A ResNet-18 of four channels, in torch's shapes."""
-    model = torchvision.models.resnet18(num_classes=classes)
+    with torch.device("meta"):
+        model = torchvision.models.resnet18(num_classes=classes)
     state_dict = {}
     for key, value in model.state_dict().items():
         shape = [n if key == "fc.weight" and i == 0 or n < 64 else n // 16
                  for i, n in enumerate(value.shape)]  # fmt: skip
         if key == "fc.bias":
             shape = [classes]
-        state_dict[key] = torch.rand(shape) + 0.5 if value.ndim else value
+        state_dict[key] = torch.rand(shape) + 0.5 if value.ndim else torch.tensor(0)
         if fill is not None and value.ndim:
             state_dict[key].fill_(fill)
     return state_dict
@@ -260,6 +263,30 @@ def test_what_scripts_save_beside_tensors_is_ignored(tmp_path, zipped):
     file = weight_file.read(tmp_path / "w.bin")
     assert len(file.arrays) == 122
     assert file.note == ""
+
+
+class HistoryBuffer:
+    """As mmengine's: an array, and functions of the class by name."""
+
+    def __init__(self):
+        self.history, self.methods = np.zeros(3), {"mean": HistoryBuffer.mean}
+
+    def mean(self): ...
+
+
+def test_the_log_in_a_checkpoint_of_mmengine(tmp_path, monkeypatch):
+    module = types.ModuleType("mmengine.logging.history_buffer")
+    module.HistoryBuffer = HistoryBuffer
+    for name in ("mmengine", "mmengine.logging", module.__name__):
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(HistoryBuffer, "__module__", module.__name__)
+    monkeypatch.setattr(HistoryBuffer.mean, "__module__", module.__name__)
+    saved = {"state_dict": small(), "message_hub": {"loss": HistoryBuffer()}}
+    torch.save(saved, tmp_path / "w.pth")
+    assert b"getattr" in (tmp_path / "w.pth").read_bytes()
+    for name in ("mmengine", "mmengine.logging", module.__name__):
+        monkeypatch.delitem(sys.modules, name)
+    assert len(weight_file.read(tmp_path / "w.pth").arrays) == 122
 
 
 def test_names_of_old_numpy(tmp_path):
