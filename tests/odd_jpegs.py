@@ -102,3 +102,18 @@ def odd_jpegs():
     found = {name: (data, whole(data)) for name, data in files.items()}
     found["short Adobe segment"] = (files["short Adobe segment"], whole(plain))
     return found
+
+
+def odd_metadata():
+    """Name -> an image whose pixels are whole and of which Pillow prints something."""
+    image = picture()
+    jpeg, tiff = encode(image), io.BytesIO()
+    image.save(tiff, "TIFF")
+    entry = tiff.getvalue().index(b"\x03\x01\x03\x00\x01\x00")  # compression: one number
+    two = tiff.getvalue()[: entry + 4] + b"\x02" + tiff.getvalue()[entry + 5 :]
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0\x01\0\0\0"
+    return {
+        "half of EXIF": encode(image, exif=exif),
+        "no frames": jpeg[:_SOI] + b"\xff\xe2\x00\x0cMPF\0" + bytes(6) + jpeg[_SOI:],
+        "a tag twice": two,
+    }

@@ -8,6 +8,7 @@ is not applied, in keeping with torchvision's and tfds's ImageNet.
 
 import functools
 import io
+import logging
 import math
 import threading
 import warnings
@@ -42,9 +43,19 @@ _MCU = 16  # rows of pixels that a JPEG codes together, at most (4:2:0)
 _memory = threading.local()
 
 cv2.setNumThreads(1)  # the pipeline's threads are enough; OpenCV's own would fight with them
-# Pillow's warnings are about metadata and transparency, not about the pixels of RGB, and do not
-# name the image: the doctor reports them. Large images are refused by MAX_BYTES.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _silence_pillow() -> None:
+    """Print neither Pillow's warnings nor its log: they do not name the image.
+
+    They are about metadata and transparency, on which the RGB pixels do not depend, and about large
+    images, which MAX_BYTES refuses. The doctor reports those about metadata.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+
+_silence_pillow()
 
 
 class UndecodableImage(UserError):

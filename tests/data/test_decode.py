@@ -2,6 +2,7 @@
 
 import io
 import math
+import warnings
 
 import numpy as np
 import odd_jpegs
@@ -359,3 +360,56 @@ def test_a_cmyk_image_after_another_one():
     for seed in range(20):
         decode.train_image(encoded, out, _uniforms(seed), scale=(0.08, 1), ratio=(0.75, 1.33))
         assert np.abs(out.astype(int) - (200, 60, 30)).max() <= 3
+
+
+@pytest.mark.parametrize("kind", odd_jpegs.odd_metadata())
+def test_odd_metadata_is_not_printed(kind, caplog):
+    encoded = odd_jpegs.odd_metadata()[kind]
+    palette = Image.new("P", (8, 8))
+    clear = _encode(palette, "PNG", transparency=bytes(range(16)))
+    samples = odd_jpegs.odd_metadata()["a tag twice"].replace(
+        b"\x15\x01\x03\x00\x01\x00\x00\x00\x03", b"\x15\x01\x03\x00\x01\x00\x00\x00\x63"
+    )
+    with warnings.catch_warnings(record=True) as printed:
+        warnings.resetwarnings()
+        with Image.open(io.BytesIO(encoded)) as image:
+            image.getexif()
+        assert printed  # so far
+        printed.clear()
+        decode._silence_pillow()
+        decode.decode(encoded)
+        decode.decode(clear)
+        with pytest.raises(decode.UndecodableImage):
+            decode.decode(samples)
+    assert not printed and not caplog.records
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"])
+def test_messages_say_what_the_file_is(kind):
+    """Damaged headers: one line without the names of Python's objects."""
+    encoded = _encode(odd_jpegs.picture(), kind)
+    rng, seen = np.random.default_rng(0), set()
+    for _ in range(60):
+        damaged = bytearray(encoded)
+        for at in rng.integers(0, 200, 6):
+            damaged[at] = rng.integers(256)
+        try:
+            decode.decode(bytes(damaged))
+        except decode.UndecodableImage as e:
+            assert len(str(e).splitlines()) == 1 and " object at 0x" not in str(e)
+            seen.add(str(e))
+    assert seen
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "the file is empty"),
+        (b"<!DOCTYPE html><html>", r"the file starts with b'<!DOCTYPE ht'"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image in a known format"),
+        (ODD["no height"][0], "its header is damaged"),
+    ],
+)
+def test_what_is_no_image_is_told_by_its_first_bytes(data, message):
+    with pytest.raises(decode.UndecodableImage, match=message):
+        decode.decode(data)

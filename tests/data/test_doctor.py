@@ -7,11 +7,13 @@ import struct
 import zlib
 
 import numpy as np
+import odd_jpegs
 import pytest
 from PIL import Image
 
 from imagenet_jax import doctor as door
 from imagenet_jax import prepare
+from imagenet_jax.data import decode
 from imagenet_jax.data.doctor.diagnosis import diagnose
 from imagenet_jax.data.doctor.findings import ERRORS, WARNINGS
 from imagenet_jax.errors import UserError
@@ -111,6 +113,24 @@ def test_sixteen_bit_grey_and_an_empty_file(healthy):
         ("sixteen_bit", "train", "train/ant/g.png"),
         ("unreadable", "train", "train/ant/e.jpg"),
     }
+
+
+def test_pillows_warnings_become_findings(healthy, recwarn, capsys):
+    decode._silence_pillow()  # as at import, before pytest collects warnings
+    files = odd_jpegs.odd_metadata()
+    suffixes = dict.fromkeys(files, "jpg") | {"a tag twice": "tif"}
+    _write(healthy, {f"train/ant/{name}.{suffixes[name]}": data for name, data in files.items()})
+    want = {("odd_metadata", "train", f"train/ant/{name}.{suffixes[name]}") for name in files}
+    assert _found(healthy) == want
+    assert not recwarn.list and "arning" not in capsys.readouterr().err
+
+
+def test_a_folder_inside_a_class_is_called_a_folder(healthy):
+    _write(healthy, {"train/ant/more/x.jpg": _bytes(_image(9))})
+    (found,) = diagnose(healthy, 1, quiet=True).findings
+    assert (found.kind, found.name, found.detail) == (
+        "ignored_file", "ant/more", "a folder inside a class folder",
+    )  # fmt: skip
 
 
 def test_faults_between_images(healthy, capsys):

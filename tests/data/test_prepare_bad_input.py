@@ -1,11 +1,16 @@
 """Preparing from what is damaged, missing or contradictory: one line that names it."""
 
+import io
 import tarfile
 
+import odd_jpegs
 import pytest
 from miniatures import DEVKIT, TRAIN, VAL, WNIDS, content, make_folder, prepare, tar, write_tars
+from PIL import Image
 
 from imagenet_jax import prepare as door
+from imagenet_jax.data.preparation import index, shards
+from imagenet_jax.data.preparation.images import Storage
 from imagenet_jax.errors import UserError
 
 
@@ -150,3 +155,32 @@ def test_folders_with_different_classes_or_an_empty_one(tmp_path):
         file.unlink()
     with pytest.raises(UserError, match="train/ant has no images"):
         door.main(args)
+
+
+def _shard(folder, files):
+    """Write a shard of `files`; its records."""
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    entries = [index.Entry(name, 0, -1, len(data)) for name, data in files.items()]
+    return shards.write(folder / "x.array_record", folder, entries, Storage())
+
+
+def test_a_jpeg_that_pillow_cannot_open_is_stored_as_it_is(tmp_path):
+    whole = odd_jpegs.encode(odd_jpegs.picture())
+    odd = odd_jpegs.short_adobe(whole)
+    assert odd_jpegs.whole(odd) is None
+    done = _shard(tmp_path, {"a.jpg": whole, "b.jpg": odd})
+    assert (done.records, done.repaired) == (2, [])
+    assert odd in (tmp_path / "x.array_record").read_bytes()
+
+
+def test_errors_of_images_name_the_image_and_not_the_shard(tmp_path):
+    wide = io.BytesIO()
+    Image.new("RGB", (70_000, 2)).save(wide, "PNG")
+    for data, message in (
+        (wide.getvalue(), r"^b\.jpg in \S+ cannot be stored as jpeg: "),
+        (b"GIF89a nothing else", r"^b\.jpg in \S+ cannot be decoded: .* b'GIF89a nothi'"),
+    ):
+        with pytest.raises(UserError, match=message) as e:
+            _shard(tmp_path, {"a.jpg": odd_jpegs.encode(odd_jpegs.picture()), "b.jpg": data})
+        assert "object at" not in str(e.value) and "array_record" not in str(e.value)

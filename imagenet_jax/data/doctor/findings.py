@@ -23,6 +23,7 @@ WARNINGS = {
     "animated": "several frames; the first is taken",
     "alpha": "transparency; dropped",
     "misnamed": "another format than the file name says, such as a PNG in a .JPEG",
+    "odd_metadata": "damaged or unusual metadata; the pixels do not depend on it",
     "exif_rotated": "an EXIF rotation, which is not applied",
     "tiny": "a shorter side of less than 32 pixels",
     "conflicting_labels": "the same bytes twice in a split with different labels",

@@ -1,13 +1,13 @@
 """What there is to say about one encoded image, without a data set around it."""
 
 import hashlib
-import io
+import warnings
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from PIL import Image
 
-from imagenet_jax.data.decode import UndecodableImage, decode
+from imagenet_jax.data.decode import UndecodableImage, decode, open_image
 
 TINY = 32  # pixels; ImageNet's crops come out blurred from anything smaller
 HASH_BYTES = 16  # of SHA-256: no two of a billion images collide by chance
@@ -42,17 +42,20 @@ class Facts(NamedTuple):
 def inspect(encoded: bytes, name: str) -> Facts:
     """The facts of an image that is called `name` (its suffix counts). Never raises."""
     digest = hashlib.sha256(encoded).digest()[:HASH_BYTES]
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            kind, findings = _of_header(image, encoded, PurePosixPath(name).suffix.lower())
-    except Exception:  # Pillow's plugins raise anything; what counts is whether `decode` manages
-        kind, findings = "?", []
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")  # which `decode` silences
+        try:
+            with open_image(encoded) as image:
+                kind, findings = _of_header(image, encoded, PurePosixPath(name).suffix.lower())
+        except Exception:  # Pillow's plugins raise anything; what counts is if `decode` manages
+            kind, findings = "?", []
+    about = dict.fromkeys(str(w.message) for w in warned if issubclass(w.category, UserWarning))
+    if about:
+        findings.append(("odd_metadata", " ".join("; ".join(about).split())))
     try:
         height, width = decode(encoded).shape[:2]
     except Exception as e:
         what = str(e) if isinstance(e, UndecodableImage) else f"{type(e).__name__}: {e}"
-        if not encoded:
-            what = "the file is empty"
         damage = "truncated" if encoded and _ends_early(encoded) else "unreadable"
         return Facts(digest, len(encoded), 0, 0, kind, ((damage, " ".join(what.split())),))
     if min(height, width) < TINY:

@@ -89,7 +89,9 @@ def _list_folder(root: Path, split: str, findings: list[Finding]) -> FolderSourc
             continue
         for file in inside:
             name = f"{entry.name}/{file.name}"
-            if not file.name.lower().endswith(IMAGE_SUFFIXES):
+            if Path(file).is_dir():
+                found("ignored_file", name, "a folder inside a class folder")
+            elif not file.name.lower().endswith(IMAGE_SUFFIXES):
                 found("ignored_file", name, "no image suffix")
             elif not is_utf8(name):
                 found("unreadable", name, "not a UTF-8 name")

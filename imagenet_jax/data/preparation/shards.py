@@ -73,7 +73,7 @@ def write(path: Path, root: Path, entries: list[index.Entry], storage: Storage) 
         done.file_size = part.stat().st_size
         part.replace(path)
     except OSError as e:
-        raise UserError(f"{path} cannot be written: {e.strerror}") from e
+        raise UserError(f"{path} cannot be written: {e.strerror or e}") from e
     finally:
         part.unlink(missing_ok=True)
     return done
@@ -86,3 +86,7 @@ def _to_store(
         return to_store(encoded, storage)
     except UndecodableImage as e:
         raise UserError(f"{entry.name} in {root} cannot be decoded: {e}") from e
+    except (OSError, ValueError) as e:
+        # By Pillow's encoder, for example for a side of 70,000 pixels.
+        name = f"{entry.name} in {root}"
+        raise UserError(f"{name} cannot be stored as {storage.encoding}: {e}") from e
