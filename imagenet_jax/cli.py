@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from imagenet_jax.errors import UserError
+from imagenet_jax.training.watchdog import exit_soon
 
 Overrides = list[tuple[str, str]]
 
@@ -97,4 +98,6 @@ def run(command: Callable[[Sequence[str]], int | None]) -> None:
         code = 1
     except KeyboardInterrupt:
         code = 130
+    if code and code > 128:  # a stop signal: whoever sent it does not wait for long
+        exit_soon(code)
     sys.exit(code)

@@ -9,8 +9,9 @@ them all:
   --config.batch_size=1024 --config.data.path=/data/imagenet --config.optim.nesterov=true
 
 The workdir gets config.json, provenance.json, metrics.jsonl, tensorboard/ and checkpoints/.
-SIGTERM and ctrl-C finish the step, save and exit with 143 or 130; a second one exits at once. A
-run that stands still for config.log.watchdog_seconds shows why and exits with 142.
+SIGTERM and ctrl-C finish the step, save and exit with 143 or 130; a second one, at least two
+seconds later, exits at once. A run that stands still for config.log.watchdog_seconds shows why and
+exits with 142.
 """
 
 from collections.abc import Sequence

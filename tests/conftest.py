@@ -120,6 +120,7 @@ def call_door(monkeypatch, capsys):
     def call(door, args):
         capsys.readouterr()
         monkeypatch.setattr("sys.argv", ["door", *map(str, args)])
+        monkeypatch.setattr(cli, "exit_soon", lambda code: None)
         with pytest.raises(SystemExit) as caught:
             cli.run(door.main)
         return caught.value.code, *capsys.readouterr()

@@ -6,7 +6,10 @@ workers nor hosts can change a sample.
 """
 
 import os
+import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from typing import Any
 
 import grain
@@ -16,12 +19,15 @@ from ml_collections import ConfigDict
 
 from imagenet_jax.data import decode
 from imagenet_jax.data.order import Order, record_uniforms
+from imagenet_jax.data.preparation.pool import end_with_parent
 from imagenet_jax.data.resolution import resolution_of
 from imagenet_jax.data.sources import Source
 from imagenet_jax.data.tfds_format import Record
 from imagenet_jax.errors import UserError
 
 Batch = dict[str, Any]
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def order_of(source: Source, data: ConfigDict, *, seed: int, batch_size: int) -> Order:
@@ -51,7 +57,7 @@ def train_batches(
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.DatasetIterator:
+) -> Iterator[Batch]:
     """This process's rows of batches start_step .. total_steps - 1 of the run.
 
     Args:
@@ -219,7 +225,7 @@ def _empty(rows: int, side: int) -> Batch:
 
 def _iterate(
     load: Callable[[int], Batch], start: int, stop: int, data: ConfigDict, batch_bytes: int
-) -> grain.DatasetIterator:
+) -> Iterator[Batch]:
     """Batches start .. stop - 1 of `load`, made ahead of time within `data.prefetch_mb`.
 
     The range starts where the run stands, rather than an iterator being moved there: grain's own
@@ -234,11 +240,42 @@ def _iterate(
         # A worker decodes one batch at a time and holds one more.
         per_worker = max(1, min(ahead // data.workers - 1, 4))
         options = grain.MultiprocessingOptions(data.workers, per_worker_buffer_size=per_worker)
-        iterator = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0)).mp_prefetch(options)
-    else:
-        threads = min(threads, ahead)
-        buffer = min(ahead, 2 * threads)
-        iterator = dataset.to_iter_dataset(
-            grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
-        )
-    return iter(iterator)
+        one_by_one = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0))
+        return _from_workers(iter(one_by_one.mp_prefetch(options, _start_worker)))
+    threads = min(threads, ahead)
+    buffer = min(ahead, 2 * threads)
+    return iter(
+        dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer))
+    )
+
+
+def _from_workers(batches: grain.DatasetIterator) -> Iterator[Batch]:
+    """Yield `batches`, whose worker processes start with stop signals blocked.
+
+    A signal to the process group must not end a worker, from its first moment on: the trainer
+    stops it after saving. Threads and processes inherit the mask of the thread that starts them.
+    """
+    resource_tracker.ensure_running()  # starting it unblocks the signals
+    starter = ThreadPoolExecutor(
+        1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, _STOP_SIGNALS)
+    )
+    try:
+        first = starter.submit(next, batches, None).result()
+        if first is not None:
+            yield first
+            yield from batches
+    except RuntimeError as e:
+        if "terminated unexpectedly" not in str(e):
+            raise
+        raise UserError(
+            f"a worker process of config.data.workers died, probably because memory ran out: {e} "
+            "Use fewer workers, or less of config.data.prefetch_mb"
+        ) from e
+    finally:
+        starter.shutdown(wait=False)
+
+
+def _start_worker(index: int, count: int) -> None:
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    end_with_parent()

@@ -11,6 +11,7 @@ and `checksums.json` (integrity.py).
 
 import dataclasses
 import functools
+import json
 import math
 import shutil
 from pathlib import Path
@@ -25,6 +26,7 @@ from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 from imagenet_jax.ranking import rank
 from imagenet_jax.training import disk, integrity, leaves
+from imagenet_jax.training.processes import on_first
 from imagenet_jax.training.state import TrainState
 
 
@@ -121,6 +123,30 @@ class Checkpoints:
             )
         except (OSError, ValueError) as e:  # ValueError: tensorstore's, of any status
             self._abandon(e)
+
+    def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Give checkpoint `step` the metrics that it was saved without; failures are reported.
+
+        Called by every process.
+        """
+        self._settle()
+
+        def write() -> None:
+            directory = self.directory / str(step)
+            try:
+                part = directory / ".metrics"
+                part.mkdir(exist_ok=True)
+                (part / "metrics").write_text(json.dumps(metrics))  # as orbax does
+                part.rename(directory / "metrics")
+                integrity.add_checksum(directory, "metrics/metrics")
+            except OSError as e:
+                self._failures.append(
+                    f"checkpoint {step} could not get its metrics: {disk.reason(e)}"
+                )
+
+        if step in self._manager.all_steps() and self._manager.metrics(step) is None:
+            on_first(write)
+            self._manager.reload()
 
     def _settle(self) -> None:
         """Until the save under way is complete or has failed."""

@@ -23,6 +23,7 @@ from imagenet_jax.training.weights import known_to_file, known_to_run, place, re
 from imagenet_jax.training.workdir import read_config, write_atomically
 
 Result = dict[str, Any]
+Watched = Callable[[Iterator[dict[str, Any]]], Iterator[dict[str, Any]]]
 
 
 class Evaluator:
@@ -38,23 +39,21 @@ class Evaluator:
             evaluation.outputs,
         )
 
-    def __call__(
-        self, state: TrainState, on_batch: Callable[[], None] = lambda: None
-    ) -> list[Result]:
+    def __call__(self, state: TrainState, watched: Watched = iter) -> list[Result]:
         """{weights, count, top1, top5, loss} for the EMA weights, if kept, then the raw ones.
 
         Where the data has only some of the classes, also how many ("classes") of how many
         ("of_classes"): the others are left out of every logit vector.
 
-        `on_batch` is called after each batch.
+        `watched` wraps the batches; what it raises ends the evaluation.
 
         Where images could not be decoded and config.data.undecodable says "skip", also "skipped":
         their names; the means are over the others.
         """
         kinds = ["raw"] if state.ema is None else ["ema", "raw"]
-        return [{"weights": kind} | self._measure(state.weights(kind), on_batch) for kind in kinds]
+        return [{"weights": kind} | self._measure(state.weights(kind), watched) for kind in kinds]
 
-    def _measure(self, weights: dict[str, Any], on_batch: Callable[[], None]) -> Result:
+    def _measure(self, weights: dict[str, Any], watched: Watched) -> Result:
         config, source = self._evaluation.config, self._evaluation.source
         batches = pipeline.eval_batches(
             source,
@@ -64,10 +63,9 @@ class Evaluator:
             process_count=jax.process_count(),
         )
         per_batch, skipped = [], []
-        for batch in place_batches(batches, self._evaluation.mesh):
+        for batch in watched(place_batches(batches, self._evaluation.mesh)):
             skipped += batch.pop("skipped", [])
             per_batch.append(self._step(weights, batch))
-            on_batch()
         if config.data.undecodable == "skip":
             skipped = gather_names(skipped)
         # Python's float and int: sums over a split would round in float32.

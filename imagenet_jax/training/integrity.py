@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from imagenet_jax import strict_json
+from imagenet_jax.training.workdir import write_atomically
 
 FILE = "checksums.json"
 # What orbax writes or rewrites in the commit itself, after the checksums; restoring ignores it.
@@ -23,6 +24,15 @@ def write_checksums(directory: Path) -> None:
         if path.is_file() and path.name not in (*_OF_THE_COMMIT, FILE)
     }
     (directory / FILE).write_text(strict_json.dumps(record, indent=1) + "\n")
+
+
+def add_checksum(directory: Path, name: str) -> None:
+    """Add a file that was written into a complete checkpoint to its `checksums.json`."""
+    path, file = directory / FILE, directory / name
+    if path.exists():
+        record = strict_json.loads(path.read_text())
+        record[name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+        write_atomically(path, strict_json.dumps(record, indent=1) + "\n")
 
 
 def problems(directory: Path, item: str | None = None) -> list[str]:

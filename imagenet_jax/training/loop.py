@@ -52,7 +52,7 @@ from imagenet_jax.training.running import Running
 from imagenet_jax.training.saving import Saver
 from imagenet_jax.training.services import require_services
 from imagenet_jax.training.sharding import place_batches
-from imagenet_jax.training.signals import StopSignal
+from imagenet_jax.training.signals import StopRequested, StopSignal
 from imagenet_jax.training.state import TrainState, count_parameters, create_state
 from imagenet_jax.training.step import compile_train_step
 from imagenet_jax.training.step_cost import StepFlops
@@ -197,47 +197,74 @@ def _train(
     in_flight: deque[jax.Array] = deque()
     agreed = StopAgreement(run.mesh)
 
+    def watched(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield the batches of an evaluation; a stop signal ends it between two of them."""
+        for count in itertools.count(1):
+            with stop.interrupting():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield batch
+            watchdog.beat()
+            if number := agreed(count, stop.received):
+                raise StopRequested(number)
+
+    def evaluated(step: int) -> list[dict[str, Any]]:
+        """Evaluate the state after `step`; the caller records the results."""
+        with recorder.evaluating():
+            results = evaluate(state, watched)
+        if step == run.total_steps:  # before it is saved: a finished run is not started again
+            show_mistakes(recorder, run, state, watched)
+        return results
+
     turns = traced(range(first + 1, last + 1), config, workdir, in_flight, recorder.say)
     with contextlib.closing(recorder), turns as steps:
         require_repeatable(run, compiled_step, state, batches_until, recorder.say, watchdog.beat)
         recorder.start()
-        for step in steps:
-            with recorder.waiting():
-                batch = next(batches)
-            skipped = batch.pop("skipped", [])
-            if step == 1:
-                show_inputs(recorder, run, batch)
-            state, metrics = train_step(state, batch)
-            watchdog.beat()
-            recorder.step(step, metrics, skipped, flops(batch))
-            in_flight.append(metrics["loss"])
-            if len(in_flight) > _IN_FLIGHT:
-                in_flight.popleft().block_until_ready()
+        done, results = first, None
+        try:
+            if first in eval_steps and not recorder.has_evaluation(first):
+                results = evaluated(first)  # a stop signal ended this evaluation
+                if first in save_steps:
+                    saver.complete(first, results)
+                recorder.evaluated(first, results)
+            for step in steps:
+                with recorder.waiting(), stop.interrupting():
+                    batch = next(batches)
+                skipped = batch.pop("skipped", [])
+                if step == 1:
+                    show_inputs(recorder, run, batch)
+                state, metrics = train_step(state, batch)
+                done, results = step, None
+                watchdog.beat()
+                recorder.step(step, metrics, skipped, flops(batch))
+                in_flight.append(metrics["loss"])
+                if len(in_flight) > _IN_FLIGHT:
+                    in_flight.popleft().block_until_ready()
 
-            results = None
-            if step in eval_steps:
-                recorder.report(step)
-                with recorder.evaluating():
-                    results = evaluate(state, watchdog.beat)
-                recorder.evaluated(step, results)
-            if step == run.total_steps:  # before it is saved: a run that ended is not started again
-                show_mistakes(recorder, run, state, watchdog.beat)
-            stopped_by = agreed(step, stop.received)
-            ends = step == last or bool(stopped_by)
-            if step in save_steps or ends:
-                saver.save(state, step, results)
-            if ends:
-                saver.require(state, step, results)
-            if step % config.log.every_steps == 0:
-                saver.tell_failures()
-            if stopped_by and step < last:
-                recorder.end(
-                    f"stopped by signal {stopped_by} after step {step}, saved; the same "
-                    "command continues"
-                )
-                return 128 + stopped_by
-        done = "finished" if last == run.total_steps else "ended early, as asked"
-        recorder.end(f"{done}: {last} steps in {workdir}{_skipped(recorder.skipped)}")
+                if step in eval_steps:
+                    recorder.report(step)
+                    results = evaluated(step)
+                    recorder.evaluated(step, results)
+                if step in save_steps or step == last:
+                    saver.save(state, step, results if step in save_steps else None)
+                if step == last:
+                    saver.require(state, step, results if step in save_steps else None)
+                if step % config.log.every_steps == 0:
+                    saver.tell_failures()
+                number = agreed(step, stop.received)
+                if number and step < last:
+                    raise StopRequested(number)
+        except StopRequested as e:
+            if done:
+                saver.save(state, done, results if done in save_steps else None)
+                saver.require(state, done, results if done in save_steps else None)
+            where = f"after step {done}, saved" if done else "before the first step"
+            recorder.end(f"stopped by signal {e.number} {where}; the same command continues")
+            stop.saved(128 + e.number)
+            return 128 + e.number
+        how = "finished" if last == run.total_steps else "ended early, as asked"
+        recorder.end(f"{how}: {last} steps in {workdir}{_skipped(recorder.skipped)}")
         return 0
 
 

@@ -1,6 +1,5 @@
 """Pictures of a run: what its first step trains on, and what it gets wrong at its end."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 from imagenet_jax.data import augment, pipeline
 from imagenet_jax.reporting.image_grid import captioned, grid
 from imagenet_jax.training import compiler
+from imagenet_jax.training.evaluation import Watched
 from imagenet_jax.training.experiment import Evaluation, Experiment
 from imagenet_jax.training.recording import Recorder
 from imagenet_jax.training.sharding import batch_sharding, place_batches, replicated
@@ -70,12 +70,12 @@ def mistakes(
     evaluation: Evaluation,
     state: TrainState,
     count: int,
-    on_batch: Callable[[], None] = lambda: None,
+    watched: Watched = iter,
 ) -> Mistakes:
     """The worst `count` of the evaluation split, or as many as there are, by the average weights.
 
     Where the run keeps none, by its own. It takes as long as an evaluation; every process must call
-    it. `on_batch` is called after each batch.
+    it. `watched` wraps the batches; what it raises ends the search.
     """
     config, mesh = evaluation.config, evaluation.mesh
     weights = state.weights("raw" if state.ema is None else "ema")
@@ -114,10 +114,9 @@ def mistakes(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    for batch in place_batches(batches, mesh):
+    for batch in watched(place_batches(batches, mesh)):
         batch.pop("skipped", None)
         worst = program(weights, worst, batch)
-        on_batch()
     confidence, pixels, labels, predicted = (np.asarray(x) for x in worst)
     found = confidence >= 0
     return Mistakes(pixels[found], labels[found], predicted[found], confidence[found])
@@ -132,15 +131,13 @@ def show_inputs(recorder: Recorder, run: Experiment, batch: dict[str, jax.Array]
             recorder.images(1, "inputs", grid(augmented(batch, 1, config, run.mesh, count)))
 
 
-def show_mistakes(
-    recorder: Recorder, run: Experiment, state: TrainState, on_batch: Callable[[], None]
-) -> None:
+def show_mistakes(recorder: Recorder, run: Experiment, state: TrainState, watched: Watched) -> None:
     """A grid of the most confident mistakes, with both names, where config.log asks for it."""
     count, names = run.config.log.images, run.source.class_names
     if not count or not _shown(run.config):
         return
     with recorder.evaluating():
-        worst = mistakes(run.evaluation, state, count, on_batch)
+        worst = mistakes(run.evaluation, state, count, watched)
     if len(worst.labels):
         captions = [
             (f"true: {names[label]}", f"said {p:.0%}: {names[predicted]}")

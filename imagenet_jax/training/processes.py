@@ -41,6 +41,13 @@ def on_first(action: Callable[[], None]) -> None:
         raise UserError("process 0 gave up; its own message says why")
 
 
+def of_first(value: bool) -> bool:
+    """Return the `value` of process 0; every process must call it."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
 def require_same(what: Mapping[str, Any]) -> None:
     """UserError naming the first entry of `what` that is not the same in every process.
 

@@ -17,7 +17,7 @@ from imagenet_jax.training import memory
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.metrics import Interval, MetricWindow
 from imagenet_jax.training.peak_flops import peak_flops
-from imagenet_jax.training.processes import gather_names, is_first
+from imagenet_jax.training.processes import gather_names, is_first, of_first
 from imagenet_jax.training.services import service_writers
 from imagenet_jax.training.throughput import Throughput
 
@@ -64,6 +64,7 @@ class Recorder:
         )
         self._writers = Writers(self._console)
         self._first_steps: JsonlWriter | None = None
+        self._evaluated: set[int] = set()
         if is_first():
             try:
                 self._add_files(config, workdir, first)
@@ -74,6 +75,8 @@ class Recorder:
         history = JsonlWriter(workdir / "metrics.jsonl", first)
         for record in history.records():
             self._panel.write(record["step"], record["split"], record)
+            if "weights" in record:
+                self._evaluated.add(record["step"])
         self._writers.add(history)
         if config.log.tensorboard:
             # A second of imports that not every run needs.
@@ -165,6 +168,10 @@ class Recorder:
     def evaluated(self, step: int, results: list[dict[str, Any]]) -> None:
         for result in results:
             self.write(step, self._eval_split, result)
+
+    def has_evaluation(self, step: int) -> bool:
+        """Return whether metrics.jsonl has the evaluation of `step` from an earlier start."""
+        return of_first(step in self._evaluated)
 
     def interval(self) -> dict[str, Any]:
         """The sums of the interval under way, to be saved with a checkpoint after `report`."""

@@ -54,6 +54,10 @@ class Saver:
             "and start the same command again"
         )
 
+    def complete(self, step: int, results: list[dict]) -> None:
+        """Give the checkpoint that an earlier start saved at `step` the results it lacks."""
+        self._checkpoints.add_metrics(step, _numbers(results[0]))
+
     def tell_failures(self) -> None:
         for failure in self._checkpoints.failures():
             self._recorder.warn(failure)

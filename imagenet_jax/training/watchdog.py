@@ -1,5 +1,6 @@
 """A run that no longer moves: say where every thread stands, and end, to be started again."""
 
+import contextlib
 import faulthandler
 import os
 import signal
@@ -9,6 +10,18 @@ import time
 
 # As a shell tells of a process that SIGALRM ended. Above 128: start it again (launch/README.md).
 EXIT_CODE = 128 + signal.SIGALRM
+
+
+def exit_soon(code: int, seconds: float = 10.0) -> threading.Timer:
+    """Exit with `code` after `seconds` unless the process has ended by itself before.
+
+    Python waits for its threads at the end, and a thread may wait forever for storage that is gone.
+    Returns the timer, to cancel it.
+    """
+    timer = threading.Timer(seconds, os._exit, [code])
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 class Watchdog:
@@ -55,11 +68,13 @@ class Watchdog:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _end(self, silence: float) -> None:
-        sys.stdout.flush()
         message = (
             f"error: nothing moved for {silence:.0f} s (config.log.watchdog_seconds); what every "
             "thread does follows. The same command continues from the last checkpoint\n"
         )
-        os.write(2, message.encode())
+        with contextlib.suppress(OSError, ValueError):  # where it goes may be gone too
+            sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            os.write(2, message.encode())
         faulthandler.dump_traceback(file=2, all_threads=True)
         os._exit(EXIT_CODE)

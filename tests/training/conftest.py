@@ -34,21 +34,24 @@ class LightLoop:
     """What a run of the loop did.
 
     Attributes:
+      steps: that ran.
       epochs, records: of each step, the epoch and the index of each row's record.
-      result: of the next evaluations.
+      result: what the evaluation of a step gives.
       evaluated: steps of the states that were evaluated completely.
       on_batch: called with the state's step before each batch of an evaluation, of which there are
         three.
+      on_input: called with the number of each step before its batch is made.
       on_step: called with the number of each step before it runs.
     """
 
     def __init__(self):
-        self.epochs, self.records, self.evaluated = [], [], []
-        self.result = {"count": 360, "top1": 0.5, "top5": 0.9, "loss": 1.0}
-        self.on_batch = self.on_step = lambda step: None
+        self.steps, self.epochs, self.records, self.evaluated = [], [], [], []
+        self.result = lambda step: {"count": 360, "top1": 0.5, "top5": 0.9, "loss": 1.0}
+        self.on_batch = self.on_step = self.on_input = lambda step: None
 
     def train_batches(self, source, order, data, augment, *, start_step, total_steps, **_):
         for k in range(start_step, total_steps):
+            self.on_input(k + 1)
             epochs, indices, _ = order.rows(k, range(order.batch_size))
             yield {
                 "image": np.zeros((len(indices), 1), np.uint8),
@@ -60,6 +63,7 @@ class LightLoop:
         def step(state, batch):
             done = int(state.step)
             self.on_step(done + 1)
+            self.steps.append(done + 1)
             self.records.append(np.asarray(batch["label"]))
             self.epochs.append(np.asarray(batch["epoch"]))
             values = {"loss": 1 / (done + 1), "top1": 0.5, "grad_norm": 1.0, "param_norm": 1.0}
@@ -70,12 +74,12 @@ class LightLoop:
         return step
 
     def evaluator(self, evaluation):
-        def evaluate(state, each_batch=None):
+        def evaluate(state, watched):
             step = int(state.step)
-            for _ in range(3):
+            for _ in watched(iter(range(3))):
                 self.on_batch(step)
             self.evaluated.append(step)
-            return [{"weights": kind} | self.result for kind in ("ema", "raw")]
+            return [{"weights": kind} | self.result(step) for kind in ("ema", "raw")]
 
         return evaluate
 

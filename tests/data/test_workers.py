@@ -1,0 +1,76 @@
+"""Worker processes of the pipeline: a stop signal to the job spares them; they end with it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from conftest import REPOSITORY
+
+# The parent ignores the signals, as training does until it has saved.
+_SCRIPT = """
+import multiprocessing, pathlib, signal, sys
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: None)
+from imagenet_jax.data import digits, pipeline, sources
+from imagenet_jax.defaults import defaults
+path = pathlib.Path(sys.argv[1])
+digits.prepare(path)
+config = defaults("resnet18")
+config.data.source, config.data.path, config.data.workers = "digits", str(path), 2
+config.eval.batch_size, config.eval.image_size, config.eval.resize = 30, 16, 16
+source = sources.open_source(config.data, "validation")
+batches = pipeline.eval_batches(source, config.data, config.eval)
+count = len(next(batches)["label"])
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+sys.stdin.readline()
+print(count + sum(len(batch["label"]) for batch in batches), flush=True)
+again = pipeline.eval_batches(source, config.data, config.eval)
+next(again)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+sys.stdin.readline()
+"""
+
+
+def _blocked(pid):
+    """The signals that a process has blocked, from proc(5)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (mask,) = (int(line.split()[1], 16) for line in lines if line.startswith("SigBlk"))
+    return {number for number in range(1, 32) if mask >> (number - 1) & 1}
+
+
+def _runs(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def test_workers_outlast_stop_signals_and_end_with_their_parent(tmp_path):
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _SCRIPT, tmp_path / "digits" / "1.0.0"],
+        cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(workers) == 2
+        for worker in workers:  # inherited, so from the first moment on
+            assert {signal.SIGTERM, signal.SIGINT} <= _blocked(worker)
+        os.killpg(parent.pid, signal.SIGTERM)
+        os.killpg(parent.pid, signal.SIGINT)
+        parent.stdin.write("\n")
+        parent.stdin.flush()
+        assert int(parent.stdout.readline()) == 360
+        workers = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(workers) == 2 and all(map(_runs, workers))
+        parent.kill()
+        end = time.monotonic() + 30
+        while any(map(_runs, workers)):
+            assert time.monotonic() < end, "a worker outlives its parent"
+            time.sleep(0.05)
+    finally:
+        parent.kill()
+        parent.wait()

@@ -1,0 +1,131 @@
+"""A stop signal at any moment: training saves at once, and continues as if it had not stopped."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from imagenet_jax.training import loop, signals
+from imagenet_jax.training.checkpoint import Checkpoints
+from imagenet_jax.training.signals import StopSignal
+
+STEP = 48 / 1437  # epochs
+
+
+def _stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def config(tiny, light):
+    """Evaluates and saves at steps 4 and 8; step 4 is the best."""
+    tiny.eval.every_epochs = tiny.checkpoint.every_epochs = 4 * STEP
+    light.result = lambda step: {"count": 360, "top1": 1 - step / 10, "top5": 1.0, "loss": 1.0}
+    return tiny
+
+
+def _kept(workdir):
+    """(steps, best) of the checkpoints, and the metrics of each."""
+    checkpoints = Checkpoints(workdir / "checkpoints", write=False)
+    steps = checkpoints.steps()
+    files = [workdir / "checkpoints" / str(step) / "metrics" / "metrics" for step in steps]
+    return steps, checkpoints.find("best"), [path.read_text() for path in files]
+
+
+@pytest.mark.parametrize("step", [4, 8])
+def test_a_stop_during_evaluation_saves_first_and_evaluates_later(
+    light, config, tmp_path, history, step
+):
+    assert loop.train(config, tmp_path / "whole") == 0
+    light.evaluated.clear()
+    light.on_batch = lambda at: _stop() if at == step else None
+    assert loop.train(config, tmp_path / "parts") == 143
+    assert light.evaluated == [4][: step // 8]  # not to its end
+    checkpoint = tmp_path / "parts" / "checkpoints" / str(step)
+    assert checkpoint.is_dir() and not (checkpoint / "metrics").exists()
+    assert loop.train(config, tmp_path / "parts") == 143  # again, in the same evaluation
+    light.on_batch = lambda at: None
+    assert loop.train(config, tmp_path / "parts") == 0
+    assert light.evaluated == [4, 8]
+    assert history(tmp_path / "parts") == history(tmp_path / "whole")
+    assert _kept(tmp_path / "parts") == _kept(tmp_path / "whole")
+    assert _kept(tmp_path / "whole")[:2] == ([4, 8], 4)
+    assert loop.train(config, tmp_path / "parts", strict_restore=True) == 0  # the checksums hold
+
+
+def test_a_checkpoint_that_only_the_stop_made_is_not_ranked(light, config, tmp_path):
+    config.checkpoint.every_epochs = 0  # a whole run saves step 8 alone
+    result = light.result
+
+    def stop_after(step):  # the evaluation is complete
+        if step == 4:
+            _stop()
+        return result(step)
+
+    light.result = stop_after
+    assert loop.train(config, tmp_path) == 143
+    assert Checkpoints(tmp_path / "checkpoints", write=False).steps() == [4]
+    light.result = result
+    assert loop.train(config, tmp_path) == 0
+    assert light.evaluated == [4, 8]
+    assert Checkpoints(tmp_path / "checkpoints", write=False).find("best") == 8
+
+
+def test_a_stop_while_the_loop_waits_for_input_saves(light, config, tmp_path, history):
+    assert loop.train(config, tmp_path / "whole") == 0
+    stalled = threading.Event()
+
+    def stall(step):
+        if step == 8:  # read while step 6 waits for its batch
+            threading.Timer(0.1, _stop).start()
+            stalled.wait(60)
+
+    light.on_input = stall
+    began = time.monotonic()
+    assert loop.train(config, tmp_path / "parts") == 143
+    assert time.monotonic() - began < 50
+    assert light.steps[8:] == [1, 2, 3, 4, 5]
+    light.on_input = lambda step: None
+    assert loop.train(config, tmp_path / "parts") == 0
+    assert history(tmp_path / "parts") == history(tmp_path / "whole")
+
+
+def test_a_stop_before_the_first_step_exits_with_its_code(light, config, tmp_path, capsys):
+    light.on_input = lambda step: os.kill(os.getpid(), signal.SIGINT)
+    assert loop.train(config, tmp_path) == 130
+    assert "before the first step" in capsys.readouterr().out
+    assert Checkpoints(tmp_path / "checkpoints", write=False).steps() == []
+
+
+def test_several_processes_leave_an_evaluation_at_the_batch_that_they_agree_on(
+    light, config, tmp_path, monkeypatch
+):
+    """This process has not received the signal, and nothing but the agreement ends it."""
+    asked = []
+
+    def agreement(mesh):
+        def agreed(count, received):
+            asked.append((count, received))
+            return signal.SIGTERM if len(asked) == 5 else None
+
+        return agreed
+
+    monkeypatch.setattr(loop, "StopAgreement", agreement)
+    assert loop.train(config, tmp_path) == 143
+    assert asked == [(1, None), (2, None), (3, None), (1, None), (2, None)]
+    assert Checkpoints(tmp_path / "checkpoints", write=False).steps() == [4]
+
+
+def test_the_same_stop_may_arrive_twice_but_a_later_signal_ends_at_once(monkeypatch):
+    """srun, scancel and a sweep signal every process, and those between pass it on."""
+    ended, now = [], [100.0]
+    monkeypatch.setattr(signals.os, "_exit", ended.append)
+    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    with StopSignal() as stop:
+        for number, later in ((15, 0), (15, 0.6), (2, 1.0), (15, 1.0)):
+            now[0] += later
+            os.kill(os.getpid(), number)
+            assert stop.received == 15
+        assert ended == [143]
