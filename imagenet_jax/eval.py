@@ -13,6 +13,7 @@ the data lies elsewhere on this machine, or the devices differ:
   --config.data.path=/data/imagenet --config.eval.batch_size=64
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -66,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.training import distributed
     from imagenet_jax.training.classwise import write_by_class
     from imagenet_jax.training.evaluation import evaluate_file, evaluate_workdir
+    from imagenet_jax.training.processes import on_first
     from imagenet_jax.training.weights import of_file, of_workdir
 
     distributed.start(args.coordinator, args.num_processes, args.process_id)
@@ -77,11 +79,15 @@ def main(argv: Sequence[str]) -> int:
     else:
         config = config_io.load(args.config, overrides)
         results = [evaluate_file(Path(args.weights).expanduser(), config, args.weights_key or "")]
-    for result in results:
+
+    def tell(result: dict) -> None:
         if args.json != "-":
             print_result(result, workdir)
         if args.json:
             write_json(result, args.json)
+
+    for result in results:
+        on_first(functools.partial(tell, result))
         if args.by_class is not None:
             if workdir:
                 weights = of_workdir(workdir, str(result["step"]), overrides)

@@ -1,6 +1,8 @@
 """The eval binary: exact counts, checkpoints by name, following a run."""
 
 import json
+import shutil
+import threading
 import time
 
 import jax
@@ -8,7 +10,8 @@ import optax
 import pytest
 
 from imagenet_jax.data import sources
-from imagenet_jax.training import loop
+from imagenet_jax.errors import UserError
+from imagenet_jax.training import evaluation, leaves, loop
 from imagenet_jax.training.evaluation import Evaluator, evaluate_workdir
 from imagenet_jax.training.experiment import evaluation_of
 from imagenet_jax.training.state import create_state
@@ -67,6 +70,60 @@ def test_data_may_lie_elsewhere(tiny, tmp_path, digits_path):
     moved.symlink_to(digits_path)
     (result,) = evaluate_workdir(tmp_path / "run", "latest", [("data.path", str(moved))])
     assert result["count"] == 360
+
+
+def _vanish(directory, leave=()):
+    """Remove files as a run does with a checkpoint that it no longer keeps."""
+    for path in sorted(directory.rglob("*"), reverse=True):
+        if path.is_file() and path.name not in leave:
+            path.unlink()
+    if not leave:
+        shutil.rmtree(directory)
+
+
+@pytest.fixture
+def removing(saved_run, tmp_path, monkeypatch):
+    """removing(step, leave): the checkpoint vanishes after its checksums were looked at.
+
+    Returns the workdir, with checkpoints 3, 5 and 7.
+    """
+    workdir = tmp_path / "run"
+    shutil.copytree(saved_run.workdir, workdir)
+    for step in (5, 7):
+        shutil.copytree(workdir / "checkpoints" / "3", workdir / "checkpoints" / str(step))
+    require_same = leaves.require_same
+    monkeypatch.setattr(
+        evaluation, "Evaluator", lambda _: lambda state: [{"weights": "ema", "top1": 0.5}]
+    )
+
+    def start(step, leave=()):
+        directory = workdir / "checkpoints" / str(step)
+
+        def vanish_first(path, expected):
+            if path.parent == directory and directory.exists():
+                _vanish(directory, leave)
+                if leave:  # the rest goes while it is watched
+                    threading.Timer(0.2, shutil.rmtree, [directory]).start()
+            require_same(path, expected)
+
+        monkeypatch.setattr(leaves, "require_same", vanish_first)
+        return workdir
+
+    return start
+
+
+@pytest.mark.parametrize("leave", [(), ("manifest.ocdbt",)])
+def test_follow_goes_on_where_a_checkpoint_is_removed_while_it_is_read(removing, capsys, leave):
+    workdir = removing(5, leave)
+    results = evaluate_workdir(workdir, "3", follow=True)
+    assert [result["step"] for result in results] == [3, 7]
+    assert "checkpoint 5 was removed" in capsys.readouterr().err
+
+
+def test_latest_is_chosen_again_and_a_number_is_not(removing):
+    assert [r["step"] for r in evaluate_workdir(removing(7), "latest")] == [5]
+    with pytest.raises(UserError, match="checkpoint 5 was removed while it was read"):
+        list(evaluate_workdir(removing(5), "5"))
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ import functools
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 from imagenet_jax.ranking import rank
 from imagenet_jax.training import disk, integrity, leaves
-from imagenet_jax.training.processes import on_first
+from imagenet_jax.training.leaves import one_line
+from imagenet_jax.training.processes import count, from_first, is_first, on_first
 from imagenet_jax.training.state import TrainState
 
 
@@ -54,7 +56,7 @@ class Checkpoints:
         try:
             self._manager = self._open(create=write)
         except ValueError as e:  # the metrics of a checkpoint are no JSON
-            raise UserError(f"a checkpoint in {directory} is damaged: {_one_line(e)}") from e
+            raise UserError(f"a checkpoint in {directory} is damaged: {one_line(e)}") from e
         except OSError as e:
             raise UserError(f"{directory} cannot be opened: {e.strerror}") from e
 
@@ -100,12 +102,12 @@ class Checkpoints:
         """
         step = int(state.step)
         self._settle()
-        if step in self._manager.all_steps():
+        if from_first(lambda: step in self._manager.all_steps()):
             return
         self._saving = step
         self._remove_parts()
         try:
-            if jax.process_count() == 1:  # others would wait for the one that raises
+            if count() == 1:  # others would wait for the one that raises
                 disk.require_space(self.directory, sum(x.nbytes for x in jax.tree.leaves(state)))
             self._manager.save(
                 step,
@@ -171,19 +173,19 @@ class Checkpoints:
 
     def _remove_parts(self) -> None:
         """What failed saves left, also what their last threads wrote after an earlier removal."""
-        if jax.process_index() == 0:
+        if is_first():
             for part in self.directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(part, ignore_errors=True)
 
     def failures(self) -> list[str]:
         """A line per save that failed and was not told yet; it waits for none under way."""
-        if jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+        if count() == 1 and not self._manager.is_saving_in_progress():
             self._settle()
         told, self._failures = self._failures, []
         return told
 
     def _write_checksums(self) -> None:
-        if jax.process_index() == 0:
+        if is_first():
             # As orbax names a checkpoint that is not committed yet.
             (part,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
             integrity.write_checksums(part)
@@ -195,8 +197,9 @@ class Checkpoints:
         files are taken as they are: `recovery.set_aside_damaged` has looked at them.
         """
         optimizer = {"step": abstract.step, "opt_state": abstract.opt_state}
-        self._require_same_leaves(step, "weights", _weights(abstract))
-        self._require_same_leaves(step, "optimizer", optimizer)
+        path = self.directory.absolute() / str(step)
+        leaves.require_same(path / "weights", _weights(abstract))
+        leaves.require_same(path / "optimizer", optimizer)
         got = self._restore(
             step,
             weights=ocp.args.StandardRestore(_weights(abstract)),
@@ -210,18 +213,44 @@ class Checkpoints:
             batch_stats=got.weights["batch_stats"],
             ema=got.weights.get("ema"),
         )
-        return state, Position(**got.position)
+        return state, Position(**from_first(lambda: got.position))
+
+    def restore_chosen(self, abstract: TrainState, which: str) -> tuple[TrainState, int]:
+        """Restore the weights that "latest", "best" or a number names, and return their step too.
+
+        A run may remove a checkpoint while it is read; then the choice is made again. Raises
+        UserError as `find` and `restore_weights` do.
+        """
+        while True:
+            step = self.find(which)
+            try:
+                return self.restore_weights(abstract, step), step
+            except integrity.RemovedCheckpoint:
+                if which.isdecimal():
+                    raise
 
     def restore_weights(self, abstract: TrainState, step: int) -> TrainState:
-        """Weights alone, for evaluation: the optimizer's state is neither read nor held.
+        """Restore only the weights, for evaluation: the optimizer's state is not read.
 
-        Raises UserError where their files are damaged or the code's arrays are others.
+        Raises RemovedCheckpoint if they are removed meanwhile, UserError if their files are damaged
+        or the code's arrays are different. That they cannot be verified is printed.
         """
-        damage = integrity.problems(self.directory / str(step), "weights")
-        if damage:
-            raise UserError(f"checkpoint {step} is damaged: {damage[0]}; use another --checkpoint")
-        self._require_same_leaves(step, "weights", _weights(abstract))
-        got = self._restore(step, weights=ocp.args.StandardRestore(_weights(abstract)))
+        path = self.directory.absolute() / str(step)
+        state, problem = from_first(lambda: integrity.state_of(path, "weights"))
+        if state == "removed":
+            raise integrity.RemovedCheckpoint(step)
+        if state == "damaged":
+            raise UserError(f"checkpoint {step} is damaged: {problem}; use another --checkpoint")
+        if state == "unverified" and is_first():
+            print(f"warning: {problem}", file=sys.stderr, flush=True)
+        try:
+            leaves.require_same(path / "weights", _weights(abstract))
+            got = self._restore(step, weights=ocp.args.StandardRestore(_weights(abstract)))
+        except Exception as e:  # the readers say many things of files that vanish
+            # One of several processes cannot ask the others here: they may have read everything.
+            if count() == 1 and integrity.is_being_removed(path):
+                raise integrity.RemovedCheckpoint(step) from e
+            raise
         return TrainState(
             step=jax.numpy.int32(step),
             params=got.weights["params"],
@@ -235,32 +264,29 @@ class Checkpoints:
             return self._manager.restore(step, args=ocp.args.Composite(**args))
         except (ValueError, KeyError, FileNotFoundError) as e:
             raise UserError(
-                f"checkpoint {self.directory / str(step)} cannot be restored: {_one_line(e)}"
+                f"checkpoint {self.directory / str(step)} cannot be restored: {one_line(e)}"
             ) from e
 
-    def _require_same_leaves(self, step: int, item: str, expected: Any) -> None:
-        path = self.directory.absolute() / str(step) / item
-        try:
-            with ocp.StandardCheckpointer() as reader:
-                found = reader.metadata(path).item_metadata.tree
-        except (ValueError, KeyError, FileNotFoundError, AttributeError) as e:
-            raise UserError(f"checkpoint {path} cannot be read: {_one_line(e)}") from e
-        changes = leaves.changes(found, expected)
-        if changes:
-            shown = "; ".join(changes[:8]) + (f"; and {len(changes) - 8} more" * (len(changes) > 8))
-            raise UserError(
-                f"checkpoint {path} holds other arrays than this config and version of the code "
-                f"have: {shown}; continue with the config that saved it and the git_revision in "
-                "provenance.json, or use another --workdir"
-            )
-
     def steps(self) -> list[int]:
-        """Complete checkpoints, in ascending order, as the directory stands now."""
-        self._manager.reload()
-        return sorted(self._manager.all_steps())
+        """Return the complete checkpoints, in ascending order, as the directory stands now.
+
+        Every process must call it.
+        """
+
+        def read() -> list[int]:
+            self._manager.reload()
+            return sorted(self._manager.all_steps())
+
+        return from_first(read)
 
     def find(self, which: str) -> int:
-        """The step that "latest", "best" or a number names; UserError where there is none."""
+        """Return the step that "latest", "best" or a number names; UserError if there is none.
+
+        Every process must call it.
+        """
+        return from_first(lambda: self._find(which))
+
+    def _find(self, which: str) -> int:
         steps = self.steps()
         if not steps:
             raise UserError(f"no checkpoint in {self.directory}: train into this workdir first")
@@ -299,10 +325,6 @@ def open_to_read(workdir: Path, config: ConfigDict) -> Checkpoints:
     """The checkpoints that a run of `config` left, or is leaving, in `workdir`."""
     directory, metric = workdir / "checkpoints", config.checkpoint.best_metric
     return Checkpoints(directory, metric=metric, write=False)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 def _weights(state: TrainState) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 from imagenet_jax.reporting.classification import by_class, draw_confusion, print_by_class
 from imagenet_jax.training.prediction import predict_split
+from imagenet_jax.training.processes import on_first
 from imagenet_jax.training.weights import Weights
 from imagenet_jax.training.workdir import write_atomically
 
@@ -13,17 +14,21 @@ from imagenet_jax.training.workdir import write_atomically
 def write_by_class(weights: Weights, directory: Path, step: int) -> None:
     """Print the report; write STEP_by_class.json and STEP_confusion.png in `directory`.
 
-    Raises UserError where it cannot be written.
+    Every process must call it; the first one prints and writes. Raises UserError if it cannot.
     """
     found = predict_split(weights)
     report = by_class(found.labels, found.probabilities, found.class_names)
-    print_by_class(report)
-    table = directory / f"{step}_by_class.json"
-    picture = directory / f"{step}_confusion.png"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(table, strict_json.dumps(report.as_json(), indent=2) + "\n")
-        draw_confusion(report, picture)
-    except OSError as e:
-        raise UserError(f"--by_class={directory} cannot be written: {e.strerror}") from e
-    print(f"by class: {table}  confusions: {picture}", flush=True)
+
+    def write() -> None:
+        print_by_class(report)
+        table = directory / f"{step}_by_class.json"
+        picture = directory / f"{step}_confusion.png"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            write_atomically(table, strict_json.dumps(report.as_json(), indent=2) + "\n")
+            draw_confusion(report, picture)
+        except OSError as e:
+            raise UserError(f"--by_class={directory} cannot be written: {e.strerror}") from e
+        print(f"by class: {table}  confusions: {picture}", flush=True)
+
+    on_first(write)

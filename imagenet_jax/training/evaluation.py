@@ -1,5 +1,7 @@
 """Evaluation: every image of a split counted once."""
 
+import hashlib
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -14,7 +16,14 @@ from imagenet_jax.data import pipeline, sources
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.checkpoint import open_to_read
 from imagenet_jax.training.experiment import Evaluation, evaluation_of
-from imagenet_jax.training.processes import gather_names
+from imagenet_jax.training.integrity import RemovedCheckpoint
+from imagenet_jax.training.processes import (
+    from_first,
+    gather_names,
+    is_first,
+    on_first,
+    require_same,
+)
 from imagenet_jax.training.running import is_training
 from imagenet_jax.training.sharding import place_batches
 from imagenet_jax.training.state import TrainState
@@ -87,9 +96,13 @@ class Evaluator:
 def write_result(workdir: Path, step: int, split: str, results: list[Result]) -> Result:
     """`eval/<step>.json`: the first result, and the others under "also"."""
     record = {"step": step, "split": split, **results[0], "also": results[1:]}
-    directory = workdir / "eval"
-    directory.mkdir(exist_ok=True)
-    write_atomically(directory / f"{step}.json", strict_json.dumps(record, indent=2) + "\n")
+
+    def write() -> None:
+        directory = workdir / "eval"
+        directory.mkdir(exist_ok=True)
+        write_atomically(directory / f"{step}.json", strict_json.dumps(record, indent=2) + "\n")
+
+    on_first(write)
     return record
 
 
@@ -104,30 +117,45 @@ def evaluate_workdir(
     """Evaluate a checkpoint ("latest", "best" or a step) of `workdir`; with `follow`, each one.
 
     Following starts with `which`, waits for newer checkpoints while a training runs, and ends with
-    the last one it left. `overrides` are (field, text) changes to the config that trained, to say
-    where the data is here, say.
+    the last one it left; one that is removed before it was read is passed over. `overrides` are
+    (field, text) changes to the config that trained, to say where the data is here, say.
 
-    Yields what `write_result` wrote. Raises UserError where there is nothing to evaluate.
+    Yields what `write_result` wrote, in every process. Raises UserError if there is nothing to
+    evaluate.
     """
     config = read_config(workdir, overrides)
     evaluation = evaluation_of(config, known=known_to_run(workdir, config))
+    require_same({"config": config.to_dict(), "data": evaluation.source.fingerprint})
     checkpoints = open_to_read(workdir, config)
     evaluate = Evaluator(evaluation)
-    last = None
-    while True:
+
+    def measured(state: TrainState, step: int) -> Result:
+        return write_result(workdir, step, config.data.eval_split, evaluate(state))
+
+    while follow and from_first(lambda: is_training(workdir) and not checkpoints.steps()):
+        time.sleep(poll_seconds)
+    state, last = checkpoints.restore_chosen(evaluation.abstract, which)
+    yield measured(state, last)
+
+    def find_next() -> tuple[int | None, bool]:
         # Asked before looking: what a run leaves in its last moments is still seen.
-        running = follow and is_training(workdir)
-        steps = checkpoints.steps()
-        newer = [step for step in steps if last is not None and step > last]
-        if newer or (last is None and (steps or not running)):
-            last = newer[0] if newer else checkpoints.find(which)
-            state = checkpoints.restore_weights(evaluation.abstract, last)
-            yield write_result(workdir, last, config.data.eval_split, evaluate(state))
+        running = is_training(workdir)
+        return next((step for step in checkpoints.steps() if step > last), None), running
+
+    while follow:
+        step, running = from_first(find_next)
+        if step is not None:
+            last = step
+            try:
+                state = checkpoints.restore_weights(evaluation.abstract, step)
+            except RemovedCheckpoint:
+                if is_first():
+                    print(f"checkpoint {step} was removed before it was read", file=sys.stderr)
+                continue
+            yield measured(state, step)
         elif running:
             time.sleep(poll_seconds)
         else:
-            return
-        if not follow:
             return
 
 
@@ -142,6 +170,13 @@ def evaluate_file(file: Path, config: ConfigDict, key: str = "") -> Result:
     """
     tree, content = read_file(file, config, key)
     evaluation = evaluation_of(config, known=known_to_file(file, config))
+    require_same(
+        {
+            "config": config.to_dict(),
+            "data": evaluation.source.fingerprint,
+            "weights file": hashlib.sha256(file.read_bytes()).hexdigest(),
+        }
+    )
     placed = place(tree, config, evaluation.mesh)
     state = TrainState(step=jax.numpy.int32(0), opt_state=None, ema=None, **placed)
     (result,) = Evaluator(evaluation)(state)
@@ -164,7 +199,7 @@ def predict_samples(
     evaluation = evaluation_of(config, known=known_to_run(workdir, config))
     source = evaluation.source
     checkpoints = open_to_read(workdir, config)
-    state = checkpoints.restore_weights(evaluation.abstract, checkpoints.find("latest"))
+    state, _ = checkpoints.restore_chosen(evaluation.abstract, "latest")
     chosen = sources.Subset(source, np.linspace(0, len(source) - 1, min(count, len(source))))
     batches = list(pipeline.eval_batches(chosen, config.data, config.eval))
     images = np.concatenate([b["image"] for b in batches])[: len(chosen)]

@@ -1,5 +1,6 @@
 """What the processes of a run have to agree on: one workdir, one config, one moment to stop."""
 
+import contextvars
 import hashlib
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -17,28 +18,62 @@ from imagenet_jax.training.sharding import batch_sharding, replicated
 
 _EVERY = 4  # steps from one question to the next; the answer is used that many steps later
 
+# Set while process 0 decides, which the others do not: what it calls must not wait for them.
+_deciding = contextvars.ContextVar("_deciding", default=False)
+
+
+def count() -> int:
+    """Return the number of processes; devices are left alone if this one has joined no others."""
+    return jax.process_count() if jax.distributed.is_initialized() else 1
+
 
 def is_first() -> bool:
     """Whether this process writes: of several exactly one does."""
-    return jax.process_index() == 0
+    return count() == 1 or jax.process_index() == 0
+
+
+def from_first(decide: Callable[[], Any]) -> Any:
+    """Return in every process what `decide` returns on process 0: any value that JSON can hold.
+
+    If `decide` fails there, all fail. Every process must call it; inside a `decide` a further call
+    is only that of a function.
+
+    Every decision that is read from files goes through here, for a workdir may look different on
+    each host: listings are cached, files change in between, and one of them may not be shared.
+      training      has_checkpoint (whether initial weights are read), the lock, the check of
+                    config.json and provenance.json, set_aside_damaged, torn compiled programs, the
+                    step and the position in the data that it continues from, rewinds.json, whether
+                    a step is saved already, and whether it was saved at all
+      evaluation    config.json, classes.json, "latest", "best" and --follow's next step and end,
+                    whether a checkpoint is damaged, unverified or removed
+    What each process reads by itself (data, config, code, weights files) `require_same` compares.
+    """
+    if count() == 1 or _deciding.get():
+        return decide()
+    error: BaseException | None = None
+    text = b""
+    if is_first():
+        within = _deciding.set(True)
+        try:
+            text = strict_json.dumps(decide()).encode()
+        except BaseException as e:  # told to the others first, then raised again
+            error = e
+        finally:
+            _deciding.reset(within)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if error else len(text))))
+    if error is not None:
+        raise error
+    if size < 0:
+        raise UserError("process 0 gave up; its own message says why")
+    # Of few lengths, for a program is compiled for each.
+    padded = np.zeros(1 << max(size - 1, 63).bit_length(), np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    return strict_json.loads(multihost_utils.broadcast_one_to_all(padded)[:size].tobytes())
 
 
 def on_first(action: Callable[[], None]) -> None:
     """Run `action` on process 0 while the others wait; if it fails there, all fail."""
-    if jax.process_count() == 1:
-        action()
-        return
-    error: BaseException | None = None
-    if is_first():
-        try:
-            action()
-        except BaseException as e:  # told to the others first, then raised again
-            error = e
-    if error is not None:
-        multihost_utils.broadcast_one_to_all(np.int32(0))
-        raise error
-    if not multihost_utils.broadcast_one_to_all(np.int32(1)):
-        raise UserError("process 0 gave up; its own message says why")
+    from_first(action)
 
 
 def of_first(value: bool) -> bool:
@@ -53,7 +88,7 @@ def require_same(what: Mapping[str, Any]) -> None:
 
     Values are anything that JSON can hold.
     """
-    if jax.process_count() == 1:
+    if count() == 1:
         return
     digests = np.stack(
         [_digest(strict_json.dumps(value, sort_keys=True)) for value in what.values()]
@@ -74,7 +109,7 @@ def _digest(text: str) -> np.ndarray:
 
 def gather_names(names: list[str]) -> list[str]:
     """The names of all processes, in the order of processes; every process must call it."""
-    if jax.process_count() == 1:
+    if count() == 1:
         return names
     mine = np.frombuffer(strict_json.dumps(names).encode(), np.uint8)
     lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(mine))))
@@ -98,7 +133,7 @@ class StopAgreement:
 
     def __call__(self, step: int, received: int | None) -> int | None:
         """The agreed signal's number, or None; `received` is this process's. Call at every step."""
-        if jax.process_count() == 1:
+        if count() == 1:
             return received
         if step % _EVERY:
             return None

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.metrics import NonFiniteError
+from imagenet_jax.training.processes import from_first
 from imagenet_jax.training.workdir import write_atomically
 
 FILE = "rewinds.json"
@@ -80,15 +81,18 @@ def next_rewind(
 
 
 def read(workdir: Path) -> list[Rewind]:
-    """The rewinds of a run so far, oldest first."""
-    path = workdir / FILE
+    """Return the rewinds of a run so far, oldest first; every process must call it."""
+    return [
+        Rewind(nonfinite_step, checkpoint, (first, last))
+        for nonfinite_step, checkpoint, first, last in from_first(lambda: _read(workdir / FILE))
+    ]
+
+
+def _read(path: Path) -> list[list[int]]:
     try:
         return [
-            Rewind(
-                int(entry["nonfinite_step"]),
-                int(entry["checkpoint"]),
-                (int(entry["skipped_batches"][0]), int(entry["skipped_batches"][1])),
-            )
+            [int(entry["nonfinite_step"]), int(entry["checkpoint"])]
+            + [int(entry["skipped_batches"][i]) for i in range(2)]
             for entry in strict_json.loads(path.read_text())
         ]
     except FileNotFoundError:

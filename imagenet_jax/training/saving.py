@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import jax
-
 from imagenet_jax.errors import UserError
+from imagenet_jax.training import processes
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.data_position import data_position
 from imagenet_jax.training.experiment import Experiment
@@ -67,7 +66,7 @@ class Saver:
             self._recorder.flush()
         except OSError as e:
             self._recorder.warn(f"checkpoint {step} not saved, the metrics cannot be: {e.strerror}")
-            if jax.process_count() == 1:  # others have begun to save and would wait for this one
+            if processes.count() == 1:  # others have begun to save and would wait for this one
                 return
         data = data_position(self._run.order, self._batch_of.of_step(step) + 1)
         self._checkpoints.save(

@@ -110,10 +110,9 @@ def of_workdir(
     if not (workdir / "checkpoints").is_dir():
         raise UserError(f"no checkpoint in {workdir}: train into this workdir first")
     checkpoints = open_to_read(workdir, config)
-    step = checkpoints.find(checkpoint)
     has_ema = config.ema.decay > 0
     abstract = abstract_state(config.model, optax.identity(), has_ema, mesh)
-    state = checkpoints.restore_weights(abstract, step)
+    state, step = checkpoints.restore_chosen(abstract, checkpoint)
     tree = state.weights("ema" if has_ema else "raw")
     known = known_to_run(workdir, config)
     origin = f"checkpoint {workdir / 'checkpoints' / str(step)}"

@@ -16,6 +16,7 @@ from imagenet_jax import config as config_io
 from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.machine import machine
+from imagenet_jax.training.processes import from_first
 
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
@@ -91,19 +92,31 @@ def read_provenance(workdir: Path) -> dict[str, Any]:
 
 
 def read_config(workdir: Path, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
-    """The config that trained `workdir`, with (field, text) changes; UserError where none did."""
+    """Return the config that trained `workdir`, with (field, text) changes.
+
+    Every process must call it. Raises UserError if nothing trained there.
+    """
     path = workdir / "config.json"
-    if not path.is_file():
-        raise UserError(f"no config.json in {workdir}: it is not the workdir of a training run")
-    config = ConfigDict(config_io.from_json(path.read_text(), path))
+
+    def read() -> str:
+        try:
+            return path.read_text()
+        except (OSError, UnicodeDecodeError) as e:
+            if not path.exists():
+                where = f"no config.json in {workdir}"
+                raise UserError(f"{where}: it is not the workdir of a training run") from e
+            raise UserError(f"{path} cannot be read: {e}") from e
+
+    config = ConfigDict(config_io.from_json(from_first(read), path))
     for field, text in overrides:
         config_io.override(config, field, text)
     return config_io.check(config)
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether a run here has saved something to continue from."""
-    return any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*"))
+    """Whether a run here has saved something to continue from; every process must call it."""
+    directory = workdir / "checkpoints"
+    return from_first(lambda: any(path.name.isdecimal() for path in directory.glob("*")))
 
 
 def write_classes(workdir: Path, class_names: tuple[str, ...]) -> None:
@@ -115,14 +128,23 @@ def write_classes(workdir: Path, class_names: tuple[str, ...]) -> None:
 
 
 def read_classes(workdir: Path) -> tuple[str, ...]:
-    """What `write_classes` wrote; () where an older run wrote none."""
+    """Return what `write_classes` wrote, or () if an older run wrote none.
+
+    Every process must call it.
+    """
     path = workdir / "classes.json"
-    try:
-        return tuple(map(str, strict_json.loads(path.read_text())))
-    except FileNotFoundError:
-        return ()
-    except (OSError, ValueError, TypeError) as e:
-        raise UserError(f"{path} cannot be read ({e}); the same training writes it again") from e
+
+    def read() -> list[str]:
+        try:
+            return [str(name) for name in strict_json.loads(path.read_text())]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError, TypeError) as e:
+            raise UserError(
+                f"{path} cannot be read ({e}); the same training writes it again"
+            ) from e
+
+    return tuple(from_first(read))
 
 
 def provenance_of(fingerprints: dict[str, str]) -> dict[str, Any]:

@@ -148,8 +148,9 @@ def test_a_run_without_any_intact_checkpoint_is_not_started_anew(run):
     config, workdir = run
     _flip(workdir / "checkpoints" / "8")
     _remove(workdir / "checkpoints" / "4")
-    with pytest.raises(UserError, match="no checkpoint of .* is intact .*another --workdir"):
-        loop.train(config, workdir)
+    for _ in range(2):  # the first attempt leaves everything where it is
+        with pytest.raises(UserError, match="no checkpoint of .* is intact .*another --workdir"):
+            loop.train(config, workdir)
 
 
 def test_an_unreadable_list_of_checksums_is_damage(run):
@@ -169,10 +170,44 @@ def test_evaluation_names_the_damaged_file(run):
     assert str(path) in str(e.value)
 
 
-def test_a_checkpoint_saved_before_there_were_checksums_is_kept(run):
+def test_a_lost_list_of_checksums_is_said_and_the_checkpoint_before_continues(run):
     _, workdir = run
-    (workdir / "checkpoints" / "8" / "checksums.json").unlink()
-    assert set_aside_damaged(workdir, strict=True) == []
+    path = workdir / "checkpoints" / "8" / "checksums.json"
+    path.unlink()
+    with pytest.raises(UserError, match="cannot be verified.*--strict_restore") as e:
+        set_aside_damaged(workdir, strict=True)
+    assert str(path) in str(e.value)
+    (note,) = set_aside_damaged(workdir)
+    assert note.startswith(f"damaged: {path} is missing")
+    assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["4"]
+    assert (workdir / "damaged" / "8" / "weights").is_dir()
+
+
+def test_without_any_list_of_checksums_the_newest_checkpoint_continues(run):
+    _, workdir = run
+    for step in (4, 8):
+        (workdir / "checkpoints" / str(step) / "checksums.json").unlink()
+    kept, moved = set_aside_damaged(workdir)
+    assert kept.startswith(f"damaged: {workdir / 'checkpoints' / '8'}")
+    assert kept.endswith("training continues from it, for there is no other")
+    assert "checkpoint moved to" in moved
+    assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["8"]
+
+
+def test_what_a_kill_left_of_the_removal_of_an_older_one_is_no_reason_to_stop(run):
+    _, workdir = run
+    (workdir / "checkpoints" / "4" / "checksums.json").unlink()
+    (note,) = set_aside_damaged(workdir, strict=True)
+    assert f"moved to {workdir / 'damaged' / '4'}" in note
+
+
+def test_evaluation_says_that_it_cannot_verify(run, capsys):
+    config, workdir = run
+    path = workdir / "checkpoints" / "8" / "checksums.json"
+    path.unlink()
+    checkpoints = Checkpoints(workdir / "checkpoints", write=False)
+    checkpoints.restore_weights(experiment_of(config).abstract, 8)
+    assert capsys.readouterr().err.startswith(f"warning: {path} is missing")
 
 
 def test_arrays_that_the_code_changed_are_named(trained):

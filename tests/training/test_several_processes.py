@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -123,6 +124,26 @@ def test_several_processes_train_and_evaluate_as_one(undisturbed, digits_path, t
     last = [x for x in _metrics(run) if x["split"] == "validation"][0]
     assert result["count"] == 360
     np.testing.assert_allclose(result["loss"], last["loss"], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_one_checkpoint_is_evaluated_where_each_process_sees_another_listing(saved_run, tmp_path):
+    """Each has its own copy of the workdir; the second has a newer checkpoint in it."""
+    flags = [f"--coordinator=127.0.0.1:{_free_port()}", "--num_processes=2"]
+    copies = [tmp_path / str(i) for i in range(2)]
+    for copy in copies:
+        shutil.copytree(saved_run.workdir, copy)
+    shutil.copytree(copies[1] / "checkpoints" / "3", copies[1] / "checkpoints" / "5")
+    processes = [
+        _start(copies[i], None, *flags, f"--process_id={i}", module="eval") for i in range(2)
+    ]
+    (out, errors, code), (silent, others, also) = _finish(*processes)
+    assert (code, also) == (0, 0), errors + others
+    assert "checkpoint 3" in out
+    assert "checkpoint" not in silent
+    (result,) = (json.loads(f.read_text()) for f in (copies[0] / "eval").iterdir())
+    assert (result["step"], result["count"]) == (3, 360)
+    assert not (copies[1] / "eval").exists()
 
 
 @pytest.mark.slow
