@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax import models, strict_json
 from imagenet_jax.errors import UserError
+from imagenet_jax.files import part_of
 from imagenet_jax.models import vgg
 from imagenet_jax.models.identify import other_model
 from imagenet_jax.models.weight_file_kind import kind
@@ -134,7 +135,7 @@ def save(state_dict: StateDict, path: str | Path, class_names: tuple[str, ...] =
         raise UserError(f"weights are written as .safetensors, not {path.name}")
     if not path.parent.is_dir():
         raise UserError(f"weights file {path}: the folder {path.parent} does not exist")
-    part = path.with_name(path.name + ".part")
+    part = part_of(path)
     # safetensors writes the buffer behind an array, whatever its strides; ascontiguousarray would
     # give torch's counters, which have no axis, one.
     arrays = {k: np.asarray(v, order="C") for k, v in state_dict.items()}

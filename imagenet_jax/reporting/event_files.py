@@ -4,7 +4,7 @@ A frame is the length (u64), its masked CRC-32C (u32), the data and their masked
 little-endian: https://www.tensorflow.org/tutorials/load_data/tfrecord
 """
 
-import os
+import secrets
 import socket
 import struct
 import time
@@ -13,6 +13,7 @@ from pathlib import Path
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
+from imagenet_jax.files import part_of
 from imagenet_jax.reporting.append_file import AppendFile
 
 _HEADER = struct.Struct("<Q")
@@ -44,8 +45,9 @@ def new_event_file(directory: Path, resume_step: int) -> AppendFile:
     """A new file that says where it continues, so that an open TensorBoard drops what follows."""
     directory.mkdir(parents=True, exist_ok=True)
     now = time.time()
-    # The process in the name: two starts within a second would write to the same file.
-    name = f"events.out.tfevents.{now:.0f}.{socket.gethostname()}.{os.getpid()}.{resume_step}"
+    # Random: two starts within a second would write to the same file.
+    token = secrets.token_hex(4)
+    name = f"events.out.tfevents.{now:.0f}.{socket.gethostname()}.{token}.{resume_step}"
     file = AppendFile(directory / name)
     file.write(frame(Event(wall_time=now, file_version="brain.Event:2").SerializeToString()))
     start = Event(wall_time=now, step=resume_step + 1)
@@ -60,7 +62,7 @@ def truncate(directory: Path, step: int) -> None:
         content = path.read_bytes()
         kept = b"".join(frame(data) for data in records(content) if _is_kept(data, step))
         if kept != content:
-            part = path.with_name(f".{path.name}")
+            part = part_of(path)
             part.write_bytes(kept)
             part.replace(path)
 

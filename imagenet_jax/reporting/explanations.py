@@ -1,7 +1,6 @@
 """Explanations as PNG files: one of each picture in a folder, or all on one sheet."""
 
 import contextlib
-import os
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from imagenet_jax.errors import UserError
+from imagenet_jax.files import part_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
@@ -129,7 +129,7 @@ def _save(path: Path, pixels: np.ndarray) -> Path:
 
 def _replace(path: Path, write_to: Callable[[Path], object]) -> None:
     """Write the file beside, then put it in place; UserError where that fails."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = part_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_to(part)

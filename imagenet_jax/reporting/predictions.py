@@ -1,6 +1,5 @@
 """Predictions for people and programs: a table, JSON lines, a page with pictures and bars."""
 
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.text import Text
 from imagenet_jax import strict_json
 from imagenet_jax.data.doctor.findings import printable
 from imagenet_jax.errors import UserError
+from imagenet_jax.files import part_of
 from imagenet_jax.reporting.markup import data_uri, escape
 
 _STYLE = """
@@ -141,7 +141,7 @@ def _write_html(path: Path, title: str, figures: Sequence[str], failures: Sequen
         items = "".join(f"<li>{escape(failure)}</li>" for failure in failures)
         parts.append(f"<h2>Not predicted</h2><ul>{items}</ul>")
     parts.append("</body></html>\n")
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = part_of(path)
     try:
         part.write_text("\n".join(parts), encoding="utf-8")
         part.replace(path)

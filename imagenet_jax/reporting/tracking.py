@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import os
 import queue
 import threading
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ import numpy as np
 
 from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
+from imagenet_jax.files import part_of
 from imagenet_jax.reporting.writers import Histogram, Values, Writer
 
 _PATIENCE = 60.0  # seconds that the end of a run waits for a service
@@ -67,7 +67,7 @@ class TrackedRun:
 
     def _save(self) -> None:
         record = {"project": self._project, "run": self.id, "sent": self._sent}
-        part = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        part = part_of(self._path)
         with contextlib.suppress(OSError):  # a full disk: the run goes on, and tries again
             part.write_text(strict_json.dumps(record, indent=2) + "\n")
             part.replace(self._path)

@@ -1,6 +1,5 @@
 """Where numbers and pictures go: one interface, and metrics.jsonl behind it."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from imagenet_jax import strict_json
+from imagenet_jax.files import part_of
 from imagenet_jax.reporting.append_file import AppendFile
 
 Values = Mapping[str, Any]  # numbers, words, or lists of names
@@ -49,7 +49,7 @@ class JsonlWriter(Writer):
     def __init__(self, path: Path, resume_step: int = 0):
         """Keep the lines up to `resume_step`: later ones will be written again."""
         if path.exists():
-            part = path.with_name(f".{path.name}.{os.getpid()}")
+            part = part_of(path)
             part.write_text("".join(_lines_up_to(path, resume_step)))
             part.replace(path)
         self._path, self._file = path, AppendFile(path)

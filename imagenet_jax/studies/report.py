@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from imagenet_jax.errors import UserError
+from imagenet_jax.files import part_of
 from imagenet_jax.reporting.report import figures, markdown, page
 from imagenet_jax.studies.report_run import read_run
 from imagenet_jax.training.workdir import read_config
@@ -75,7 +76,7 @@ def _require_writable(flag: str, path: Path) -> None:
 
 def _write(flag: str, path: Path, write: Callable[[Path], object]) -> None:
     """The file has the old content or the new one at every moment."""
-    part = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    part = part_of(path, path.suffix)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -1,10 +1,23 @@
 """XLA options of the programs that this package compiles, and where they are kept."""
 
+import contextlib
+import glob
 import os
+import re
+import sys
+import warnings
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+
+from imagenet_jax.training.processes import is_first
+
+# What jax warns of: the program, and why.
+_UNREADABLE = r"Error reading persistent compilation cache entry for '([^']*)': (.*)"
 
 
 def options(*, optimize: bool = True) -> dict[str, str | int] | None:
@@ -21,12 +34,50 @@ def options(*, optimize: bool = True) -> dict[str, str | int] | None:
     return chosen if optimize else chosen | {"xla_backend_optimization_level": 0}
 
 
-def keep_programs(directory: Path) -> None:
-    """Keep what is compiled from here on in `directory`, so that a restart loads it.
+@contextlib.contextmanager
+def keep_programs(directory: Path) -> Iterator[None]:
+    """Keep what is compiled inside in `directory`, so that a restart loads it.
 
     JAX_COMPILATION_CACHE_DIR, where it is set, names another place, such as one for all runs.
+
+    What a kill or a full disk has cut jax cannot load: it compiles again and leaves the file as it
+    is, at every start. Here that file is removed in between, so that jax writes a whole one.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return
-    jax.config.update("jax_compilation_cache_dir", str(directory))
-    compilation_cache.reset_cache()  # jax asks once whether there is one, at its first compilation
+        directory = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    else:
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+        compilation_cache.reset_cache()  # jax asks once whether there is one, when it compiles
+    show = warnings.showwarning
+
+    def shown(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        found = re.match(_UNREADABLE, str(message))
+        if not found:
+            show(message, *args, **kwargs)
+        elif is_first():  # which is the one that writes them
+            _remove_unreadable(directory, found[1])
+            print(
+                f"the compiled program {found[1]} in {directory} does not load ({found[2]}): "
+                "compiling it again",
+                file=sys.stderr,
+            )
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message=_UNREADABLE)
+        warnings.showwarning = shown
+        yield
+
+
+def _remove_unreadable(directory: Path, program: str) -> None:
+    """Remove the entries of `program` that are not whole; all of them if that cannot be told."""
+    entries = list(directory.glob(f"{glob.escape(program)}-*-cache"))
+    for path in [path for path in entries if not _is_whole(path)] or entries:
+        path.unlink(missing_ok=True)
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether an entry is what was compressed with zlib, which has a checksum."""
+    try:
+        return bool(zlib.decompress(path.read_bytes()))
+    except (zlib.error, OSError):
+        return False

@@ -104,7 +104,7 @@ def train(
             workdirs.write_classes(workdir, run.source.class_names)
 
         on_first(lock)
-        compiler.keep_programs(workdir / "compiled")
+        stack.enter_context(compiler.keep_programs(workdir / "compiled"))
         checkpoints = Checkpoints(
             workdir / "checkpoints",
             keep=config.checkpoint.keep,

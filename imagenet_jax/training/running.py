@@ -1,13 +1,14 @@
 """`running.json`: which process trains in a workdir. At most one does; followers see it end.
 
-The mark names host, pid and the start of that process, and is touched every few seconds. It is
-stale where the process is gone (looked up on the same host) or the touches have stopped (watched
-from another one), so a run that was killed is continued without anything to clean up.
+The mark names the process and is touched every few seconds. It is stale if the process is gone,
+which is looked up where its number means the same, or if the touches have stopped, which is watched
+from another host or container. A run that was killed is continued without anything to clean up.
 """
 
 import contextlib
 import errno
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -17,6 +18,7 @@ from typing import Any
 
 from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
+from imagenet_jax.files import part_of
 
 BEAT_SECONDS = 5.0
 # Without a touch for so long, the process is gone: six are missed, more than a busy file server's.
@@ -24,6 +26,7 @@ STALE_SECONDS = 30.0
 # As a follower judges by two hosts' clocks, which may differ.
 _FOLLOWED_SECONDS = 300.0
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -39,8 +42,10 @@ class Running:
         self._path, self._does, self._flag = workdir / "running.json", does, flag
         self._mark = {
             "host": socket.gethostname(),
+            "namespace": _namespace(),
             "pid": os.getpid(),
             "started": _start_of(os.getpid()),
+            "token": secrets.token_hex(8),  # of this mark: the rest may be equal in two containers
         }
         self._ended = threading.Event()
         self._beats = threading.Thread(target=self._beat, name="running.json", daemon=True)
@@ -65,12 +70,12 @@ class Running:
 
     def _create(self) -> bool:
         """Whether the mark is ours now: it appears whole, or another one is there."""
-        part = self._path.with_name(f".{self._path.name}.{os.getpid()}.new")
+        part = part_of(self._path)
         try:
             part.write_text(strict_json.dumps(self._mark) + "\n")
             os.link(part, self._path)
         except FileExistsError:
-            return False
+            return _read(self._path) == self._mark  # a file server may answer a request twice
         except OSError as e:
             if e.errno not in _NO_LINKS:
                 raise
@@ -99,7 +104,7 @@ class Running:
                 f"{self._path.parent}: wait for it, stop it, or use another {self._flag}"
             )
         # Renamed first: of two processes that find the same stale mark, one gets it.
-        stale = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        stale = part_of(self._path)
         try:
             self._path.rename(stale)
         except FileNotFoundError:
@@ -180,8 +185,10 @@ def _touched(path: Path) -> int | None:
 
 
 def _runs(mark: dict[str, Any]) -> bool | None:
-    """Whether the process that a mark names exists; None where it is of another host."""
-    if mark.get("host") != socket.gethostname() or not isinstance(mark.get("pid"), int):
+    """Whether the process that a mark names exists; None if it cannot be looked up from here."""
+    here, there = _namespace(), mark.get("namespace")
+    same = here == there if here and there else mark.get("host") == socket.gethostname()
+    if not same or not isinstance(mark.get("pid"), int):
         return None
     try:
         os.kill(mark["pid"], 0)
@@ -190,8 +197,19 @@ def _runs(mark: dict[str, Any]) -> bool | None:
     except PermissionError:
         pass  # it exists, and is somebody else's
     started = _start_of(mark["pid"])
-    # Another start is another process with the same number, in a restarted container always 1.
+    # Another start is another process with the same number.
     return started is None or mark.get("started") in (None, started)
+
+
+def _namespace() -> str | None:
+    """Return where a process number means the same: one boot of a kernel, and a PID namespace.
+
+    Containers may share their host's name and number their processes alike. None without /proc.
+    """
+    try:
+        return f"{_BOOT_ID.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return None
 
 
 def _start_of(pid: int) -> str | None:
@@ -199,6 +217,6 @@ def _start_of(pid: int) -> str | None:
     try:
         # Field 22, counted after the name in brackets, which may hold spaces (proc(5)).
         ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip() + f" {ticks}"
+        return f"{_BOOT_ID.read_text().strip()} {ticks}"
     except (OSError, IndexError):
         return None

@@ -1,7 +1,6 @@
 """The workdir: what a run writes, where, and which run may write there."""
 
 import contextlib
-import os
 import platform
 import subprocess
 from collections.abc import Iterable
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 from imagenet_jax import config as config_io
 from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
+from imagenet_jax.files import part_of
 from imagenet_jax.training.machine import machine
 from imagenet_jax.training.processes import from_first
 
@@ -30,7 +30,7 @@ SAME_IN_EVERY_PROCESS = (
 
 def write_atomically(path: Path, text: str) -> None:
     """The file has the old content or the new one at every moment."""
-    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part = part_of(path)
     try:
         part.write_text(text)
         part.replace(path)

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -185,3 +186,78 @@ def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"process {os.getpid()} on"), Running(tmp_path):
             pass
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def namespace(monkeypatch):
+    """This process's own, or that of another container of the same host name."""
+    monkeypatch.setattr(running, "_namespace", lambda: "boot pid:[1]")
+    return SimpleNamespace(own="boot pid:[1]", other="boot pid:[2]", later="another boot pid:[1]")
+
+
+def _touching(path, stop):
+    while not stop.wait(0.05):
+        os.utime(path)
+
+
+@pytest.mark.parametrize("where", ["other", "later"])
+def test_a_process_of_another_container_is_watched_though_its_number_is_free_here(
+    tmp_path, other_process, namespace, where
+):
+    other_process.kill()
+    other_process.wait()
+    mark = {"host": socket.gethostname(), "pid": other_process.pid, "started": "boot 17"}
+    _write(tmp_path, **mark, namespace=getattr(namespace, where))
+    stop = threading.Event()
+    thread = threading.Thread(target=_touching, args=(tmp_path / "running.json", stop))
+    thread.start()
+    try:
+        with pytest.raises(UserError, match=f"process {other_process.pid} on"), Running(tmp_path):
+            pass
+        assert is_training(tmp_path)
+    finally:
+        stop.set()
+        thread.join()
+    with Running(tmp_path):  # the touches have stopped
+        pass
+
+
+def test_a_process_number_is_looked_up_in_its_own_namespace(
+    tmp_path, other_process, namespace, capsys
+):
+    mark = {"host": "a name of before", "namespace": namespace.own, "pid": other_process.pid}
+    _write(tmp_path, **mark)
+    assert is_training(tmp_path)
+    other_process.kill()
+    other_process.wait()
+    assert not is_training(tmp_path)
+    with Running(tmp_path):
+        pass
+    assert "watching" not in capsys.readouterr().out
+
+
+def test_the_namespace_is_that_of_the_kernel(tmp_path):
+    with Running(tmp_path):
+        mark = json.loads((tmp_path / "running.json").read_text())
+    assert f"pid:[{Path('/proc/self/ns/pid').stat().st_ino}]" in mark["namespace"]
+
+
+def test_two_processes_of_the_same_number_and_start_tell_their_marks_apart(
+    tmp_path, monkeypatch, capfd
+):
+    """Each is the first process of its container."""
+    codes, names = [], []
+    link = os.link
+    monkeypatch.setattr(running.os, "_exit", codes.append)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(running, "_start_of", lambda _: None)
+    monkeypatch.setattr(os, "link", lambda a, b: (names.append(a), link(a, b)))
+    with Running(tmp_path):
+        (tmp_path / "running.json").unlink()
+        with Running(tmp_path):
+            deadline = time.time() + 10
+            while not codes:
+                assert time.time() < deadline
+                time.sleep(0.02)
+    assert "took over" in capfd.readouterr().err
+    assert len(set(names)) == 2

@@ -10,6 +10,7 @@ from imagenet_jax.data.preparation import index
 from imagenet_jax.data.preparation.images import Storage, to_store
 from imagenet_jax.data.tfds_format import WRITER_OPTIONS, serialize
 from imagenet_jax.errors import UserError
+from imagenet_jax.files import part_of
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def write(path: Path, root: Path, entries: list[index.Entry], storage: Storage) 
 
     done = Done(0, 0, 0)
     files = index.read(root, entries)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = part_of(path, ".part")
     try:
         writer = ArrayRecordWriter(str(part), WRITER_OPTIONS)
         try:

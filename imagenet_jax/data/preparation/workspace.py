@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 from imagenet_jax import strict_json
 from imagenet_jax.data.preparation.shards import Done
 from imagenet_jax.errors import UserError
+from imagenet_jax.files import part_of
 
 MANIFEST = "prepared.json"  # stays in the finished directory: where its records came from
 _LOCK = "lock"
@@ -58,7 +59,7 @@ class Workspace:
     def finished(self, file: str, done: Done) -> None:
         """The shard `file` is written; a kill from here on does not undo it."""
         self._manifest["shards"][file] = done.as_json()
-        part = self.path / f"{MANIFEST}.part"
+        part = part_of(self.path / MANIFEST, ".part")
         part.write_text(strict_json.dumps(self._manifest, indent=1))
         part.replace(self.path / MANIFEST)
 
