@@ -146,7 +146,10 @@ class Checkpoints:
                     f"checkpoint {step} could not get its metrics: {disk.reason(e)}"
                 )
 
-        if step in self._manager.all_steps() and self._manager.metrics(step) is None:
+        def lacks() -> bool:
+            return step in self._manager.all_steps() and self._manager.metrics(step) is None
+
+        if from_first(lacks):
             on_first(write)
             self._manager.reload()
 

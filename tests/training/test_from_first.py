@@ -102,6 +102,10 @@ def test_one_process_touches_no_device(monkeypatch):
     assert processes.is_first()
 
 
+def _classes(i):
+    return [f"class {label} of {i}" for label in range(10)]
+
+
 @pytest.fixture
 def two_workdirs(saved_run, tmp_path):
     """One with a config, classes, a rewind and a checkpoint; one with other ones and no rewind."""
@@ -112,7 +116,7 @@ def two_workdirs(saved_run, tmp_path):
             (workdir / "checkpoints" / str(step)).mkdir(parents=True)
             (workdir / "checkpoints" / str(step) / "checksums.json").write_text("{}")
         (workdir / "config.json").write_text(config.replace('"seed": 0', f'"seed": {i}'))
-        (workdir / "classes.json").write_text(json.dumps([f"class of {i}"]))
+        (workdir / "classes.json").write_text(json.dumps(_classes(i)))
     rewind.write(tmp_path / "0", [rewind.Rewind(7, 4, (5, 6))])
     return [tmp_path / "0", tmp_path / "1"]
 
@@ -123,7 +127,7 @@ def test_config_classes_and_rewinds_are_those_that_the_first_sees(in_two_process
         config = workdirs.read_config(workdir)
         return config.seed, workdirs.read_classes(workdir), rewind.read(workdir)
 
-    expected = (0, ("class of 0",), [rewind.Rewind(7, 4, (5, 6))])
+    expected = (0, tuple(_classes(0)), [rewind.Rewind(7, 4, (5, 6))])
     assert in_two_processes(read) == [expected, expected]
     for name in ("classes.json", "rewinds.json"):
         (two_workdirs[0] / name).unlink()
@@ -157,7 +161,7 @@ def fake_evaluation(monkeypatch):
     monkeypatch.setattr(
         evaluation,
         "evaluation_of",
-        lambda config: SimpleNamespace(
+        lambda config, known: SimpleNamespace(
             config=config, abstract=None, source=SimpleNamespace(fingerprint="", class_names=())
         ),
     )
