@@ -67,9 +67,10 @@ class ConsoleWriter(Writer):
     def _renderable(self) -> RenderableType:
         return self._panel or Text("")
 
-    def progress(self, step: int) -> None:
+    def progress(self, step: int, rate: float | None = None) -> None:
+        """Step `step` was dispatched; `rate` is the present speed in images per second."""
         if self._panel:
-            self._panel.progress(step)
+            self._panel.progress(step, rate)
 
     def saved(self, step: int) -> None:
         if self._panel:

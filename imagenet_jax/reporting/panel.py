@@ -47,14 +47,12 @@ class Panel:
         self._eval = ""
         self._saved: tuple[int, float | None] | None = (step, None) if step else None
         self._began = time.monotonic()
-        self._first: tuple[int, float] | None = None  # a step and when it was reached, for a rate
+        self._rate: float | None = None  # images per second, before the first logged interval
         self._ended: float | None = None
 
-    def progress(self, step: int) -> None:
-        """`step` is done, or will be in a moment."""
-        if self._first is None:
-            self._first = (step, time.monotonic())
-        self._step, self._status = step, "training"
+    def progress(self, step: int, rate: float | None = None) -> None:
+        """`step` is done, or will be in a moment; `rate` is the present speed if it is known."""
+        self._step, self._status, self._rate = step, "training", rate or self._rate
 
     def status(self, status: str) -> None:
         """What is going on beside training."""
@@ -103,7 +101,7 @@ class Panel:
 
     def _rows(self, room: int) -> list[tuple[str, Text]]:
         v, now = self._train, self._ended or time.monotonic()
-        rate = self._images_per_second(now)
+        rate = v.get("images_per_second", self._rate)
         clock = [duration(now - self._began) + " so far"]
         if rate and self._ended is None:
             clock.append(duration((self._total - self._step) * self._batch_size / rate) + " left")
@@ -127,13 +125,6 @@ class Panel:
         rows.append(("evaluated", Text(self._eval or "not yet")))
         rows.append(("saved", Text(self._saved_text(now))))
         return rows
-
-    def _images_per_second(self, now: float) -> float | None:
-        if "images_per_second" in self._train:
-            return float(self._train["images_per_second"])
-        if self._first is None or self._step == self._first[0]:
-            return None
-        return (self._step - self._first[0]) * self._batch_size / (now - self._first[1])
 
     def _saved_text(self, now: float) -> str:
         if self._saved is None:

@@ -51,7 +51,7 @@ from imagenet_jax.training.recovery import set_aside_damaged
 from imagenet_jax.training.running import Running
 from imagenet_jax.training.saving import Saver
 from imagenet_jax.training.services import require_services
-from imagenet_jax.training.sharding import place_batches
+from imagenet_jax.training.sharding import AHEAD, place_batches
 from imagenet_jax.training.signals import StopRequested, StopSignal
 from imagenet_jax.training.state import TrainState, count_parameters, create_state
 from imagenet_jax.training.step import compile_train_step
@@ -194,8 +194,15 @@ def _train(
     batches_until = functools.partial(_batches, run, batch_of, first)
     train_step = with_histograms(stop_at_nans(compiled_step, run), run, first, recorder)
     batches = batches_until(last)
-    in_flight: deque[jax.Array] = deque()
+    in_flight: deque[tuple[jax.Array, float | None]] = deque()
+    shape: tuple[int, ...] = ()
     agreed = StopAgreement(run.mesh)
+
+    def idle() -> None:
+        """Wait for all steps under way; what follows is not the train step's time."""
+        jax.block_until_ready([loss for loss, _ in in_flight])
+        in_flight.clear()
+        recorder.stop_clock()
 
     def watched(batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """Yield the batches of an evaluation; a stop signal ends it between two of them."""
@@ -211,13 +218,14 @@ def _train(
 
     def evaluated(step: int) -> list[dict[str, Any]]:
         """Evaluate the state after `step`; the caller records the results."""
+        idle()
         with recorder.evaluating():
             results = evaluate(state, watched)
         if step == run.total_steps:  # before it is saved: a finished run is not started again
             show_mistakes(recorder, run, state, watched)
         return results
 
-    turns = traced(range(first + 1, last + 1), config, workdir, in_flight, recorder.say)
+    turns = traced(range(first + 1, last + 1), config, workdir, idle, recorder.say)
     with contextlib.closing(recorder), turns as steps:
         require_repeatable(run, compiled_step, state, batches_until, recorder.say, watchdog.beat)
         recorder.start()
@@ -234,19 +242,26 @@ def _train(
                 skipped = batch.pop("skipped", [])
                 if step == 1:
                     show_inputs(recorder, run, batch)
+                if batch["image"].shape != shape:  # the step is compiled for this size
+                    idle()
+                    shape = batch["image"].shape
                 state, metrics = train_step(state, batch)
                 done, results = step, None
                 watchdog.beat()
-                recorder.step(step, metrics, skipped, flops(batch))
-                in_flight.append(metrics["loss"])
+                recorder.step(step, metrics, skipped)
+                in_flight.append((metrics["loss"], flops(batch)))
                 if len(in_flight) > _IN_FLIGHT:
-                    in_flight.popleft().block_until_ready()
+                    loss, operations = in_flight.popleft()
+                    loss.block_until_ready()
+                    if step <= last - AHEAD:  # after that all input was read, and steps are faster
+                        recorder.done(operations)
 
                 if step in eval_steps:
                     recorder.report(step)
                     results = evaluated(step)
                     recorder.evaluated(step, results)
                 if step in save_steps or step == last:
+                    idle()
                     saver.save(state, step, results if step in save_steps else None)
                 if step == last:
                     saver.require(state, step, results if step in save_steps else None)

@@ -1,7 +1,7 @@
 """A trace of some steps: what the host and the devices did, and when."""
 
 import contextlib
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 import jax
@@ -16,7 +16,7 @@ def traced(
     steps: range,
     config: ConfigDict,
     workdir: Path,
-    under_way: Collection[jax.Array],
+    idle: Callable[[], None],
     say: Callable[[str], None],
 ) -> Iterator[Iterable[int]]:
     """`steps` to loop over, those of config.profile.steps under the profiler of process 0.
@@ -28,7 +28,7 @@ def traced(
 
     Args:
       steps: where they begin in the middle of the window, as after a restart, the rest is traced.
-      under_way: results of the steps that the devices still work on, filled by the loop.
+      idle: waits until the devices have finished the steps under way.
       say: gets the line that tells where the trace is, or why it is not.
     """
     wanted = step_window(config.profile.steps)
@@ -40,7 +40,7 @@ def traced(
             f"no trace: steps {config.profile.steps} lie before step {steps[0]}, where this run "
             "continues"
         )
-    trace = _Trace(*wanted, workdir / "profile", under_way, say)
+    trace = _Trace(*wanted, workdir / "profile", idle, say)
     turns = trace.over(steps)
     try:
         yield turns
@@ -55,11 +55,11 @@ class _Trace:
         first: int,
         last: int,
         directory: Path,
-        under_way: Collection[jax.Array],
+        idle: Callable[[], None],
         say: Callable[[str], None],
     ):
         self._window, self._last = range(first, last + 1), last
-        self._directory, self._under_way, self._say = directory, under_way, say
+        self._directory, self._idle, self._say = directory, idle, say
         self._done: list[int] = []  # steps in the trace that runs
 
     def over(self, steps: range) -> Generator[int, None, None]:
@@ -76,7 +76,7 @@ class _Trace:
                 self.stop()
 
     def _start(self) -> None:
-        self._wait()
+        self._idle()
         options = jax.profiler.ProfileOptions()
         # Every Python call would be a million events, beyond what the viewers show.
         options.python_tracer_level = 0
@@ -88,7 +88,7 @@ class _Trace:
             return
         steps, self._done = f"{self._done[0]} to {self._done[-1]}", []
         try:
-            self._wait()
+            self._idle()
             jax.profiler.stop_trace()
             (newest,) = sorted(self._directory.glob("plugins/profile/*/*.trace.json.gz"))[-1:]
             self._say(
@@ -97,6 +97,3 @@ class _Trace:
             )
         except (OSError, RuntimeError, ValueError) as e:
             self._say(f"the trace of steps {steps} could not be written: {e}")
-
-    def _wait(self) -> None:
-        jax.block_until_ready(list(self._under_way))

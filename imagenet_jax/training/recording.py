@@ -1,5 +1,7 @@
 """What a run says while it trains: intervals of steps, evaluations, and how fast it goes."""
 
+import datetime
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +67,7 @@ class Recorder:
         self._writers = Writers(self._console)
         self._first_steps: JsonlWriter | None = None
         self._evaluated: set[int] = set()
+        self._began, self._seconds_before = time.monotonic(), 0.0
         if is_first():
             try:
                 self._add_files(config, workdir, first)
@@ -75,6 +78,7 @@ class Recorder:
         history = JsonlWriter(workdir / "metrics.jsonl", first)
         for record in history.records():
             self._panel.write(record["step"], record["split"], record)
+            self._seconds_before = max(self._seconds_before, record.get("seconds", 0.0))
             if "weights" in record:
                 self._evaluated.add(record["step"])
         self._writers.add(history)
@@ -108,7 +112,14 @@ class Recorder:
         self._console.saved(step)
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
-        self._writers.write(step, split, values)
+        """One point of each curve, with the time at which it is known."""
+        self._writers.write(step, split, self._now() | values)
+
+    def _now(self) -> dict[str, Any]:
+        """Return {"seconds": of training over all starts of the run, "time": UTC, ISO 8601}."""
+        seconds = self._seconds_before + time.monotonic() - self._began
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        return {"seconds": round(seconds, 3), "time": now}
 
     def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
         """{name: (counts [N], edges [N + 1])}, of arrays on the host."""
@@ -128,29 +139,29 @@ class Recorder:
     def evaluating(self) -> Iterator[None]:
         """Time inside is not the train step's."""
         self._console.status("evaluating")
-        with self._throughput.paused():
-            yield
+        yield
         self._console.status("training")
+
+    def stop_clock(self) -> None:
+        """No step is under way: the time until the next one is done does not count."""
+        self._throughput.stop_clock()
 
     def step(
         self,
         step: int,
         metrics: dict[str, jax.Array],
         skipped: list[str],
-        flops: float | None = None,
     ) -> None:
-        """Step `step` was dispatched.
-
-        Args:
-          skipped: images of its batch that could not be decoded.
-          flops: its operations over all devices, where they are known.
-        """
-        self._throughput.step(flops)
-        self._console.progress(step)
+        """Step `step` was dispatched; `skipped` are images of its batch that were not decoded."""
+        self._console.progress(step, self._throughput.rate())
         self._window.append(step, metrics, skipped)
         if step % self._every == 0:
-            self._speed[step] = self._throughput.lap() | memory.used()
+            self._speed[step] = self._throughput.lap() | memory.used() | self._now()
             self.report(step - self._every)  # one interval late: it is there, nobody waits
+
+    def done(self, flops: float | None) -> None:
+        """The oldest step under way is done; its operations over all devices if they are known."""
+        self._throughput.done(flops)
 
     def report(self, upto: int) -> None:
         """Write the intervals that are complete by step `upto`; NonFiniteError if one is bad."""

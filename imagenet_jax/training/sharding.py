@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from imagenet_jax.errors import UserError
 
 DATA, FSDP = "data", "fsdp"
+AHEAD = 2  # batches on their way to the devices
 
 
 def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
@@ -57,7 +58,7 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
 
 
 def place_batches(
-    batches: Iterable[dict[str, Any]], mesh: Mesh, ahead: int = 2
+    batches: Iterable[dict[str, Any]], mesh: Mesh, ahead: int = AHEAD
 ) -> Iterator[dict[str, Any]]:
     """Each process's rows as global arrays, `ahead` batches under way to the devices.
 

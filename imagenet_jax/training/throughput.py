@@ -7,67 +7,68 @@ from contextlib import contextmanager
 # Values of the train split that tell of the machine: two runs that are otherwise equal differ.
 MEASURED = (
     "images_per_second", "input_wait", "flops_per_second", "peak_share", "device_memory",
-    "process_memory",
+    "process_memory", "seconds", "time",
 )  # fmt: skip
 
 
 class Throughput:
-    """Wall time per interval of steps; evaluation and compilation are left out."""
+    """The speed of training, measured between steps that are known to be done.
+
+    Dispatched steps say nothing: the first ones are dispatched at once, and some are always under
+    way. The clock runs from one completed step to the next while the devices stay busy. Whatever
+    empties them (the start, a compilation, an evaluation, a checkpoint) stops it, and it starts
+    again when the first step after that is done.
+    """
 
     def __init__(self, batch_size: int, peak: float | None = None):
         """`peak` is what all devices together could do in a second; None: not known."""
         self._batch_size, self._peak = batch_size, peak
-        self._started: float | None = None
-        self._steps, self._waited, self._paused = 0, 0.0, 0.0
+        self._last: float | None = None  # when the last step was done; None: the clock stands
+        self._waiting = 0.0  # for input, since the last step was done
+        self._reset()
+
+    def _reset(self) -> None:
+        self._steps, self._elapsed, self._waited = 0, 0.0, 0.0
         self._flops: float | None = 0.0
 
-    def step(self, flops: float | None = None) -> None:
-        """A step of `flops` operations was dispatched; None: not known.
+    def done(self, flops: float | None = None) -> None:
+        """Note that one more step, of `flops` operations, is done; None: not known."""
+        now = time.perf_counter()
+        if self._last is not None:
+            self._steps += 1
+            self._elapsed += now - self._last
+            self._waited += self._waiting
+            self._flops = None if flops is None or self._flops is None else self._flops + flops
+        self._last, self._waiting = now, 0.0
 
-        The clock starts after the first, which compiles.
-        """
-        if self._started is None:
-            self._restart()
-            return
-        self._steps += 1
-        self._flops = None if flops is None or self._flops is None else self._flops + flops
+    def stop_clock(self) -> None:
+        """Leave out the time until the next step is done: the devices run empty."""
+        self._last = None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Time inside is spent waiting for input."""
         before = time.perf_counter()
         yield
-        if self._started is not None:
-            self._waited += time.perf_counter() - before
+        self._waiting += time.perf_counter() - before
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time inside does not count."""
-        before = time.perf_counter()
-        yield
-        self._paused += time.perf_counter() - before
+    def rate(self) -> float | None:
+        """Return the images per second since the last lap; None before two steps are done."""
+        return self._steps * self._batch_size / self._elapsed if self._elapsed else None
 
     def lap(self) -> dict[str, float]:
-        """What was reached since the last lap; {} before both.
+        """Return the speed since the last lap; {} if it is not known.
 
         Returns:
-          images_per_second and input_wait (share of time); flops_per_second of all devices, where
-          the operations are known; peak_share of what the devices could do, where that is.
+          images_per_second and input_wait (share of time); flops_per_second of all devices if the
+          operations are known; peak_share of what the devices could do if that is known.
         """
         values = {}
-        if self._started is not None and self._steps:
-            elapsed = time.perf_counter() - self._started - self._paused
-            values = {
-                "images_per_second": self._steps * self._batch_size / elapsed,
-                "input_wait": self._waited / elapsed,
-            }
+        if rate := self.rate():
+            values = {"images_per_second": rate, "input_wait": self._waited / self._elapsed}
             if self._flops:
-                values["flops_per_second"] = self._flops / elapsed
+                values["flops_per_second"] = self._flops / self._elapsed
                 if self._peak:
-                    values["peak_share"] = self._flops / elapsed / self._peak
-        self._restart()
+                    values["peak_share"] = self._flops / self._elapsed / self._peak
+        self._reset()
         return values
-
-    def _restart(self) -> None:
-        self._started = time.perf_counter()
-        self._steps, self._waited, self._paused, self._flops = 0, 0.0, 0.0, 0.0

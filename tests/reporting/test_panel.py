@@ -79,14 +79,15 @@ def test_panel_keeps_the_speed_where_the_last_interval_has_none(clock):
     assert "loss 1.0000" in _shown(panel)
 
 
-def test_panel_estimates_the_rate_before_the_first_interval_is_complete(clock):
+def test_panel_shows_the_present_rate_before_the_first_interval_is_complete(clock):
     panel = Panel("m", 1000, 100, 0)
     assert "compiling" in _shown(panel)
-    panel.progress(1)
+    panel.progress(4)  # dispatched at once, none of them done
     clock[0] += 4
-    panel.progress(21)
+    assert "img/s" not in _shown(panel) and "left" not in _shown(panel)
+    panel.progress(21, 500.0)
     text = _shown(panel)
-    assert "500 img/s" in text  # 20 steps of 100 in 4 s
+    assert "500 img/s" in text
     assert "0:03:16 left" in text  # 979 steps, 5 a second
     assert "of peak" not in text
     assert "not yet" in text

@@ -1,6 +1,8 @@
 """Speed: images, operations, shares of time and of the peak, against formulas."""
 
+import datetime
 import json
+import re
 
 import jax
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from conftest import tiny_config
 
 from imagenet_jax.defaults import defaults
-from imagenet_jax.training import loop, memory, throughput
+from imagenet_jax.training import loop, memory, recording, throughput
 from imagenet_jax.training.peak_flops import peak_flops
 from imagenet_jax.training.sharding import batch_sharding, make_mesh, replicated
 from imagenet_jax.training.step_cost import StepFlops, abstract_batch, bare_step, flops_of
@@ -53,14 +55,14 @@ def clock(monkeypatch):
 
 def test_a_lap_is_rates_and_shares(clock):
     speed = Throughput(32, peak=1e6)
-    speed.step(1e5)  # compiles, and does not count
-    for _ in range(4):
+    for step in range(9):
+        if step == 4:
+            speed.stop_clock()
+            clock[0] += 100
         with speed.waiting():
             clock[0] += 0.25
         clock[0] += 0.75
-        speed.step(2e5)
-    with speed.paused():
-        clock[0] += 100
+        speed.done(2e5)  # the first, and the first after the stop, do not count
     assert speed.lap() == {
         "images_per_second": 32.0,
         "input_wait": 0.25,
@@ -74,11 +76,98 @@ def test_a_lap_is_rates_and_shares(clock):
 def test_what_is_not_known_is_left_out(clock, flops, peak):
     speed = Throughput(32, peak)
     for _ in range(3):
-        speed.step(flops)
+        speed.done(flops)
         clock[0] += 1
     lap = speed.lap()
     assert "peak_share" not in lap
     assert ("flops_per_second" in lap) == (flops is not None)
+
+
+class _Pending:
+    """A loss that is there at a moment of the fake clock; who needs it waits until then."""
+
+    def __init__(self, clock, when):
+        self._clock, self._when = clock, when
+
+    def block_until_ready(self):
+        self._clock[0] = max(self._clock[0], self._when)
+        return self
+
+    def __array__(self, dtype=None, copy=None):
+        self.block_until_ready()
+        return np.float32(1)
+
+
+@pytest.mark.parametrize(("step_seconds", "input_seconds"), [(1.0, 0.125), (0.25, 2.0)])
+def test_a_constant_speed_is_shown_throughout(
+    light, tiny, tmp_path, clock, monkeypatch, capsys, step_seconds, input_seconds
+):
+    """Devices or input decide; compiling, evaluating and saving take long, and do not count."""
+    tiny.epochs, tiny.log.every_steps = 60 * 48 / 1437, 5
+    tiny.eval.every_epochs, tiny.checkpoint.every_epochs = 20 * 48 / 1437, 15 * 48 / 1437
+    free = [0.0]  # when the devices have done what they were given
+    compile_light = loop.compile_train_step
+
+    def compile_step(*args):
+        step = compile_light(*args)
+
+        def run(state, batch):
+            state, metrics = step(state, batch)
+            clock[0] += 500 * (light.steps[-1] == 1)
+            free[0] = max(free[0], clock[0]) + step_seconds
+            return state, metrics | {"loss": _Pending(clock, free[0])}
+
+        return run
+
+    def pass_time(seconds):
+        clock[0] += seconds
+
+    save = loop.Saver.save
+    monkeypatch.setattr(
+        loop.Saver, "save", lambda self, *args: (pass_time(30), save(self, *args))[1]
+    )
+    monkeypatch.setattr(loop, "compile_train_step", compile_step)
+    light.on_batch = lambda step: pass_time(20)
+    light.on_input = lambda step: pass_time(input_seconds)
+    assert loop.train(tiny, tmp_path) == 0
+
+    seconds = max(step_seconds, input_seconds)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["split"] == "train"]
+    measured = [line for line in train if "images_per_second" in line]
+    assert {line["step"] for line in train} - {line["step"] for line in measured} <= {5, 20, 35}
+    assert measured[-1]["step"] == 60
+    for line in measured:
+        assert line["images_per_second"] == pytest.approx(48 / seconds)
+        assert line["flops_per_second"] == pytest.approx(1e6 / seconds)
+        assert line["input_wait"] == pytest.approx(input_seconds / seconds)
+    printed = re.findall(r"step +(\d+)/60 .* ([\d,.]+) img/s .*ETA (\S+)", capsys.readouterr().out)
+    assert len(printed) == len(measured)
+    for step, rate, eta in printed:
+        assert int(rate) == round(48 / seconds)
+        assert eta == str(datetime.timedelta(seconds=round((60 - int(step)) * seconds)))
+
+
+def test_lines_have_the_time_of_training_which_restarts_continue(
+    light, tiny, tmp_path, monkeypatch
+):
+    now = [1000.0]
+    monkeypatch.setattr(recording.time, "monotonic", lambda: now[0])
+
+    def pass_time(step):
+        now[0] += 10
+
+    light.on_step = pass_time
+    assert loop.train(tiny, tmp_path, stop_after=4) == 0
+    now[0] += 5000  # between the starts
+    assert loop.train(tiny, tmp_path) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["seconds"]) for line in lines] == [
+        (2, 20), (4, 40), (6, 60), (8, 80), (8, 80), (8, 80),
+    ]  # fmt: skip
+    for line in lines:
+        age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(line["time"])
+        assert 0 <= age.total_seconds() < 600
 
 
 @pytest.mark.parametrize(
