@@ -10,10 +10,11 @@ the room needed is that of the archives, which are best on an SSD: shards mix th
 are stored byte for byte, except that CMYK JPEGs and files of another format become RGB JPEGs (PNGs,
 without loss, for a folder that has no JPEG). A run that was killed continues where it ended.
 
---resize=256 stores images with a shorter side of 256 pixels (none is enlarged) at JPEG quality
---quality, in imagenet2012_256q90/5.1.0. They take less room and less time to decode. The price:
-random crops come from fewer pixels and a second JPEG compression, and evaluation sees other pixels,
-so accuracies are not comparable with published ones, whose recipes trained on full-size files.
+--resize=256 shrinks larger images to a shorter side of 256 pixels and stores them as JPEGs of
+quality --quality, in imagenet2012_256q90/5.1.0; smaller images are stored as without it. They take
+less room and less time to decode. The price: random crops come from fewer pixels and a second JPEG
+compression, and evaluation sees different pixels, so accuracies are not comparable with published
+ones, whose recipes trained on full-size files.
 """
 
 import os
@@ -71,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
         dataset = imagenet.dataset(tars, labels)
     else:
         dataset = folder.dataset(Path(args.folder).expanduser().absolute(), args.name)
-    storage = Storage("jpeg" if args.resize else dataset.encoding, args.resize, quality)
+    storage = Storage(dataset.encoding, args.resize, quality)
     prepare(dataset, out, storage, workers=args.workers, shard_bytes=args.shard_mb * 1e6)
     return 0
 

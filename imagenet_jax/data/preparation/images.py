@@ -15,7 +15,8 @@ class Storage(NamedTuple):
 
     Attributes:
       encoding: "jpeg" or "png"; a file of another kind is encoded anew.
-      resize: pixels of the shorter side; None keeps the size.
+      resize: pixels of the shorter side; None keeps the size. Images that are shrunk become JPEGs,
+        the others are stored as without it.
       quality: of the JPEGs of resized images, 1 to 100.
     """
 
@@ -24,15 +25,22 @@ class Storage(NamedTuple):
     quality: int = 90
 
 
-def to_store(encoded: bytes, storage: Storage) -> tuple[bytes, bool]:
-    """(bytes to store, whether the file had to be repaired).
+class Stored(NamedTuple):
+    """The bytes to store of an image, and whether its file was repaired or, instead, resized."""
+
+    encoded: bytes
+    repaired: bool = False
+    resized: bool = False
+
+
+def to_store(encoded: bytes, storage: Storage) -> Stored:
+    """Return what is stored of an image.
 
     Every file is decoded, as training would do it, so that what is stored can be trained on.
     Repaired are CMYK JPEGs and files of another kind than `storage.encoding`: their RGB pixels are
     encoded anew, a JPEG with quality 100 and full-resolution colour. Raises UndecodableImage.
     """
     pixels = decode(encoded)
-    broken = not encoded.startswith(_SIGNATURES[storage.encoding]) or is_cmyk(encoded)
     height, width = pixels.shape[:2]
     side = storage.resize
     if side and side < min(height, width):
@@ -43,10 +51,10 @@ def to_store(encoded: bytes, storage: Storage) -> tuple[bytes, bool]:
             else (side, int(side * height / width))
         )
         image = Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
-        return _encode(image, storage.encoding, storage.quality, "4:2:0"), broken
-    if broken:
-        return _encode(Image.fromarray(pixels), storage.encoding, 100, "4:4:4"), True
-    return encoded, False
+        return Stored(_encode(image, "jpeg", storage.quality, "4:2:0"), resized=True)
+    if not encoded.startswith(_SIGNATURES[storage.encoding]) or is_cmyk(encoded):
+        return Stored(_encode(Image.fromarray(pixels), storage.encoding, 100, "4:4:4"), True)
+    return Stored(encoded)
 
 
 def _encode(image: Image.Image, encoding: str, quality: int, subsampling: str) -> bytes:

@@ -15,7 +15,7 @@ from imagenet_jax.data.preparation.progress import Reporter
 from imagenet_jax.data.preparation.workspace import Workspace, provenance
 from imagenet_jax.errors import UserError
 
-_FORMAT = 1  # a change of what is stored, or how, makes older unfinished work worthless
+_FORMAT = 2  # a change of what is stored, or how, makes older unfinished work worthless
 
 
 def prepare(
@@ -51,10 +51,10 @@ def prepare(
                 for split, index in splits.items()
             }
             _write_missing(work, pool, splits, tasks, storage)
-        repaired = _finish(dataset, storage, work, tasks)
+        done = _finish(dataset, storage, work, tasks)
     finally:
         work.close()
-    _summarise(target, dataset, splits, tasks, repaired)
+    _summarize(target, dataset, storage, splits, done)
     return target
 
 
@@ -94,17 +94,17 @@ def _write_missing(
 
 def _finish(
     dataset: Dataset, storage: Storage, work: Workspace, tasks: dict[str, list[shards.Task]]
-) -> list[str]:
-    """Metadata and the rename; returns the names of the repaired images."""
+) -> dict[str, list[shards.Done]]:
+    """Write the metadata and rename the directory; return the shards of each split."""
     description = dataset.description
     if storage.resize:
         description += (
-            f" Images were shrunk to {storage.resize} pixels on their shorter side (Lanczos) and "
-            f"stored as JPEG of quality {storage.quality}."
+            f" Larger images were shrunk to {storage.resize} pixels on their shorter side "
+            f"(Lanczos) and stored as JPEG of quality {storage.quality}."
         )
-    infos, repaired = [], []
+    infos, finished = [], {}
     for split, some in tasks.items():
-        done = [shard for task in some if (shard := work.done(task.file))]
+        done = finished[split] = [shard for task in some if (shard := work.done(task.file))]
         assert len(done) == len(some)  # each was just written or checked
         infos.append(
             tfds_format.split_info(
@@ -115,27 +115,30 @@ def _finish(
                 num_bytes=sum(shard.num_bytes for shard in done),
             )
         )
-        repaired += [name for shard in done for name in shard.repaired]
     features = tfds_format.image_features(dataset.class_names, storage.encoding)
     tfds_format.write_metadata(
         work.path, features, infos, version=dataset.version, description=description
     )
     work.publish([task.file for some in tasks.values() for task in some])
-    return repaired
+    return finished
 
 
-def _summarise(
+def _summarize(
     target: Path,
     dataset: Dataset,
+    storage: Storage,
     splits: dict[str, Index],
-    tasks: dict[str, list[shards.Task]],
-    repaired: list[str],
+    done: dict[str, list[shards.Done]],
 ) -> None:
     for split, index in splits.items():
-        print(f"{split}: {len(index):,} images in {len(tasks[split]):,} shards")
+        print(f"{split}: {len(index):,} images in {len(done[split]):,} shards")
         official = imagenet.OFFICIAL.get(split)
         if dataset.name == "imagenet2012" and len(index) != official:
             print(f"warning: ImageNet's {split} has {official:,}")
+    everything = [shard for some in done.values() for shard in some]
+    if storage.resize:
+        print(f"{sum(shard.resized for shard in everything):,} images resized to {storage.resize}")
+    repaired = [name for shard in everything for name in shard.repaired]
     names = ", ".join(sorted(repaired)[:30]) + (", ..." if len(repaired) > 30 else "")
-    print(f"{len(repaired)} images repaired{': ' if repaired else ''}{names}")
+    print(f"{len(repaired):,} images repaired{': ' if repaired else ''}{names}")
     print(f"{target} is finished; train with --config.data.path={target}")

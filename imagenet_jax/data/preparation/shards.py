@@ -7,8 +7,8 @@ from typing import Any
 
 from imagenet_jax.data.decode import UndecodableImage
 from imagenet_jax.data.preparation import index
-from imagenet_jax.data.preparation.images import Storage, to_store
-from imagenet_jax.data.tfds_format import WRITER_OPTIONS, serialize
+from imagenet_jax.data.preparation.images import Storage, Stored, to_store
+from imagenet_jax.data.tfds_format import WRITER_OPTIONS, Record, serialize
 from imagenet_jax.errors import UserError
 from imagenet_jax.files import part_of
 
@@ -31,6 +31,7 @@ class Done:
     num_bytes: int
     file_size: int
     repaired: list[str] = field(default_factory=list)
+    resized: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return vars(self)
@@ -61,11 +62,13 @@ def write(path: Path, root: Path, entries: list[index.Entry], storage: Storage) 
         writer = ArrayRecordWriter(str(part), WRITER_OPTIONS)
         try:
             for entry, encoded in zip(entries, files, strict=True):
-                image, repaired = _to_store(root, entry, encoded, storage)
-                example = serialize({"image": image, "label": entry.label, "id": entry.name})
+                stored = _to_store(root, entry, encoded, storage)
+                record: Record = {"image": stored.encoded, "label": entry.label, "id": entry.name}
+                example = serialize(record)
                 writer.write(example)
                 done.records, done.num_bytes = done.records + 1, done.num_bytes + len(example)
-                if repaired:
+                done.resized += stored.resized
+                if stored.repaired:
                     done.repaired.append(entry.name)
         finally:
             writer.close()
@@ -80,9 +83,7 @@ def write(path: Path, root: Path, entries: list[index.Entry], storage: Storage) 
     return done
 
 
-def _to_store(
-    root: Path, entry: index.Entry, encoded: bytes, storage: Storage
-) -> tuple[bytes, bool]:
+def _to_store(root: Path, entry: index.Entry, encoded: bytes, storage: Storage) -> Stored:
     try:
         return to_store(encoded, storage)
     except UndecodableImage as e:
