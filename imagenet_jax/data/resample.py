@@ -1,8 +1,12 @@
-"""Antialiased resizing, equal to Pillow's to one grey level and about three times as fast.
+"""Antialiased resizing, equal to Pillow 13's and about three times as fast.
 
-Pillow's two passes (a triangle or a cubic, stretched by the reduction factor, over columns and then
-over rows), but on a transposed copy, so that both add up whole rows of numbers, as suits vector
-units. Compiled by numba; runs without Python's interpreter lock.
+Pillow's two passes (a triangle or a cubic, stretched by the reduction factor, over rows and over
+columns) in its order, but on a transposed copy, so that both add up whole rows of numbers, as suits
+vector units. Compiled by numba; runs without Python's interpreter lock.
+
+Results are equal to one gray level; to two at single pixels where both passes round a number that
+lies between two levels. Pillow before 13 always resizes columns first. Where 13 does not, the two
+differ by up to 30 levels on noise.
 """
 
 import functools
@@ -36,14 +40,34 @@ def resize(
     tall, wide = out.shape[0], out.shape[1]
     x_first, x_weights = _weights(wide, box[0], box[2], within[0], within[2], cubic)
     y_first, y_weights = _weights(tall, box[1], box[3], within[1], within[3], cubic)
-    # Only what some output needs; columns first and 8 bits in between, as Pillow does it.
+    # Only what some output needs, and 8 bits in between, as Pillow does it.
     left, right = x_first[0], x_first[-1] + x_weights.shape[1]
     top, bottom = y_first[0], y_first[-1] + y_weights.shape[1]
-    turned = cv2.transpose(image[top:bottom, left:right])
-    narrow = np.empty((wide, bottom - top, 3), np.uint8)
-    _blend(_rows(turned), x_first - left, x_weights, _rows(narrow))
-    upright = cv2.transpose(narrow)
-    _blend(_rows(upright), y_first - top, y_weights, _rows(out))
+    image = image[top:bottom, left:right]
+    if _rows_first(box, within, out):
+        low = np.empty((tall, right - left, 3), np.uint8)
+        _blend(_rows(image), y_first - top, y_weights, _rows(low))
+        turned = np.empty((wide, tall, 3), np.uint8)
+        _blend(_rows(cv2.transpose(low)), x_first - left, x_weights, _rows(turned))
+        cv2.transpose(turned, dst=out)
+    else:
+        narrow = np.empty((wide, bottom - top, 3), np.uint8)
+        _blend(_rows(cv2.transpose(image)), x_first - left, x_weights, _rows(narrow))
+        upright = cv2.transpose(narrow)
+        _blend(_rows(upright), y_first - top, y_weights, _rows(out))
+
+
+def _rows_first(
+    box: tuple[float, float, float, float], within: tuple[int, int, int, int], out: np.ndarray
+) -> bool:
+    """Whether Pillow resizes over rows first: if it takes off over twice as many rows as columns.
+
+    It decides by the whole of `within` and what that becomes, of which `out` is the box.
+    """
+    height, width = within[3] - within[1], within[2] - within[0]
+    rows = height - round(height * out.shape[0] / (box[3] - box[1]))
+    columns = width - round(width * out.shape[1] / (box[2] - box[0]))
+    return rows > 0 and rows > 2 * columns
 
 
 def _rows(image: np.ndarray) -> np.ndarray:
