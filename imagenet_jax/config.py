@@ -44,7 +44,7 @@ def load(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
 
 def _read_json(path: str) -> ConfigDict:
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"config file {path!r} cannot be read: {_one_line(e)}") from e
     return ConfigDict(from_json(text, path))

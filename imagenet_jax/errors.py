@@ -20,8 +20,11 @@ def reading_files() -> Iterator[None]:
         yield
     except OSError as e:
         path = Path(os.fsdecode(e.filename or ""))
-        if isinstance(e, FileNotFoundError) and path.is_symlink():
-            raise UserError(
-                f"{path} is a link to {path.readlink()}, which does not exist; remove the link"
-            ) from e
-        raise UserError(f"{path} cannot be read: {e.strerror}") from e
+        raise UserError(f"{path} {why_unreadable(path, e)}") from e
+
+
+def why_unreadable(path: Path, error: OSError) -> str:
+    """Return what is wrong with a file or folder, to follow its name."""
+    if isinstance(error, FileNotFoundError) and path.is_symlink():
+        return f"is a link to {path.readlink()}, which does not exist; remove the link"
+    return f"cannot be read: {error.strerror}"

@@ -57,7 +57,7 @@ def _args(tmp_path, path, *more):
         ("--config.optim.accumulate=2", ["micro-batches of 4", "8 devices"]),
         ("--config.mesh.fsdp=3", ["config.mesh.fsdp = 3", "8 devices"]),
         ("--config.model.num_classes=4", ["num_classes = 4", "has 3 classes", "num_classes=3"]),
-        ("--config.data.train_split=trian", ["no data", "trian/CLASS"]),
+        ("--config.data.train_split=trian", ["no trian split", "train, validation"]),
         ("--config.data.source=tfds", ["not a tfds directory", "dataset_info.json"]),
         ("--config.model.width=0.001", ["config.model.width = 0.001"]),
         ("--config.data.remainder=drop", None),

@@ -1,141 +1,153 @@
-"""A folder of images: a folder per split and class in it, or classes alone and a hold-out."""
+"""The images of a recognized layout as a source, and a hold-out of class folders without splits."""
 
 import os
-import stat
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 
 from imagenet_jax.data.fingerprint import fingerprint_of
+from imagenet_jax.data.layouts import ALL, Layout, Split, split_name
 from imagenet_jax.data.order import permutation
+from imagenet_jax.data.stored_image import StoredImage, read_image
 from imagenet_jax.data.tfds_format import Record
+from imagenet_jax.data.walk import IMAGE_SUFFIXES, is_utf8
 from imagenet_jax.errors import UserError
 
-IMAGE_SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-_File = tuple[str, int, int]  # path below the root, label, size in bytes
 
+class LayoutSource:
+    """The images of a split, in its order."""
 
-def split_folder(path: Path, split: str) -> Path | None:
-    """path/split, or path/val for "validation", if it is there; OSError for a link to nothing."""
-    for name in (split, "val") if split == "validation" else (split,):
-        folder = path / name
-        try:
-            if stat.S_ISDIR(folder.stat().st_mode):
-                return folder
-        except (FileNotFoundError, NotADirectoryError):
-            if folder.is_symlink():
-                raise
-    return None
-
-
-class FolderSource:
-    """Images of `root/CLASS/FILE`; classes and files in sorted order."""
-
-    def __init__(self, root: Path, class_names: tuple[str, ...], files: Sequence[_File]):
-        self.name, self.class_names = str(root), class_names
-        self.fingerprint = fingerprint_of(*(f"{name} {size}" for name, _, size in files))
-        self._root, self._parent = root, root.name
-        # Arrays, because a list of a million strings takes ten times the memory.
-        self._names = np.array([name.encode() for name, _, _ in files])
-        self._labels = np.array([label for _, label, _ in files], np.int32)
+    def __init__(self, split: Split, images: Sequence[StoredImage] | None = None):
+        """With `images`, these of the split's images only."""
+        images = split.images if images is None else images
+        self.name, self.class_names = split.name or str(split.root), split.class_names
+        self.fingerprint = fingerprint_of(*(_identity(image, split) for image in images))
+        self._root = split.root
+        # Arrays, because a list of a million tuples takes ten times the memory.
+        shards = sorted({image.shard for image in images})
+        numbers = {shard: number for number, shard in enumerate(shards)}
+        self._shards = shards
+        self._names = np.array([image.name.encode() for image in images])
+        self._labels = np.array([image.label for image in images], np.int32)
+        self._sizes = np.array([image.size for image in images], np.int64)
+        self._offsets = np.array([image.offset for image in images], np.int64)
+        self._in_shard = np.array([numbers[image.shard] for image in images], np.int32)
 
     def __len__(self) -> int:
         return len(self._labels)
 
     def __getitem__(self, index: int) -> Record:
-        name = self._names[index].decode()
-        try:
-            image = (self._root / name).read_bytes()
-        except OSError as e:
-            raise UserError(f"{self._root / name} cannot be read: {e.strerror}") from e
-        return {"image": image, "label": int(self._labels[index]), "id": f"{self._parent}/{name}"}
+        image = StoredImage(
+            self._names[index].decode(),
+            int(self._labels[index]),
+            int(self._sizes[index]),
+            shard=self._shards[self._in_shard[index]],
+            offset=int(self._offsets[index]),
+        )
+        name = image.id if image.shard else f"{self._root.name}/{image.name}"
+        return {"image": read_image(self._root, image), "label": image.label, "id": name}
 
     def labels(self) -> np.ndarray:
         return self._labels
 
 
-def open_folder(path: Path, split: str) -> FolderSource:
-    """The images of `path/split/CLASS/`."""
-    root = split_folder(path, split)
-    if not root:
-        raise UserError(
-            f"{path / split} does not exist; it should hold a folder per class. Where {path} "
-            "itself does, --config.data.holdout=0.2 keeps a fifth of each class for evaluation"
-        )
-    return FolderSource(root, *_list(root))
+def _identity(image: StoredImage, split: Split) -> str:
+    """What of an image enters the fingerprint: its class too, where no folder has its name."""
+    known = 0 <= image.label < len(split.class_names)  # else the doctor reports it
+    name = split.class_names[image.label] if known else str(image.label)
+    implied = not image.shard and image.name.startswith(f"{name}/")
+    return f"{image.name} {image.size}" + ("" if implied else f" {name}")
 
 
-def open_held_out(path: Path, split: str, share: float) -> FolderSource:
-    """The images of `path/CLASS/` that are held out, for "validation", or the others, for "train".
+def open_layout(layout: Layout, split: str) -> LayoutSource:
+    """The images of a split; raises UserError where it is not there or not as it should be."""
+    return LayoutSource(list_split(layout, split))
+
+
+def list_split(layout: Layout, split: str) -> Split:
+    """The split, complete: every class has images. Raises UserError otherwise."""
+    find = layout.find(split)
+    if not find:
+        raise UserError(_no_split(layout, split))
+    return _checked(find())
+
+
+def open_held_out(layout: Layout, split: str, share: float) -> LayoutSource:
+    """The images of class folders that are held out, for "validation", or the others, for "train".
 
     `share` of each class is held out, at least one image: always the same ones, whatever the seed
     of a run, so that runs can be compared.
     """
     if split not in ("train", "validation"):
         raise UserError(f"config.data.holdout makes splits 'train' and 'validation', not {split!r}")
-    splits = [name for name in ("train", "val", "validation") if (path / name).is_dir()]
-    if splits:
+    if ALL not in layout.splits:
         raise UserError(
-            f"{path} has a folder {splits[0]!r}: with splits of its own it needs no "
-            "config.data.holdout, set it to 0"
+            f"{layout.path} has splits of its own ({', '.join(layout.splits) or layout.name}) and "
+            "needs no config.data.holdout; set it to 0, or point config.data.path at class folders"
         )
-    classes, files = _list(path)
-    chosen: list[_File] = []
-    for label, name in enumerate(classes):
-        mine = [file for file in files if file[1] == label]
+    whole = _checked(layout.splits[ALL]())
+    by_class: list[list[StoredImage]] = [[] for _ in whole.class_names]
+    for image in whole.images:
+        by_class[image.label].append(image)
+    chosen: list[StoredImage] = []
+    for label, mine in enumerate(by_class):
         if len(mine) < 2:
-            raise UserError(f"{path / name} has one image; config.data.holdout needs at least two")
+            raise UserError(
+                f"{whole.root / whole.class_names[label]} has one image; config.data.holdout needs "
+                "at least two"
+            )
         held = min(len(mine) - 1, max(1, round(share * len(mine))))
         out = set(permutation(len(mine), seed=0, epoch=label)[:held].tolist())
-        chosen += [file for i, file in enumerate(mine) if (i in out) == (split == "validation")]
-    return FolderSource(path, classes, chosen)
+        chosen += [image for i, image in enumerate(mine) if (i in out) == (split == "validation")]
+    return LayoutSource(whole, chosen)
 
 
-def _list(root: Path) -> tuple[tuple[str, ...], list[_File]]:
-    """(class names, files) of `root/CLASS/`, both sorted."""
-    classes = class_folders(root)
-    files = [
-        (f"{name}/{file}", label, info.st_size)
-        for label, name in enumerate(classes)
-        for file, info in image_files(root / name)
-    ]
-    return tuple(classes), files
+def _checked(split: Split) -> Split:
+    if split.problems:
+        (name, why), count = split.problems[0], len(split.problems)
+        where = str(split.root / name)
+        where = where if is_utf8(where) else f"the name {os.fsencode(where)!r}"
+        more = f" (the first of {count:,}; the doctor lists them)" if count > 1 else ""
+        raise UserError(f"{where} {why}{more}")
+    if not split.class_names:
+        raise UserError(f"{split.root} has no class folders; it should hold CLASS/*.JPEG")
+    odd = [i for i in split.images if not 0 <= i.label < len(split.class_names)]
+    if odd:
+        raise UserError(
+            f"{split.name or split.root} has {len(odd):,} images whose label is no class, first "
+            f"{odd[0].id} with {odd[0].label}; it cannot be used"
+        )
+    counts = np.bincount([image.label for image in split.images], minlength=len(split.class_names))
+    if not counts.all() and not any(image.shard for image in split.images):
+        empty = split.root / split.class_names[int(np.argmin(counts))]
+        raise UserError(f"{empty} has no images ({' '.join(IMAGE_SUFFIXES)})")
+    return split
 
 
-def class_folders(root: Path) -> list[str]:
-    """Return the names of the folders in `root`, sorted.
-
-    Raises UserError if there are none or a name is not UTF-8, OSError for a link to nothing.
-    """
-    found = sorted(entry.name for entry in os.scandir(root) if stat.S_ISDIR(entry.stat().st_mode))
-    if not found:
-        raise UserError(f"{root} has no class folders; it should hold CLASS/*.JPEG")
-    for name in found:
-        require_utf8(root / name)
-    return found
-
-
-def image_files(folder: Path) -> list[tuple[str, os.stat_result]]:
-    """Return names and sizes of the images in `folder`, sorted by name; raises as above."""
-    found = sorted(
-        (entry.name, entry.stat())
-        for entry in os.scandir(folder)
-        if entry.name.lower().endswith(IMAGE_SUFFIXES)
+def _no_split(layout: Layout, split: str) -> str:
+    """What is missing, and ways to do without it."""
+    path = layout.path
+    if ALL in layout.splits:
+        return (
+            f"{path / split} does not exist: {path} has class folders without splits. "
+            "--config.data.holdout=0.2 keeps a fifth of each class for evaluation"
+        )
+    meant = split_name(split) or split
+    reasons = [f"; {name} is left out: {why}" for name, why in layout.left_out
+               if split_name(PurePath(name).name) == meant]  # fmt: skip
+    advice = ""
+    if meant == "validation" and "train" in layout.class_folders:
+        advice = (
+            f"; --config.data.path={layout.class_folders['train']} --config.data.holdout=0.1 keeps "
+            "a tenth of each class of the train split for evaluation"
+        )
+    elif meant == "validation" and "train" in layout.splits:
+        advice = (
+            "; --config.data.train_split='train[:95%]' --config.data.eval_split='train[95%:]' "
+            "keeps a twentieth of the train split for evaluation"
+        )
+    return (
+        f"{path} has no {meant} split ({layout.name}: {', '.join(layout.splits) or 'no split'})"
+        f"{''.join(reasons)}{advice}"
     )
-    if not found:
-        raise UserError(f"{folder} has no images ({' '.join(IMAGE_SUFFIXES)})")
-    for name, _ in found:
-        require_utf8(folder / name)
-    return found
-
-
-def require_utf8(path: Path) -> None:
-    """Raise UserError if `path` is not UTF-8, which the records and result files need."""
-    if not is_utf8(str(path)):
-        raise UserError(f"the name {os.fsencode(path)!r} is not UTF-8; rename it")
-
-
-def is_utf8(name: str) -> bool:
-    """Whether `name`, as the operating system gave it, is UTF-8."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)

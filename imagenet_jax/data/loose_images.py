@@ -1,12 +1,11 @@
 """Images that belong to no data set: files, folders of them, standard input."""
 
-import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from imagenet_jax.data.folder import IMAGE_SUFFIXES
+from imagenet_jax.data.walk import IMAGE_SUFFIXES, walk
 from imagenet_jax.errors import UserError
 
 STANDARD_INPUT = "-"
@@ -34,8 +33,8 @@ class LooseImage(NamedTuple):
 def find_images(names: Iterable[str]) -> tuple[list[LooseImage], list[str]]:
     """(images, what is wrong with the other names), in the order of `names`.
 
-    A folder stands for the images in it and below, sorted by path; there, a file is an image by its
-    suffix. Any other name is taken for an image, whatever its suffix.
+    A folder stands for the images in it and below, through links, sorted by path; there, a file is
+    an image by its suffix. Any other name is taken for an image, whatever its suffix.
     """
     images: list[LooseImage] = []
     problems: list[str] = []
@@ -44,13 +43,9 @@ def find_images(names: Iterable[str]) -> tuple[list[LooseImage], list[str]]:
         if name == STANDARD_INPUT or not path.is_dir():
             images.append(LooseImage(name))
             continue
-        below: list[str] = []
-
-        def unreadable(error: OSError) -> None:
-            problems.append(f"folder {error.filename} cannot be read: {error.strerror}")
-
-        for folder, _, files in os.walk(path, onerror=unreadable):
-            below += [str(Path(folder, f)) for f in files if f.lower().endswith(IMAGE_SUFFIXES)]
+        found = walk(path)
+        problems += [f"{path / name} {why}" for name, why in found.problems]
+        below = [str(path / file.name) for file in found.files]
         if not below:
             problems.append(f"folder {name} has no images ({' '.join(IMAGE_SUFFIXES)})")
         images += map(LooseImage, sorted(below))

@@ -14,7 +14,8 @@ from imagenet_jax import strict_json
 from imagenet_jax.data import digits
 from imagenet_jax.data.class_order import reorder
 from imagenet_jax.data.fingerprint import fingerprint_of
-from imagenet_jax.data.folder import FolderSource, open_folder, open_held_out, split_folder
+from imagenet_jax.data.folder import LayoutSource, open_held_out, open_layout
+from imagenet_jax.data.recognize import recognize
 from imagenet_jax.data.tfds_format import Record, parse
 from imagenet_jax.errors import UserError, reading_files
 
@@ -65,20 +66,21 @@ def open_source(data: ConfigDict, split: str) -> Source:
         source = open_tfds(path, split)
     elif kind == "tfds" or (kind == "auto" and (path / "dataset_info.json").is_file()):
         source = open_tfds(path, split)
-    elif data.holdout and path.is_dir():
-        source = open_held_out(path, split, data.holdout)
-    elif kind == "folder" or (kind == "auto" and split_folder(path, split)):
-        source = open_folder(path, split)
+    elif layout := recognize(path):
+        source = (
+            open_held_out(layout, split, data.holdout)
+            if data.holdout
+            else open_layout(layout, split)
+        )
     else:
         inside = sorted(path.glob("*/dataset_info.json"))
         hint = f"; did you mean {inside[-1].parent}?" if inside else ""
         raise UserError(
             f"no data in config.data.path = {data.path!r}: looked for dataset_info.json (a tfds "
-            f"directory) and {split}/CLASS/*.JPEG (a folder; with config.data.holdout "
-            "CLASS/*.JPEG); point --config.data.path= at one, README.md (section Data) says how to "
-            f"make it{hint}"
+            f"directory), {split}/CLASS/*.JPEG, CLASS/*.JPEG, tars and parquet files; point "
+            f"--config.data.path= at one, README.md (section Data) says how to make it{hint}"
         )
-    if data.holdout and not isinstance(source, FolderSource):
+    if data.holdout and not isinstance(source, LayoutSource):
         raise UserError(
             f"config.data.holdout = {data.holdout} is for a folder, and {source.name} is none; use "
             "--config.data.train_split='train[:80%]' --config.data.eval_split='train[80%:]'"

@@ -20,9 +20,7 @@ _BARS = " ▁▂▃▄▅▆▇█"
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """Splits, findings, and one line with the verdict."""
     console = Console(soft_wrap=True, highlight=False)
-    console.print(
-        f"{escape(diagnosis.data.name)} ({diagnosis.data.storage}, {diagnosis.data.path})"
-    )
+    console.print(f"{escape(diagnosis.data.name)} ({diagnosis.data.layout}, {diagnosis.data.path})")
     console.print(_splits(diagnosis.surveys))
     by_kind: dict[str, list[Finding]] = defaultdict(list)
     for finding in diagnosis.findings:

@@ -125,12 +125,14 @@ def test_pillows_warnings_become_findings(healthy, recwarn, capsys):
     assert not recwarn.list and "arning" not in capsys.readouterr().err
 
 
-def test_a_folder_inside_a_class_is_called_a_folder(healthy):
-    _write(healthy, {"train/ant/more/x.jpg": _bytes(_image(9))})
-    (found,) = diagnose(healthy, 1, quiet=True).findings
+def test_a_folder_inside_a_class_is_read_and_what_is_left_out_of_it_is_named(healthy):
+    _write(healthy, {"train/ant/more/x.jpg": _bytes(_image(9)), "train/ant/more/x.txt": b"x"})
+    diagnosis = diagnose(healthy, 1, quiet=True)
+    (found,) = diagnosis.findings
     assert (found.kind, found.name, found.detail) == (
-        "ignored_file", "ant/more", "a folder inside a class folder",
+        "ignored_file", "ant/more/x.txt", "no image suffix",
     )  # fmt: skip
+    assert len(diagnosis.data.splits["train"]) == 11
 
 
 def test_faults_between_images(healthy, capsys):
@@ -179,7 +181,7 @@ def test_fingerprint_is_of_images_and_classes(healthy, tmp_path, capsys):
     prepare.main([f"--folder={healthy}", "--name=insects", f"--out={tmp_path}", "--workers=1"])
     prepared = next((tmp_path / "insects").iterdir())
     folder, tfds = diagnose(healthy, 1, quiet=True), diagnose(prepared, 1, quiet=True)
-    assert tfds.findings == [] and tfds.data.storage == "tfds"
+    assert tfds.findings == [] and tfds.data.layout == "tfds"
     assert folder.fingerprint == tfds.fingerprint
     (healthy / "train/ant/0.jpg").rename(healthy / "train/ant/other.jpg")
     assert diagnose(healthy, 1, quiet=True).fingerprint == folder.fingerprint

@@ -9,8 +9,9 @@ from miniatures import DEVKIT, TRAIN, VAL, WNIDS, content, make_folder, prepare,
 from PIL import Image
 
 from imagenet_jax import prepare as door
-from imagenet_jax.data.preparation import index, shards
+from imagenet_jax.data.preparation import shards
 from imagenet_jax.data.preparation.images import Storage
+from imagenet_jax.data.stored_image import StoredImage
 from imagenet_jax.errors import UserError
 
 
@@ -161,7 +162,7 @@ def _shard(folder, files):
     """Write a shard of `files`; its records."""
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    entries = [index.Entry(name, 0, -1, len(data)) for name, data in files.items()]
+    entries = [StoredImage(name, 0, len(data)) for name, data in files.items()]
     return shards.write(folder / "x.array_record", folder, entries, Storage())
 
 

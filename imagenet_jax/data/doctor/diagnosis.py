@@ -47,7 +47,7 @@ class Diagnosis:
         return {
             "path": str(self.data.path),
             "name": self.data.name,
-            "storage": self.data.storage,
+            "layout": self.data.layout,
             "fingerprint": self.fingerprint,
             "errors": self.errors,
             "allowed": sorted(self.allowed),

@@ -28,7 +28,8 @@ WARNINGS = {
     "tiny": "a shorter side of less than 32 pixels",
     "conflicting_labels": "the same bytes twice in a split with different labels",
     "duplicate": "the same bytes twice in a split with the same label",
-    "ignored_file": "a file that is not taken for an image: wrong suffix or wrong place",
+    "ignored_file": "a file or folder that is not read: wrong suffix or wrong place",
+    "no_validation": "a train split without a validation split to evaluate on",
 }
 
 

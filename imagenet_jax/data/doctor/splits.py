@@ -1,12 +1,13 @@
 """Every split of a data set on disk, opened even where training would refuse it."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from imagenet_jax.data.doctor.findings import Finding, printable
-from imagenet_jax.data.folder import IMAGE_SUFFIXES, FolderSource, is_utf8, split_folder
+from imagenet_jax.data.folder import LayoutSource
+from imagenet_jax.data.recognize import recognize
 from imagenet_jax.data.sources import Source, open_tfds
+from imagenet_jax.data.walk import Note
 from imagenet_jax.errors import UserError, reading_files
 
 
@@ -17,14 +18,14 @@ class DataSet:
     Attributes:
       path: its directory.
       name: such as "imagenet2012".
-      storage: "tfds" or "folder".
+      layout: "tfds", or the name of a `Layout`.
       splits: name -> records.
       findings: what opening it brought to light.
     """
 
     path: Path
     name: str
-    storage: str
+    layout: str
     splits: dict[str, Source] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
 
@@ -36,18 +37,31 @@ def open_splits(path: Path) -> DataSet:
         raise UserError(f"{path} is not a directory; give one that `prepare` wrote, or a folder")
     if (path / "dataset_info.json").is_file():
         return _open_tfds(path)
-    data = DataSet(path, path.name, "folder")
-    for split in ("train", "validation", "test"):
-        if root := split_folder(path, split):
-            data.splits[split] = _list_folder(root, split, data.findings)
-    if not data.splits and any(path.glob("*/*")):  # classes without splits, as for a hold-out
-        data.splits["all"] = _list_folder(path, "all", data.findings)
-    if not any(len(source.class_names) for source in data.splits.values()):
+    layout = recognize(path)
+    splits = {split: find() for split, find in layout.splits.items()} if layout else {}
+    if not layout or not any(split.class_names for split in splits.values()):
+        found = [f"; {name}: {reason}" for name, reason in (layout.left_out if layout else [])]
         raise UserError(
-            f"no data in {path}: looked for dataset_info.json (a tfds directory) and for "
-            "train/CLASS/*.JPEG, val/CLASS/*.JPEG or CLASS/*.JPEG (a folder)"
+            f"no data in {path}: looked for dataset_info.json (a tfds directory), "
+            "train/CLASS/*.JPEG, val/CLASS/*.JPEG or CLASS/*.JPEG, tars and parquet files"
+            + "".join(found)
         )
+    data = DataSet(path, path.name, layout.name)
+    data.findings = [_ignored("", note) for note in layout.left_out]
+    for name, split in splits.items():
+        data.findings += [_ignored(name, note) for note in split.left_out]
+        data.findings += [
+            Finding("unreadable", name, printable(note.name), note.reason)
+            for note in split.problems
+        ]
+        data.splits[name] = LayoutSource(split)
+    if "train" in splits and "validation" not in splits:
+        data.findings.append(Finding("no_validation", "", "validation", ""))
     return data
+
+
+def _ignored(split: str, note: Note) -> Finding:
+    return Finding("ignored_file", split, printable(note.name), note.reason)
 
 
 def _open_tfds(path: Path) -> DataSet:
@@ -63,44 +77,3 @@ def _open_tfds(path: Path) -> DataSet:
     if not splits:
         raise UserError(f"{path} has no splits; prepare it again")
     return DataSet(path, name, "tfds", {split: open_tfds(path, split) for split in splits})
-
-
-def _list_folder(root: Path, split: str, findings: list[Finding]) -> FolderSource:
-    """As `open_folder`, but a class without images is kept, and what it passes over is told."""
-    files: list[tuple[str, int, int]] = []
-    classes: list[str] = []
-
-    def found(kind: str, name: str, detail: str) -> None:
-        findings.append(Finding(kind, split, printable(name), detail))
-
-    for entry in sorted(os.scandir(root), key=lambda e: e.name):
-        if _leads_nowhere(entry):
-            found("unreadable", entry.name, "a link to nothing")
-            continue
-        if not entry.is_dir():
-            found("ignored_file", entry.name, "in no class")
-            continue
-        label = len(classes)
-        classes.append(entry.name if is_utf8(entry.name) else printable(entry.name))
-        try:
-            inside = sorted(os.scandir(entry), key=lambda e: e.name)
-        except OSError as e:
-            found("unreadable", entry.name, f"cannot be read: {e.strerror}")
-            continue
-        for file in inside:
-            name = f"{entry.name}/{file.name}"
-            if Path(file).is_dir():
-                found("ignored_file", name, "a folder inside a class folder")
-            elif not file.name.lower().endswith(IMAGE_SUFFIXES):
-                found("ignored_file", name, "no image suffix")
-            elif not is_utf8(name):
-                found("unreadable", name, "not a UTF-8 name")
-            elif _leads_nowhere(file):
-                found("unreadable", name, "a link to nothing")
-            else:
-                files.append((name, label, 0))
-    return FolderSource(root, tuple(classes), files)
-
-
-def _leads_nowhere(entry: "os.DirEntry[str]") -> bool:
-    return entry.is_symlink() and not Path(entry).exists()

@@ -9,6 +9,7 @@ from imagenet_jax.data.preparation import archives, index, val_labels
 from imagenet_jax.data.preparation.dataset import Dataset
 from imagenet_jax.data.preparation.pool import Pool
 from imagenet_jax.data.preparation.progress import Reporter
+from imagenet_jax.data.stored_image import StoredImage
 from imagenet_jax.errors import UserError, reading_files
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -57,7 +58,7 @@ def _scan(tars: Path, labels_file: Path | None, pool: Pool) -> dict[str, index.I
     if not found:
         raise UserError(f"{tars / VAL} has no images")
     labels = val_labels.find(tars, labels_file, [member.name for member in found])
-    entries = [index.Entry(m.name, labels[m.name], m.offset, m.size) for m in found]
+    entries = [StoredImage(m.name, labels[m.name], m.size, offset=m.offset) for m in found]
     validation = index.build(tars / VAL, "validation", entries)
     return {"train": _scan_train(tars / TRAIN, pool), "validation": validation}
 
@@ -80,7 +81,7 @@ def _scan_train(path: Path, pool: Pool) -> index.Index:
             for name, offset, size in found:
                 if not re.fullmatch(rf"{wnid}_\d+\.JPEG", name):
                     raise UserError(f"{path}: {member.name} has {name}, not an image of {wnid}")
-                entries.append(index.Entry(name, label, offset, size))
+                entries.append(StoredImage(name, label, size, offset=offset))
             reporter.advance(1)
     if not entries:
         raise UserError(f"{path} has no images")

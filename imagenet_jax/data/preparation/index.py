@@ -4,56 +4,49 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from imagenet_jax.data.stored_image import StoredImage, read_image
 from imagenet_jax.errors import UserError
-
-
-class Entry(NamedTuple):
-    """An image before it is read; `offset` is in bytes, -1 for a file of its own."""
-
-    name: str
-    label: int
-    offset: int
-    size: int
 
 
 @dataclass(frozen=True)
 class Index:
     """The images of a split in the order of their records.
 
-    `root` is the archive that the offsets are in, or the folder that the names are below. Arrays,
-    because a million tuples take ten times the memory.
+    `root` is the archive that the offsets are in, or the folder that names and shards are below.
+    Arrays, because a million tuples take ten times the memory.
     """
 
     root: Path
     names: np.ndarray
     labels: np.ndarray
-    offsets: np.ndarray
     sizes: np.ndarray
+    shards: np.ndarray
+    offsets: np.ndarray
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def entries(self, start: int, stop: int) -> list[Entry]:
+    def entries(self, start: int, stop: int) -> list[StoredImage]:
         """Images `start` to `stop`."""
         rows = slice(start, stop)
         return [
-            Entry(name.decode(), label, offset, size)
-            for name, label, offset, size in zip(
+            StoredImage(name.decode(), label, size, shard=shard.decode(), offset=offset)
+            for name, label, size, shard, offset in zip(
                 self.names[rows].tolist(),
                 self.labels[rows].tolist(),
-                self.offsets[rows].tolist(),
                 self.sizes[rows].tolist(),
+                self.shards[rows].tolist(),
+                self.offsets[rows].tolist(),
                 strict=True,
             )
         ]
 
 
-def build(root: Path, split: str, entries: Iterable[Entry]) -> Index:
-    """An index in tfds's order: by md5(split + name).
+def build(root: Path, split: str, images: Iterable[StoredImage]) -> Index:
+    """An index in tfds's order: by md5(split + name). Shards keep the order that they have.
 
     The hash mixes the classes over the shards, and as it is the one that tfds shuffles by, record i
     and "train[:99%]" are the same images as in a directory that tfds prepared. Raises UserError for
@@ -61,47 +54,34 @@ def build(root: Path, split: str, entries: Iterable[Entry]) -> Index:
     """
     salt = hashlib.md5(split.encode(), usedforsecurity=False)
 
-    def key(entry: Entry) -> bytes:
+    def key(image: StoredImage) -> bytes:
         digest = salt.copy()
-        digest.update(entry.name.encode())
+        digest.update(image.id.encode())
         return digest.digest()
 
-    ordered = sorted(entries, key=key)
-    for one, next_one in zip(ordered, ordered[1:], strict=False):
-        if one.name == next_one.name:
-            raise UserError(f"{root} has {one.name} twice; every image needs its own name")
+    images = list(images)
+    ordered = images if any(image.shard for image in images) else sorted(images, key=key)
+    names = set()
+    for image in ordered:
+        if image.id in names:
+            raise UserError(f"{root} has {image.id} twice; every image needs its own name")
+        names.add(image.id)
     return Index(
         root,
-        np.array([entry.name.encode() for entry in ordered]),
-        np.array([entry.label for entry in ordered], np.int32),
-        np.array([entry.offset for entry in ordered], np.int64),
-        np.array([entry.size for entry in ordered], np.int64),
+        np.array([image.name.encode() for image in ordered]),
+        np.array([image.label for image in ordered], np.int32),
+        np.array([image.size for image in ordered], np.int64),
+        np.array([image.shard.encode() for image in ordered]),
+        np.array([image.offset for image in ordered], np.int64),
     )
 
 
-def read(root: Path, entries: list[Entry]) -> list[bytes]:
-    """The files of `entries`, which are read in the order in which they lie on the disk.
+def read(root: Path, images: list[StoredImage]) -> list[bytes]:
+    """The files of `images`, which are read in the order in which they lie on the disk.
 
     Raises UserError for one that cannot be read.
     """
-    found = [b""] * len(entries)
-    order = sorted(range(len(entries)), key=lambda i: entries[i].offset)
-    archive = None
-    try:
-        if any(entry.offset >= 0 for entry in entries):
-            archive = root.open("rb")
-        for i in order:
-            name, _, offset, size = entries[i]
-            if archive:
-                archive.seek(offset)
-                found[i] = archive.read(size)
-            else:
-                found[i] = (root / name).read_bytes()
-            if len(found[i]) != size:
-                raise UserError(f"{root}: {name} has changed while it was read; start again")
-    except OSError as e:
-        raise UserError(f"{e.filename or root} cannot be read: {e.strerror}") from e
-    finally:
-        if archive:
-            archive.close()
+    found = [b""] * len(images)
+    for i in sorted(range(len(images)), key=lambda i: (images[i].shard, images[i].offset)):
+        found[i] = read_image(root, images[i])
     return found

@@ -8,6 +8,7 @@ from typing import Any
 from imagenet_jax.data.decode import UndecodableImage
 from imagenet_jax.data.preparation import index
 from imagenet_jax.data.preparation.images import Storage, Stored, to_store
+from imagenet_jax.data.stored_image import StoredImage
 from imagenet_jax.data.tfds_format import WRITER_OPTIONS, Record, serialize
 from imagenet_jax.errors import UserError
 from imagenet_jax.files import part_of
@@ -47,7 +48,7 @@ def plan(split_index: index.Index, name: str, split: str, shard_bytes: float) ->
     ]
 
 
-def write(path: Path, root: Path, entries: list[index.Entry], storage: Storage) -> Done:
+def write(path: Path, root: Path, entries: list[StoredImage], storage: Storage) -> Done:
     """Write the shard `path`; it appears complete, by a rename.
 
     Takes memory for the shard's input. Raises UserError with the name of an image that cannot be
@@ -63,7 +64,7 @@ def write(path: Path, root: Path, entries: list[index.Entry], storage: Storage) 
         try:
             for entry, encoded in zip(entries, files, strict=True):
                 stored = _to_store(root, entry, encoded, storage)
-                record: Record = {"image": stored.encoded, "label": entry.label, "id": entry.name}
+                record: Record = {"image": stored.encoded, "label": entry.label, "id": entry.id}
                 example = serialize(record)
                 writer.write(example)
                 done.records, done.num_bytes = done.records + 1, done.num_bytes + len(example)
@@ -83,7 +84,7 @@ def write(path: Path, root: Path, entries: list[index.Entry], storage: Storage) 
     return done
 
 
-def _to_store(root: Path, entry: index.Entry, encoded: bytes, storage: Storage) -> Stored:
+def _to_store(root: Path, entry: StoredImage, encoded: bytes, storage: Storage) -> Stored:
     try:
         return to_store(encoded, storage)
     except UndecodableImage as e:

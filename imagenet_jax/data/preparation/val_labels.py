@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imagenet_jax.data.imagenet_classes import wnids
+from imagenet_jax.data.text_file import read_lines
 from imagenet_jax.errors import UserError
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -74,11 +75,7 @@ def from_devkit(path: Path, images: Sequence[str]) -> dict[str, int]:
 
 def from_file(path: Path, images: Sequence[str]) -> dict[str, int]:
     """Labels of "wnid" lines, for the images in sorted order, or of "image wnid" lines."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"--val_labels={path} cannot be read: {e}") from e
-    rows = [(i, line.split()) for i, line in enumerate(lines, 1) if line.strip()]
+    rows = [(i, line.split()) for i, line in enumerate(read_lines(path), 1) if line.strip()]
     _check_count(path, len(rows), len(images))
     if all(len(row) == 1 for _, row in rows):
         return {

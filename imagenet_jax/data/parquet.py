@@ -1,0 +1,105 @@
+"""Images in parquet files, as Hugging Face stores them: a column of encoded bytes, one of labels.
+
+A file is read by row groups, of 100 rows as Hugging Face writes them. The last few stay in memory,
+so reading in order takes each from the disk once.
+"""
+
+import functools
+import json
+import threading
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imagenet_jax.errors import UserError
+
+_IMAGES, _LABELS = ("image", "img", "jpg"), ("label", "labels", "cls")
+_KEPT = 4  # row groups in memory
+_ROW_BITS = 32  # an offset is (row group, row in it)
+
+# Threads that want one row group wait for the first to read it; others go on.
+_locks = [threading.Lock() for _ in range(64)]
+
+
+def read_row(path: Path, offset: int) -> bytes:
+    """The encoded image at an offset; raises UserError where the file cannot be read."""
+    key = (str(path), offset >> _ROW_BITS)
+    with _locks[hash(key) % len(_locks)]:
+        column = _read_group(*key)
+    return column[offset & (2**_ROW_BITS - 1)].as_py()
+
+
+@functools.lru_cache(_KEPT)
+def _read_group(path: str, group: int) -> Any:
+    """The column of encoded images of a row group."""
+    import pyarrow.compute
+
+    with _open(Path(path)) as file:
+        name = _column(file, _IMAGES, path)
+        try:
+            column = file.read_row_group(group, columns=[name], use_threads=False)[name]
+        except (OSError, pyarrow.ArrowException) as e:
+            raise UserError(f"{path} is damaged: {' '.join(str(e).split())[:200]}") from e
+        if pyarrow.types.is_struct(column.type):
+            column = pyarrow.compute.struct_field(column, "bytes")
+    return column
+
+
+class Row(NamedTuple):
+    """An image before it is read: its name, label (None: it has none), about its bytes, offset."""
+
+    name: str
+    label: int | None
+    size: int
+    offset: int
+
+
+def read_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
+    """(rows, class names or ()) of a file: labels and, where they are there, names, not images."""
+    with _open(path) as file:
+        image, label = _column(file, _IMAGES, str(path)), _column(file, _LABELS, str(path))
+        columns = [file.schema.column(i).path for i in range(len(file.schema))]
+        named = f"{image}.path" in columns
+        table = file.read(columns=[label, *([f"{image}.path"] if named else [])])
+        labels = table[label].to_pylist()
+        names = [row and row["path"] for row in table[image].to_pylist()] if named else []
+        if None in names or len(set(names)) != len(labels):
+            names = list(map(str, range(len(labels))))
+        rows: list[Row] = []
+        for group in range(file.metadata.num_row_groups):
+            about = file.metadata.row_group(group)
+            size = about.total_byte_size // max(1, about.num_rows)
+            for row in range(about.num_rows):
+                at = len(rows)
+                rows.append(Row(names[at], labels[at], size, group << _ROW_BITS | row))
+        return rows, _class_names(file, label)
+
+
+def _open(path: Path) -> Any:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except pyarrow.ArrowException as e:
+        raise UserError(
+            f"{path} is no parquet file or is cut off: {' '.join(str(e).split())[:200]}"
+        ) from e
+
+
+def _column(file: Any, wanted: tuple[str, ...], path: str) -> str:
+    names = file.schema_arrow.names
+    for name in wanted:
+        if name in names:
+            return name
+    raise UserError(
+        f"{path} has no column {' or '.join(wanted)}; it has {', '.join(names)}: rename one"
+    )
+
+
+def _class_names(file: Any, label: str) -> tuple[str, ...]:
+    """The names that Hugging Face's metadata gives the labels."""
+    try:
+        about = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
+        return tuple(about["info"]["features"][label]["names"])
+    except (KeyError, TypeError, ValueError):
+        return ()

@@ -1,0 +1,193 @@
+"""Data sets in shards: tars as webdataset writes them, parquet files as Hugging Face does."""
+
+import json
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from imagenet_jax.data import parquet
+from imagenet_jax.data.imagenet_classes import wnids
+from imagenet_jax.data.layouts import Layout, Split, split_name
+from imagenet_jax.data.stored_image import StoredImage
+from imagenet_jax.data.text_file import read_lines
+from imagenet_jax.data.walk import HIDDEN, Note, is_folder, is_hidden, is_image, list_folder
+from imagenet_jax.errors import UserError
+
+_FOLDERS = ("data", "default")  # between a data set's folder and its shards, beside split names
+_CLASS_FILES = ("classes.txt", "classnames.txt")  # a name per line, in the order of labels
+
+Shards = dict[str, list[str]]  # split -> paths below the folder of the data set
+
+
+def webdataset_layout(path: Path) -> Layout | None:
+    """Tars of KEY.jpg beside KEY.cls or a KEY.json with a "label"."""
+    return _layout("webdataset", path, ".tar")
+
+
+def parquet_layout(path: Path) -> Layout | None:
+    """Parquet files with an image column and a label column."""
+    return _layout("Hugging Face parquet", path, ".parquet")
+
+
+def _layout(name: str, path: Path, suffix: str) -> Layout | None:
+    shards: Shards = {}
+    left_out: list[Note] = []
+    _find(path, "", suffix, shards, left_out)
+    if not shards:
+        return None
+    return Layout(
+        name, path, {split: partial(_list, path, split, shards) for split in shards},
+        left_out=left_out,
+    )  # fmt: skip
+
+
+def _find(path: Path, below: str, suffix: str, shards: Shards, left_out: list[Note]) -> None:
+    """The shards in `path / below`, and in its folders that are named after splits.
+
+    A shard belongs to the split that its name or a folder above it names, else to "train". The
+    official archives of ImageNet are none.
+    """
+    for entry in list_folder(path / below):
+        name = f"{below}{entry.name}"
+        folder = is_folder(entry)
+        if is_hidden(entry.name):
+            left_out.append(Note(name, HIDDEN))
+        elif folder and (split_name(entry.name) or entry.name in _FOLDERS):
+            _find(path, f"{name}/", suffix, shards, left_out)
+        elif folder or not name.endswith(suffix) or name.startswith("ILSVRC2012_"):
+            if entry.name not in _CLASS_FILES:
+                left_out.append(Note(name, f"no {suffix} file"))
+        else:
+            words = [*re.split(r"[-_.]", PurePosixPath(name).stem), *reversed(below.split("/"))]
+            split = next((split for word in words if (split := split_name(word))), "train")
+            shards.setdefault(split, []).append(name)
+
+
+def _list(path: Path, split: str, shards: Shards) -> Split:
+    """The records of a split, in the order of shards and of what is in them."""
+    found = Split(path, (), [], name=f"{path}:{split}")
+    found.problems += _missing(shards[split])
+    names: tuple[str, ...] = ()
+    for shard in shards[split]:
+        if shard.endswith(".tar"):
+            _add_tar(found, shard)
+        else:
+            names = _add_parquet(found, shard)
+    labels = {image.label for image in found.images}
+    found.class_names = names or _class_names(path, shards, split, max(labels, default=-1))
+    for image in found.images:
+        said = re.match(r"n\d{8}(?=_)", PurePosixPath(image.name).name)
+        if found.class_names == wnids() and said and said[0] != wnids()[image.label]:
+            found.problems.append(
+                Note(image.id, f"has label {image.label}, which is {wnids()[image.label]}")
+            )
+    return found
+
+
+def _missing(shards: list[str]) -> Iterator[Note]:
+    """Shards that are absent, by names such as "train-00000-of-00257"."""
+    parts = [re.fullmatch(r"(.*)-(\d+)-of-(\d+)(\..*)", shard) for shard in shards]
+    totals = {(m[1], m[3], m[4]) for m in parts if m}
+    for prefix, total, suffix in sorted(totals):
+        for i in range(int(total)):
+            name = f"{prefix}-{i:0{len(total)}d}-of-{total}{suffix}"
+            if name not in shards:
+                yield Note(name, "is missing: download it again")
+
+
+def _class_names(path: Path, shards: Shards, split: str, largest: int) -> tuple[str, ...]:
+    """Names from a file beside the shards, ImageNet's ids, or the numbers themselves."""
+    for file in _CLASS_FILES:
+        if (path / file).is_file():
+            names = tuple(line.strip() for line in read_lines(path / file) if line.strip())
+            if len(set(names)) == len(names) > largest:
+                return names
+            raise UserError(
+                f"{path / file} has {len(names)} names, {len(set(names))} of them different; the "
+                f"largest label is {largest}; write one name per label, or remove the file"
+            )
+    every = [PurePosixPath(shard).name for some in shards.values() for shard in some]
+    if largest == len(wnids()) - 1 and all(re.match("imagenet", name, re.I) for name in every):
+        return wnids()
+    for other in shards.keys() - {split}:
+        found = Split(path, (), [])
+        for shard in shards[other]:
+            if shard.endswith(".tar"):
+                _add_tar(found, shard)
+            else:
+                _add_parquet(found, shard)
+        largest = max(largest, *(image.label for image in found.images), -1)
+    return tuple(map(str, range(largest + 1)))
+
+
+def _add_tar(split: Split, shard: str) -> None:
+    """Add the images of a tar to a split; only headers and classes are read."""
+    images: dict[str, tuple[str, int, int]] = {}
+    labels: dict[str, int] = {}
+    path = split.root / shard
+    try:
+        with path.open("rb") as file:
+            for name, offset, size in _members(path, file):
+                base = PurePosixPath(name).name
+                stem, _, kind = base.partition(".")
+                key = str(PurePosixPath(name).with_name(stem)) if stem else name
+                if any(map(is_hidden, PurePosixPath(name).parts)):
+                    split.left_out.append(Note(f"{shard}/{name}", HIDDEN))
+                elif is_image(f".{kind}") and key not in images:
+                    images[key] = (name, offset, size)
+                elif kind in ("cls", "json"):
+                    file.seek(offset)
+                    label = _label(kind, file.read(size))
+                    if label is not None and (kind == "cls" or key not in labels):
+                        labels[key] = label
+                else:
+                    split.left_out.append(Note(f"{shard}/{name}", "neither image nor class"))
+    except tarfile.TarError as e:
+        raise UserError(f"{path} is no tar archive or is cut off ({e}): download it again") from e
+    for key, (name, offset, size) in images.items():
+        if labels.get(key, -1) < 0:
+            why = f"has no class: neither a number in {key}.cls nor a label in {key}.json"
+            split.problems.append(Note(f"{shard}/{name}", why))
+        else:
+            split.images.append(StoredImage(name, labels[key], size, shard=shard, offset=offset))
+    twice = [key for key, count in Counter(i[0] for i in images.values()).items() if count > 1]
+    split.problems += [Note(f"{shard}/{key}", "is there twice") for key in twice]
+
+
+def _add_parquet(split: Split, shard: str) -> tuple[str, ...]:
+    """Add the images of a parquet file to a split; returns the class names, () if it has none."""
+    rows, names = parquet.read_rows(split.root / shard)
+    for name, label, size, offset in rows:
+        if label is None:
+            split.problems.append(Note(f"{shard}/{name}", "has no label"))
+        else:
+            split.images.append(StoredImage(name, label, size, shard=shard, offset=offset))
+    return names
+
+
+def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, size) of the files of a tar; raises UserError where it is cut off."""
+    end = path.stat().st_size
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for info in tar:
+            if info.offset_data + info.size > end:
+                raise UserError(f"{path} is cut off in {info.name}: download it again")
+            if info.isreg():
+                yield info.name, info.offset_data, info.size
+        # tarfile takes whatever is no header for the end; a real end is a block of zeros.
+        file.seek(tar.offset)
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise UserError(f"{path} is cut off or damaged: download it again")
+
+
+def _label(kind: str, content: bytes) -> int | None:
+    """The label in a .cls or .json file, if there is one."""
+    try:
+        value = content if kind == "cls" else json.loads(content)["label"]
+        return int(value)
+    except (ValueError, KeyError, TypeError):
+        return None
