@@ -3,11 +3,12 @@
 import argparse
 import io
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from imagenet_jax.errors import UserError
+from imagenet_jax.output import safe_streams
 from imagenet_jax.training.watchdog import exit_soon
 
 Overrides = list[tuple[str, str]]
@@ -71,33 +72,48 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:
     return rest, overrides
 
 
-def run(command: Callable[[Sequence[str]], int | None]) -> None:
-    """Exit with the command's code; a user's error becomes one line on stderr and exit code 1."""
+def run(
+    command: Callable[[Sequence[str]], int | None],
+    lost_output: Literal["ends", "fails", "ignored"] = "fails",
+) -> None:
+    """Exit with the command's code; a user's error becomes one line on stderr and exit code 1.
+
+    Args:
+      lost_output: what happens if standard output cannot be written. "ends": the command ends with
+        exit code 1. "fails": it goes on, and then exits with 1. "ignored": it goes on, and exits
+        with its own code.
+    """
     # orbax logs every failed write with its traceback; our own line says what it means.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for stream in (sys.stdout, sys.stderr):  # file names may hold what the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    argv = sys.argv[1:]
+    with safe_streams(ends=lost_output == "ends") as output:
+        code = _code(command, sys.argv[1:])
+    if output.lost and lost_output != "ignored":
+        code = code or 1
+    if code and code > 128:  # a stop signal: whoever sent it does not wait for long
+        exit_soon(code)
+    sys.exit(code)
+
+
+def _code(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -> int | None:
     try:
         code = command(argv)
         sys.stdout.flush()
+        return code
     except UserError as e:
         if "--debug" in argv:
             raise
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-        code = 1
+        return 1
     except PermissionError as e:
         if "--debug" in argv or not e.filename:
             raise
         print(f"error: {e.filename}: {e.strerror}", file=sys.stderr)
-        code = 1
+        return 1
     except BrokenPipeError:  # the reader of our output, `head` say, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+        return 1
     except KeyboardInterrupt:
-        code = 130
-    if code and code > 128:  # a stop signal: whoever sent it does not wait for long
-        exit_soon(code)
-    sys.exit(code)
+        return 130

@@ -268,8 +268,12 @@ def eval_image(
     side = out.shape[0]
     top, left = round((tall - side) / 2), round((wide - side) / 2)
     if resampling == "fast":
-        # A line of pixels may be enlarged a lot until it is `resize` thick.
-        _check_memory(wide, tall, _RESULT_BYTES)
+        # A line of pixels is enlarged a lot until it is `resize` thick.
+        if tall * wide * _RESULT_BYTES > MAX_BYTES:
+            raise UndecodableImage(
+                f"{width}x{height} pixels would be resized to {wide}x{tall}, which takes too much "
+                "memory; use --config.data.resampling=antialias"
+            )
         whole = cv2.resize(image, (wide, tall), interpolation=_OPENCV[interpolation])
         out[...] = whole[top : top + side, left : left + side]
     else:

@@ -248,6 +248,17 @@ def test_the_largest_image_of_imagenet_is_decoded():
     assert np.abs(OUT.astype(int) - (90, 150, 30)).max() <= 1
 
 
+def test_a_line_of_pixels_is_resized_as_the_message_says():
+    """Fast resampling would make 15,360,000 x 256 pixels of it; the other sees only the crop."""
+    encoded = _encode(Image.new("RGB", (60_000, 1), (90, 150, 30)), "PNG")
+    with pytest.raises(
+        decode.UndecodableImage, match="60000x1 pixels .* 15360000x256.*data.resampling=antialias"
+    ):
+        decode.eval_image(encoded, OUT, resize=256, resampling="fast")
+    decode.eval_image(encoded, OUT, resize=256, resampling="antialias")
+    assert (OUT == (90, 150, 30)).all()
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_truncated_files_are_undecodable(photograph, kind):
     whole = _encode(photograph.resize((64, 64)), kind)
