@@ -2,7 +2,7 @@
 #   make quickstart [SEED=0] [WORKDIR=runs/quickstart]   train and evaluate on a bare machine
 #   make test | test-slow | lint                         what .ci/run calls
 #   make torture [KILLS=100] [SEED=0]                    kill a run again and again, count what differs
-#   make parity                                          the comparisons with torch and torchvision
+#   make parity                                          the comparisons with torch, torchvision and timm
 #   make bench                                           benchmarks/, beside TensorFlow and torch
 # PYTHON=python3.12 chooses the interpreter of a .venv that is not there yet.
 PYTHON ?= python3

@@ -20,6 +20,8 @@ from imagenet_jax.errors import UserError
 Fields = dict[str, Any]
 
 _COSINE: Fields = {"optim.schedule": "cosine", "optim.warmup_epochs": 5.0}
+_BY_EPOCH: Fields = {"optim.schedule_by": "epoch"}
+_WHOLE_BATCHES: Fields = {"data.remainder": "drop"}  # their loaders leave the rest out
 _NO_NORM_DECAY: Fields = {"optim.decay_bias_and_norm": False}
 
 # github.com/libffcv/ffcv-imagenet, rn50_configs: 512 images on each of 8 GPUs, a rate that falls in
@@ -27,6 +29,7 @@ _NO_NORM_DECAY: Fields = {"optim.decay_bias_and_norm": False}
 # mirror image at 256x256, cropped from 7/8 of the shorter side.
 _FFCV: Fields = {
     **_NO_NORM_DECAY,
+    **_WHOLE_BATCHES,
     "batch_size": 4096,
     "model.bn_group": 512,
     "model.blur_pool": "ffcv",
@@ -44,9 +47,12 @@ _FFCV: Fields = {
 }
 
 # Wightman et al. 2021, arXiv:2110.00476, table 2; A2 is the base of A1 and A3. RandAugment is
-# rand-m7-mstd0.5-inc1. timm's LAMB clips, and its warm-up starts at 1e-4.
+# rand-m7-mstd0.5-inc1. timm's LAMB clips, its warm-up starts at 1e-4, and its cosine spans the
+# warm-up too; the rate changes once an epoch.
 _A2: Fields = {
     **_COSINE,
+    **_BY_EPOCH,
+    **_WHOLE_BATCHES,
     **_NO_NORM_DECAY,
     "batch_size": 2048,
     "epochs": 300.0,
@@ -63,8 +69,10 @@ _A2: Fields = {
     "loss.name": "bce",
     "loss.bce_threshold": 0.2,
     "optim.name": "lamb",
+    "optim.lr_scaling": "sqrt",  # the rule of LAMB's paper, should the batch be another
     "optim.reference_batch_size": 2048,
     "optim.peak_lr": 5e-3,
+    "optim.decay_from": 0.0,
     "optim.warmup_start_lr": 1e-4,
     "optim.end_lr": 1e-6,
     "optim.eps": 1e-6,
@@ -90,6 +98,7 @@ VARIANTS: dict[str, Fields] = {
     # 76.37: github.com/google/flax, examples/imagenet, configs/tpu.py on a TPU v3-8.
     "flax": {
         **_COSINE,
+        **_WHOLE_BATCHES,
         **_NO_NORM_DECAY,
         "batch_size": 1024,
         "epochs": 100.0,
@@ -99,15 +108,19 @@ VARIANTS: dict[str, Fields] = {
         "optim.nesterov": True,
     },
     # 77.15: NVIDIA DeepLearningExamples, PyTorch/Classification/ConvNets/resnet50v1.5, 90 epochs on
-    # 8 GPUs; its README also gives 77.12 +- 0.11 (8 A100) and 77.10 +- 0.06 (16 V100).
+    # 8 GPUs; its README also gives 77.12 +- 0.11 (8 A100) and 77.10 +- 0.06 (16 V100). Its
+    # warm-up of 8 epochs has 1/8 of the peak in the first epoch and the peak in the last.
     "nvidia90": {
         **_COSINE,
+        **_BY_EPOCH,
         **_NO_NORM_DECAY,
         "batch_size": 2048,
         "model.bn_group": 256,
         "loss.label_smoothing": 0.1,
         "optim.peak_lr": 0.256,
-        "optim.warmup_epochs": 8.0,
+        "optim.warmup_epochs": 7.0,
+        "optim.warmup_start_lr": 0.256 / 8,
+        "optim.decay_from": 8.0,
         "optim.momentum": 0.875,
         "optim.weight_decay": 1 / 32768,
     },
@@ -136,6 +149,7 @@ VARIANTS: dict[str, Fields] = {
     # 95.434; 128 images on each of 8 GPUs; the averaged weights are those published.
     "v2": {
         **_COSINE,
+        **_BY_EPOCH,
         **_NO_NORM_DECAY,
         "batch_size": 1024,
         "epochs": 600.0,

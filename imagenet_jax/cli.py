@@ -53,7 +53,7 @@ def add_weights_key(p: argparse.ArgumentParser) -> None:
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:
-    """(other arguments, [(field, text)]) of `--config.field=text` and `--config.field text`.
+    """(other arguments, [(field, text)]) of `--config.FIELD=text` and `--config.FIELD text`.
 
     Raises UserError for a field without a value.
     """

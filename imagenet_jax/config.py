@@ -1,11 +1,12 @@
 """Configs in and out: load a file, apply overrides, check, write as JSON, compare."""
 
 import ast
+import contextlib
 import difflib
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from imagenet_jax import defaults, models, strict_json
-from imagenet_jax.config_values import check_values
+from imagenet_jax.config_values import check_values, default_lr_scaling
 from imagenet_jax.errors import UserError
 
 # Fields that say how a run is carried out, not what is computed: they may change on resumption.
@@ -37,8 +38,7 @@ def load(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
     """
     path, _, arg = spec.partition(":")
     config = _read_json(path) if path.endswith(".json") else _run(spec, path, arg)
-    for field, text in overrides:
-        override(config, field, text)
+    apply_overrides(config, overrides)
     return check(config)
 
 
@@ -51,18 +51,25 @@ def _read_json(path: str) -> ConfigDict:
 
 
 def _run(spec: str, path: str, arg: str) -> ConfigDict:
-    module = run_file(path, "config file", "the shipped ones are in configs/")
-    if not hasattr(module, "get_config"):
-        raise UserError(f"config file {path!r} defines no get_config(arg='')")
-    try:
-        return module.get_config(arg) if arg else module.get_config()
-    except UserError:
-        raise
-    except Exception as e:
-        reason = e.args[0] if e.args else e
+    with importing_beside(path):
+        module = run_file(path, "config file", "the shipped ones are in configs/")
+        if not hasattr(module, "get_config"):
+            raise UserError(f"config file {path!r} defines no get_config(arg='')")
+        try:
+            config = module.get_config(arg) if arg else module.get_config()
+        except UserError:
+            raise
+        except Exception as e:
+            reason = e.args[0] if e.args else e
+            raise UserError(
+                f"config {spec!r}: get_config fails: {type(e).__name__}: {_one_line(reason)}"
+            ) from e
+    if not isinstance(config, ConfigDict):
         raise UserError(
-            f"config {spec!r}: get_config fails: {type(e).__name__}: {_one_line(reason)}"
-        ) from e
+            f"config {spec!r}: get_config returns {type(config).__name__}; return the ConfigDict "
+            "of imagenet_jax.defaults.defaults(), with your changes"
+        )
+    return config
 
 
 def run_file(path: str, what: str, hint: str) -> ModuleType:
@@ -77,15 +84,64 @@ def run_file(path: str, what: str, hint: str) -> ModuleType:
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"{what} {path!r} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(module_spec)
-    root = str(file.resolve().parents[1])
     try:
-        sys.path.insert(0, root)  # `from configs import resnet50`, wherever the user stands
-        module_spec.loader.exec_module(module)
+        with importing_beside(path):
+            module_spec.loader.exec_module(module)
     except Exception as e:
         raise UserError(f"{what} {path!r} fails: {type(e).__name__}: {e}") from e
-    finally:
-        sys.path.remove(root)
     return module
+
+
+@contextlib.contextmanager
+def importing_beside(path: str) -> Iterator[None]:
+    """Let the Python file `path` import its neighbors, by name or by the name of their folder.
+
+    Neighbors are forgotten afterwards: another folder may have files of the same names.
+    """
+    folder = Path(path).resolve().parent
+    before, added = set(sys.modules), [str(folder), str(folder.parent)]
+    sys.path[:0] = added  # `import neighbor` and `from configs import resnet50`
+    try:
+        yield
+    finally:
+        for entry in added:
+            sys.path.remove(entry)
+        for name in set(sys.modules) - before:
+            origin = getattr(sys.modules[name], "__file__", None)
+            if origin and "." not in name and Path(origin).parent == folder:
+                del sys.modules[name]
+
+
+def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> None:
+    """Set each (field, text). A model of another family brings its own fields.
+
+    Raises UserError if a field that only the old family has was changed from its default.
+    """
+    overrides = list(overrides)
+    names = [text for field, text in overrides if field == "model.name"]
+    model = config.get("model")
+    if not names or not isinstance(model, ConfigDict) or model.get("name") not in models.names():
+        names = []
+    else:
+        models.check_name(names[-1])
+        old, new = defaults.defaults(model.name).model, defaults.defaults(names[-1]).model
+        with model.unlocked():
+            for field, value in new.items():
+                if field not in model:
+                    model[field] = value
+    for field, text in overrides:
+        override(config, field, text)
+    if not names:
+        return
+    with model.unlocked():
+        for field in [name for name in model if name in old and name not in new]:
+            value = model[field]
+            del model[field]
+            if value != old[field]:
+                raise UserError(
+                    f"config.model.{field} = {value!r} does not belong to {names[-1]}; set "
+                    f"--config.model.{field}={old[field]} to leave it out"
+                )
 
 
 def override(config: ConfigDict, field: str, text: str) -> None:
@@ -119,6 +175,7 @@ def check(config: ConfigDict) -> ConfigDict:
                 f"config.{field} = {present[field]!r} should be {_kind(default)}, like {default!r}"
             )
     check_values(present, expected)
+    config.optim.lr_scaling = _resolved(present)["optim.lr_scaling"]
     return config.lock()
 
 
@@ -146,7 +203,7 @@ def from_json(text: str, origin: str | os.PathLike = "config.json") -> ConfigDic
     """
     try:
         tree = strict_json.loads(text)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:  # integers of thousands of digits too
         raise UserError(f"{origin} is not valid JSON: {_one_line(e)}") from e
     if not isinstance(tree, dict):
         raise UserError(f"{origin} does not hold a config")
@@ -161,12 +218,19 @@ def from_json(text: str, origin: str | os.PathLike = "config.json") -> ConfigDic
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """One `field: old -> new` per field that changes what a run computes; [] where none does."""
-    a, b = flatten(old), flatten(new)
+    a, b = _resolved(flatten(old)), _resolved(flatten(new))
     return [
         f"{field}: {a.get(field)!r} -> {b.get(field)!r}"
         for field in sorted(a.keys() | b.keys())
         if field not in OPERATIONAL and a.get(field) != b.get(field)
     ]
+
+
+def _resolved(flat: dict[str, Any]) -> dict[str, Any]:
+    """Return a flat config with the value that "auto" stands for, so that config.json has it."""
+    if flat.get("optim.lr_scaling") != "auto":
+        return flat
+    return flat | {"optim.lr_scaling": default_lr_scaling(flat["optim.name"])}
 
 
 def _fill(config: ConfigDict, default: ConfigDict) -> None:
@@ -207,7 +271,7 @@ def _parse(field: str, old: Any, text: str) -> Any:
         if isinstance(old, tuple) and old and isinstance(old[0], float):
             value = tuple(float(v) for v in value)
         return value
-    except (KeyError, ValueError, SyntaxError, TypeError):
+    except (KeyError, ValueError, SyntaxError, TypeError, OverflowError, RecursionError):
         raise UserError(f"config.{field} = {text!r} should be {_kind(old)}, like {old!r}") from None
 
 

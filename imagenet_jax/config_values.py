@@ -4,6 +4,8 @@ import difflib
 import re
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from imagenet_jax.errors import UserError
 
 _CHOICES = {
@@ -20,8 +22,9 @@ _CHOICES = {
     "loss.name": ("softmax", "bce"),
     "ema.form": ("constant", "torchvision", "timm"),
     "loss.bce_reduction": ("mean", "sum"),
-    "optim.lr_scaling": ("linear", "sqrt", "none"),
+    "optim.lr_scaling": ("auto", "linear", "sqrt", "none"),
     "optim.schedule": ("step", "cosine", "polynomial", "constant"),
+    "optim.schedule_by": ("step", "epoch"),
     "optim.weight_decay_form": ("l2", "decoupled"),
     "checkpoint.best_metric": ("top1", "top5", "loss"),
     "nonfinite.policy": ("stop", "rewind"),
@@ -31,10 +34,12 @@ _POSITIVE = (
     "optim.layer_decay", "ema.every_steps", "ema.gamma", "ema.power",
     "optim.reference_batch_size", "optim.accumulate", "mesh.fsdp", "eval.batch_size",
     "eval.resize", "eval.image_size", "checkpoint.keep", "log.every_steps", "data.prefetch_mb",
-    "nonfinite.max_rewinds", "nonfinite.skip_steps",
+    "nonfinite.max_rewinds", "nonfinite.skip_steps", "data.synthetic.images",
+    "data.synthetic.classes", "data.synthetic.height", "data.synthetic.width",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "optim.peak_lr", "optim.warmup_epochs", "optim.warmup_start_lr", "optim.end_lr",
+    "optim.factor", "optim.power", "optim.eps",
     "optim.weight_decay", "optim.freeze_epochs", "optim.clip_norm", "optim.l1",
     "optim.trust_coefficient", "eval.every_epochs", "checkpoint.every_epochs",
     "data.threads", "data.workers", "seed", "augment.lighting", "augment.mixup", "augment.cutmix",
@@ -47,16 +52,26 @@ _BELOW_ONE = (
     "optim.b1", "optim.b2",
 )  # fmt: skip
 
+# Largest values: of the type that computes with them, or that the system takes.
+_INT, _FLOAT = 2**31 - 1, 3.4028234663852886e38  # of int32 and float32
+_LARGEST = {
+    "seed": 2**32 - 1,  # jax.random.key ignores the bits above
+    "log.watchdog_seconds": 1e9,
+}
+
+_ADAM = ("adam", "adamw", "lamb")
+
 # field: (the choice it belongs to, the values of it that read it); with others it must stay at its
 # default.
 _READ_BY = {
     "optim.nesterov": ("optim.name", ("sgd", "lars")),
     "optim.trust_coefficient": ("optim.name", ("lars",)),
-    "optim.b1": ("optim.name", ("adam", "adamw", "lamb")),
-    "optim.b2": ("optim.name", ("adam", "adamw", "lamb")),
-    "optim.eps": ("optim.name", ("adam", "adamw", "lamb")),
+    "optim.b1": ("optim.name", _ADAM),
+    "optim.b2": ("optim.name", _ADAM),
+    "optim.eps": ("optim.name", _ADAM),
     "optim.weight_decay_form": ("optim.name", ("sgd", "adam", "adamw")),
     "optim.freeze_epochs": ("optim.name", ("sgd", "adam", "adamw")),
+    "optim.decay_from": ("optim.schedule", ("cosine", "polynomial")),
     "loss.bce_reduction": ("loss.name", ("bce",)),
     "loss.bce_threshold": ("loss.name", ("bce",)),
     "ema.gamma": ("ema.form", ("timm",)),
@@ -73,6 +88,9 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
       value: every field of a config by its dotted name, of the right type.
       default: the same of the defaults.
     """
+    for field, values in value.items():
+        for number in values if isinstance(values, tuple) else (values,):
+            _check_number(field, number)
     for field, choices in _CHOICES.items():
         if value[field] not in choices:
             near = difflib.get_close_matches(value[field], choices, n=1)
@@ -102,17 +120,20 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
         raise UserError(
             f"config.log.histograms_every_epochs = {value['log.histograms_every_epochs']} does "
             "nothing with config.log.tensorboard = False and no config.log.wandb: nothing shows "
-            "them"
+            "them; set --config.log.tensorboard=true"
         )
     step_window(value["profile.steps"])
     if value["debug.nans"] and value["nonfinite.policy"] == "rewind":
         raise UserError(
             "config.debug.nans = True stops at the first NaN, so that config.nonfinite.policy = "
-            "'rewind' does nothing; use one of them"
+            "'rewind' does nothing; set --config.debug.nans=false or --config.nonfinite.policy=stop"
         )
     for field in ("data.mean", "data.std"):
         if len(value[field]) != 3:
             raise UserError(f"config.{field} = {value[field]!r} must have 3 values, for R, G and B")
+    for field, least in (("data.std", "above 0"), ("optim.milestones", "at least 0")):
+        if any(v < 0 or (v == 0 and least == "above 0") for v in value[field]):
+            raise UserError(f"config.{field} = {value[field]!r}: every value must be {least}")
     weights = value["loss.class_weights"]
     if weights and (len(weights) != value["model.num_classes"] or min(weights) <= 0):
         raise UserError(
@@ -123,7 +144,8 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
     for field in ("ema.form", "ema.every_steps"):
         if not value["ema.decay"] and value[field] != default[field]:
             raise UserError(
-                f"config.{field} = {value[field]!r} does nothing with config.ema.decay = 0"
+                f"config.{field} = {value[field]!r} does nothing with config.ema.decay = 0; "
+                f"set --config.{field}={default[field]} or --config.ema.decay=0.9999"
             )
     softened = ("loss.label_smoothing", "augment.mixup", "augment.cutmix")
     if (
@@ -133,7 +155,8 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
     ):
         raise UserError(
             f"config.loss.bce_threshold = {value['loss.bce_threshold']} does nothing to targets of "
-            f"0 and 1: set one of config.{', config.'.join(softened)}"
+            f"0 and 1; set --config.loss.bce_threshold=0, or one of config."
+            f"{', config.'.join(softened)}"
         )
     for field, (choice, readers) in _READ_BY.items():
         if value[choice] not in readers and value[field] != default[field]:
@@ -144,13 +167,15 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
     if value["batch_size"] % value["optim.accumulate"]:
         raise UserError(
             f"config.batch_size = {value['batch_size']} is not divisible by "
-            f"config.optim.accumulate = {value['optim.accumulate']}"
+            f"config.optim.accumulate = {value['optim.accumulate']}; "
+            f"{use_multiple(value['batch_size'], value['optim.accumulate'])}"
         )
     group = value.get("model.bn_group", 0)
     if group and value["batch_size"] // value["optim.accumulate"] % group:
         raise UserError(
             f"config.model.bn_group = {group} does not divide the "
-            f"{value['batch_size'] // value['optim.accumulate']} images that the model sees at once"
+            f"{value['batch_size'] // value['optim.accumulate']} images that the model sees at "
+            f"once; {use_multiple(value['batch_size'], group * value['optim.accumulate'])}"
         )
     if value["init.weights"] and value.get("model.zero_init_residual"):
         raise UserError(
@@ -165,7 +190,8 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
     if value["eval.image_size"] > value["eval.resize"]:
         raise UserError(
             f"config.eval.image_size = {value['eval.image_size']} is larger than "
-            f"config.eval.resize = {value['eval.resize']}: the centre crop would leave the image"
+            f"config.eval.resize = {value['eval.resize']}: the center crop would leave the image; "
+            f"set --config.eval.resize={value['eval.image_size']} or more"
         )
     if value["init.weights_key"] and not value["init.weights"]:
         raise UserError(
@@ -175,13 +201,53 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
     if value["optim.freeze_epochs"] and not value["init.weights"]:
         raise UserError(
             f"config.optim.freeze_epochs = {value['optim.freeze_epochs']} would freeze random "
-            "weights: give --weights=FILE, or leave it at 0"
+            "weights; give --weights=FILE, or set --config.optim.freeze_epochs=0"
         )
-    if value["optim.warmup_epochs"] >= value["epochs"]:
+    for field in ("optim.warmup_epochs", "optim.decay_from"):
+        if value[field] >= value["epochs"]:
+            raise UserError(
+                f"config.{field} = {value[field]} leaves nothing of config.epochs = "
+                f"{value['epochs']}; set --config.{field}={default[field]} or less than the epochs"
+            )
+    if value["optim.decay_from"] < 0 and value["optim.decay_from"] != -1:
         raise UserError(
-            f"config.optim.warmup_epochs = {value['optim.warmup_epochs']} leaves nothing of "
-            f"config.epochs = {value['epochs']}"
+            f"config.optim.decay_from = {value['optim.decay_from']} must be an epoch, or -1 for "
+            "the end of the warm-up"
         )
+
+
+def use_multiple(batch_size: int, unit: int) -> str:
+    """Return the advice to use a multiple of `unit` near `batch_size`."""
+    below = batch_size // unit * unit
+    above = f"--config.batch_size={below + unit}"
+    return f"set --config.batch_size={below} or {above}" if below else f"set {above}"
+
+
+def default_lr_scaling(optimizer: str) -> str:
+    """Return what config.optim.lr_scaling = "auto" means: papers on Adam give the rate itself."""
+    return "none" if optimizer in _ADAM else "linear"
+
+
+def warnings(config: ConfigDict) -> list[str]:
+    """Return a line for each choice that works but is rarely meant."""
+    trained, evaluated = config.augment.image_size, config.eval.image_size
+    if evaluated < 2 * trained:
+        return []
+    resize = max(trained, round(trained * config.eval.resize / evaluated))
+    return [
+        f"config.eval.image_size = {evaluated} does not follow config.augment.image_size = "
+        f"{trained}; set --config.eval.image_size={trained} --config.eval.resize={resize}"
+    ]
+
+
+def _check_number(field: str, number: Any) -> None:
+    if isinstance(number, bool | str):
+        return
+    largest = _LARGEST.get(field, _INT if isinstance(number, int) else _FLOAT)
+    if not -largest <= number <= largest:  # NaN too; a Python integer may be of any size
+        short = isinstance(number, float) or number.bit_length() < 200
+        shown = number if short else f"an integer of {number.bit_length()} bits"
+        raise UserError(f"config.{field} = {shown} must be a number of at most {largest}")
 
 
 def step_window(text: str) -> tuple[int, int] | None:
@@ -203,7 +269,11 @@ def _check_augment(value: dict[str, Any], default: dict[str, Any]) -> None:
         if not 0 <= value[field] <= 1:
             raise UserError(f"config.{field} = {value[field]!r} must be from 0 to 1")
     if not value["augment.rand_num_ops"] > 0:
-        raise UserError("config.augment.rand_num_ops must be above 0; augment.auto = none is off")
+        raise UserError(
+            f"config.augment.rand_num_ops = {value['augment.rand_num_ops']} must be above 0; "
+            "to turn RandAugment off, set --config.augment.auto=none "
+            f"--config.augment.rand_num_ops={default['augment.rand_num_ops']}"
+        )
     auto = value["augment.auto"]
     magnitude, highest = value["augment.rand_magnitude"], 10 if auto == "randaugment_timm" else 30
     if not 0 <= magnitude <= highest:
@@ -227,20 +297,28 @@ def _check_augment(value: dict[str, Any], default: dict[str, Any]) -> None:
     ):
         field = f"augment.{field}"
         if not works and value[field] != default[field]:
-            raise UserError(f"config.{field} = {value[field]!r} would do nothing: {reason}")
+            raise UserError(
+                f"config.{field} = {value[field]!r} would do nothing: {reason}; set "
+                f"--config.{field}={default[field]}"
+            )
     if mixes and not value["augment.mix_probability"] > 0:
         raise UserError(
-            "config.augment.mix_probability = 0 turns mixup and cutmix off: set their alphas to 0"
+            "config.augment.mix_probability = 0 turns mixup and cutmix off; set "
+            "--config.augment.mixup=0 --config.augment.cutmix=0 --config.augment.mix_probability=1"
         )
     if mixes and value["batch_size"] < 2:
-        raise UserError("config.batch_size = 1 leaves mixup and cutmix no second image")
+        raise UserError(
+            "config.batch_size = 1 leaves mixup and cutmix no second image; set "
+            "--config.batch_size=2 or more"
+        )
 
 
 def _check_resolution(value: dict[str, Any]) -> None:
     start, final, ramp = (value[f"augment.{f}"] for f in ("start_size", "image_size", "size_ramp"))
     if not start and any(ramp):
         raise UserError(
-            f"config.augment.size_ramp = {ramp!r} does nothing with config.augment.start_size = 0"
+            f"config.augment.size_ramp = {ramp!r} does nothing with config.augment.start_size = 0; "
+            "set --config.augment.size_ramp='(0,0)'"
         )
     if start and not (0 < start <= final and len(ramp) == 2 and 0 <= ramp[0] < ramp[1]):
         raise UserError(

@@ -106,10 +106,16 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.optim.name = "sgd"  # "sgd" | "adam" | "adamw" | "lars" (You 2017) | "lamb" (You 2019)
     c.optim.peak_lr = 0.1  # at reference_batch_size
     c.optim.reference_batch_size = 256
-    c.optim.lr_scaling = "linear"  # with batch_size: "linear" (Goyal 2017) | "sqrt" | "none"
+    # with batch_size: "linear" (Goyal 2017) | "sqrt" | "none" | "auto": "linear" of sgd and lars,
+    # "none" of adam, adamw and lamb
+    c.optim.lr_scaling = "auto"
     c.optim.schedule = "step"  # "step" | "cosine" | "polynomial" | "constant"
+    c.optim.schedule_by = "step"  # the rate changes every "step" | "epoch", as in timm
     c.optim.warmup_epochs = 0.0  # linear rise from warmup_start_lr to the peak
     c.optim.warmup_start_lr = 0.0  # at reference_batch_size
+    # cosine, polynomial: epoch from which they span the rest; -1: the end of the warm-up. 0: the
+    # whole run, whose first part the warm-up replaces (timm)
+    c.optim.decay_from = -1.0
     c.optim.milestones = (30.0, 60.0)  # step: epochs at which the rate is multiplied by factor
     c.optim.factor = 0.1  # step
     c.optim.power = 1.0  # polynomial

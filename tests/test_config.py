@@ -96,7 +96,6 @@ def test_override_takes_the_type_of_the_field(field, text, value):
         ("optim.warmup_epochs", "100", r"leaves nothing of config\.epochs"),
         ("augment.crop_scale", "(0.5,0.1)", r"must be \(low, high\)"),
         ("data.mean", "(0.5,)", r"must have 3 values"),
-        ("model.name", "vgg16", r"config\.model\.\w+ does not belong to vgg16"),
         ("model.stem", "tiny", r"config\.model\.stem = 'tiny'"),
     ],
 )
@@ -175,7 +174,7 @@ def test_a_json_written_before_a_field_existed_has_its_default(data):
     config = defaults.defaults("resnet18")
     config.batch_size, config.optim.peak_lr = 64, 0.5
     tree = json.loads(config_io.to_json(config_io.check(config)))
-    usual = config_io.flatten(defaults.defaults("resnet18"))
+    usual = config_io.flatten(config_io.check(defaults.defaults("resnet18")))
     removable = sorted(usual.keys() - {"model.name"})
     gone = data.draw(st.lists(st.sampled_from(removable), unique=True, min_size=1))
     for field in gone:

@@ -8,20 +8,34 @@ generators, which may change between versions: words come from SplitMix64 (Steel
 import copy
 import threading
 from collections import OrderedDict
+from fractions import Fraction
 
 import numpy as np
 
 _SHUFFLE, _RECORD, _MIX = 1, 2, 3  # keep the families of streams apart
+_ROUNDING = Fraction(1, 2**50)  # relative error of a float after a few operations
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, odd
 
 
-def steps_per_epoch(length: int, batch_size: int, remainder: str = "carry") -> float:
+def steps_per_epoch(length: int, batch_size: int, remainder: str = "carry") -> Fraction:
     """Batches in one pass over `length` records.
 
     "carry" fills the last batch of an epoch from the next one, so the number is fractional and no
     record is lost; "drop" leaves out what does not fill a batch.
     """
-    return length / batch_size if remainder == "carry" else float(length // batch_size)
+    return Fraction(length, batch_size) if remainder == "carry" else Fraction(length // batch_size)
+
+
+def in_steps(epochs: float, steps_per_epoch: Fraction | float) -> Fraction:
+    """Return `epochs` in steps: every duration of a config is converted here.
+
+    The product is exact. If it differs from a whole number by no more than the rounding of
+    `epochs`, as with epochs = steps / steps_per_epoch, it is that whole number. The caller rounds
+    fractions: `math.ceil` gives the first step that starts after so many epochs.
+    """
+    steps = Fraction(epochs) * Fraction(steps_per_epoch)
+    whole = Fraction(round(steps))
+    return whole if abs(steps - whole) <= abs(whole) * _ROUNDING else steps
 
 
 def permutation(length: int, seed: int, epoch: int) -> np.ndarray:

@@ -9,6 +9,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 from multiprocessing import resource_tracker
 from typing import Any
 
@@ -126,7 +127,8 @@ class TrainRows:
         where = self._order.rows(step, self._rows)
         uniforms = record_uniforms(self._order.seed, *where, decode.CROP_DRAWS)
         batch = _empty(
-            len(self._rows), self._resolution.at(step + self._order.shift / self._order.batch_size)
+            len(self._rows),
+            self._resolution.at(step + Fraction(self._order.shift, self._order.batch_size)),
         )
         mask, skipped = np.ones(len(self._rows), np.float32), []
         for row, index in enumerate(where[1]):

@@ -2,8 +2,11 @@
 
 import dataclasses
 import math
+from fractions import Fraction
 
 from ml_collections import ConfigDict
+
+from imagenet_jax.data.order import in_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,15 +22,15 @@ class Resolution:
     final: int
     ramp: tuple[float, float]
     multiple: int
-    steps_per_epoch: float
+    steps_per_epoch: Fraction
 
-    def at(self, step: float) -> int:
+    def at(self, step: Fraction | int) -> int:
         """The side at step 0, 1, ..."""
         if self.start == self.final:
             return self.final
         low, high = self.ramp
         # Whole epochs; a step counts to the epoch that its first image belongs to.
-        epoch = math.floor((step + 1e-9) / self.steps_per_epoch)
+        epoch = math.floor(Fraction(step) / Fraction(self.steps_per_epoch))
         if epoch >= high:
             return self.final
         side = self.start + (self.final - self.start) * max(0.0, epoch - low) / (high - low)
@@ -38,11 +41,11 @@ class Resolution:
 
     def sizes(self, epochs: float) -> list[int]:
         """Every side that a run of so many epochs uses, smallest first."""
-        steps = (math.ceil(e * self.steps_per_epoch) for e in range(math.ceil(epochs)))
-        return sorted({self.at(step) for step in steps})
+        starts = (in_steps(epoch, self.steps_per_epoch) for epoch in range(math.ceil(epochs)))
+        return sorted({self.at(math.ceil(start)) for start in starts})
 
 
-def resolution_of(augment: ConfigDict, steps_per_epoch: float) -> Resolution:
+def resolution_of(augment: ConfigDict, steps_per_epoch: Fraction) -> Resolution:
     """What `config.augment` asks for."""
     return Resolution(
         start=augment.start_size or augment.image_size,

@@ -1,7 +1,6 @@
 """Models by name: `build(config.model, rngs=nnx.Rngs(seed))` is the one entry."""
 
 import difflib
-import math
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
@@ -61,9 +60,10 @@ def check(config: ConfigDict | Mapping[str, Any]) -> None:
     classes, width = config["num_classes"], config["width"]
     if type(classes) is not int or classes < 1:
         raise UserError(f"config.model.num_classes = {classes!r}: use an integer of at least 1")
-    if not isinstance(width, int | float) or not 0 < width < math.inf or round(64 * width) < 1:
+    if not isinstance(width, int | float) or not 0 < width <= 1000 or round(64 * width) < 1:
         raise UserError(
-            f"config.model.width = {width!r} leaves a layer no channels; 1.0 is the paper's"
+            f"config.model.width = {width!r} leaves a layer no channels, or more than 1,000 times "
+            "the paper's; 1.0 is the paper's"
         )
     if config["dtype"] not in DTYPES:
         raise UserError(f"config.model.dtype = {config['dtype']!r}: use {' | '.join(DTYPES)}")

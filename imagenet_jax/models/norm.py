@@ -15,7 +15,10 @@ def check_bn_group(images: object, *, has_bn: bool) -> None:
     if type(images) is not int or images < 0:
         raise UserError(f"config.model.bn_group = {images!r}: use a number of images, or 0 for all")
     if images and not has_bn:
-        raise UserError(f"config.model.bn_group = {images}: this model has no batch norm; use 0")
+        raise UserError(
+            f"config.model.bn_group = {images}: this model has no batch norm; set "
+            "--config.model.bn_group=0"
+        )
 
 
 class BatchNorm(nnx.Module):

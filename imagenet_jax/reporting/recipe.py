@@ -46,6 +46,8 @@ def recipe_rows(
         low, high = augment.size_ramp
         side = f"{augment.start_size} to {side}, growing over epochs {low:g} to {high:g}"
     scaling = f"{optim.lr_scaling} scaling of {optim.peak_lr:g} at {optim.reference_batch_size}"
+    if optim.lr_scaling == "none":
+        scaling = "at any batch size"
     warmup = f", {optim.warmup_epochs:g} of warm-up" if optim.warmup_epochs else ""
     of_images = "" if images is None else f"{images:,} in "
     in_steps = " in" if steps is None else f" = {steps:,}"

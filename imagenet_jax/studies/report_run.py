@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax import strict_json
 from imagenet_jax.config import flatten
+from imagenet_jax.data.order import in_steps
 from imagenet_jax.data.sources import open_source
 from imagenet_jax.errors import UserError
 from imagenet_jax.reporting.report.records import Run
@@ -76,7 +77,7 @@ def _lengths(
     tell them."""
     try:
         run = experiment_of(config)
-        return len(run.source), run.steps_per_epoch, run.total_steps
+        return len(run.source), float(run.steps_per_epoch), run.total_steps
     except UserError:
         pass
     try:
@@ -86,7 +87,7 @@ def _lengths(
     for line in reversed(metrics):
         if line.get("epoch"):
             per_epoch = line["step"] / line["epoch"]
-            return images, per_epoch, math.ceil(config.epochs * per_epoch - 1e-6)
+            return images, per_epoch, math.ceil(in_steps(config.epochs, per_epoch))
     return images, None, None
 
 

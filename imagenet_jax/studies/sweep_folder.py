@@ -13,6 +13,7 @@ from typing import Any
 
 from imagenet_jax import config as config_io
 from imagenet_jax import strict_json
+from imagenet_jax.data.order import in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.studies.sweep import Cell, Plan, Setting, cell_of, identity
 from imagenet_jax.training import workdir as workdirs
@@ -109,8 +110,7 @@ def read_plan(out: Path) -> Plan:
     cells = []
     for setting, seeds in settings:
         config = config_io.ConfigDict(base.to_dict())
-        for field, text in setting.overrides:
-            config_io.override(config, field, text)
+        config_io.apply_overrides(config, setting.overrides)
         cells += [cell_of(setting, seed, config) for seed in seeds]
     return Plan(spec, shared, base, tuple(cells), baseline)
 
@@ -185,7 +185,7 @@ def _total_steps(history: tuple[dict[str, Any], ...], epochs: float) -> int:
     """Steps of the whole run, as `experiment_of` counts them; 0 where no line tells."""
     for line in history:
         if line.get("epoch"):
-            return math.ceil(epochs * line["step"] / line["epoch"] - 1e-6)
+            return math.ceil(in_steps(epochs, line["step"] / line["epoch"]))
     return 0
 
 

@@ -5,6 +5,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from imagenet_jax.config_values import warnings
 from imagenet_jax.reporting.recipe import schedule_picture
 from imagenet_jax.training.experiment import Experiment, experiment_of
 from imagenet_jax.training.recipe import recipe_of
@@ -22,6 +23,8 @@ def dry_run(config: ConfigDict) -> None:
     for row in recipe_of(config, len(run.source), run.total_steps):
         table.add_row(*row)
     console.print(table)
+    for warning in warnings(config):
+        console.print(f"warning: {warning}")
     console.print("learning rate")
     for line in schedule_picture(run.schedule, run.total_steps, config.epochs):
         console.print(line)

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from imagenet_jax.errors import UserError
+
 Share = Callable[[jax.Array], jax.Array | float]
 
 
-def new_share(ema: ConfigDict, *, batch_size: int, epochs: float, warmup_steps: float) -> Share:
+def new_share(ema: ConfigDict, *, batch_size: int, epochs: float, warmup_steps: int) -> Share:
     """The share of the weights after step 0, 1, ... in the average after it.
 
     "constant"     1 - decay: as in flax's ImageNet example and timm's ModelEmaV2.
@@ -44,6 +46,8 @@ def new_share(ema: ConfigDict, *, batch_size: int, epochs: float, warmup_steps: 
         def share(step: jax.Array) -> jax.Array | float:
             return jnp.where(step < warmup_steps + ema.every_steps, 1.0, scaled)
 
+    elif ema.form != "timm":
+        raise UserError(f"config.ema.form = {ema.form!r}: use constant | torchvision | timm")
     else:
 
         def share(step: jax.Array) -> jax.Array | float:

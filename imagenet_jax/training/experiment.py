@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 from imagenet_jax.config_values import step_window
 from imagenet_jax.data import pipeline, sources
 from imagenet_jax.data.known_classes import KnownClasses, outputs_of
-from imagenet_jax.data.order import Order
+from imagenet_jax.data.order import Order, in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import ema, optim
 from imagenet_jax.training.fine_tuning import fine_tuning_of
@@ -61,12 +62,12 @@ class Experiment:
     tx: optax.GradientTransformation
     averaging: ema.Share
     abstract: TrainState
-    steps_per_epoch: float
+    steps_per_epoch: Fraction
     total_steps: int
 
     def epoch_at(self, step: int) -> float:
         """Return the epochs of images that the first `step` steps train on."""
-        return (step + _shift(self.order)) / self.steps_per_epoch
+        return float((step + _shift(self.order)) / self.steps_per_epoch)
 
     def steps_at(self, every_epochs: float) -> set[int]:
         """Return the steps that end every `every_epochs` epochs, plus the final step.
@@ -75,6 +76,8 @@ class Experiment:
         """
         if not every_epochs:
             return {self.total_steps}
+        if in_steps(every_epochs, self.steps_per_epoch) <= 1:
+            return set(range(1, self.total_steps + 1))
         count = int(self.epoch_at(self.total_steps) / every_epochs)
         marks = {_steps(i * every_epochs, self.order) for i in range(1, count + 1)}
         return marks | {self.total_steps}
@@ -134,6 +137,10 @@ def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
             f"config.batch_size = {config.batch_size} leaves no step of the {len(source)} images "
             f"of {config.data.train_split!r}"
         )
+    if total > 2**31 - 1:
+        raise UserError(
+            f"config.epochs = {config.epochs} is too long: it takes more than {2**31 - 1:,} steps"
+        )
     window = step_window(config.profile.steps)
     if window and window[1] > total:
         raise UserError(
@@ -164,17 +171,17 @@ def _course(config: ConfigDict, order: Order) -> dict[str, Any]:
         config.optim,
         batch_size=config.batch_size,
         steps_per_epoch=per_epoch,
-        total_steps=math.ceil(config.epochs * per_epoch - 1e-9),
+        total_steps=math.ceil(in_steps(config.epochs, per_epoch)),
     )
     tuning = fine_tuning_of(config, per_epoch)
     schedule = unshifted
     if shift:
 
         def schedule(step: jax.typing.ArrayLike) -> jax.Array:
-            return unshifted(step + shift)
+            return unshifted(step + float(shift))
 
         if tuning.frozen_steps:
-            frozen = max(1, round(config.optim.freeze_epochs * per_epoch - shift))
+            frozen = max(1, round(in_steps(config.optim.freeze_epochs, per_epoch) - shift))
             tuning = tuning._replace(frozen_steps=frozen)
     return {
         "schedule": schedule,
@@ -183,7 +190,7 @@ def _course(config: ConfigDict, order: Order) -> dict[str, Any]:
             config.ema,
             batch_size=config.batch_size,
             epochs=config.epochs,
-            warmup_steps=config.optim.warmup_epochs * per_epoch - shift,
+            warmup_steps=math.ceil(in_steps(config.optim.warmup_epochs, per_epoch) - shift),
         ),
         "total_steps": _steps(config.epochs, order),
     }
@@ -191,12 +198,12 @@ def _course(config: ConfigDict, order: Order) -> dict[str, Any]:
 
 def _steps(epochs: float, order: Order) -> int:
     """Return the step that completes so many epochs."""
-    return math.ceil(epochs * order.steps_per_epoch - _shift(order) - 1e-9)
+    return math.ceil(in_steps(epochs, order.steps_per_epoch) - _shift(order))
 
 
-def _shift(order: Order) -> float:
+def _shift(order: Order) -> Fraction:
     """Return `order.shift` in steps."""
-    return order.shift / order.batch_size
+    return Fraction(order.shift, order.batch_size)
 
 
 def _check_classes(config: ConfigDict, source: sources.Source, split: str) -> None:

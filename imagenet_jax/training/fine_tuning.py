@@ -1,5 +1,6 @@
 """Fine-tuning: the head alone at first, and smaller steps for layers further from it."""
 
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from imagenet_jax import models
+from imagenet_jax.data.order import in_steps
 from imagenet_jax.training.layer_groups import by_group
 
 
@@ -89,10 +91,11 @@ class FineTuning(NamedTuple):
     frozen_steps: int
 
 
-def fine_tuning_of(config: ConfigDict, steps_per_epoch: float) -> FineTuning:
+def fine_tuning_of(config: ConfigDict, steps_per_epoch: Fraction) -> FineTuning:
     """What `config.optim` asks for."""
     return FineTuning(
         config.model.name,
         config.optim.layer_decay,
-        round(config.optim.freeze_epochs * steps_per_epoch),
+        # The step counter is an int32.
+        min(round(in_steps(config.optim.freeze_epochs, steps_per_epoch)), 2**31 - 1),
     )

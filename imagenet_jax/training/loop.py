@@ -21,6 +21,7 @@ import jax
 from ml_collections import ConfigDict
 
 from imagenet_jax import config as config_io
+from imagenet_jax.config_values import warnings
 from imagenet_jax.data import pipeline
 from imagenet_jax.training import compiler, rewind
 from imagenet_jax.training import workdir as workdirs
@@ -38,6 +39,7 @@ from imagenet_jax.training.initialization import (
 )
 from imagenet_jax.training.metrics import NonFiniteError
 from imagenet_jax.training.nans import stop_at_nans
+from imagenet_jax.training.optim import peak_learning_rate
 from imagenet_jax.training.pictures import show_inputs, show_mistakes
 from imagenet_jax.training.processes import (
     StopAgreement,
@@ -180,6 +182,8 @@ def _train(
     recorder.say(_headline(run, state.params, first))
     if start.note:
         recorder.warn(start.note)
+    for warning in warnings(config):
+        recorder.warn(f"warning: {warning}")
     if initial:
         recorder.say(f"starting from {initial.summary}")
     saver = Saver(checkpoints, recorder, run, batch_of, provenance)
@@ -310,7 +314,8 @@ def _headline(run: Experiment, params: dict, first: int) -> str:
     return (
         f"{config.model.name}, {count_parameters(params):,} parameters; {len(run.source):,} images "
         f"in {len(run.source.class_names)} classes; {run.total_steps:,} steps of "
-        f"{config.batch_size} on {len(devices)} x {devices[0].device_kind}{resumed}"
+        f"{config.batch_size} on {len(devices)} x {devices[0].device_kind}; peak learning rate "
+        f"{peak_learning_rate(config.optim, config.batch_size):g}{resumed}"
     )
 
 

@@ -6,11 +6,15 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from imagenet_jax.errors import UserError
+
 
 def per_image(logits: jax.Array, labels: jax.Array, loss: ConfigDict) -> jax.Array:
     """f32[B]: the loss that `config.loss` names, of logits f32[B, C] and labels or targets."""
     if loss.name == "softmax":
         return cross_entropy(logits, labels, loss.label_smoothing, loss.class_weights)
+    if loss.name != "bce":
+        raise UserError(f"config.loss.name = {loss.name!r}: use softmax | bce")
     return binary_cross_entropy(
         logits,
         labels,

@@ -1,13 +1,19 @@
 """Optimizers, learning-rate schedules and the weight-decay mask, from optax."""
 
+import itertools
 import math
-from typing import Any
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from imagenet_jax.config_values import default_lr_scaling
+from imagenet_jax.data.order import in_steps
+from imagenet_jax.errors import UserError
 from imagenet_jax.training import large_batch
 from imagenet_jax.training.fine_tuning import FineTuning, head_first, scale_layers, zero_frozen
 
@@ -23,41 +29,78 @@ def peak_learning_rate(optim: ConfigDict, batch_size: int) -> float:
 
 def _scale(optim: ConfigDict, batch_size: int) -> float:
     ratio = batch_size / optim.reference_batch_size
-    return {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[optim.lr_scaling]
+    rule = optim.lr_scaling
+    if rule == "auto":
+        rule = default_lr_scaling(optim.name)
+    return {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[rule]
 
 
 def learning_rate(
-    optim: ConfigDict, *, batch_size: int, steps_per_epoch: float, total_steps: int
+    optim: ConfigDict, *, batch_size: int, steps_per_epoch: Fraction | float, total_steps: int
 ) -> optax.Schedule:
-    """The learning rate of step 0, 1, ...: a linear warm-up, then the named schedule.
+    """Return the learning rate of step 0, 1, ...: a linear warm-up, then the named schedule.
 
     With w warm-up steps, rate s at the start, peak p, end e and T steps in all, step t >= w has
         step        p * factor ** (number of milestones m with t >= m * steps_per_epoch)
-        cosine      e + (p - e) * (1 + cos(pi * (t - w) / (T - w))) / 2   (arXiv:1608.03983)
-        polynomial  e + (p - e) * (1 - (t - w) / (T - w)) ** power
+        cosine      e + (p - e) * (1 + cos(pi * u)) / 2   (arXiv:1608.03983)
+        polynomial  e + (p - e) * (1 - u) ** power
         constant    p
-    and step t < w has s + (p - s) * t / w.
+    and step t < w has s + (p - s) * t / w. The decay begins at step d of config.optim.decay_from,
+    by default w: u = max(0, t - d) / (T - d). With config.optim.schedule_by = "epoch" all of these
+    are in epochs, and the rate stays the same from the first step of an epoch to its last.
     """
+    if optim.schedule_by == "epoch":
+        firsts = (math.ceil(in_steps(epoch, steps_per_epoch)) for epoch in itertools.count())
+        starts = list(itertools.takewhile(lambda first: first < total_steps, firsts))
+        times = _Times(len(starts), optim.warmup_epochs, optim.decay_from, optim.milestones)
+        rates = jax.vmap(_curve(optim, batch_size, times))(jnp.arange(len(starts)))
+        first_steps = jnp.array(starts, int)
+        return lambda t: rates[jnp.searchsorted(first_steps, t, side="right") - 1]
+    times = _Times(
+        total_steps,
+        round(in_steps(optim.warmup_epochs, steps_per_epoch)),
+        round(in_steps(optim.decay_from, steps_per_epoch)) if optim.decay_from >= 0 else -1,
+        # Whole steps, so that rounding in float32 cannot move a milestone.
+        [math.ceil(in_steps(m, steps_per_epoch)) for m in optim.milestones],
+    )
+    return _curve(optim, batch_size, times)
+
+
+class _Times(NamedTuple):
+    """When a schedule changes, in steps or in epochs; `decay_from` is -1 for `warmup`."""
+
+    total: int
+    warmup: float
+    decay_from: float
+    milestones: Sequence[float]
+
+
+def _curve(optim: ConfigDict, batch_size: int, times: _Times) -> optax.Schedule:
+    """The formulas of `learning_rate`, in the unit of `times`."""
     scale = _scale(optim, batch_size)
     peak, start, end = (r * scale for r in (optim.peak_lr, optim.warmup_start_lr, optim.end_lr))
-    warmup = round(optim.warmup_epochs * steps_per_epoch)
-    decay_steps = max(1, total_steps - warmup)
+    warmup = times.warmup
+    # By how much the decay begins before the warm-up ends.
+    early = 0 if times.decay_from < 0 else warmup - times.decay_from
+    decay = max(1, times.total - warmup + early)
     if optim.schedule == "step":
-        # Whole steps, so that rounding in float32 cannot move a milestone.
-        at = jnp.array([math.ceil(m * steps_per_epoch) - warmup for m in optim.milestones], int)
+        at = jnp.array([m - warmup for m in times.milestones if m < times.total])
 
         def after(t: jax.typing.ArrayLike) -> jax.Array:
             return peak * jnp.prod(jnp.where(t >= at, optim.factor, 1.0))
 
     elif optim.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, decay_steps, alpha=end / peak if peak else 0.0)
+        after = optax.cosine_decay_schedule(peak, decay, alpha=end / peak if peak else 0.0)
     elif optim.schedule == "polynomial":
-        after = optax.polynomial_schedule(peak, end, optim.power, decay_steps)
-    else:
+        after = optax.polynomial_schedule(peak, end, optim.power, decay)
+    elif optim.schedule == "constant":
         after = optax.constant_schedule(peak)
+    else:
+        raise UserError(f"config.optim.schedule = {optim.schedule!r} is not a schedule")
+    decayed = (lambda t: after(jnp.maximum(t + early, 0))) if early else after
     if not warmup:
-        return after
-    return optax.join_schedules([optax.linear_schedule(start, peak, warmup), after], [warmup])
+        return decayed
+    return optax.join_schedules([optax.linear_schedule(start, peak, warmup), decayed], [warmup])
 
 
 def decay_mask(params: Any) -> Any:
@@ -118,8 +161,10 @@ def _decayed_rule(optim: ConfigDict, mask: Any) -> list[optax.GradientTransforma
     """SGD or Adam with weight decay before or after it."""
     if optim.name == "sgd":
         rule = optax.trace(decay=optim.momentum, nesterov=optim.nesterov)
-    else:
+    elif optim.name in ("adam", "adamw"):
         rule = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
+    else:
+        raise UserError(f"config.optim.name = {optim.name!r} is not an optimizer")
     if not optim.weight_decay:
         return [rule]
     decay = optax.add_decayed_weights(optim.weight_decay, mask=mask)

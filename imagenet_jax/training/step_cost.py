@@ -1,8 +1,10 @@
 """What a train step costs: floating-point operations, memory and time on the present devices."""
 
 import dataclasses
+import math
 import statistics
 import time
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from imagenet_jax.data.order import in_steps
 from imagenet_jax.training import ema, optim
 from imagenet_jax.training.fine_tuning import fine_tuning_of
 from imagenet_jax.training.sharding import batch_sharding, check_batch_size, make_mesh
@@ -19,7 +22,7 @@ from imagenet_jax.training.state import TrainState, abstract_state, create_state
 from imagenet_jax.training.step import compile_train_step
 
 # The schedule's length changes neither operations nor memory.
-_STEPS_PER_EPOCH, _EPOCHS = 1000.0, 90
+_STEPS_PER_EPOCH, _EPOCHS = Fraction(1000), 90
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +76,7 @@ def bare_step(config: ConfigDict) -> BareStep:
         config.ema,
         batch_size=config.batch_size,
         epochs=_EPOCHS,
-        warmup_steps=config.optim.warmup_epochs * _STEPS_PER_EPOCH,
+        warmup_steps=math.ceil(in_steps(config.optim.warmup_epochs, _STEPS_PER_EPOCH)),
     )
     tx = optim.optimizer(config.optim, schedule, fine_tuning_of(config, _STEPS_PER_EPOCH))
     abstract = abstract_state(config.model, tx, config.ema.decay > 0, mesh)

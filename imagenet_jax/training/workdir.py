@@ -108,8 +108,7 @@ def read_config(workdir: Path, overrides: Iterable[tuple[str, str]] = ()) -> Con
             raise UserError(f"{path} cannot be read: {e}") from e
 
     config = ConfigDict(config_io.from_json(from_first(read), path))
-    for field, text in overrides:
-        config_io.override(config, field, text)
+    config_io.apply_overrides(config, overrides)
     return config_io.check(config)
 
 

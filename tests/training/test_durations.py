@@ -1,0 +1,77 @@
+"""Every duration in epochs becomes the steps that exact arithmetic gives."""
+
+from fractions import Fraction
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import pytest
+
+from imagenet_jax.data.order import Order
+from imagenet_jax.data.resolution import resolution_of
+from imagenet_jax.defaults import defaults
+from imagenet_jax.training import optim
+from imagenet_jax.training.experiment import Experiment
+from imagenet_jax.training.fine_tuning import fine_tuning_of
+
+# 60 * 1328 / 320 = 249 exactly; in floats the product is above it.
+ORDER = Order(1328, seed=0, batch_size=320)
+PER_EPOCH = ORDER.steps_per_epoch
+
+
+def test_a_milestone_and_a_warm_up_of_60_epochs():
+    config = defaults().optim
+    config.milestones = (60.0,)
+    schedule = optim.learning_rate(
+        config, batch_size=256, steps_per_epoch=PER_EPOCH, total_steps=373
+    )
+    assert [float(schedule(t)) for t in (248, 249)] == pytest.approx([0.1, 0.01])
+    config.update({"warmup_epochs": 60.0, "milestones": ()})
+    schedule = optim.learning_rate(
+        config, batch_size=256, steps_per_epoch=PER_EPOCH, total_steps=373
+    )
+    assert float(schedule(248)) == pytest.approx(0.1 * 248 / 249)
+    assert float(schedule(249)) == pytest.approx(0.1)
+
+
+def test_frozen_epochs_and_crops():
+    config = defaults()
+    config.optim.freeze_epochs = 60.0
+    assert fine_tuning_of(config, PER_EPOCH).frozen_steps == 249
+    config.augment.update({"start_size": 32, "image_size": 64, "size_ramp": (59.0, 60.0)})
+    resolution = resolution_of(config.augment, PER_EPOCH)
+    assert [resolution.at(step) for step in (248, 249)] == [32, 64]
+    assert resolution.sizes(60.5) == [32, 64]
+
+
+class Run(NamedTuple):
+    """What `Experiment.steps_at` reads."""
+
+    total_steps: int = 373
+    steps_per_epoch: Fraction = PER_EPOCH
+    order: Order = ORDER
+
+    def epoch_at(self, step):
+        return Experiment.epoch_at(self, step)
+
+
+@pytest.mark.parametrize("every", [0.25, 1.0, 7.0, 60.0, 1 / 3, 3 * 320 / 1328, 1e-30, 1e300])
+def test_marks_are_those_of_rational_arithmetic(every):
+    exact = Fraction(every).limit_denominator(10_000) * PER_EPOCH if every > 1e-9 else Fraction(1)
+    want = {373} | {-(-(i * exact) // 1) for i in range(1, int(373 / exact) + 1)}
+    assert Experiment.steps_at(Run(), every) == want
+
+
+def test_no_mark_but_the_last_step():
+    assert Experiment.steps_at(Run(), 0.0) == {373}
+
+
+def test_a_schedule_by_epoch_keeps_its_rate_within_an_epoch():
+    """Batches of 320 of 1,328 images: the epochs begin at steps 0, 5, 9, 13 and 17."""
+    config = defaults().optim
+    config.update({"schedule": "polynomial", "schedule_by": "epoch"})
+    schedule = optim.learning_rate(
+        config, batch_size=256, steps_per_epoch=PER_EPOCH, total_steps=17
+    )
+    rates = [float(schedule(jnp.int32(t))) for t in range(17)]
+    want = [0.1] * 5 + [0.075] * 4 + [0.05] * 4 + [0.025] * 4
+    assert rates == pytest.approx(want)
