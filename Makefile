@@ -1,8 +1,8 @@
 # Every target makes what it needs: .venv from requirements.txt at the versions of constraints.txt.
 #   make quickstart [SEED=0] [WORKDIR=runs/quickstart]   train and evaluate on a bare machine
-#   make test | test-slow | lint                         what .ci/run calls
+#   make test | test-slow | lint | parity                what .ci/run calls
+#   make test-full                                       what takes too long for it: before a release
 #   make torture [KILLS=100] [SEED=0]                    kill a run again and again, count what differs
-#   make parity                                          the comparisons with torch, torchvision and timm
 #   make bench                                           benchmarks/, beside TensorFlow and torch
 # PYTHON=python3.12 chooses the interpreter of a .venv that is not there yet.
 PYTHON ?= python3
@@ -14,10 +14,10 @@ PYTEST := -n auto --dist worksteal
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help quickstart test test-slow torture parity bench lint format clean
+.PHONY: help quickstart test test-slow test-full torture parity bench lint format clean
 
 help:
-	@sed -n '2,7s/^# *//p' Makefile
+	@sed -n '2,8s/^# *//p' Makefile
 
 $(VENV)/.base: requirements.txt constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) \
@@ -35,10 +35,13 @@ quickstart: $(VENV)/.base
 	$(BIN)/python -m imagenet_jax.eval --workdir='$(WORKDIR)'
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(PYTEST) -m 'not slow and not parity'
+	$(BIN)/python -m pytest $(PYTEST) -m 'not slow and not full and not parity'
 
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest $(PYTEST) -m 'slow and not parity'
+	$(BIN)/python -m pytest $(PYTEST) -m 'slow and not full and not parity'
+
+test-full: $(VENV)/.parity
+	$(BIN)/python -m pytest $(PYTEST) -m 'slow or full'
 
 torture: $(VENV)/.test
 	$(BIN)/python -m tests.torture.killing --kills=$(KILLS) --seed=$(SEED)
@@ -48,7 +51,7 @@ $(VENV)/.parity: $(VENV)/.test
 	@touch $@
 
 parity: $(VENV)/.parity
-	$(BIN)/python -m pytest -m parity
+	$(BIN)/python -m pytest $(PYTEST) -m 'parity and not full' tests/parity
 
 $(VENV)/.bench: $(VENV)/.base pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt

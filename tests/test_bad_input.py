@@ -154,7 +154,7 @@ def test_eval_of_a_folder_that_is_no_workdir(tmp_path, fails):
     fails(eval_door, [f"--workdir={tmp_path}"], "no config.json", str(tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_eval_before_any_checkpoint_or_of_one_that_is_not_there(folder, tmp_path, fails, call_door):
     args = _args(tmp_path, folder, "--config.epochs=1", "--config.eval.every_epochs=0")
     code, _, err = call_door(main_door, args)

@@ -61,20 +61,21 @@ def test_the_quickstart_is_still_what_was_published():
     assert config_io.differences(published, now) == []
 
 
+@pytest.mark.slow
 def test_the_first_steps_of_the_quickstart_are_had_again(digits_path):
     out, code = _reproduce(digits_path, "--steps=50")
     assert code == 0, out
     assert "PASS quickstart: loss and gradient norm of 50 steps agree" in out.splitlines()[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_quickstart_is_had_again_to_its_end(digits_path):
     out, code = _reproduce(digits_path, "--full")
     assert code == 0, out
     assert out.splitlines()[-1].startswith("PASS quickstart: ")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names instructions of x86-64")
 def test_the_quickstart_is_had_again_on_another_processor(digits_path):
     """With 128-bit vectors every reduction adds in another order."""

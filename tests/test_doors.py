@@ -45,7 +45,7 @@ def test_help_is_quick_and_says_what_it_does(module, words):
         assert word in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_plot_draws_a_run(tiny, tmp_path, capsys):
     loop.train(tiny, tmp_path / "run")
     out = tmp_path / "pictures" / "run.png"

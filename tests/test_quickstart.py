@@ -1,4 +1,4 @@
-"""What the README promises of the quickstart, run as the README says. Slow."""
+"""What the README promises of the quickstart, run as the README says."""
 
 import json
 import signal
@@ -12,8 +12,6 @@ from imagenet_jax import config as config_io
 from imagenet_jax.training.checkpoint import Checkpoints
 from imagenet_jax.training.experiment import experiment_of
 from imagenet_jax.training.sharding import make_mesh
-
-pytestmark = pytest.mark.slow
 
 
 def _start(run_module, workdir, data, *more):
@@ -34,7 +32,8 @@ def _final_state(workdir):
     return step, jax.device_get(checkpoints.restore(one_device.abstract, step))
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.full) for s in (1, 2))])
 def test_reaches_98_percent(run_module, tmp_path, digits_path, seed):
     training = _start(run_module, tmp_path / "run", digits_path, f"--config.seed={seed}")
     _, err = training.communicate(timeout=600)
@@ -49,6 +48,7 @@ def test_reaches_98_percent(run_module, tmp_path, digits_path, seed):
     assert "validation" in out and str(tmp_path / "run" / "checkpoints") in out
 
 
+@pytest.mark.full
 def test_killed_half_way_ends_with_the_weights_of_one_left_alone(run_module, tmp_path, digits_path):
     whole = _start(run_module, tmp_path / "whole", digits_path)
     _, err = whole.communicate(timeout=600)
@@ -73,6 +73,7 @@ def test_killed_half_way_ends_with_the_weights_of_one_left_alone(run_module, tmp
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.full
 def test_sigterm_to_the_process_saves_and_exits_143(run_module, tmp_path, digits_path):
     training = _start(run_module, tmp_path / "run", digits_path)
     metrics = tmp_path / "run" / "metrics.jsonl"

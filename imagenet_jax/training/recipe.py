@@ -1,12 +1,11 @@
 """The table of `reporting.recipe`, from a config and what is known of its data."""
 
 import jax
-import optax
 from ml_collections import ConfigDict
 
 from imagenet_jax.reporting.recipe import recipe_rows
 from imagenet_jax.training import optim
-from imagenet_jax.training.state import count_parameters, initial_state
+from imagenet_jax.training.state import abstract_params, count_parameters
 
 
 def recipe_of(config: ConfigDict, images: int | None, steps: int | None) -> list[tuple[str, str]]:
@@ -17,9 +16,7 @@ def recipe_of(config: ConfigDict, images: int | None, steps: int | None) -> list
       steps: of the whole run; None where nobody knows.
     """
     # Shapes alone: this machine may have other devices than the run's.
-    params = jax.eval_shape(
-        lambda: initial_state(config.model, optax.identity(), False, jax.random.key(0))
-    ).params
+    params = abstract_params(config.model)
     decayed = params
     if not config.optim.decay_bias_and_norm:
         mask = jax.tree.leaves(optim.decay_mask(params))

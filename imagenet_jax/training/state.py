@@ -1,5 +1,6 @@
 """TrainState: everything that a step reads and writes, as one pytree of plain dicts."""
 
+import functools
 import math
 from typing import Any
 
@@ -43,17 +44,35 @@ class TrainState:
 
 def graph_of(model: ConfigDict) -> nnx.GraphDef:
     """The model's structure without its arrays; nothing is computed."""
+    return _skeleton(**model)[0]
+
+
+def abstract_params(model: ConfigDict) -> Any:
+    """Shapes and dtypes of the model's parameters, by module path; nothing is computed."""
+    return _skeleton(**model)[1]
+
+
+@functools.cache  # building a deep model takes seconds, of Python alone
+def _skeleton(**model: Any) -> tuple[nnx.GraphDef, Any, Any]:
+    """Structure, and shapes and dtypes of params and batch_stats, of `config.model`."""
     abstract = nnx.eval_shape(lambda: models.build(model, rngs=nnx.Rngs(0)))
-    return nnx.split(abstract, nnx.Param, nnx.BatchStat)[0]
+    graph, params, batch_stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
+    return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
 def initial_state(
     model: ConfigDict, tx: optax.GradientTransformation, ema: bool, key: jax.Array
 ) -> TrainState:
-    """The state before step 0. Pure: jit it, or `jax.eval_shape` it for shapes alone."""
+    """The state before step 0. Pure: jit it."""
     module = models.build(model, rngs=nnx.Rngs(key))
     params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
     batch_stats = nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
+    return _state_before_training(params, batch_stats, tx, ema)
+
+
+def _state_before_training(
+    params: Any, batch_stats: Any, tx: optax.GradientTransformation, ema: bool
+) -> TrainState:
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -67,7 +86,8 @@ def abstract_state(
     model: ConfigDict, tx: optax.GradientTransformation, ema: bool, mesh: Mesh
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state on `mesh`: what a checkpoint is restored into."""
-    shapes = jax.eval_shape(lambda: initial_state(model, tx, ema, jax.random.key(0)))
+    _, *weights = _skeleton(**model)
+    shapes = jax.eval_shape(lambda *trees: _state_before_training(*trees, tx, ema), *weights)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,

@@ -76,7 +76,7 @@ def test_each_field_does_something_of_its_own(field):
     assert targets.ndim == (2 if field in ("mixup", "cutmix") else 1)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_everything_at_once_sharded_and_in_bfloat16():
     function = _compiled("bfloat16", **EACH | {"auto": "randaugment_timm"})
     key = jax.random.key(3)

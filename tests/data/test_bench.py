@@ -111,7 +111,7 @@ def test_what_would_change_nothing_is_neither_measured_nor_advised(measured, dig
     assert not any("resize" in line for line in stages.advice(config, rates, None))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_stages_of_a_config_as_a_user_asks(digits_path, capsys):
     argv = ["--config=configs/quickstart.py", f"--config.data.path={digits_path}", "--seconds=0.05"]
     assert bench.main([*argv, "--json"]) == 0

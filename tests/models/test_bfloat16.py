@@ -13,7 +13,7 @@ from imagenet_jax.training import compiler
 
 @pytest.mark.parametrize(
     ("name", "side"),
-    [pytest.param("resnet50", 224, marks=pytest.mark.slow), ("resnet18", 64), ("vgg11_bn", 64)],
+    [pytest.param("resnet50", 224, marks=pytest.mark.full), ("resnet18", 64), ("vgg11_bn", 64)],
 )
 @pytest.mark.parametrize("train", [False, True])
 def test_compiled_bfloat16_is_near_float32(name, side, train):

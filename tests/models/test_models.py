@@ -99,7 +99,7 @@ def test_float64_parameters_and_images_give_a_float64_model(name, filled):
         assert 0 < change / np.abs(logits).max() < 1e-9
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_one_seed_makes_one_model_and_another_seed_another():
     @jax.jit
     def leaves(key):

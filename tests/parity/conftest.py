@@ -17,6 +17,8 @@ _tables: dict[str, dict[str, dict[str, float]]] = {}
 _schemas = []
 
 if torch is not None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # there is one worker for each core
     # torchvision's compiled operators are absent beside a CPU build of torch from another index,
     # and its import registers Python kernels for two of them, which needs only their schemas.
     for namespace, schema in (
@@ -37,10 +39,27 @@ def parity_table():
     error counts."""
 
     def put(table: str, row: str, column: str, value: float) -> None:
-        cells = _tables.setdefault(table, {}).setdefault(row, {})
-        cells[column] = max(cells.get(column, 0.0), float(value))
+        _merge({table: {row: {column: float(value)}}})
 
     return put
+
+
+def _merge(tables):
+    for title, rows in tables.items():
+        for name, row in rows.items():
+            cells = _tables.setdefault(title, {}).setdefault(name, {})
+            for column, value in row.items():
+                cells[column] = max(cells.get(column, 0.0), value)
+
+
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):  # a worker of pytest-xdist
+        session.config.workeroutput["parity_tables"] = _tables
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    _merge(getattr(node, "workeroutput", {}).get("parity_tables", {}))
 
 
 def pytest_terminal_summary(terminalreporter):

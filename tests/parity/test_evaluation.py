@@ -10,6 +10,7 @@ from PIL import Image  # noqa: E402
 from sklearn.datasets import load_sample_images  # noqa: E402
 
 from imagenet_jax.config import check  # noqa: E402
+from imagenet_jax.data import imagenet_classes  # noqa: E402
 from imagenet_jax.data.loose_images import find_images  # noqa: E402
 from imagenet_jax.defaults import IMAGENET_MEAN, IMAGENET_STD, defaults  # noqa: E402
 from imagenet_jax.training.conversion import convert  # noqa: E402
@@ -95,3 +96,9 @@ def test_eval_and_predict_of_an_imported_model(folder, tmp_path, parity_table):
         assert list(prediction.classes) == [CLASSES[i] for i in prediction.labels]
     assert worst < 0.02
     parity_table("training", "probabilities of images from files", "resnet18", worst)
+
+
+def test_class_names_are_torchvisions():
+    from torchvision.models import _meta
+
+    assert list(imagenet_classes.class_names()) == _meta._IMAGENET_CATEGORIES

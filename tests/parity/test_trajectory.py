@@ -45,16 +45,15 @@ BATCHES = 5  # seen again and again, so that there is something to learn
 EVERY = 4  # steps between two updates of the average
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "dtype", "mixing"),
     [
-        ("resnet18", "float64", "unmixed"),
+        pytest.param("resnet18", "float64", "unmixed", marks=pytest.mark.full),
         ("resnet18", "float64", "mixed"),
-        ("resnet18", "float32", "mixed"),
-        ("vgg11_bn", "float64", "unmixed"),
-        ("vgg11_bn", "float64", "mixed"),
-        ("vgg11_bn", "float32", "mixed"),
+        pytest.param("resnet18", "float32", "mixed", marks=pytest.mark.full),
+        pytest.param("vgg11_bn", "float64", "unmixed", marks=pytest.mark.full),
+        pytest.param("vgg11_bn", "float64", "mixed", marks=pytest.mark.full),
+        pytest.param("vgg11_bn", "float32", "mixed", marks=pytest.mark.full),
     ],
 )
 def test_fifty_steps(name, dtype, mixing, parity_table, monkeypatch):

@@ -16,7 +16,7 @@ def test_photographs_are_square_and_undistorted():
     np.testing.assert_array_equal(photographs[0], source[0][:, left : left + 427])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_picture_is_drawn(tmp_path, capsys, monkeypatch):
     small = augmentations.photographs(32)
     monkeypatch.setattr(augmentations, "photographs", lambda: small)

@@ -228,7 +228,7 @@ def test_training_in_a_terminal_that_is_resized_interrupted_and_continued(train_
     assert "of peak" not in text  # a CPU's is not known
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_quiet_is_a_flag(call_door, tmp_path, config_file):
     code, out, err = call_door(
         main,

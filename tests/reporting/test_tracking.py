@@ -227,7 +227,7 @@ def test_a_login_is_asked_for_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_writes_to_both(offline, tmp_path, digits_path):
     from mlflow import MlflowClient
 

@@ -73,7 +73,7 @@ def test_a_changed_value_is_named_with_its_step(spoiled, reproduce):
     assert f"here {before[0]!r} (the bits have to agree)" in last
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_changed_weight_is_named(spoiled, reproduce):
     def change(tree):
         tree["weights"]["tensors"]["layer1.0.conv2.weight"] = "0" * 64
@@ -94,7 +94,7 @@ def test_another_seed_is_found_at_the_first_step(spoiled, reproduce, exact, monk
     assert ("relative difference" in last) != exact
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_another_learning_rate_is_found_at_the_step_after_the_first(spoiled, reproduce):
     folder = spoiled("config.json", lambda tree: tree["optim"].update(peak_lr=0.0505))
     code, last = reproduce(folder, "--steps=2")
@@ -102,7 +102,7 @@ def test_another_learning_rate_is_found_at_the_step_after_the_first(spoiled, rep
     assert last.startswith("FAIL tiny: step 2, loss: published ")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_other_code_is_found(baseline, reproduce, monkeypatch):
     per_image = losses.per_image
     monkeypatch.setattr(losses, "per_image", lambda *args: per_image(*args) * 1.0001)
@@ -111,7 +111,7 @@ def test_other_code_is_found(baseline, reproduce, monkeypatch):
     assert last.startswith("FAIL tiny: step 1, loss: published ")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_rounding_passes_where_the_versions_differ_and_the_accuracy_counts(
     spoiled, call_door, baseline
 ):

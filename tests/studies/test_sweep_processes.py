@@ -56,7 +56,7 @@ def trained(out, cell):
     return path.exists() and path.read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_failed_cell_stops_no_other_and_waits_to_be_asked(arguments, tmp_path, call_door):
     out, good, bad = tmp_path / "sweep", "num_classes=10,seed=0", "num_classes=7,seed=0"
     args = arguments("--grid=model.num_classes=7,10", "--jobs=2")
@@ -87,6 +87,7 @@ def test_a_failed_cell_stops_no_other_and_waits_to_be_asked(arguments, tmp_path,
     assert rows["num_classes=10"][7] == ""  # one seed has no deviation
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_is_continued_and_repeats_nothing(
     arguments, tmp_path, run_module, call_door, fails
 ):
@@ -106,7 +107,7 @@ def test_a_killed_sweep_is_continued_and_repeats_nothing(
         assert log(out, cell).count("parameters; ") == 1  # started once
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_killed_with_its_cell_it_continues_that_cell_alone(
     arguments, tmp_path, run_module, call_door
 ):
@@ -126,7 +127,7 @@ def test_killed_with_its_cell_it_continues_that_cell_alone(
     assert len(histories[0]) == len(histories[1])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_it_passes_the_signal_on_and_continues(arguments, tmp_path, run_module, number):
     out, cells = tmp_path / "sweep", [f"base,seed={seed}" for seed in (0, 1)]
@@ -153,7 +154,7 @@ def test_stopped_it_passes_the_signal_on_and_continues(arguments, tmp_path, run_
         assert not (out / cell / "failed.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_two_at_once_have_cores_of_their_own(arguments, tmp_path, run_module):
     """What the kernel says of the processes, while they train."""
     cores = sorted(os.sched_getaffinity(0))

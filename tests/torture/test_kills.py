@@ -21,11 +21,12 @@ def _run(tmp_path, digits_path, kills):
     assert result["killed"] + result["stopped"] == kills
 
 
-def test_5_kills_change_nothing(tmp_path, digits_path):
-    _run(tmp_path, digits_path, 5)
-
-
 @pytest.mark.slow
+def test_3_kills_change_nothing(tmp_path, digits_path):
+    _run(tmp_path, digits_path, 3)
+
+
+@pytest.mark.full
 def test_100_kills_change_nothing(tmp_path, digits_path):
     _run(tmp_path, digits_path, 100)
 

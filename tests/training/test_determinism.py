@@ -66,7 +66,7 @@ def test_a_step_that_changes_is_named_with_the_array(checked, tmp_path, monkeypa
     assert len(message.splitlines()) == 1
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_checks_the_steps_that_follow_a_restart(checked, tmp_path, capsys):
     assert loop.train(checked, tmp_path, stop_after=6) == 0
     assert "repeatable: steps 1 to 3 ran twice" in capsys.readouterr().out

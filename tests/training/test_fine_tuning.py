@@ -96,7 +96,7 @@ def test_frozen_gradients_do_not_count_for_clipping():
     np.testing.assert_allclose(after["fc"]["kernel"], want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rule", ["sgd", pytest.param("lamb", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rule", ["sgd", pytest.param("lamb", marks=pytest.mark.full)])
 def test_layer_decay_multiplies_what_a_layer_moves(rule):
     config = tiny_config("")
     config.optim.name = rule

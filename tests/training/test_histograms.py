@@ -64,7 +64,7 @@ def watched(digits_path, tmp_path_factory):
     return written, _states(config, workdir), workdir
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_watching_changes_no_bit_of_the_state(plain, watched):
     for step, state in watched[1].items():
         for (path, a), b in zip(
@@ -90,7 +90,7 @@ def test_those_of_weights_are_numpys_of_the_checkpoint(watched):
         np.testing.assert_array_equal(counts, np.histogram(weights, edges)[0])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_those_of_gradients_are_what_the_step_applied(watched):
     """The difference of rounded weights knows the gradient roughly: shares, not counts."""
     written, states, _ = watched
@@ -104,7 +104,7 @@ def test_those_of_gradients_are_what_the_step_applied(watched):
     np.testing.assert_allclose(np.cumsum(counts)[:-1] / gradients.size, below, atol=0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_tensorboard_shows_them(watched):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -97,7 +97,7 @@ def test_the_head_of_another_number_of_classes_stays_random(name, head, tmp_path
     assert not any(written[key].any() for key in new)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_run_starts_from_the_file_once(tiny, weights, tmp_path, monkeypatch, capsys):
     tiny.epochs, tiny.checkpoint.every_epochs = 2 * 48 / 1437, 0.0
     tiny.data.eval_split = "validation[:8]"

@@ -65,7 +65,7 @@ def stop_after(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "stop", [pytest.param(1, marks=pytest.mark.slow), 3, pytest.param(5, marks=pytest.mark.slow)]
+    "stop", [pytest.param(1, marks=pytest.mark.full), 3, pytest.param(5, marks=pytest.mark.full)]
 )
 def test_stopped_and_continued_is_bit_identical_to_undisturbed(
     tiny, tmp_path, stop_after, monkeypatch, stop
@@ -135,7 +135,7 @@ def test_metrics_file_is_cut_back_to_the_checkpoint(tiny, tmp_path, stop_after, 
     assert _history(tmp_path / "parts") == _history(tmp_path / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_keeps_the_last_n_and_the_best(tiny, tmp_path):
     tiny.checkpoint.every_epochs = tiny.eval.every_epochs = 48 / 1437  # every step
     tiny.checkpoint.keep = 2
@@ -190,7 +190,7 @@ def test_workdir_of_other_images_is_refused(tiny, tmp_path, monkeypatch):
         loop.train(tiny, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_fields_of_convenience_may_change_on_resumption(tiny, tmp_path, stop_after, monkeypatch):
     stop_after(3)
     loop.train(tiny, tmp_path)
@@ -199,7 +199,7 @@ def test_fields_of_convenience_may_change_on_resumption(tiny, tmp_path, stop_aft
     assert loop.train(tiny, tmp_path) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_first_steps_alone_are_those_of_a_whole_run(tiny, tmp_path, capsys):
     """The learning rate still falls over the whole run; the same workdir may go on to its end."""
     assert loop.train(tiny, tmp_path / "whole") == 0

@@ -39,7 +39,7 @@ def _step(config, devices):
     return before, jax.device_get(step(state, batch)[1])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_mixed_targets_reach_the_loss_and_the_dominant_one_top1(digits_path):
     config = tiny_config(digits_path, "vgg11")
     config.model.dropout = 0.0

@@ -47,7 +47,7 @@ def test_names_operation_and_line_of_an_injected_nan(tiny, tmp_path, monkeypatch
     assert Checkpoints(tmp_path / "checkpoints", write=False).steps() == [2]
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_names_an_operation_of_the_gradient(tiny, tmp_path, monkeypatch):
     """The root of 0 is 0, its derivative infinite: 0 * inf is NaN in the backward pass alone."""
 
@@ -61,7 +61,7 @@ def test_names_an_operation_of_the_gradient(tiny, tmp_path, monkeypatch):
         loop.train(tiny, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_rate_beyond_all_bounds_is_found_in_the_package(tiny, tmp_path):
     tiny.debug.nans = True
     tiny.optim.peak_lr = 1e30

@@ -47,7 +47,7 @@ def test_holds_the_steps_and_the_program_for_both_viewers(tiny, tmp_path, capsys
     assert line.split()[-1].endswith(".trace.json.gz")
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_continues_after_a_restart_in_mid_window_and_is_silent_beyond(tiny, tmp_path, capsys):
     tiny.profile.steps = "3:5"
     assert loop.train(tiny, tmp_path, stop_after=3) == 0

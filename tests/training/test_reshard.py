@@ -32,8 +32,8 @@ def _save(run, directory):
     [
         ((8, 2), (1, 1)),
         ((1, 1), (8, 8)),
-        pytest.param((8, 8), (4, 2), marks=pytest.mark.slow),
-        pytest.param((4, 1), (2, 2), marks=pytest.mark.slow),
+        pytest.param((8, 8), (4, 2), marks=pytest.mark.full),
+        pytest.param((4, 1), (2, 2), marks=pytest.mark.full),
     ],
 )
 def test_saved_on_some_devices_restored_on_others(tiny, tmp_path, before, after):

@@ -108,7 +108,8 @@ def undisturbed(tmp_path_factory, digits_path):
     return workdir
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.full)])
 def test_several_processes_train_and_evaluate_as_one(undisturbed, digits_path, tmp_path, count):
     """The 360 images of the split are not whole batches of 100, nor whole shares of those."""
     run = tmp_path / "run"
@@ -126,7 +127,7 @@ def test_several_processes_train_and_evaluate_as_one(undisturbed, digits_path, t
     np.testing.assert_allclose(result["loss"], last["loss"], rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_one_checkpoint_is_evaluated_where_each_process_sees_another_listing(saved_run, tmp_path):
     """Each has its own copy of the workdir; the second has a newer checkpoint in it."""
     flags = [f"--coordinator=127.0.0.1:{_free_port()}", "--num_processes=2"]
@@ -146,7 +147,7 @@ def test_one_checkpoint_is_evaluated_where_each_process_sees_another_listing(sav
     assert not (copies[1] / "eval").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4)])
 def test_what_some_processes_saved_others_continue(
     undisturbed, digits_path, tmp_path, before, after
@@ -168,7 +169,7 @@ def test_what_some_processes_saved_others_continue(
     assert len(steps[0]) == 21
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_signal_to_one_stops_both_and_one_process_continues(undisturbed, digits_path, tmp_path):
     run = tmp_path / "run"
     processes = _start_all(2, run, digits_path)
@@ -183,7 +184,7 @@ def test_a_signal_to_one_stops_both_and_one_process_continues(undisturbed, digit
     _assert_same_run(_metrics(undisturbed), _metrics(run))
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_another_config_in_one_process_is_named_by_both(digits_path, tmp_path):
     port = _free_port()
     flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
@@ -197,7 +198,7 @@ def test_another_config_in_one_process_is_named_by_both(digits_path, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_another_version_of_the_code_in_one_process_is_named(digits_path, tmp_path):
     """Two clones of the repository, one with a commit more."""
     flags = [f"--coordinator=127.0.0.1:{_free_port()}", "--num_processes=2"]
@@ -220,7 +221,7 @@ def test_another_version_of_the_code_in_one_process_is_named(digits_path, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_death_of_one_ends_the_other_and_both_continue_exactly(digits_path, tmp_path):
     more = ("--config.epochs=6", "--config.checkpoint.every_epochs=1")
     whole, run = tmp_path / "whole", tmp_path / "run"

@@ -53,7 +53,7 @@ def _assert_close(a, b, rtol, atol):
 
 
 @pytest.mark.parametrize(
-    ("devices", "fsdp"), [(8, 1), (8, 8), pytest.param(8, 4, marks=pytest.mark.slow)]
+    ("devices", "fsdp"), [(8, 1), (8, 8), pytest.param(8, 4, marks=pytest.mark.full)]
 )
 def test_eight_devices_take_the_step_of_one(tiny, devices, fsdp):
     """Float32 sums in another order: 1e-5 of the loss, 1e-3 of what a step changes."""
@@ -149,7 +149,7 @@ def test_no_ema_is_kept_unless_asked(tiny):
     assert _train(tiny, 1, steps=1)[0].ema is None
 
 
-@pytest.mark.parametrize("model", ["resnet18", pytest.param("vgg11_bn", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("model", ["resnet18", pytest.param("vgg11_bn", marks=pytest.mark.full)])
 def test_bfloat16_computes_but_does_not_store(digits_path, model):
     config = tiny_config(digits_path, model)
     config.model.dtype = "bfloat16"

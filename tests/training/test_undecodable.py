@@ -94,7 +94,7 @@ def test_a_run_names_and_counts_what_it_skips(damaged, tmp_path, capsys):
     assert (result["count"], result["skipped"]) == (15, ["val/1/3.png"])
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_the_count_survives_a_stop(damaged, tmp_path, capsys, monkeypatch):
     loop.train(damaged, tmp_path / "whole")
     whole = _lines(tmp_path / "whole")
