@@ -13,10 +13,9 @@ the model. --weights of main, eval, predict and explain takes it, and so does to
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from imagenet_jax import cli
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user
 
 
 def main(argv: Sequence[str]) -> int:
@@ -37,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         "--checkpoint", metavar="latest|best|STEP", help="of a workdir (default: latest)"
     )
     args = parser.parse_args(argv)
-    source = Path(args.source).expanduser()
+    source = expand_user(args.source)
     if args.checkpoint and not source.is_dir():
         raise UserError(f"--checkpoint goes with a workdir, and {source} is none")
     if args.weights_key and source.is_dir():
@@ -45,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
 
     from imagenet_jax.training.conversion import convert
 
-    target = Path(args.target).expanduser()
+    target = expand_user(args.target)
     checkpoint, key = args.checkpoint or "latest", args.weights_key or ""
     print(convert(source, target, args.model, checkpoint, key))
     return 0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from imagenet_jax import cli, strict_json
 from imagenet_jax.data.doctor.findings import ERRORS, describe
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.reporting.diagnosis import print_diagnosis
 
     quiet = args.json == "-"
-    diagnosis = diagnose(Path(args.data).expanduser(), args.workers, args.allow, quiet=quiet)
+    diagnosis = diagnose(expand_user(args.data), args.workers, args.allow, quiet=quiet)
     text = strict_json.dumps(diagnosis.as_json(), indent=2)
     if quiet:
         print(text)

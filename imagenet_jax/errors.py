@@ -13,6 +13,16 @@ class UserError(Exception):
     """
 
 
+def expand_user(path: str | Path) -> Path:
+    """Return `path` with a leading `~` or `~user` replaced; UserError for an unknown user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as e:
+        raise UserError(
+            f"{path}: there is no user {Path(path).parts[0][1:]!r}; write the path without ~"
+        ) from e
+
+
 @contextmanager
 def reading_files() -> Iterator[None]:
     """Raise a UserError that names the file or folder for an OSError; also works as a decorator."""

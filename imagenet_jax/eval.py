@@ -15,10 +15,9 @@ the data lies elsewhere on this machine, or the devices differ:
 
 import functools
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from imagenet_jax import cli
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user
 
 
 def main(argv: Sequence[str]) -> int:
@@ -71,14 +70,14 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.training.weights import of_file, of_workdir
 
     distributed.start(args.coordinator, args.num_processes, args.process_id)
-    workdir = Path(args.workdir).expanduser() if args.workdir else None
+    workdir = expand_user(args.workdir) if args.workdir else None
     results: Iterable[dict]
     if workdir:
         which = args.checkpoint or "latest"
         results = evaluate_workdir(workdir, which, overrides, follow=args.follow)
     else:
         config = config_io.load(args.config, overrides)
-        results = [evaluate_file(Path(args.weights).expanduser(), config, args.weights_key or "")]
+        results = [evaluate_file(expand_user(args.weights), config, args.weights_key or "")]
 
     def tell(result: dict) -> None:
         if args.json != "-":
@@ -92,9 +91,9 @@ def main(argv: Sequence[str]) -> int:
             if workdir:
                 weights = of_workdir(workdir, str(result["step"]), overrides)
             else:
-                weights = of_file(Path(args.weights).expanduser(), config, args.weights_key or "")
+                weights = of_file(expand_user(args.weights), config, args.weights_key or "")
             directory = args.by_class or f"{args.workdir}/eval"
-            write_by_class(weights, Path(directory).expanduser(), result["step"])
+            write_by_class(weights, expand_user(directory), result["step"])
     return 0
 
 

@@ -21,10 +21,9 @@ in the folder. A bad file is reported and the others are done; the exit code is 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from imagenet_jax import cli
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user
 
 METHODS = ("gradcam", "occlusion", "guided", "features", "filters")
 
@@ -61,11 +60,11 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.training.weights import check_data, of_file, of_workdir
 
     if args.workdir:
-        workdir = Path(args.workdir).expanduser()
+        workdir = expand_user(args.workdir)
         weights = of_workdir(workdir, args.checkpoint or "latest", overrides)
     else:
         config = config_io.load(args.config, overrides)
-        weights = of_file(Path(args.weights).expanduser(), config, args.weights_key or "")
+        weights = of_file(expand_user(args.weights), config, args.weights_key or "")
         if weights.note:
             print(weights.note, file=sys.stderr)
     if args.weights or any(field.startswith("data.") for field, _ in overrides):
@@ -73,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     if args.layer == "?":
         return print_layers(weights)
     request = Request(methods, args.layer or "", args.class_name or "", args.square or 0)
-    return explain_files(weights, args.images, request, Path(args.out).expanduser())
+    return explain_files(weights, args.images, request, expand_user(args.out))
 
 
 def _check(args: argparse.Namespace, methods: Sequence[str]) -> None:

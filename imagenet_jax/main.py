@@ -15,10 +15,9 @@ exits with 142.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from imagenet_jax import cli
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user
 
 
 def main(argv: Sequence[str]) -> int:
@@ -66,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
         dry_run(config)
         return 0
     distributed.start(args.coordinator, args.num_processes, args.process_id)
-    workdir = Path(args.workdir).expanduser()
+    workdir = expand_user(args.workdir)
     return train(config, workdir, strict_restore=args.strict_restore, quiet=args.quiet)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imagenet_jax import cli
+from imagenet_jax.errors import expand_user
 
 
 def main(argv: Sequence[str]) -> int:
@@ -20,7 +21,7 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.reporting.plots import plot_run, read_metrics
     from imagenet_jax.training.evaluation import predict_samples
 
-    workdir = Path(args.workdir).expanduser()
+    workdir = expand_user(args.workdir)
     samples = predict_samples(workdir, 24)
     plot_run(read_metrics(workdir), *samples, Path(args.out))
     print(args.out)

@@ -16,10 +16,9 @@ the others are done; the exit code is then 1.
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from imagenet_jax import cli
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--checkpoint goes with --workdir")
     if args.top < 1:
         raise UserError(f"--top={args.top}: give at least 1")
-    page = Path(args.html).expanduser() if args.html else None
+    page = expand_user(args.html) if args.html else None
     if page and not page.parent.is_dir():
         raise UserError(f"--html={page}: the folder {page.parent} does not exist")
 
@@ -57,11 +56,11 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.training.weights import check_data, of_file, of_workdir
 
     if args.workdir:
-        workdir = Path(args.workdir).expanduser()
+        workdir = expand_user(args.workdir)
         weights = of_workdir(workdir, args.checkpoint or "latest", overrides)
     else:
         config = config_io.load(args.config, overrides)
-        weights = of_file(Path(args.weights).expanduser(), config, args.weights_key or "")
+        weights = of_file(expand_user(args.weights), config, args.weights_key or "")
         if weights.note:
             print(weights.note, file=sys.stderr)
     if args.weights or any(field.startswith("data.") for field, _ in overrides):

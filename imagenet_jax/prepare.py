@@ -19,10 +19,9 @@ ones, whose recipes trained on full-size files.
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from imagenet_jax import cli
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user
 
 
 def main(argv: Sequence[str]) -> int:
@@ -65,13 +64,13 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.data.preparation.images import Storage
     from imagenet_jax.data.preparation.prepare import prepare
 
-    out = Path(args.out).expanduser().absolute()
+    out = expand_user(args.out).absolute()
     if args.tars:
-        tars = Path(args.tars).expanduser().absolute()
-        labels = Path(args.val_labels).expanduser() if args.val_labels else None
+        tars = expand_user(args.tars).absolute()
+        labels = expand_user(args.val_labels) if args.val_labels else None
         dataset = imagenet.dataset(tars, labels)
     else:
-        dataset = folder.dataset(Path(args.folder).expanduser().absolute(), args.name)
+        dataset = folder.dataset(expand_user(args.folder).absolute(), args.name)
     storage = Storage(dataset.encoding, args.resize, quality)
     prepare(dataset, out, storage, workers=args.workers, shard_bytes=args.shard_mb * 1e6)
     return 0

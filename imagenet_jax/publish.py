@@ -12,10 +12,9 @@ Where the data lies elsewhere on this machine: --config.data.path=/data/imagenet
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from imagenet_jax import cli
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user
 
 
 def main(argv: Sequence[str]) -> int:
@@ -53,15 +52,15 @@ def main(argv: Sequence[str]) -> int:
     if args.table:
         from imagenet_jax.studies import results_table
 
-        readme = Path(args.table).expanduser()
+        readme = expand_user(args.table)
         print(results_table.update(readme, readme.parent / "baselines", check=args.check))
         return 0
 
     from imagenet_jax.studies.publishing import publish
 
     line = publish(
-        Path(args.workdir).expanduser(),
-        Path(args.out).expanduser(),
+        expand_user(args.workdir),
+        expand_user(args.out),
         checkpoint=args.checkpoint or "latest",
         allow_dirty=args.allow_dirty,
         with_weights=not args.no_weights,

@@ -14,10 +14,9 @@ is read once for each run; where the data lies elsewhere on this machine:
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from imagenet_jax import cli
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     targets = {"out": args.out, "png": args.png, "markdown": args.markdown}
     if not any(targets.values()):
         raise UserError("nothing to write: give --out=report.html, --png=DIR or --markdown=FILE")
-    paths = {name: Path(t).expanduser() if t else None for name, t in targets.items()}
+    paths = {name: expand_user(t) if t else None for name, t in targets.items()}
     for name in ("out", "markdown"):
         if (path := paths[name]) and path.is_dir():
             raise UserError(f"--{name}={path} is a folder; name a file in it")
@@ -47,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.studies.report import make_report
 
     make_report(
-        [Path(workdir).expanduser() for workdir in args.workdirs],
+        [expand_user(workdir) for workdir in args.workdirs],
         checkpoint=args.checkpoint,
         overrides=overrides,
         out=paths["out"],

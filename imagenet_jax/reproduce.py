@@ -14,10 +14,9 @@ the exit code is 0 or 1. With --workdir a run that was stopped goes on by the sa
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from imagenet_jax import cli
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user
 
 _STEPS = 50
 
@@ -43,10 +42,10 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.studies.reproduction import reproduce
 
     return reproduce(
-        Path(args.baseline).expanduser(),
+        expand_user(args.baseline),
         steps=args.steps,
         full=args.full,
-        workdir=Path(args.workdir).expanduser() if args.workdir else None,
+        workdir=expand_user(args.workdir) if args.workdir else None,
         overrides=overrides,
     )
 

@@ -11,10 +11,9 @@ sweeps/quickstart_ablation.py is a file for --sweep. Exits with 0 when all cells
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from imagenet_jax import cli
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user
 
 _RUN = (
     "config",
@@ -58,12 +57,12 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f"--{given[0]} is not for use {'with' if args.table else 'without'} --table"
         )
-    out = Path(args.out).expanduser()
+    out = expand_user(args.out)
 
     if args.table:
         from imagenet_jax.studies.ablation import show_table
 
-        plot = Path(args.plot).expanduser() if args.plot else None
+        plot = expand_user(args.plot) if args.plot else None
         show_table(out, args.metric or "top1", args.baseline, args.format or "text", plot)
         return 0
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from conftest import tiny_config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,8 @@ from imagenet_jax import defaults, models
 from imagenet_jax.config_values import warnings
 from imagenet_jax.data.order import steps_per_epoch
 from imagenet_jax.data.resolution import resolution_of
-from imagenet_jax.errors import UserError
+from imagenet_jax.data.sources import open_source
+from imagenet_jax.errors import UserError, expand_user
 from imagenet_jax.training import ema, losses, optim
 from imagenet_jax.training.fine_tuning import fine_tuning_of
 
@@ -213,3 +215,15 @@ def test_an_unknown_name_is_not_taken_for_another(group, change, call):
 
 def test_every_model_has_a_family_here():
     assert {models._family(name) for name in FAMILIES} == set(models._FAMILIES)
+
+
+def test_an_unknown_user_in_a_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand_user("~/x") == tmp_path / "x"
+    config = tiny_config("~no_such_user/images")
+    for read in (lambda: expand_user("~no_such_user/x"), lambda: open_source(config.data, "train")):
+        with pytest.raises(UserError, match="there is no user 'no_such_user'; write the path"):
+            read()
+    package = Path(config_io.__file__).parent
+    bypassing = [p.name for p in package.rglob("*.py") if ".expanduser(" in p.read_text()]
+    assert bypassing == ["errors.py"]

@@ -1,7 +1,6 @@
 """Labels of classes in another order than that of the source: `config.data.class_order`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from imagenet_jax import strict_json
 from imagenet_jax.data.fingerprint import fingerprint_of
 from imagenet_jax.data.tfds_format import Record
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user
 
 if TYPE_CHECKING:
     from imagenet_jax.data.sources import Source
@@ -93,7 +92,7 @@ def is_number(name: str) -> bool:
 
 def _read(file: str) -> list[str]:
     """The class names that a file lists."""
-    path = Path(file).expanduser()
+    path = expand_user(file)
     if not path.is_file():
         raise UserError(
             f"config.data.class_order = {file!r} is not a file; use name | number | a file with "

@@ -2,11 +2,10 @@
 
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 from imagenet_jax.data.walk import IMAGE_SUFFIXES, walk
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user
 
 STANDARD_INPUT = "-"
 
@@ -22,7 +21,7 @@ class LooseImage(NamedTuple):
             if self.name == STANDARD_INPUT:
                 encoded = sys.stdin.buffer.read()
             else:
-                encoded = Path(self.name).expanduser().read_bytes()
+                encoded = expand_user(self.name).read_bytes()
         except OSError as e:
             raise UserError(f"image {self.name} cannot be read: {e.strerror}") from e
         if not encoded:
@@ -39,7 +38,7 @@ def find_images(names: Iterable[str]) -> tuple[list[LooseImage], list[str]]:
     images: list[LooseImage] = []
     problems: list[str] = []
     for name in names:
-        path = Path(name).expanduser()
+        path = expand_user(name)
         if name == STANDARD_INPUT or not path.is_dir():
             images.append(LooseImage(name))
             continue

@@ -17,7 +17,7 @@ from imagenet_jax.data.fingerprint import fingerprint_of
 from imagenet_jax.data.folder import LayoutSource, open_held_out, open_layout
 from imagenet_jax.data.recognize import recognize
 from imagenet_jax.data.tfds_format import Record, parse
-from imagenet_jax.errors import UserError, reading_files
+from imagenet_jax.errors import UserError, expand_user, reading_files
 
 
 class Source(Protocol):
@@ -50,7 +50,7 @@ def open_source(data: ConfigDict, split: str) -> Source:
     """
     split, part = _split_and_part(split)
     kind = data.source
-    path = Path(data.path).expanduser()
+    path = expand_user(data.path)
     if kind == "synthetic":
         source: Source = SyntheticSource(split, **data.synthetic)
     elif kind == "digits":

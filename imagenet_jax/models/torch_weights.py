@@ -19,7 +19,7 @@ from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from imagenet_jax import models, strict_json
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user
 from imagenet_jax.files import part_of
 from imagenet_jax.models import vgg
 from imagenet_jax.models.identify import other_model
@@ -110,7 +110,7 @@ def load_class_names(path: str | Path) -> tuple[str, ...]:
     """Names by label that `save` stored in a .safetensors file; () where there are none."""
     from safetensors import safe_open
 
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if kind(path) != "safetensors":
         return ()
     with safe_open(path, framework="numpy") as file:
@@ -130,7 +130,7 @@ def save(state_dict: StateDict, path: str | Path, class_names: tuple[str, ...] =
     from safetensors import SafetensorError
     from safetensors import numpy as safetensors_numpy
 
-    path = Path(path).expanduser()
+    path = expand_user(path)
     if path.suffix != ".safetensors":
         raise UserError(f"weights are written as .safetensors, not {path.name}")
     if not path.parent.is_dir():

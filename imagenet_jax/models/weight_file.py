@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user
 from imagenet_jax.models.weight_file_kind import kind, pickle_problem
 from imagenet_jax.models.weight_names import rename, shorten
 
@@ -79,7 +79,7 @@ def read(path: str | Path, key: str = "") -> WeightsFile:
 
     Raises UserError for a missing or unreadable file, saying what the file is instead.
     """
-    path = Path(path).expanduser()
+    path = expand_user(path)
     origin = f"weights file {path}"
     try:
         if path.is_dir():

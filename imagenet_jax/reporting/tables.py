@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from imagenet_jax import strict_json
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user
 
 
 def write_json(result: dict[str, Any], target: str) -> None:
@@ -20,7 +20,7 @@ def write_json(result: dict[str, Any], target: str) -> None:
         print(strict_json.dumps(result), flush=True)
         return
     try:
-        Path(target).expanduser().write_text(strict_json.dumps(result, indent=2) + "\n")
+        expand_user(target).write_text(strict_json.dumps(result, indent=2) + "\n")
     except OSError as e:
         raise UserError(f"--json={target} cannot be written: {e.strerror}") from e
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ from ml_collections import ConfigDict
 from imagenet_jax import models
 from imagenet_jax.data.known_classes import KnownClasses, known_classes, require_same_labels
 from imagenet_jax.data.sources import Source
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user
 from imagenet_jax.models import torch_weights, weight_file
 from imagenet_jax.models.identify import identify
 from imagenet_jax.training import compiler
@@ -48,7 +47,7 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights | None:
     """
     if not config.init.weights:
         return None
-    path = Path(config.init.weights).expanduser()
+    path = expand_user(config.init.weights)
     origin = f"config.init.weights = {str(path)!r}"
     file = weight_file.read(path, config.init.weights_key)
     classes = identify(file.arrays, config.model.name, origin=origin)["num_classes"]
