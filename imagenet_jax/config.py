@@ -28,6 +28,8 @@ OPERATIONAL = (
     "nonfinite.max_rewinds", "nonfinite.skip_steps",
 )  # fmt: skip
 
+executed: set[Path] = set()  # the Python files that made the config that was loaded last
+
 
 def load(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
     """The config of `path.py` or `path.py:arg`, with (field, text) overrides, checked and locked.
@@ -36,6 +38,7 @@ def load(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
 
     Raises UserError for a missing or failing file, an unknown field, a wrong type, a bad value.
     """
+    executed.clear()
     path, _, arg = spec.partition(":")
     config = _read_json(path) if path.endswith(".json") else _run(spec, path, arg)
     apply_overrides(config, overrides)
@@ -84,6 +87,7 @@ def run_file(path: str, what: str, hint: str) -> ModuleType:
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"{what} {path!r} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(module_spec)
+    executed.add(file.resolve())
     try:
         with importing_beside(path):
             module_spec.loader.exec_module(module)
@@ -106,10 +110,18 @@ def importing_beside(path: str) -> Iterator[None]:
     finally:
         for entry in added:
             sys.path.remove(entry)
+        neighbors = files_of(sys.modules[name] for name in set(sys.modules) - before)
+        executed.update(path for path in neighbors if path.is_relative_to(folder.parent))
         for name in set(sys.modules) - before:
             origin = getattr(sys.modules[name], "__file__", None)
             if origin and "." not in name and Path(origin).parent == folder:
                 del sys.modules[name]
+
+
+def files_of(modules: Iterable[ModuleType]) -> set[Path]:
+    """Return the files that made the modules."""
+    files = (getattr(module, "__file__", None) for module in modules)
+    return {Path(file).resolve() for file in files if file}
 
 
 def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> None:

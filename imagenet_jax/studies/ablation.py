@@ -12,6 +12,7 @@ from imagenet_jax.reporting.ablation_plot import plot_ablation
 from imagenet_jax.reporting.ablation_table import label_of, render
 from imagenet_jax.studies import sweep_folder as folder
 from imagenet_jax.studies.sweep import Cell, Plan, short, shown
+from imagenet_jax.training.revision import code_name
 
 
 def show_table(
@@ -127,8 +128,7 @@ def _notes(
             at = f" at step {state.step} of {state.total}" if state.total else ""
             notes.append(f"{state.kind}: {cell.name}{at}")
     finished = [cell for cell in plan.cells if states[cell.name].kind == folder.FINISHED]
-    told = [_provenance(out, cell).get("git_revision") for cell in finished]
-    revisions = {revision[:10] for revision in told if revision}
+    revisions = {code_name(_provenance(out, cell), 10) for cell in finished} - {""}
     if len(revisions) > 1:
         short_ones = ", ".join(sorted(revisions))
         notes.append(f"The cells were trained by different code: {short_ones}.")

@@ -18,6 +18,7 @@ from imagenet_jax.studies.baseline import (
     WEIGHTS,
     Baseline,
 )
+from imagenet_jax.training.revision import code_name
 
 _CLASSES = 10  # shown; results.json has all
 _Z = 1.959964  # of a 95 % interval
@@ -97,7 +98,7 @@ def _reproduce(baseline: Baseline, folder: Path) -> list[str]:
     steps = len(baseline.fingerprint["first_steps"])
     starts = [made_by, *made_by.get("resumed", [])]
     dirty = any(start["git_dirty"] for start in starts)
-    revisions = dict.fromkeys(str(start["git_revision"]) for start in starts)
+    revisions = dict.fromkeys(code_name(start) or "unknown" for start in starts)
     code = ", ".join(f"`{_escape(revision)}`" for revision in revisions)
     cpu = made_by.get("machine", {}).get("cpu", {})
     devices = made_by["devices"]

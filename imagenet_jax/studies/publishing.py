@@ -22,10 +22,11 @@ from imagenet_jax.training.experiment import Experiment, experiment_of
 from imagenet_jax.training.prediction import predict_split
 from imagenet_jax.training.recipe import recipe_of
 from imagenet_jax.training.recording import FIRST_STEPS
+from imagenet_jax.training.revision import ROOT, revision_of
 from imagenet_jax.training.running import is_training
 from imagenet_jax.training.weights import Weights, of_workdir
 
-CHECKOUT = Path(__file__).parents[2]
+CHECKOUT = ROOT
 _RESULT = ("weights", "count", "top1", "top5", "loss")
 # Of the images, that another machine may classify otherwise: their two best classes are equal but
 # for rounding.
@@ -120,12 +121,21 @@ def publish(
 def _require_known_code(workdir: Path, provenance: dict[str, Any]) -> None:
     """UserError unless one committed revision trained the run, and none is changed here."""
     way_out = "or publish with --allow_dirty, which the model card will say"
-    if workdirs.revision_of(CHECKOUT)["git_dirty"]:
+    here = revision_of(CHECKOUT)
+    if here.get("git_untracked"):
+        raise UserError(f"git does not know {here['git_untracked'][0]}: commit it, {way_out}")
+    if here["git_dirty"]:
         raise UserError(f"the code has changes that are not committed: commit them, {way_out}")
     starts = [provenance, *provenance.get("resumed", [])]
     revisions = list(dict.fromkeys(start["git_revision"] for start in starts))
     if None in revisions:
         raise UserError(f"{workdir} was trained outside a git checkout: train in one, {way_out}")
+    unknown = [name for start in starts for name in start.get("git_untracked", [])]
+    if unknown:
+        raise UserError(
+            f"{workdir} was trained with {unknown[0]}, which git does not know: commit it and "
+            f"train again, {way_out}"
+        )
     if any(start["git_dirty"] for start in starts):
         raise UserError(
             f"{workdir} was trained with changes that were not committed: train again with "

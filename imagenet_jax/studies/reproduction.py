@@ -26,7 +26,9 @@ from imagenet_jax.training.weights import of_workdir
 
 MARK = "reproduces.json"
 # What may differ and leave the bits alone: the code is what is put to the test.
-_CODE = ("git_revision", "git_dirty", "python", "platform")
+_CODE = (
+    "git_revision", "git_dirty", "git_untracked", "version", "code_sha256", "python", "platform",
+)  # fmt: skip
 _OTHER = ("data", "initial_weights", "resumed", "published_with")  # no part of the environment
 # Fields that may be set and make XLA compile another program.
 _ROUNDING = ("mesh.fsdp", "log.group_norms", "debug.nans")

@@ -7,6 +7,7 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.studies import baseline
 from imagenet_jax.studies.baseline import Baseline
 from imagenet_jax.training import optim
+from imagenet_jax.training.revision import code_name
 from imagenet_jax.training.workdir import write_atomically
 
 BEGIN = "<!-- results: python -m imagenet_jax.publish --table -->"
@@ -79,7 +80,7 @@ def _row(published: Baseline, folder: str) -> tuple[str, ...]:
         first["weights"],
         _device(published),
         _speed(published),
-        f"`{str(made_by['git_revision'])[:7]}`{' + changes' * dirty}",
+        f"`{code_name(made_by, 7) or 'unknown'}`{' + changes' * dirty}",
     )
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import platform
-import subprocess
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -17,6 +16,7 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.files import part_of
 from imagenet_jax.training.machine import machine
 from imagenet_jax.training.processes import from_first
+from imagenet_jax.training.revision import revision_of
 
 _PACKAGES = (
     "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy",
@@ -24,7 +24,7 @@ _PACKAGES = (
 )  # fmt: skip
 # Of provenance.json; hosts may have other kernels and processors.
 SAME_IN_EVERY_PROCESS = (
-    "git_revision", "git_dirty", "packages", "processes", "data", "initial_weights",
+    "git_revision", "git_dirty", "code_sha256", "packages", "processes", "data", "initial_weights",
 )  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def read_classes(workdir: Path) -> tuple[str, ...]:
 def provenance_of(fingerprints: dict[str, str]) -> dict[str, Any]:
     """What the numbers depend on beside the config: code, versions, devices, machine, data."""
     return {
-        **revision_of(Path(__file__).parents[2]),
+        **revision_of(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in _PACKAGES},
         "platform": platform.platform(),
@@ -158,26 +158,3 @@ def provenance_of(fingerprints: dict[str, str]) -> dict[str, Any]:
         "machine": machine(),
         "data": fingerprints,
     }
-
-
-def revision_of(root: Path) -> dict[str, Any]:
-    """{git_revision, git_dirty} of the checkout `root`; None and False where it is none.
-
-    Dirty is one whose files differ from the revision. Files that git does not know do not count,
-    nor do those in baselines/, which are results.
-    """
-    changes = ("status", "--porcelain", "--untracked-files=no", "--", ".", ":!baselines")
-    return {
-        "git_revision": _git(root, "rev-parse", "HEAD"),
-        "git_dirty": bool(_git(root, *changes)),
-    }
-
-
-def _git(root: Path, *args: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", root, *args], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

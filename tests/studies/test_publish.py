@@ -137,8 +137,9 @@ def checkout(tmp_path, monkeypatch):
     folder = tmp_path / "checkout"
     folder.mkdir()
     _git(folder, "init", "-q")
-    (folder / "step.py").write_text("lr = 1\n")
-    _git(folder, "add", "step.py")
+    (folder / "imagenet_jax").mkdir()
+    (folder / "imagenet_jax" / "step.py").write_text("lr = 1\n")
+    _git(folder, "add", ".")
     _git(folder, "commit", "-q", "-m", "Begin")
     monkeypatch.setattr(publishing, "CHECKOUT", folder)
     return folder
@@ -159,13 +160,14 @@ def test_code_that_nobody_can_know_is_refused(copied, checkout, tmp_path, call_d
     for change, words in (
         (_trained_with(git_dirty=True), ["not committed", "--allow_dirty"]),
         (_trained_with(git_revision=None), ["outside a git checkout"]),
+        (_trained_with(git_dirty=True, git_untracked=["configs/mine.py"]), ["configs/mine.py"]),
         (_trained_with(resumed=[changed]), ["several revisions, aaaaaaa, bbbbbbb"]),
         (_trained_with(resumed=[changed | {"git_dirty": True}]), ["not committed"]),
     ):
         _edit(copied / "provenance.json", change)
         fails(door, command, *words)
     _edit(copied / "provenance.json", _trained_with(resumed=[]))
-    (checkout / "step.py").write_text("lr = 2\n")
+    (checkout / "imagenet_jax" / "step.py").write_text("lr = 2\n")
     fails(door, command, "changes that are not committed", "--allow_dirty")
     assert not (tmp_path / "tiny").exists()
     _git(checkout, "commit", "-q", "-a", "-m", "Change")

@@ -1,4 +1,4 @@
-"""What provenance.json says of the machine, against coreutils, NumPy and git."""
+"""What provenance.json says of the machine, against coreutils and NumPy."""
 
 import platform
 import subprocess
@@ -6,7 +6,6 @@ import subprocess
 import pytest
 
 from imagenet_jax.training.machine import machine
-from imagenet_jax.training.workdir import revision_of
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="/proc/cpuinfo is Linux's")
@@ -29,25 +28,3 @@ def test_settings_that_change_the_bits_are_told_and_others_are_not(monkeypatch):
     settings = machine()["environment"]
     assert settings["XLA_FLAGS"] == "--xla_cpu_max_isa=AVX2"
     assert settings.keys().isdisjoint({"JAX_ENABLE_X64", "JAX_TRACEBACK_FILTERING"})
-
-
-def test_a_changed_file_makes_a_checkout_dirty_and_an_unknown_one_does_not(tmp_path):
-    assert revision_of(tmp_path) == {"git_revision": None, "git_dirty": False}
-
-    def git(*args):
-        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-        return subprocess.check_output(["git", "-C", tmp_path, *identity, *args], text=True)
-
-    git("init", "-q")
-    (tmp_path / "step.py").write_text("lr = 1\n")
-    (tmp_path / "baselines").mkdir()
-    (tmp_path / "baselines" / "README.md").write_text("98 %\n")
-    git("add", ".")
-    git("commit", "-q", "-m", "Begin")
-    clean = {"git_revision": git("rev-parse", "HEAD").strip(), "git_dirty": False}
-    assert revision_of(tmp_path) == clean
-    (tmp_path / "notes.txt").write_text("mine\n")
-    (tmp_path / "baselines" / "README.md").unlink()  # to be published again
-    assert revision_of(tmp_path) == clean
-    (tmp_path / "step.py").write_text("lr = 2\n")
-    assert revision_of(tmp_path) == clean | {"git_dirty": True}
