@@ -160,12 +160,14 @@ def test_code_that_nobody_can_know_is_refused(copied, checkout, tmp_path, call_d
     for change, words in (
         (_trained_with(git_dirty=True), ["not committed", "--allow_dirty"]),
         (_trained_with(git_revision=None), ["outside a git checkout"]),
-        (_trained_with(git_dirty=True, git_untracked=["configs/mine.py"]), ["configs/mine.py"]),
         (_trained_with(resumed=[changed]), ["several revisions, aaaaaaa, bbbbbbb"]),
         (_trained_with(resumed=[changed | {"git_dirty": True}]), ["not committed"]),
     ):
         _edit(copied / "provenance.json", change)
         fails(door, command, *words)
+    mine = {"git_dirty": True, "git_untracked": ["configs/mine.py"]}
+    _edit(copied / "provenance.json", _trained_with(resumed=[changed | mine]))
+    fails(door, command, "configs/mine.py, which git does not know", "--allow_dirty")
     _edit(copied / "provenance.json", _trained_with(resumed=[]))
     (checkout / "imagenet_jax" / "step.py").write_text("lr = 2\n")
     fails(door, command, "changes that are not committed", "--allow_dirty")
