@@ -7,7 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from conftest import REPOSITORY
+
+from imagenet_jax.data import pipeline
+from imagenet_jax.errors import UserError
 
 # The parent ignores the signals, as training does until it has saved.
 _SCRIPT = """
@@ -74,3 +78,23 @@ def test_workers_outlast_stop_signals_and_end_with_their_parent(tmp_path):
     finally:
         parent.kill()
         parent.wait()
+
+
+def test_a_worker_that_was_killed_is_one_line():
+    def batches():
+        yield {"label": [1]}
+        raise RuntimeError(  # grain's words
+            "Worker process was terminated unexpectedly with exit code -9. Search the logs above"
+        )
+
+    rows = pipeline._from_workers(batches())
+    assert next(rows) == {"label": [1]}
+    with pytest.raises(UserError, match=r"memory.*exit code -9.*[Ff]ewer workers"):
+        next(rows)
+
+    def defect():
+        yield {"label": [1]}
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        list(pipeline._from_workers(defect()))
