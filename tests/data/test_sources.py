@@ -275,3 +275,8 @@ def test_damaged_directories_are_one_line_errors(things, damage, split, message)
 def test_missing_path_says_what_was_looked_for(tmp_path):
     with pytest.raises(UserError, match=r"dataset_info\.json.*train/CLASS.*--config\.data\.path"):
         sources.open_source(_data(tmp_path / "nothing"), "train")
+
+
+def test_the_folder_above_a_tfds_directory_is_no_folder_of_classes(things):
+    with pytest.raises(UserError, match=rf"did you mean {things}\?"):
+        sources.open_source(_data(things.parent), "train")
