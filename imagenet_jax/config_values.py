@@ -168,14 +168,14 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
         raise UserError(
             f"config.batch_size = {value['batch_size']} is not divisible by "
             f"config.optim.accumulate = {value['optim.accumulate']}; "
-            f"{use_multiple(value['batch_size'], value['optim.accumulate'])}"
+            f"{use_multiple('batch_size', value['batch_size'], value['optim.accumulate'])}"
         )
-    group = value.get("model.bn_group", 0)
-    if group and value["batch_size"] // value["optim.accumulate"] % group:
+    group, parts = value.get("model.bn_group", 0), value["optim.accumulate"]
+    if group and value["batch_size"] // parts % group:
         raise UserError(
-            f"config.model.bn_group = {group} does not divide the "
-            f"{value['batch_size'] // value['optim.accumulate']} images that the model sees at "
-            f"once; {use_multiple(value['batch_size'], group * value['optim.accumulate'])}"
+            f"config.model.bn_group = {group} does not divide the {value['batch_size'] // parts} "
+            "images that the model sees at once; "
+            f"{use_multiple('batch_size', value['batch_size'], group * parts)}"
         )
     if value["init.weights"] and value.get("model.zero_init_residual"):
         raise UserError(
@@ -216,11 +216,11 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
         )
 
 
-def use_multiple(batch_size: int, unit: int) -> str:
+def use_multiple(field: str, batch_size: int, unit: int) -> str:
     """Return the advice to use a multiple of `unit` near `batch_size`."""
     below = batch_size // unit * unit
-    above = f"--config.batch_size={below + unit}"
-    return f"set --config.batch_size={below} or {above}" if below else f"set {above}"
+    above = f"--config.{field}={below + unit}"
+    return f"set --config.{field}={below} or {above}" if below else f"set {above}"
 
 
 def default_lr_scaling(optimizer: str) -> str:

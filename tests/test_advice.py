@@ -5,10 +5,13 @@ import re
 from pathlib import Path
 
 import pytest
+from conftest import tiny_config
 
 from imagenet_jax import config as config_io
 from imagenet_jax import defaults, models
 from imagenet_jax.errors import UserError
+from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.sharding import check_batch_size, make_mesh
 
 PACKAGE = Path(__file__).parents[1] / "imagenet_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -148,3 +151,37 @@ REFUSED = [
 @pytest.mark.parametrize(("spec", "overrides"), REFUSED, ids=lambda x: str(x)[:60])
 def test_a_refused_config_loads_once_the_advice_is_followed(spec, overrides):
     assert follow(spec, overrides) >= 1
+
+
+@pytest.mark.parametrize("size", [1, 4, 100, 252])
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("group", [1, 12, 32])
+def test_the_batch_sizes_that_a_message_proposes_work(size, parts, group):
+    mesh = make_mesh()
+    with pytest.raises(UserError) as e:
+        check_batch_size("batch_size", size, mesh, parts, group)
+    ways = ways_out(str(e.value))
+    assert ways
+    for ((field, text),) in ways:
+        config = defaults.defaults("resnet50")
+        config.batch_size, config.optim.accumulate, config.model.bn_group = 24, parts, group
+        config_io.apply_overrides(config, [(field, text)])
+        config_io.check(config)
+        check_batch_size("batch_size", config.batch_size, mesh, parts, group)
+
+
+def test_the_shards_that_a_message_proposes_work():
+    with pytest.raises(UserError, match="does not divide the 8 devices; use 1, 2, 4, 8") as e:
+        make_mesh(3)
+    for size in re.findall(r"\d", str(e.value).partition("use ")[2]):
+        assert make_mesh(int(size)).shape["fsdp"] == int(size)
+
+
+def test_the_number_of_classes_that_a_message_proposes_works(digits_path):
+    config = tiny_config(digits_path)
+    config.model.num_classes = 7
+    with pytest.raises(UserError) as e:
+        experiment_of(config)
+    ((pair,),) = ways_out(str(e.value))
+    config_io.apply_overrides(config, [pair])
+    assert experiment_of(config).config.model.num_classes == 10

@@ -114,13 +114,8 @@ def evaluation_of(
 def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     """Raises UserError where model, data and devices do not fit each other; writes nothing."""
     mesh = mesh or make_mesh(config.mesh.fsdp)
-    check_batch_size("batch_size", config.batch_size, mesh)
-    if config.batch_size // config.optim.accumulate % mesh.size:
-        raise UserError(
-            f"config.optim.accumulate = {config.optim.accumulate} leaves micro-batches of "
-            f"{config.batch_size // config.optim.accumulate}, not divisible by the "
-            f"{mesh.size} devices"
-        )
+    group = config.model.get("bn_group", 0) or 1
+    check_batch_size("batch_size", config.batch_size, mesh, config.optim.accumulate, group)
     source = sources.open_source(config.data, config.data.train_split)
     _check_classes(config, source, config.data.train_split)
     evaluation = evaluation_of(config, mesh)

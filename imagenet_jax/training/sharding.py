@@ -1,5 +1,6 @@
 """The device mesh, and which part of each array lives where."""
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from imagenet_jax.config_values import use_multiple
 from imagenet_jax.errors import UserError
 
 DATA, FSDP = "data", "fsdp"
@@ -17,17 +19,28 @@ def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
     """All devices as a (data, fsdp) grid: each group of `fsdp` shares one copy of the state."""
     devices = devices or jax.devices()
     if len(devices) % fsdp:
-        raise UserError(f"config.mesh.fsdp = {fsdp} does not divide the {len(devices)} devices")
+        sizes = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+        raise UserError(
+            f"config.mesh.fsdp = {fsdp} does not divide the {len(devices)} devices; use "
+            f"{', '.join(map(str, sizes))}"
+        )
     grid = np.asarray(devices).reshape(len(devices) // fsdp, fsdp)
     return Mesh(grid, (DATA, FSDP), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
-def check_batch_size(field: str, batch_size: int, mesh: Mesh) -> None:
-    """UserError unless each device gets the same number of rows."""
-    if batch_size % mesh.size:
+def check_batch_size(
+    field: str, batch_size: int, mesh: Mesh, parts: int = 1, group: int = 1
+) -> None:
+    """Raise UserError unless each of `parts` micro-batches has as many rows for each device.
+
+    The size that the message proposes has micro-batches of whole groups of `group` rows too.
+    """
+    if batch_size % (mesh.size * parts):
+        unit = math.lcm(mesh.size, group) * parts
+        by = f"config.optim.accumulate = {parts} times the " if parts > 1 else "the "
         raise UserError(
-            f"config.{field} = {batch_size} is not divisible by the {mesh.size} devices; "
-            f"{batch_size - batch_size % mesh.size or mesh.size} is"
+            f"config.{field} = {batch_size} is not divisible by {by}{mesh.size} devices; "
+            f"{use_multiple(field, batch_size, unit)}"
         )
 
 

@@ -65,7 +65,8 @@ class BareStep(NamedTuple):
 def bare_step(config: ConfigDict) -> BareStep:
     """As training builds it, for a schedule of any length; UserError as for training."""
     mesh = make_mesh(config.mesh.fsdp)
-    check_batch_size("batch_size", config.batch_size, mesh)
+    group = config.model.get("bn_group", 0) or 1
+    check_batch_size("batch_size", config.batch_size, mesh, config.optim.accumulate, group)
     schedule = optim.learning_rate(
         config.optim,
         batch_size=config.batch_size,
