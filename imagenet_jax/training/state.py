@@ -56,8 +56,9 @@ def abstract_params(model: ConfigDict) -> Any:
 def _skeleton(**model: Any) -> tuple[nnx.GraphDef, Any, Any]:
     """Structure, and shapes and dtypes of params and batch_stats, of `config.model`."""
     abstract = nnx.eval_shape(lambda: models.build(model, rngs=nnx.Rngs(0)))
-    graph, params, batch_stats = nnx.split(abstract, nnx.Param, nnx.BatchStat)
-    return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+    graph, *states = nnx.split(abstract, nnx.Param, nnx.BatchStat)
+    params, batch_stats = map(nnx.to_pure_dict, states)
+    return graph, params, batch_stats
 
 
 def initial_state(
@@ -86,8 +87,8 @@ def abstract_state(
     model: ConfigDict, tx: optax.GradientTransformation, ema: bool, mesh: Mesh
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state on `mesh`: what a checkpoint is restored into."""
-    _, *weights = _skeleton(**model)
-    shapes = jax.eval_shape(lambda *trees: _state_before_training(*trees, tx, ema), *weights)
+    _, params, batch_stats = _skeleton(**model)
+    shapes = jax.eval_shape(lambda p, s: _state_before_training(p, s, tx, ema), params, batch_stats)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
