@@ -19,8 +19,10 @@ from imagenet_jax.data.order import steps_per_epoch
 from imagenet_jax.data.resolution import resolution_of
 from imagenet_jax.data.sources import open_source
 from imagenet_jax.errors import UserError, expand_user
-from imagenet_jax.training import ema, losses, optim
+from imagenet_jax.training import ema, loop, losses, optim
+from imagenet_jax.training.experiment import experiment_of
 from imagenet_jax.training.fine_tuning import fine_tuning_of
+from imagenet_jax.training.recipe import recipe_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FAMILIES = ("resnet18", "vgg11_bn", "bit_r50x1")
@@ -183,6 +185,15 @@ def test_adams_rates_are_those_that_are_written(name, rule):
     assert config_io.check(config).optim.lr_scaling == rule
     config.optim.lr_scaling = "sqrt"
     assert config_io.check(config).optim.lr_scaling == "sqrt"
+
+
+def test_the_rate_of_adam_is_shown_where_a_run_starts(digits_path):
+    config = tiny_config(digits_path)
+    config.optim.update({"name": "adam", "peak_lr": 0.003, "reference_batch_size": 256})
+    headline = loop._headline(experiment_of(config), {}, 0)
+    assert "steps of 48 on" in headline and headline.endswith("; peak learning rate 0.003")
+    rows = dict(recipe_of(config_io.check(config), None, None))
+    assert rows["learning rate"] == "0.003 (at any batch size), cosine"
 
 
 def test_an_evaluation_size_that_does_not_follow_the_training_size_is_warned_of():

@@ -183,3 +183,11 @@ def test_a_folder_refuses_another_base_config(tmp_path):
         folder.joined(tmp_path, plan(grid={"ema.decay": (0.0,)}, base={"epochs": 2.0}))
     # What says only how a run is carried out may change.
     folder.joined(tmp_path, plan(grid={"ema.decay": (0.0,)}, base={"data.threads": 1}))
+
+
+def test_a_sweep_over_models_of_several_families():
+    names = ["resnet18", "vgg11", "bit_r50x1"]
+    sweep = Sweep(config=f"{REPOSITORY}/configs/resnet50.py", grid={"model.name": names})
+    cells = plan_of(sweep, [("batch_size", "64")]).cells
+    assert [cell.config.model.name for cell in cells] == names
+    assert "dropout" in cells[1].config.model and "stem" not in cells[1].config.model
