@@ -7,8 +7,9 @@
 
 Every image of the evaluation split is counted once. A workdir is all that its evaluation needs
 beside the data: raw and, where the run keeps them, EMA weights are measured; the result is printed
-and written to eval/STEP.json in it. With --weights the config names the model and the data. Where
-the data lies elsewhere on this machine, or the devices differ:
+and written to eval/STEP.json in it. With other settings or other data than the run's own, the file
+is named by what differs, such as eval/STEP-size256-resize292.json. With --weights the config names
+the model and the data. Where the data lies elsewhere on this machine, or the devices differ:
 
   --config.data.path=/data/imagenet --config.eval.batch_size=64
 """
@@ -66,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.training import distributed
     from imagenet_jax.training.classwise import write_by_class
     from imagenet_jax.training.evaluation import evaluate_file, evaluate_workdir
+    from imagenet_jax.training.measured import result_stem
     from imagenet_jax.training.processes import on_first
     from imagenet_jax.training.weights import of_file, of_workdir
 
@@ -81,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
 
     def tell(result: dict) -> None:
         if args.json != "-":
-            print_result(result, workdir)
+            print_result(result, workdir, result_stem(result))
         if args.json:
             write_json(result, args.json)
 
@@ -93,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
             else:
                 weights = of_file(expand_user(args.weights), config, args.weights_key or "")
             directory = args.by_class or f"{args.workdir}/eval"
-            write_by_class(weights, expand_user(directory), result["step"])
+            write_by_class(weights, expand_user(directory), result_stem(result))
     return 0
 
 

@@ -5,11 +5,11 @@ so reading in order takes each from the disk once.
 """
 
 import functools
-import json
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 
 _IMAGES, _LABELS = ("image", "img", "jpg"), ("label", "labels", "cls")
@@ -99,7 +99,7 @@ def _column(file: Any, wanted: tuple[str, ...], path: str) -> str:
 def _class_names(file: Any, label: str) -> tuple[str, ...]:
     """The names that Hugging Face's metadata gives the labels."""
     try:
-        about = json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
+        about = strict_json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
         return tuple(about["info"]["features"][label]["names"])
     except (KeyError, TypeError, ValueError):
         return ()

@@ -1,6 +1,5 @@
 """Data sets in shards: tars as webdataset writes them, parquet files as Hugging Face does."""
 
-import json
 import os
 import re
 import tarfile
@@ -10,6 +9,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from imagenet_jax import strict_json
 from imagenet_jax.data import parquet
 from imagenet_jax.data.imagenet_classes import wnids
 from imagenet_jax.data.layouts import Layout, Split, split_name
@@ -206,7 +206,7 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
 def _label(kind: str, content: bytes) -> int | None:
     """The label in a .cls or .json file, if there is one."""
     try:
-        value = content if kind == "cls" else json.loads(content)["label"]
+        value = content if kind == "cls" else strict_json.loads(content)["label"]
         return int(value)
     except (ValueError, KeyError, TypeError):
         return None

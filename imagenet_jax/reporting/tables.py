@@ -25,9 +25,12 @@ def write_json(result: dict[str, Any], target: str) -> None:
         raise UserError(f"--json={target} cannot be written: {e.strerror}") from e
 
 
-def print_result(result: dict[str, Any], workdir: Path | None = None) -> None:
-    """An evaluation as a table, and where the run's files are, if it is of a run."""
-    table = Table(title=f"checkpoint {result['step']}" if workdir else Path(result["file"]).name)
+def print_result(result: dict[str, Any], workdir: Path | None = None, stem: str = "") -> None:
+    """Print an evaluation as a table and, if it is of a run, where its files are.
+
+    `stem` is the name of the result's file in eval/ of the workdir, without suffix.
+    """
+    table = Table(title=f"checkpoint {stem}" if workdir else Path(result["file"]).name)
     for column in ("split", "weights", "images", "top-1", "top-5", "loss"):
         table.add_column(column, justify="left" if column in ("split", "weights") else "right")
     for row in (result, *result["also"]):
@@ -51,6 +54,6 @@ def print_result(result: dict[str, Any], workdir: Path | None = None) -> None:
     print(
         f"TensorBoard: {workdir / 'tensorboard'}  metrics: {workdir / 'metrics.jsonl'}  "
         f"checkpoints: {workdir / 'checkpoints'}  this result: "
-        f"{workdir / 'eval' / str(result['step'])}.json",
+        f"{workdir / 'eval' / stem}.json",
         flush=True,
     )

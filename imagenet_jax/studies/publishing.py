@@ -19,6 +19,7 @@ from imagenet_jax.training import workdir as workdirs
 from imagenet_jax.training.checkpoint import open_to_read
 from imagenet_jax.training.evaluation import evaluate_workdir
 from imagenet_jax.training.experiment import Experiment, experiment_of
+from imagenet_jax.training.measured import require_own_settings
 from imagenet_jax.training.prediction import predict_split
 from imagenet_jax.training.recipe import recipe_of
 from imagenet_jax.training.recording import FIRST_STEPS
@@ -59,6 +60,7 @@ def publish(
         raise UserError(f"--out={out} is there already: publish under another name, or remove it")
     if not out.resolve().name:
         raise UserError(f"--out={out} has no name; use baselines/NAME")
+    require_own_settings(workdir, overrides, "publish")
     config = workdirs.read_config(workdir)
     provenance = workdirs.read_provenance(workdir)
     if is_training(workdir):

@@ -16,12 +16,14 @@ _MISTAKES = 24
 _RIGHT, _WRONG = 6, 6  # images that are explained
 
 
-def look(weights: Weights, step: int) -> tuple[Predicted, Explained]:
+def look(weights: Weights, step: int, fingerprint: str) -> tuple[Predicted, Explained]:
     """One pass over the evaluation split, then the few images that the report shows.
+
+    `fingerprint` is that of the run's split, "" where nothing says it.
 
     Raises UserError where the data is not there or does not fit the weights.
     """
-    found = predict_split(weights)
+    found = predict_split(weights, fingerprint)
     images = _Images(weights, found)
     labels, probabilities = found.labels, found.probabilities
     predicted = probabilities.argmax(axis=1)

@@ -16,6 +16,7 @@ from imagenet_jax.reporting.report.records import Run
 from imagenet_jax.studies.report_images import look
 from imagenet_jax.training.checkpoint import open_to_read
 from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.measured import is_own, own_measured, require_own_settings
 from imagenet_jax.training.recipe import recipe_of
 from imagenet_jax.training.running import is_training
 from imagenet_jax.training.weights import of_workdir
@@ -37,6 +38,7 @@ def read_run(
     Raises UserError where `workdir` is not one, or its files are damaged.
     """
     overrides = list(overrides)
+    require_own_settings(workdir, overrides, "report")
     config = read_config(workdir)
     metrics = _read_metrics(workdir / "metrics.jsonl")
     evaluations = _evaluations(workdir, metrics)
@@ -48,7 +50,7 @@ def read_run(
             raise UserError(f"no checkpoint in {workdir} yet: train on, then make the report again")
         step = open_to_read(workdir, here).find(checkpoint)
         weights = of_workdir(workdir, str(step), overrides)
-        predicted, explained = look(weights, step)
+        predicted, explained = look(weights, step, own_measured(workdir)["data"])
     except UserError as e:
         missing = _with_way_out(" ".join(str(e).split()))
         if checkpoint not in ("latest", "best") and "--checkpoint=" in missing:
@@ -125,12 +127,17 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _evaluations(workdir: Path, metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of training and those of `imagenet_jax.eval`, one of each step and weights."""
+    """Those of training and those of `imagenet_jax.eval`, one of each step and weights.
+
+    Evaluations with other settings or other data than the run's are left out.
+    """
     found = {(e["step"], e["weights"]): e for e in metrics if "weights" in e}
     for path in sorted((workdir / "eval").glob("*.json")):
         if not path.stem.isdecimal():
-            continue  # by class
+            continue  # a variant, or by class
         record = _read_object(path)
+        if not is_own(workdir, record):
+            continue
         for one in (record, *record.get("also", [])):
             whole = {name: one.get(name, record.get(name)) for name in _EVALUATION}
             if None in whole.values():

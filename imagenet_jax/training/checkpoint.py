@@ -11,7 +11,6 @@ and `checksums.json` (integrity.py).
 
 import dataclasses
 import functools
-import json
 import math
 import shutil
 import sys
@@ -138,7 +137,7 @@ class Checkpoints:
             try:
                 part = directory / ".metrics"
                 part.mkdir(exist_ok=True)
-                (part / "metrics").write_text(json.dumps(metrics))  # as orbax does
+                (part / "metrics").write_text(strict_json.dumps(metrics))  # as orbax does
                 part.rename(directory / "metrics")
                 integrity.add_checksum(directory, "metrics/metrics")
             except OSError as e:

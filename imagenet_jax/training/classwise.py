@@ -11,8 +11,8 @@ from imagenet_jax.training.weights import Weights
 from imagenet_jax.training.workdir import write_atomically
 
 
-def write_by_class(weights: Weights, directory: Path, step: int) -> None:
-    """Print the report; write STEP_by_class.json and STEP_confusion.png in `directory`.
+def write_by_class(weights: Weights, directory: Path, stem: str) -> None:
+    """Print the report; write STEM_by_class.json and STEM_confusion.png in `directory`.
 
     Every process must call it; the first one prints and writes. Raises UserError if it cannot.
     """
@@ -21,8 +21,8 @@ def write_by_class(weights: Weights, directory: Path, step: int) -> None:
 
     def write() -> None:
         print_by_class(report)
-        table = directory / f"{step}_by_class.json"
-        picture = directory / f"{step}_confusion.png"
+        table = directory / f"{stem}_by_class.json"
+        picture = directory / f"{stem}_confusion.png"
         try:
             directory.mkdir(parents=True, exist_ok=True)
             write_atomically(table, strict_json.dumps(report.as_json(), indent=2) + "\n")

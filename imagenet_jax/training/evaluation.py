@@ -17,6 +17,7 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.training.checkpoint import open_to_read
 from imagenet_jax.training.experiment import Evaluation, evaluation_of
 from imagenet_jax.training.integrity import RemovedCheckpoint
+from imagenet_jax.training.measured import measured, result_stem, variant_of
 from imagenet_jax.training.processes import (
     from_first,
     gather_names,
@@ -93,14 +94,23 @@ class Evaluator:
         return {"count": count} | means | some | ({"skipped": skipped} if skipped else {})
 
 
-def write_result(workdir: Path, step: int, split: str, results: list[Result]) -> Result:
-    """`eval/<step>.json`: the first result, and the others under "also"."""
-    record = {"step": step, "split": split, **results[0], "also": results[1:]}
+def write_result(workdir: Path, step: int, evaluation: Evaluation, results: list[Result]) -> Result:
+    """Write the first result to `eval/STEP.json`, with the others under "also".
+
+    "measured" says on which data and by which settings. Where these are not the run's own, the
+    file is `eval/STEP-VARIANT.json`, and "variant" says in which way.
+    """
+    config = evaluation.config
+    what = measured(config, evaluation.source.fingerprint)
+    variant = from_first(lambda: variant_of(workdir, what))
+    record = {"step": step, "split": config.data.eval_split, **results[0], "also": results[1:]}
+    record |= {"measured": what} | ({"variant": variant} if variant else {})
 
     def write() -> None:
         directory = workdir / "eval"
         directory.mkdir(exist_ok=True)
-        write_atomically(directory / f"{step}.json", strict_json.dumps(record, indent=2) + "\n")
+        path = directory / f"{result_stem(record)}.json"
+        write_atomically(path, strict_json.dumps(record, indent=2) + "\n")
 
     on_first(write)
     return record
@@ -129,13 +139,13 @@ def evaluate_workdir(
     checkpoints = open_to_read(workdir, config)
     evaluate = Evaluator(evaluation)
 
-    def measured(state: TrainState, step: int) -> Result:
-        return write_result(workdir, step, config.data.eval_split, evaluate(state))
+    def measure(state: TrainState, step: int) -> Result:
+        return write_result(workdir, step, evaluation, evaluate(state))
 
     while follow and from_first(lambda: is_training(workdir) and not checkpoints.steps()):
         time.sleep(poll_seconds)
     state, last = checkpoints.restore_chosen(evaluation.abstract, which)
-    yield measured(state, last)
+    yield measure(state, last)
 
     def find_next() -> tuple[int | None, bool]:
         # Asked before looking: what a run leaves in its last moments is still seen.
@@ -152,7 +162,7 @@ def evaluate_workdir(
                 if is_first():
                     print(f"checkpoint {step} was removed before it was read", file=sys.stderr)
                 continue
-            yield measured(state, step)
+            yield measure(state, step)
         elif running:
             time.sleep(poll_seconds)
         else:
@@ -182,8 +192,9 @@ def evaluate_file(file: Path, config: ConfigDict, key: str = "") -> Result:
     (result,) = Evaluator(evaluation)(state)
     result["weights"] = "ema" if content.is_ema else "raw"
     note = {"note": content.note} if content.note else {}
+    what = {"measured": measured(config, evaluation.source.fingerprint)}
     split = config.data.eval_split
-    return {"step": 0, "split": split, **result, "also": [], "file": str(file), **note}
+    return {"step": 0, "split": split, **result, "also": [], **what, "file": str(file), **note}
 
 
 def predict_samples(

@@ -78,14 +78,21 @@ class Predictions(NamedTuple):
     outputs: np.ndarray
 
 
-def predict_split(weights: Weights) -> Predictions:
+def predict_split(weights: Weights, fingerprint: str = "") -> Predictions:
     """One pass over config.data.eval_split.
 
-    Raises UserError where the data does not fit the weights.
+    Raises UserError where the data does not fit the weights, or has another `fingerprint`, if one
+    is given.
     """
     config = weights.config
     evaluation = evaluation_of(config, weights.mesh, weights.known)
     source, outputs = evaluation.source, evaluation.outputs
+    if fingerprint and source.fingerprint != fingerprint:
+        raise UserError(
+            f"{source.name} does not have the images that the run was evaluated on (fingerprint "
+            f"{source.fingerprint}, not {fingerprint}); say where those are with "
+            "--config.data.path=DIR"
+        )
     step = _compile(weights, outputs)
     indices, labels, probabilities = [], [], []
     for k, batch in enumerate(pipeline.eval_batches(source, config.data, config.eval)):

@@ -13,6 +13,7 @@ from imagenet_jax.data import sources
 from imagenet_jax.studies import report_images
 from imagenet_jax.studies.report_run import read_run
 from imagenet_jax.training.evaluation import evaluate_workdir
+from imagenet_jax.training.measured import own_measured
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +27,9 @@ def run(finished, passes):
     """The finished run, read."""
     once = report_images.predict_split
 
-    def counted(weights):
+    def counted(weights, fingerprint):
         passes.append(weights.origin)
-        return once(weights)
+        return once(weights, fingerprint)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report_images, "predict_split", counted)
@@ -146,6 +147,30 @@ def test_later_evaluations_count_too(copy):
     assert found[0] == {"step": 4, "split": "validation"} | one
 
 
+def test_evaluations_by_other_settings_or_of_other_data_are_not_the_runs(copy):
+    one = {"weights": "ema", "count": 9, "top1": 0.125, "top5": 0.5, "loss": 2.5, "also": []}
+    before = read_run(without_checkpoints(copy), "copy", "latest", []).evaluations
+    own = own_measured(copy)
+    (copy / "eval").mkdir(exist_ok=True)
+    for step, name, what in (
+        (4, "4", own | {"eval.resize": 99}),
+        (5, "5", own | {"data": "0123456789abcdef"}),
+        (6, "6-resize99", own | {"eval.resize": 99}),
+        (7, "7", own),
+    ):
+        record = {"step": step, "split": "validation", "measured": what} | one
+        (copy / "eval" / f"{name}.json").write_text(json.dumps(record))
+    found = read_run(copy, "copy", "latest", []).evaluations
+    assert [e for e in found if e not in before] == [found[[e["step"] for e in found].index(7)]]
+    assert len(found) == len(before) + 1
+
+
+def test_predictions_of_other_images_are_not_the_runs(copy):
+    back = read_run(copy, "copy", "latest", [("data.eval_split", "validation[:50]")])
+    assert back.predicted is None
+    assert "not have the images that the run was evaluated on" in back.missing
+
+
 def test_user_errors(copy, tmp_path, fails):
     out = f"--out={tmp_path / 'r.html'}"
     fails(door, [tmp_path, out], "no config.json", str(tmp_path))
@@ -154,6 +179,7 @@ def test_user_errors(copy, tmp_path, fails):
     fails(door, [copy, copy / "../copy", out], "twice")
     fails(door, [copy, out, "--checkpoint=5"], "--checkpoint=5", "8")
     fails(door, [copy, out, "--config.optim.peak=1"], "optim.peak")
+    fails(door, [copy, out, "--config.eval.resize=20"], "eval.resize", "imagenet_jax.eval")
     fails(door, [copy, "--out=/proc/1/r.html"], "cannot be written")
     (copy / "eval").mkdir(exist_ok=True)
     (copy / "eval" / "4.json").write_text("{}")
