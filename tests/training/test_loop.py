@@ -54,7 +54,7 @@ def stop_after(monkeypatch):
 
         def batches(*args):
             for i, batch in enumerate(real(*args)):
-                if i == step - 1:
+                if i == step:
                     os.kill(os.getpid(), number)
                 yield batch
 
