@@ -160,7 +160,8 @@ def test_what_some_processes_saved_others_continue(
     assert [code for _, _, code in _finish(*processes)] == [143] * before
     outputs = _finish(*_start_all(after, run, digits_path))
     assert [code for _, _, code in outputs] == [0] * after, [errors for _, errors, _ in outputs]
-    assert "continuing after step" in outputs[0][0]
+    if before > 1:  # a single process may stop before its first step
+        assert "continuing after step" in outputs[0][0]
     steps = [
         [json.loads(x) for x in (workdir / "first_steps.jsonl").read_text().splitlines()]
         for workdir in (undisturbed, run)
