@@ -75,6 +75,7 @@ def tiny_config(path, model="resnet18"):
     c.eval.batch_size = 120
     c.optim.peak_lr = 0.05
     c.optim.reference_batch_size = 48
+    c.optim.lr_scaling = "linear"  # as a loaded config says it, in place of "auto"
     c.optim.schedule = "cosine"
     c.log.every_steps = 2
     c.log.tensorboard = False
