@@ -14,14 +14,14 @@ from imagenet_jax.training.losses import cross_entropy
 
 
 @settings(max_examples=40)
-@given(
-    rows=st.integers(1, 5),
-    classes=st.integers(2, 12),
+@given(  # few shapes, which are compiled once each
+    shape=st.sampled_from([(1, 2), (5, 3), (3, 12)]),
     smoothing=st.sampled_from([0.0, 0.1, 0.5]),
     scale=st.sampled_from([1.0, 30.0]),
     seed=st.integers(0, 1000),
 )
-def test_cross_entropy_is_its_definition(rows, classes, smoothing, scale, seed):
+def test_cross_entropy_is_its_definition(shape, smoothing, scale, seed):
+    rows, classes = shape
     rng = np.random.default_rng(seed)
     logits = scale * rng.normal(size=(rows, classes))
     labels = rng.integers(classes, size=rows)

@@ -10,8 +10,11 @@ from imagenet_jax.training.metrics import Interval, MetricWindow, NonFiniteError
 
 
 @settings(max_examples=60)
-@given(rows=st.integers(1, 6), classes=st.integers(1, 9), seed=st.integers(0, 10_000))
-def test_rank_is_the_place_in_a_stable_sort(rows, classes, seed):
+@given(  # few shapes, which are compiled once each
+    shape=st.sampled_from([(1, 1), (6, 2), (4, 5), (5, 9)]), seed=st.integers(0, 10_000)
+)
+def test_rank_is_the_place_in_a_stable_sort(shape, seed):
+    rows, classes = shape
     rng = np.random.default_rng(seed)
     logits = rng.integers(-2, 3, size=(rows, classes)).astype(np.float32)  # many ties
     labels = rng.integers(classes, size=rows)

@@ -31,7 +31,7 @@ def _save(run, directory):
     ("before", "after"),
     [
         ((8, 2), (1, 1)),
-        ((1, 1), (8, 8)),
+        pytest.param((1, 1), (8, 8), marks=pytest.mark.full),
         pytest.param((8, 8), (4, 2), marks=pytest.mark.full),
         pytest.param((4, 1), (2, 2), marks=pytest.mark.full),
     ],

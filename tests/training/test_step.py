@@ -53,7 +53,7 @@ def _assert_close(a, b, rtol, atol):
 
 
 @pytest.mark.parametrize(
-    ("devices", "fsdp"), [(8, 1), (8, 8), pytest.param(8, 4, marks=pytest.mark.full)]
+    ("devices", "fsdp"), [(8, 1), *(pytest.param(8, n, marks=pytest.mark.full) for n in (4, 8))]
 )
 def test_eight_devices_take_the_step_of_one(tiny, devices, fsdp):
     """Float32 sums in another order: 1e-5 of the loss, 1e-3 of what a step changes."""
