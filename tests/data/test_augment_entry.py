@@ -101,7 +101,7 @@ def test_everything_at_once_sharded_and_in_bfloat16():
         ),
         ({"auto": "randaugment_timm", "rand_magnitude": 11}, r"must be from 0 to 10"),
         ({"auto": "randaugment", "rand_deviation": 0.5}, r"rand_deviation = 0\.5 would do nothing"),
-        ({"auto": "randaugment", "rand_num_ops": 0}, r"rand_num_ops must be above 0"),
+        ({"auto": "randaugment", "rand_num_ops": 0}, r"rand_num_ops = 0 must be above 0"),
         ({"auto": "trivialaugment", "rand_magnitude": 7}, r"rand_magnitude = 7 would do nothing"),
         ({"auto_interpolation": "nearest"}, r"would do nothing: augment\.auto is none"),
         ({"erase": 1.5}, r"augment\.erase = 1\.5 must be from 0 to 1"),

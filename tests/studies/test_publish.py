@@ -10,6 +10,7 @@ import pytest
 from conftest import tiny_config
 from sklearn.metrics import precision_recall_fscore_support
 
+from imagenet_jax import config as config_io
 from imagenet_jax import publish as door
 from imagenet_jax.data import digits
 from imagenet_jax.errors import UserError
@@ -142,6 +143,7 @@ def checkout(tmp_path, monkeypatch):
     _git(folder, "add", ".")
     _git(folder, "commit", "-q", "-m", "Begin")
     monkeypatch.setattr(publishing, "CHECKOUT", folder)
+    monkeypatch.setattr(config_io, "executed", set())  # other tests load configs in this process
     return folder
 
 

@@ -1,7 +1,6 @@
 """What the comparison of runs allows, the interval of the model card, checksums, the JSON."""
 
 import hashlib
-import json
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from imagenet_jax import strict_json
 from imagenet_jax.studies import baseline, comparison
 from imagenet_jax.studies.checksums import checksums
 from imagenet_jax.studies.model_card import wilson
@@ -95,4 +95,5 @@ _JSON = st.recursive(
 @settings(max_examples=50)
 @given(_JSON)
 def test_json_is_read_back_as_it_was(value):
-    assert json.loads(baseline.dumps(value)) == value
+    written = {"value": value}
+    assert strict_json.loads(baseline.dumps(written)) == written

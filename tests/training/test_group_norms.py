@@ -51,6 +51,7 @@ def _leaves(tree):
     return [x for v in tree.values() for x in _leaves(v)] if isinstance(tree, dict) else [tree]
 
 
+@pytest.mark.slow
 def test_norms_are_those_of_the_checkpoints(run):
     values, before, after = run
     for group, places in (PLACES | {"fc": ("fc",)}).items():
@@ -63,6 +64,7 @@ def test_norms_are_those_of_the_checkpoints(run):
         assert values[f"update_ratio/{group}"] == pytest.approx(ratio, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_squares_add_up_to_the_whole_models(run):
     values, *_ = run
     for name in ("grad_norm", "param_norm"):

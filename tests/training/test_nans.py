@@ -31,6 +31,7 @@ def _line_of(function, text):
     return start + next(i for i, line in enumerate(lines) if text in line)
 
 
+@pytest.mark.slow
 def test_names_operation_and_line_of_an_injected_nan(tiny, tmp_path, monkeypatch):
     """The first NaN comes up in the forward pass, in mid-run; what follows from it is not named."""
     tiny.debug.nans = True

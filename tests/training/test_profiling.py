@@ -34,6 +34,7 @@ def _steps(workdir):
     return (numbers, modules), (found, named)
 
 
+@pytest.mark.slow
 def test_holds_the_steps_and_the_program_for_both_viewers(tiny, tmp_path, capsys):
     tiny.profile.steps = "3:5"
     tiny.log.group_norms = True

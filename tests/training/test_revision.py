@@ -23,7 +23,7 @@ def git(tmp_path):
 
 
 @pytest.fixture
-def checkout(tmp_path, git):
+def checkout(tmp_path, git, monkeypatch):
     """A checkout with a package, a config, results, and what git ignores."""
     for name, text in {
         "imagenet_jax/step.py": "lr = 1\n",
@@ -35,6 +35,7 @@ def checkout(tmp_path, git):
         (tmp_path / name).write_text(text)
     git("add", ".")
     git("commit", "-q", "-m", "Begin")
+    monkeypatch.setattr(config_io, "executed", set())  # other tests load configs in this process
     return tmp_path
 
 
