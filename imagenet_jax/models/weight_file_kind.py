@@ -28,6 +28,11 @@ def kind(path: Path) -> str:
         return "is empty"
     if head.startswith(b"version ") and b"\noid sha256:" in head:
         return "is a git-lfs pointer, not the file it stands for; run git lfs pull"
+    # Checked before all that begins with a mark, which may be the length of a header, as that of
+    # text too.
+    is_header = head[8:9] == b"{"
+    if is_header and 8 + int.from_bytes(head[:8], "little") <= size:
+        return "safetensors"
     if head.startswith(b"PK"):
         return _kind_of_zip(path)
     if head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
@@ -37,9 +42,8 @@ def kind(path: Path) -> str:
     for magic, what in _MAGIC.items():
         if head.startswith(magic):
             return f"is {what}"
-    header = int.from_bytes(head[:8], "little")
-    if head[8:9] == b"{":  # checked before text: a short header's length is printable
-        return "safetensors" if 8 + header <= size else "is cut off; copy or download it again"
+    if is_header:
+        return "is cut off; copy or download it again"
     return _kind_of_text(head)
 
 

@@ -14,19 +14,22 @@ from imagenet_jax.errors import UserError
 # The first convolution of a ResNet, a VGG and a BiT, and what may stand before it.
 _FIRST = r"(?:conv1|features\.0|stem\.conv)\.weight$"
 _PREFIX = r"((?:(?:model|net|network|backbone|resnet|vgg|encoder_q|base_encoder|encoder)\.)+)"
+_HEAD = r"(?:fc|last_linear|classifier|head)\.(?:weight|bias)$"
 _SHOWN = 3  # names that a message spells out
 
 
 class _Rule(NamedTuple):
     """Attributes:
     pattern: of the names concerned; {0} stands for the first group of `where`.
-    to: what replaces the match; None skips the entry.
+    to: what replaces the match, with {0} likewise; None skips the entry.
     where: the rule applies only if this matches some name.
+    unless: the rule does not apply if this, with {0} likewise, matches some name.
     """
 
     pattern: str
     to: str | Callable[[re.Match[str]], str] | None
     where: str = ""
+    unless: str = ""
 
 
 _RULES = (
@@ -55,6 +58,8 @@ _RULES = (
     # Contrastive learning: this fc is a projection, not a classifier.
     _Rule(r"^(?:encoder_q|base_encoder)\.fc\.", None),
     _Rule(r"^encoder\.fc\.", None, where=r"^predictor\."),
+    # A classifier beside a ResNet that has none.
+    _Rule(f"^(?={_HEAD})", "{0}", where=rf"^{_PREFIX}conv1\.weight$", unless=f"^{{0}}{_HEAD}"),
     # One network inside a larger module; what lies beside it is not used.
     _Rule(r"^(?!{0})", None, where=f"^{_PREFIX}{_FIRST}"),
     _Rule(r"^{0}", "", where=f"^{_PREFIX}{_FIRST}"),
@@ -80,15 +85,19 @@ def rename(names: Iterable[str], *, origin: str) -> tuple[dict[str, str], str]:
         where = next((match for match in found if match), None)
         if where is None:
             continue
-        pattern = rule.pattern
-        if where.groups():
-            pattern = pattern.replace("{0}", re.escape(where[1]))
+        group = where[1] if where.groups() else ""
+        pattern, unless = (
+            text.replace("{0}", re.escape(group)) for text in (rule.pattern, rule.unless)
+        )
+        if unless and any(re.search(unless, name) for name in current.values()):
+            continue
         if rule.to is None:
             matches = [old for old, name in current.items() if re.search(pattern, name)]
             skipped += matches
             current = {old: name for old, name in current.items() if old not in set(matches)}
         else:
-            current = {old: re.sub(pattern, rule.to, name) for old, name in current.items()}
+            to = rule.to.replace("{0}", group) if isinstance(rule.to, str) else rule.to
+            current = {old: re.sub(pattern, to, name) for old, name in current.items()}
     olds: dict[str, str] = {}
     for old, name in current.items():
         if name in olds:

@@ -46,6 +46,17 @@ def test_a_type_that_is_not_supported_is_named(tmp_path):
         weight_file.read(tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408, 640 + 65536, 19280])
+def test_a_length_of_header_that_begins_as_a_pickle_or_a_zip_does(tmp_path, length, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
+    tensor = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    header = json.dumps({"conv1.weight": tensor}).ljust(length).encode()  # spaces may follow it
+    data = length.to_bytes(8, "little") + header + b"\x00\x00\x80\x3f"
+    assert data.startswith((b"\x80", b"PK"))
+    (tmp_path / "w.safetensors").write_bytes(data)
+    assert weight_file.read(tmp_path / "w.safetensors").arrays["conv1.weight"].tolist() == [1]
+
+
 def zip_of(*names):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
@@ -156,6 +167,19 @@ def test_other_names_of_the_classifier():
     names = ["conv1.weight", "last_linear.weight", "last_linear.bias"]
     renamed = weight_names.rename(names, origin="file")[0]
     assert list(renamed.values()) == ["conv1.weight", "fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize("head", ["fc", "classifier", "head", "last_linear"])
+@pytest.mark.parametrize("prefix", ["backbone.", "encoder.", "model.encoder_q."])
+def test_a_classifier_beside_a_network_without_one(prefix, head):
+    own = [f"{prefix}conv1.weight", f"{prefix}bn1.bias"]
+    beside = [f"{head}.weight", f"{head}.bias"]
+    renamed = weight_names.rename([*own, *beside, "criterion.weight"], origin="file")[0]
+    assert list(renamed) == [*own, *beside]
+    assert list(renamed.values()) == ["conv1.weight", "bn1.bias", "fc.weight", "fc.bias"]
+    own.append(f"{prefix}last_linear.weight")
+    if prefix == "backbone.":  # one more classifier is not that of the network
+        assert list(weight_names.rename([*own, *beside], origin="file")[0]) == own
 
 
 def test_what_lies_beside_the_network_is_skipped_and_said():
