@@ -11,9 +11,16 @@ from imagenet_jax.data.sources import Source
 from imagenet_jax.errors import UserError
 
 _FILE_ADVICE = (
-    "write a file that has the data's name for class i of the weights on line i + 1, and set "
+    "write a file whose line i + 1 is the data's name for class i of the weights, and set "
     "--config.data.class_order=FILE"
 )
+# What lists of WordNet's synonyms call the classes whose first synonym is that of another class.
+_SYNONYMS = {
+    "crane": ("crane", "crane2"),
+    "crane bird": ("crane",),
+    "maillot": ("maillot",),
+    "maillot tank suit": ("maillot, tank suit",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +43,7 @@ class KnownClasses:
 def known_classes(names: tuple[str, ...], count: int, origin: str) -> KnownClasses:
     """Return the classes of a head of `count` outputs, whose weights came with `names` or ().
 
-    Another number of names is somebody else's entry, and ignored.
+    Names are ignored unless there is one per output.
     """
     names = names if len(names) == count else ()
     assumed = not names and count == len(imagenet_classes.wnids())
@@ -130,9 +137,21 @@ def _refusal(known: KnownClasses, source: Source, difference: str) -> UserError:
 
 
 def _canonical(names: tuple[str, ...]) -> tuple[str, ...]:
-    """WordNet ids for ImageNet's words, and numbers without leading zeros."""
+    """WordNet ids for ImageNet's words or lists of synonyms; numbers without leading zeros."""
     words = dict(zip(imagenet_classes.class_names(), imagenet_classes.wnids(), strict=True))
+    if len(names) == len(words) and all(map(_is_synonyms, names, words)):
+        return imagenet_classes.wnids()
     if names and all(name in words for name in names):
         return tuple(words[name] for name in names)
     plain = tuple(str(int(name)) if is_number(name) else name for name in names)
     return plain if len(set(plain)) == len(plain) else names
+
+
+def _is_synonyms(name: str, word: str) -> bool:
+    """Whether `name`, such as "tench, Tinca tinca", names ImageNet's class `word`.
+
+    Only two classes share a name, "crane", so all of them agree only in ImageNet's order.
+    """
+    return name in _SYNONYMS.get(word, ()) or (
+        word not in _SYNONYMS and name.partition(",")[0] == word
+    )

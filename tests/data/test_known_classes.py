@@ -1,8 +1,10 @@
 """Names of classes: which output of the head a label of the data means, and what is refused."""
 
+import importlib.util
 import json
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,20 @@ WNIDS = imagenet_classes.wnids()
 WORDS = imagenet_classes.class_names()
 NUMBERS = tuple(sorted(map(str, range(1000))))  # as text: 0, 1, 10, 100, 101, ...
 PADDED = tuple(f"{i:03}" for i in range(1000))
+
+
+# As Hugging Face's imagenet-1k: WordNet's synonyms, but no name twice.
+SYNONYMS = tuple(
+    {
+        "tench": "tench, Tinca tinca",
+        "Cardigan": "Cardigan, Cardigan Welsh corgi",
+        "projectile": "projectile, missile",
+        "crane bird": "crane",
+        "crane": "crane2",
+        "maillot tank suit": "maillot, tank suit",
+    }.get(word, word)
+    for word in WORDS
+)
 
 
 class Names:
@@ -87,6 +103,34 @@ def test_plain_weights_of_1000_classes_are_in_the_order_of_imagenet():
     assert outputs_of(plain, Names(*some)).tolist() == list(range(3, 900, 7))
     # Words, as convert writes them, and WordNet ids, as folders have them.
     assert outputs_of(known(*WORDS), Names(*some)).tolist() == list(range(3, 900, 7))
+
+
+def test_synonyms_of_all_of_imagenet_are_known_in_its_order_alone():
+    for other in (WNIDS, WORDS):
+        assert outputs_of(known(*other), Names(*SYNONYMS)) is None
+        assert outputs_of(known(*SYNONYMS), Names(*other)) is None
+    assert outputs_of(known(*SYNONYMS), Names(*WNIDS[3:900:7])).tolist() == list(range(3, 900, 7))
+    twice = tuple("crane" if name == "crane2" else name for name in SYNONYMS)
+    assert outputs_of(known(*WNIDS), Names(*twice)) is None
+    # Two classes change places: likely ones, and ones whose names are much alike.
+    for a, b in [("crane", "crane2"), ("maillot", "maillot, tank suit"), (SYNONYMS[0], "goldfish")]:
+        swapped = {a: b, b: a}
+        shuffled = [swapped.get(name, name) for name in SYNONYMS]
+        assert sorted(shuffled) == sorted(SYNONYMS)
+        with pytest.raises(UserError, match="class_order=FILE"):
+            outputs_of(known(*WNIDS), Names(*shuffled))
+    with pytest.raises(UserError, match="class 0 is 'zucchini'"):
+        outputs_of(known(*WNIDS), Names(*sorted(SYNONYMS, reverse=True)))
+    with pytest.raises(UserError, match="class_order=FILE"):
+        outputs_of(known(*WNIDS), Names(*SYNONYMS[:999], "tench, Tinca tinca"))
+
+
+@pytest.mark.parity
+def test_wordnets_synonyms_of_every_class_are_known():
+    package = Path(importlib.util.find_spec("timm").origin).parent
+    text = (package / "data" / "_info" / "imagenet_synset_to_lemma.txt").read_text()
+    synonyms = dict(line.split("\t") for line in text.splitlines())
+    assert outputs_of(known(*WNIDS), Names(*(synonyms[wnid] for wnid in WNIDS))) is None
 
 
 @pytest.mark.parametrize(
