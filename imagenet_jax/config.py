@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from imagenet_jax import defaults, models, strict_json
-from imagenet_jax.config_values import check_values, default_lr_scaling
+from imagenet_jax.config_values import check_values, lr_scaling_of
 from imagenet_jax.errors import UserError
 
 # Fields that say how a run is carried out, not what is computed: they may change on resumption.
@@ -127,9 +127,11 @@ def files_of(modules: Iterable[ModuleType]) -> set[Path]:
 def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> None:
     """Set each (field, text). A model of another family brings its own fields.
 
+    Another optimizer brings its own `lr_scaling` where the config has the old one's default.
     Raises UserError if a field that only the old family has was changed from its default.
     """
     overrides = list(overrides)
+    _scale_by_name(config, {field for field, _ in overrides})
     names = [text for field, text in overrides if field == "model.name"]
     model = config.get("model")
     if not names or not isinstance(model, ConfigDict) or model.get("name") not in models.names():
@@ -154,6 +156,17 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) ->
                     f"config.model.{field} = {value!r} does not belong to {names[-1]}; set "
                     f"--config.model.{field}={old[field]} to leave it out"
                 )
+
+
+def _scale_by_name(config: ConfigDict, overridden: set[str]) -> None:
+    """Undo what `check` did to an "auto" lr_scaling if only the name of the optimizer changes."""
+    optim = config.get("optim")
+    if "optim.name" not in overridden or "optim.lr_scaling" in overridden:
+        return
+    if not isinstance(optim, ConfigDict) or not {"name", "lr_scaling"} <= set(optim):
+        return
+    if optim.lr_scaling == lr_scaling_of(optim.name):
+        optim.lr_scaling = "auto"
 
 
 def override(config: ConfigDict, field: str, text: str) -> None:
@@ -240,9 +253,10 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 def _resolved(flat: dict[str, Any]) -> dict[str, Any]:
     """Return a flat config with the value that "auto" stands for, so that config.json has it."""
-    if flat.get("optim.lr_scaling") != "auto":
+    if "optim.lr_scaling" not in flat:
         return flat
-    return flat | {"optim.lr_scaling": default_lr_scaling(flat["optim.name"])}
+    rule = lr_scaling_of(flat["optim.name"], flat["optim.lr_scaling"])
+    return flat | {"optim.lr_scaling": rule}
 
 
 def _fill(config: ConfigDict, default: ConfigDict) -> None:

@@ -223,8 +223,13 @@ def use_multiple(field: str, batch_size: int, unit: int) -> str:
     return f"set --config.{field}={below} or {above}" if below else f"set {above}"
 
 
-def default_lr_scaling(optimizer: str) -> str:
-    """Return what config.optim.lr_scaling = "auto" means: papers on Adam give the rate itself."""
+def lr_scaling_of(optimizer: str, rule: str = "auto") -> str:
+    """Return config.optim.lr_scaling = `rule` without "auto": papers on Adam give the rate itself.
+
+    "auto" is "none" for the optimizers that are forms of Adam, and "linear" for others.
+    """
+    if rule != "auto":
+        return rule
     return "none" if optimizer in _ADAM else "linear"
 
 

@@ -180,16 +180,38 @@ def test_a_changed_field_of_the_old_family_is_refused_until_the_advice_is_taken(
 def test_adams_rates_are_those_that_are_written(name, rule):
     config = defaults.defaults()
     config.optim.update({"name": name, "peak_lr": 0.001})
+    assert config_io.check(config).optim.lr_scaling == rule
     factor = 32 / 256 if rule == "linear" else 1
     assert optim.peak_learning_rate(config.optim, 32) == 0.001 * factor
-    assert config_io.check(config).optim.lr_scaling == rule
     config.optim.lr_scaling = "sqrt"
     assert config_io.check(config).optim.lr_scaling == "sqrt"
 
 
+@pytest.mark.parametrize(
+    ("before", "overrides", "after"),
+    [
+        ({}, {"name": "adamw"}, "none"),
+        ({"name": "adam"}, {"name": "sgd"}, "linear"),
+        ({"lr_scaling": "sqrt"}, {"name": "adamw"}, "sqrt"),
+        ({}, {"name": "adamw", "lr_scaling": "linear"}, "linear"),
+        ({}, {"name": "sgd"}, "linear"),
+    ],
+)
+def test_an_optimizer_by_name_brings_its_scaling_to_a_written_config(
+    tmp_path, before, overrides, after
+):
+    config = defaults.defaults()
+    config.optim.update(before)
+    path = tmp_path / "config.json"
+    path.write_text(config_io.to_json(config_io.check(config)))
+    fields = [(f"optim.{name}", value) for name, value in overrides.items()]
+    assert config_io.load(str(path), fields).optim.lr_scaling == after
+
+
 def test_the_rate_of_adam_is_shown_where_a_run_starts(digits_path):
     config = tiny_config(digits_path)
-    config.optim.update({"name": "adam", "peak_lr": 0.003, "reference_batch_size": 256})
+    config.optim.update({"name": "adam", "lr_scaling": "auto", "peak_lr": 0.003})
+    config.optim.reference_batch_size = 256
     headline = loop._headline(experiment_of(config), {}, 0)
     assert "steps of 48 on" in headline and headline.endswith("; peak learning rate 0.003")
     rows = dict(recipe_of(config_io.check(config), None, None))

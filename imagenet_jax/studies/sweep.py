@@ -7,7 +7,7 @@ A setting is a choice of values; a cell is a setting with a seed: one run, in a 
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -160,7 +160,7 @@ def plan_of(sweep: Sweep, overrides: Overrides) -> Plan:
     found: dict[tuple, Setting] = {}
     for values in settings:
         texts = tuple((name, _text(value)) for name, value in values.items())
-        config = config_io.load(sweep.config, (*shared, *texts))
+        config = config_of(base, shared, texts)
         setting = Setting(_name(values, config, swept), texts)
         key = identity(config)
         if key in found:
@@ -174,18 +174,27 @@ def plan_of(sweep: Sweep, overrides: Overrides) -> Plan:
             )
         found[key] = setting
     cells = tuple(
-        cell_of(setting, seed, config_io.load(sweep.config, (*shared, *setting.overrides)))
+        cell_of(setting, seed, config_of(base, shared, setting.overrides))
         for setting in found.values()
         for seed in _seeds(sweep.seeds)
     )
     baseline = cells[0].setting.name
     if sweep.baseline is not None:
         texts = tuple((name, _text(value)) for name, value in sweep.baseline.items())
-        key = identity(config_io.load(sweep.config, (*shared, *texts)))
+        key = identity(config_of(base, shared, texts))
         if key not in found:
             raise UserError(f"the baseline {dict(sweep.baseline)} is not a setting of the sweep")
         baseline = found[key].name
     return Plan(sweep.config, shared, base, cells, baseline)
+
+
+def config_of(
+    base: ConfigDict, shared: Iterable[tuple[str, str]], overrides: Iterable[tuple[str, str]]
+) -> ConfigDict:
+    """Return the checked config of a setting with its `overrides` of `base`, which has `shared`."""
+    config = ConfigDict(base.to_dict())
+    config_io.apply_overrides(config, (*shared, *overrides))
+    return config_io.check(config)
 
 
 def cell_of(setting: Setting, seed: int, config: ConfigDict) -> Cell:

@@ -15,7 +15,7 @@ from imagenet_jax import config as config_io
 from imagenet_jax import strict_json
 from imagenet_jax.data.order import in_steps
 from imagenet_jax.errors import UserError
-from imagenet_jax.studies.sweep import Cell, Plan, Setting, cell_of, identity
+from imagenet_jax.studies.sweep import Cell, Plan, Setting, cell_of, config_of, identity
 from imagenet_jax.training import workdir as workdirs
 from imagenet_jax.training.running import is_training
 
@@ -109,8 +109,7 @@ def read_plan(out: Path) -> Plan:
         raise UserError(f"{path} is damaged ({e}); start the sweep again to write it") from e
     cells = []
     for setting, seeds in settings:
-        config = config_io.ConfigDict(base.to_dict())
-        config_io.apply_overrides(config, setting.overrides)
+        config = config_of(base, shared, setting.overrides)
         cells += [cell_of(setting, seed, config) for seed in seeds]
     return Plan(spec, shared, base, tuple(cells), baseline)
 

@@ -159,6 +159,19 @@ def test_sweep_json_holds_the_plan(tmp_path):
     assert (back.spec, back.baseline, back.overrides) == (p.spec, p.baseline, p.overrides)
 
 
+@pytest.mark.parametrize("rule", ["auto", "linear"])
+def test_sweep_json_holds_a_sweep_over_optimizers(tmp_path, rule):
+    base = {"optim.nesterov": False}
+    base |= {} if rule == "auto" else {"optim.lr_scaling": rule}
+    p = plan(grid={"optim.name": ["sgd", "adam"]}, base=base)
+    rules = ["linear", "none" if rule == "auto" else rule]
+    assert [c.config.optim.lr_scaling for c in p.cells] == rules
+    folder.write_plan(tmp_path, p)
+    back = folder.read_plan(tmp_path)
+    assert [c.config.to_dict() for c in back.cells] == [c.config.to_dict() for c in p.cells]
+    folder.joined(tmp_path, p)
+
+
 def test_a_folder_takes_more_cells_and_keeps_the_names(tmp_path):
     folder.write_plan(tmp_path, plan(grid={"ema.decay": (0.0, 0.5)}, seeds=2))
     # The quickstart's mixup is 0: two of the new settings are the old ones.
