@@ -106,7 +106,7 @@ class Order:
         """
         self.seed, self.batch_size, self.repeats, self.balance = seed, batch_size, repeats, balance
         self.shift, self.drops = 0, remainder == "drop"
-        self._length, self._labels = length, labels
+        self.length, self._labels = length, labels
         positions = balanced_length(labels, balance) if labels is not None else length
         self.steps_per_epoch = steps_per_epoch(positions, batch_size, remainder)
         self.records_per_epoch = (
@@ -171,7 +171,7 @@ class Order:
 
     def _draw(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """(indices, copies) of an epoch."""
-        order = permutation(self._length, self.seed, epoch)
+        order = permutation(self.length, self.seed, epoch)
         if self._labels is None or self.balance == "none":
             return order, np.broadcast_to(0, len(order))
         by_class = order[np.argsort(self._labels[order], kind="stable")]
@@ -180,7 +180,7 @@ class Order:
         # Each record's place among those of its class, in this epoch's order.
         rank = np.arange(len(by_class)) - np.repeat(starts, counts)
         if self.balance == "under":
-            chosen = np.zeros(self._length, bool)
+            chosen = np.zeros(self.length, bool)
             chosen[by_class[rank < counts.min()]] = True
             order = order[chosen[order]]
             return order, np.broadcast_to(0, len(order))

@@ -18,6 +18,7 @@ def data_position(order: Order, batch: int) -> dict[str, Any]:
     return {
         "next_record": batch * order.batch_size + order.shift,
         "records_per_epoch": order.records_per_epoch,
+        "length": order.length,
         "batch_size": order.batch_size,
         "repeats": order.repeats,
         "balance": order.balance,
@@ -47,15 +48,15 @@ def continue_at(
     epoch, done = divmod(saved["next_record"], per_epoch)
     target, exact = saved["next_record"], True
     if size != order.batch_size:
-        _require_exact(order, epoch, done, size, rewinds)
+        _require_exact(order, epoch, done, size)
     if per_epoch != order.records_per_epoch:
         exact = order.drops and done % order.batch_size == 0 and _same(saved, order)
         part = done if exact else round(done / per_epoch * order.records_per_epoch)
         target = epoch * order.records_per_epoch + part
-        if order.drops:
-            target -= target % order.batch_size
     elif not _same(saved, order):
         exact = False
+    if order.drops or order.repeats > 1:  # these need whole batches
+        target -= target % order.batch_size
     next_batch = rewind.Batches(rewinds).of_step(step) + 1
     shift = target - next_batch * order.batch_size
     if shift:
@@ -81,17 +82,15 @@ def continue_at(
 
 def _same(saved: dict[str, Any], order: Order) -> bool:
     now = data_position(order, 0)
-    return all(saved[name] == now[name] for name in ("seed", "repeats", "balance"))
+    return all(
+        saved.get(name, now[name]) == now[name] for name in ("seed", "repeats", "balance", "length")
+    )
 
 
-def _require_exact(
-    order: Order, epoch: int, done: int, size: int, rewinds: list[rewind.Rewind]
-) -> None:
+def _require_exact(order: Order, epoch: int, done: int, size: int) -> None:
     """Raise UserError if batches of another `size` cannot continue with exactly what is left."""
     change = f"config.batch_size: {size} -> {order.batch_size}"
     back = f"continue with --config.batch_size={size}, or use another --workdir"
-    if rewinds:
-        raise UserError(f"{change}: {rewind.FILE} counts batches of {size}; {back}")
     if not done:
         if order.repeats > 1 and epoch * order.records_per_epoch % order.batch_size:
             raise UserError(

@@ -125,8 +125,7 @@ def train(
                             raise
                         checkpoints.wait()
                         last = max(checkpoints.steps(), default=0)
-                        plan = config.nonfinite
-                        on_first(functools.partial(rewind.record, workdir, e, last, plan))
+                        on_first(functools.partial(rewind.record, workdir, e, last, config))
                         start = _start(run, workdir, checkpoints, initial)
         finally:
             checkpoints.close()
@@ -149,6 +148,7 @@ def _start(
 ) -> _Start:
     """Restore the last checkpoint, or create the first state; UserError if that is impossible."""
     config, rewinds = run.config, rewind.read(workdir)
+    rewind.require_size(rewinds, config.batch_size)
     if checkpoints.steps():
         first = checkpoints.find("latest")
         state, position = checkpoints.restore(run.abstract, first)

@@ -29,11 +29,13 @@ class Rewind:
       nonfinite_step: where something was not finite.
       checkpoint: step that training went back to; 0: the beginning.
       skipped_batches: (first, last) of the run's order, counted from 0, left out since.
+      batch_size: of these batches.
     """
 
     nonfinite_step: int
     checkpoint: int
     skipped_batches: tuple[int, int]
+    batch_size: int
 
 
 class Batches:
@@ -71,21 +73,34 @@ class Batches:
 
 
 def next_rewind(
-    rewinds: list[Rewind], nonfinite_step: int, checkpoint: int, skip_steps: int
+    rewinds: list[Rewind], nonfinite_step: int, checkpoint: int, skip_steps: int, batch_size: int
 ) -> Rewind:
     """Skip the `skip_steps` batches up to that of `nonfinite_step`, none before the checkpoint."""
     batches = Batches(rewinds)
     first_step = max(checkpoint, nonfinite_step - skip_steps) + 1
     window = (batches.of_step(first_step), batches.of_step(nonfinite_step))
-    return Rewind(nonfinite_step, checkpoint, window)
+    return Rewind(nonfinite_step, checkpoint, window, batch_size)
 
 
 def read(workdir: Path) -> list[Rewind]:
     """Return the rewinds of a run so far, oldest first; every process must call it."""
     return [
-        Rewind(nonfinite_step, checkpoint, (first, last))
-        for nonfinite_step, checkpoint, first, last in from_first(lambda: _read(workdir / FILE))
+        Rewind(nonfinite_step, checkpoint, (first, last), batch_size)
+        for nonfinite_step, checkpoint, first, last, batch_size in from_first(
+            lambda: _read(workdir / FILE)
+        )
     ]
+
+
+def require_size(rewinds: list[Rewind], batch_size: int) -> None:
+    """Raise UserError if `rewinds` counts batches of another size than `batch_size`."""
+    for rewind in rewinds:
+        if rewind.batch_size != batch_size:
+            raise UserError(
+                f"config.batch_size = {batch_size}, but {FILE} counts batches of "
+                f"{rewind.batch_size}; continue with --config.batch_size={rewind.batch_size}, or "
+                "use another --workdir"
+            )
 
 
 def _read(path: Path) -> list[list[int]]:
@@ -93,6 +108,7 @@ def _read(path: Path) -> list[list[int]]:
         return [
             [int(entry["nonfinite_step"]), int(entry["checkpoint"])]
             + [int(entry["skipped_batches"][i]) for i in range(2)]
+            + [int(entry["batch_size"])]
             for entry in strict_json.loads(path.read_text())
         ]
     except FileNotFoundError:
@@ -103,17 +119,17 @@ def _read(path: Path) -> list[list[int]]:
         ) from e
 
 
-def record(workdir: Path, error: NonFiniteError, checkpoint: int, plan: ConfigDict) -> None:
-    """Add to the list the rewind that answers `error`, as `plan` = config.nonfinite has it.
+def record(workdir: Path, error: NonFiniteError, checkpoint: int, config: ConfigDict) -> None:
+    """Add to the list the rewind that answers `error`, as config.nonfinite has it.
 
     Raises NonFiniteError where there were as many as it allows, UserError where it cannot write.
     """
-    rewinds = read(workdir)
+    rewinds, plan = read(workdir), config.nonfinite
     if len(rewinds) >= plan.max_rewinds:
         raise NonFiniteError(
             f"{error} (after {len(rewinds)} rewinds, config.nonfinite.max_rewinds)", error.step
         ) from error
-    new = next_rewind(rewinds, error.step, checkpoint, plan.skip_steps)
+    new = next_rewind(rewinds, error.step, checkpoint, plan.skip_steps, config.batch_size)
     try:
         write(workdir, [*rewinds, new])
     except OSError as e:

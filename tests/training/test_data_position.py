@@ -12,7 +12,7 @@ from imagenet_jax.training import loop
 from imagenet_jax.training.checkpoint import Position
 from imagenet_jax.training.data_position import continue_at, data_position
 from imagenet_jax.training.experiment import experiment_of
-from imagenet_jax.training.rewind import Rewind
+from imagenet_jax.training.rewind import Batches, Rewind
 
 COUNT = 1437  # training digits
 
@@ -78,7 +78,7 @@ def test_an_unchanged_run_is_itself(runs):
     run = runs(48)
     assert continue_at(run, _at(run, 7), 7, []) == (run, "")
     # After a rewind that left batches 5 and 6 out, step 7 trains on batch 8.
-    rewinds = [Rewind(7, 5, (5, 6))]
+    rewinds = [Rewind(7, 5, (5, 6), 48)]
     assert continue_at(run, _at(run, 9), 7, rewinds) == (run, "")
     # And after one from the checkpoint of step 5, saved before it.
     assert continue_at(run, _at(run, 5), 5, rewinds) == (run, "")
@@ -89,8 +89,6 @@ def test_what_cannot_be_exact_is_refused(runs):
         continue_at(runs(96, repeats=3), _at(runs(48, repeats=3), 5), 5, [])
     with pytest.raises(UserError, match=r"remainder = 'drop'.*240 records.*batches of 96"):
         continue_at(runs(96, remainder="drop"), _at(runs(48, remainder="drop"), 5), 5, [])
-    with pytest.raises(UserError, match=r"rewinds.json counts batches of 48"):
-        continue_at(runs(96), _at(runs(48), 5), 5, [Rewind(4, 2, (2, 3))])
     with pytest.raises(UserError, match="counts batches instead of records"):
         continue_at(runs(48), Position(data={"next_index": 5}, interval={}), 5, [])
 
@@ -118,6 +116,38 @@ def test_another_order_within_an_epoch_is_said(runs, digits_path):
     run, note = continue_at(runs(48, train_split="train[:50%]"), _at(before, 15), 15, [])
     assert "within epoch 1" in note
     assert run.epoch_at(15) == pytest.approx(15 * 48 / COUNT, abs=1 / 700)
+
+
+def test_a_rewind_after_the_batch_size_changed_leaves_out_its_batches(runs):
+    """The checkpoint is of 5 batches of 96; batches 5 and 6 of 48 after it are left out."""
+    position = _at(runs(96), 5)
+    run, note = continue_at(runs(48), position, 5, [Rewind(7, 5, (5, 6), 48)])
+    first = Batches([Rewind(7, 5, (5, 6), 48)]).of_step(6)
+    _, indices, _ = run.order.rows(first, range(48))
+    start = 5 * 96 + 2 * 48
+    assert indices.tolist() == runs(48).order.records(start, start + 48)[1].tolist()
+    assert not note
+
+
+def test_other_data_with_a_dropped_remainder_is_said(runs):
+    """As far into the epoch as before, at the whole batch before it."""
+    before = runs(48, remainder="drop")  # epochs of 29 batches
+    half = runs(48, remainder="drop", train_split="train[:50%]")  # of 14
+    run, note = continue_at(half, _at(before, 20), 20, [])
+    assert "within epoch 1" in note
+    assert run.epoch_at(20) == pytest.approx(20 / 29, abs=1 / 14)
+    # Epochs of as many batches, of more records.
+    more = runs(48, remainder="drop", train_split="train[:1400]")
+    assert "within epoch 1" in continue_at(more, _at(before, 20), 20, [])[1]
+
+
+def test_other_data_with_copies_of_records_continues_at_a_whole_batch(runs):
+    half = runs(48, repeats=3, train_split="train[:50%]")
+    run, note = continue_at(half, _at(runs(48, repeats=3), 20), 20, [])
+    assert "within epoch 1" in note
+    _, indices, _ = run.order.rows(20, range(48))
+    assert sorted(np.unique(indices, return_counts=True)[1]) == [3] * 16
+    assert run.epoch_at(20) == pytest.approx(20 * 48 / COUNT, abs=48 / 718)
 
 
 def test_fewer_epochs_than_trained_is_an_error_whose_advice_works(runs):

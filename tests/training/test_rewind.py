@@ -23,7 +23,7 @@ WINDOWS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), max_size=5)
 @settings(max_examples=200)
 @given(WINDOWS, st.integers(0, 30), st.integers(0, 30))
 def test_steps_take_the_batches_that_are_left_in_order(windows, done, more):
-    rewinds = [Rewind(0, 0, (first, first + length)) for first, length in windows]
+    rewinds = [Rewind(0, 0, (first, first + length), 48) for first, length in windows]
     skipped = {b for first, length in windows for b in range(first, first + length + 1)}
     left = [b for b in range(200) if b not in skipped]
     batches = Batches(rewinds)
@@ -40,7 +40,7 @@ def test_a_rewind_changes_no_step_up_to_its_checkpoint(events):
     rewinds = []
     for after, checkpoint, skip in events:
         before, bad = Batches(rewinds), checkpoint + after
-        rewinds.append(next_rewind(rewinds, bad, checkpoint, skip))
+        rewinds.append(next_rewind(rewinds, bad, checkpoint, skip, 48))
         now = Batches(rewinds)
         for step in range(1, checkpoint + 1):
             assert now.of_step(step) == before.of_step(step)
@@ -54,9 +54,12 @@ def test_a_rewind_changes_no_step_up_to_its_checkpoint(events):
 
 def test_the_list_is_read_as_it_was_written_and_damage_is_told(tmp_path):
     assert rewind.read(tmp_path) == []
-    rewinds = [Rewind(9, 4, (6, 8)), Rewind(30, 20, (25, 32))]
+    rewinds = [Rewind(9, 4, (6, 8), 256), Rewind(30, 20, (25, 32), 256)]
     rewind.write(tmp_path, rewinds)
     assert rewind.read(tmp_path) == rewinds
+    rewind.require_size(rewinds, 256)
+    with pytest.raises(UserError, match=r"batch_size = 128, but .*--config.batch_size=256"):
+        rewind.require_size(rewinds, 128)
     for text in ("", "{}[", '[{"checkpoint": 1}]', "[3]"):
         (tmp_path / "rewinds.json").write_text(text)
         with pytest.raises(UserError, match="rewinds.json cannot be read"):
@@ -131,12 +134,12 @@ def test_training_goes_back_skips_the_window_and_records_it(tiny, tmp_path, seen
     rewinds = [line for line in lines if line["split"] == "rewind"]
     assert [{k: v for k, v in line.items() if k not in MEASURED} for line in rewinds] == [
         {"step": 4, "split": "rewind", "nonfinite_step": 6, "checkpoint": 4,
-         "skipped_batches": [4, 5]}
+         "skipped_batches": [4, 5], "batch_size": 48}
     ]  # fmt: skip
     assert [line["step"] for line in lines if line["split"] == "train"] == [2, 4, 6, 8]
     assert all(math.isfinite(line["loss"]) for line in lines if line["split"] == "train")
     assert "not finite at step 6: back to step 4, without batches 4 to 5" in capsys.readouterr().out
-    assert rewind.read(tmp_path) == [Rewind(6, 4, (4, 5))]
+    assert rewind.read(tmp_path) == [Rewind(6, 4, (4, 5), 48)]
     # Another start of the same run knows.
     before = (tmp_path / "metrics.jsonl").read_text()
     assert loop.train(tiny, tmp_path) == 0
@@ -153,4 +156,39 @@ def test_it_stops_after_so_many_and_by_default_at_once(tiny, tmp_path, seen):
     tiny.nonfinite.max_rewinds = 2
     with pytest.raises(NonFiniteError, match="at step 3.*2 rewinds"):
         loop.train(tiny, tmp_path / "rewind")
-    assert rewind.read(tmp_path / "rewind") == [Rewind(3, 0, (2, 2)), Rewind(3, 0, (3, 3))]
+    assert rewind.read(tmp_path / "rewind") == [Rewind(3, 0, (2, 2), 48), Rewind(3, 0, (3, 3), 48)]
+
+
+def test_a_rewind_before_the_first_checkpoint_of_another_batch_size(light, tiny, tmp_path):
+    """Every start goes on with it; with the size before, its windows would mean other batches."""
+    tiny.epochs, tiny.nonfinite.policy, tiny.nonfinite.skip_steps = 0.5, "rewind", 1
+    assert loop.train(tiny, tmp_path, stop_after=3) == 0
+    tiny.batch_size, tiny.resume_with_changes = 24, True
+    compiled = loop.compile_train_step
+    failing = iter([True])
+
+    def compile_failing(*args):
+        step = compiled(*args)
+
+        def run(state, batch):
+            state, metrics = step(state, batch)
+            if light.steps[-1] == 5 and next(failing, False):
+                metrics["loss"] = jax.numpy.float32(math.nan)
+            return state, metrics
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "compile_train_step", compile_failing)
+        assert loop.train(tiny, tmp_path, stop_after=8) == 0
+    assert rewind.read(tmp_path) == [Rewind(5, 3, (4, 4), 24)]
+    taken = np.concatenate(light.records[-5:])  # steps 4 to 8, without the fifth's batch
+    from imagenet_jax.training.experiment import experiment_of
+
+    _, indices, _ = experiment_of(tiny).order.records(3 * 48, 3 * 48 + 6 * 24)
+    assert taken.tolist() == np.delete(indices, range(24, 48)).tolist()
+    tiny.batch_size = 48
+    with pytest.raises(UserError, match="--config.batch_size=24"):
+        loop.train(tiny, tmp_path)
+    tiny.batch_size = 24
+    assert loop.train(tiny, tmp_path) == 0
