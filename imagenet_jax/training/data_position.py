@@ -1,6 +1,7 @@
 """The position of a run in its data, counted in records: also after the batch size has changed."""
 
 import dataclasses
+import decimal
 from typing import Any
 
 from imagenet_jax.data.order import Order
@@ -66,10 +67,10 @@ def continue_at(
         # The last batch may reach beyond the end.
         if target - size >= end:
             trained = saved["next_record"] / per_epoch
-            enough = (saved["next_record"] - size / 2) / per_epoch  # ends with this very step
+            enough = _enough(target, size, order)
             raise UserError(
                 f"config.epochs = {run.config.epochs:g} is less than the {trained:.4g} epochs that "
-                f"this run has trained (step {step}); use --config.epochs={enough:.6g} or more, or "
+                f"this run has trained (step {step}); use --config.epochs={enough} or more, or "
                 "another --workdir"
             )
         run = dataclasses.replace(run, total_steps=step)
@@ -78,6 +79,16 @@ def continue_at(
         "others not at all"
     )
     return run, "" if exact or not done else note
+
+
+def _enough(target: int, size: int, order: Order) -> str:
+    """Return epochs that end within the batch of `size` that ends at `target`, or just after it.
+
+    They are rounded up: a few records less would end before the batch.
+    """
+    context = decimal.Context(prec=6, rounding=decimal.ROUND_CEILING)
+    epochs = context.divide(decimal.Decimal(2 * target - size), 2 * order.records_per_epoch)
+    return f"{epochs:f}"
 
 
 def _same(saved: dict[str, Any], order: Order) -> bool:

@@ -1,12 +1,17 @@
 """A run that continues with another batch size: its records, its length, its learning rate."""
 
 import collections
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 from conftest import tiny_config
+from hypothesis import example, given
+from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
+from imagenet_jax.data.order import Order, in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import loop
 from imagenet_jax.training.checkpoint import Position
@@ -159,6 +164,41 @@ def test_fewer_epochs_than_trained_is_an_error_whose_advice_works(runs):
     for batch_size in (8, 96):
         run, _ = continue_at(runs(batch_size, epochs=1.0), _at(runs(48), 30), 30, [])
         assert run.total_steps == 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Length:
+    """What `continue_at` reads of an Experiment whose batch size stays."""
+
+    config: ConfigDict
+    order: Order
+    total_steps: int
+
+
+def _length(epochs, order):
+    total = math.ceil(in_steps(epochs, order.steps_per_epoch))
+    return Length(ConfigDict({"epochs": epochs}), order, total)
+
+
+@given(st.integers(1, 15_000_000), st.integers(2, 2_000_000), st.integers(1, 70_000))
+@example(1_281_167, 750_900, 256)
+@example(1437, 31, 48)
+def test_the_advice_works_at_any_size(length, step, batch_size):
+    order = Order(length, seed=0, batch_size=batch_size)
+    position = Position(data=data_position(order, step), interval={})
+    with pytest.raises(UserError, match=r"use --config\.epochs=[\d.]+ or more") as refused:
+        continue_at(_length(1e-9, order), position, step, [])
+    epochs = float(str(refused.value).partition("epochs=")[2].partition(" ")[0])
+    assert continue_at(_length(epochs, order), position, step, [])[0].total_steps >= step
+    assert epochs * length < step * batch_size * (1 + 1e-5)
+
+
+def test_the_advice_works_with_more_data_than_before(runs):
+    position = _at(runs(48, train_split="train[:25%]"), 20)
+    with pytest.raises(UserError, match="less than the") as refused:
+        continue_at(runs(48, epochs=0.01), position, 20, [])
+    epochs = float(str(refused.value).partition("epochs=")[2].partition(" ")[0])
+    continue_at(runs(48, epochs=epochs), position, 20, [])
 
 
 def test_the_loop_trains_on_what_is_left(light, tiny, tmp_path, history):
