@@ -40,8 +40,8 @@ def keep_programs(directory: Path) -> Iterator[None]:
 
     JAX_COMPILATION_CACHE_DIR, where it is set, names another place, such as one for all runs.
 
-    What a kill or a full disk has cut jax cannot load: it compiles again and leaves the file as it
-    is, at every start. Here that file is removed in between, so that jax writes a whole one.
+    JAX cannot load a truncated entry and never rewrites it. Here that file is removed in between,
+    so that jax writes a whole one.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         directory = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
@@ -55,10 +55,10 @@ def keep_programs(directory: Path) -> Iterator[None]:
         if not found:
             show(message, *args, **kwargs)
         elif is_first():  # which is the one that writes them
-            _remove_unreadable(directory, found[1])
+            stays = _remove_unreadable(directory, found[1])
             print(
                 f"the compiled program {found[1]} in {directory} does not load ({found[2]}): "
-                "compiling it again",
+                f"compiling it again{f'; it stays there: {stays}' if stays else ''}",
                 file=sys.stderr,
             )
 
@@ -68,11 +68,19 @@ def keep_programs(directory: Path) -> Iterator[None]:
         yield
 
 
-def _remove_unreadable(directory: Path, program: str) -> None:
-    """Remove the entries of `program` that are not whole; all of them if that cannot be told."""
+def _remove_unreadable(directory: Path, program: str) -> str:
+    """Remove the entries of `program` that are not whole; all of them if that cannot be told.
+
+    Returns why one of them cannot be removed, "" where all were.
+    """
+    stays = ""
     entries = list(directory.glob(f"{glob.escape(program)}-*-cache"))
     for path in [path for path in entries if not _is_whole(path)] or entries:
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as e:  # a folder of other users, or a read-only one
+            stays = e.strerror or str(e)
+    return stays
 
 
 def _is_whole(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Histograms of weights and gradients by layer group, by programs of their own."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,49 +11,51 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from imagenet_jax.reporting.writers import Histogram
 from imagenet_jax.training import compiler
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.layer_groups import named_groups
-from imagenet_jax.training.nans import Step
 from imagenet_jax.training.recording import Recorder
 from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import TrainState
-from imagenet_jax.training.step import Batch, Scalars, gradient
+from imagenet_jax.training.step import Batch, gradient
 
 BINS = 64
 
 
-def with_histograms(step: Step, run: Experiment, first: int, recorder: Recorder) -> Step:
-    """`step`, or one that gives the recorder histograms every config.log.histograms_every_epochs.
+class Histograms:
+    """Gives the recorder histograms every config.log.histograms_every_epochs; 0: never.
 
     Those of step N are of the gradients that N applies ("gradients/G", before clipping) and of the
     weights that it leaves ("weights/G"), for each layer group G. The compiled step is the same; the
     gradients are computed once more, and the devices are waited for: a histogram costs the time of
     1.3 steps (benchmarks/RESULTS.md).
-
-    Args:
-      step: to be called for steps first + 1, first + 2, ...
     """
-    every = run.config.log.histograms_every_epochs
-    if not every:
-        return step
-    steps, number = run.steps_at(every), first
-    of_gradients, of_weights = compile_histograms(run.abstract, run.mesh, run.graph, run.config)
 
-    def observed(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
-        nonlocal number
-        number += 1
-        if number not in steps:
-            return step(state, batch)
-        with recorder.evaluating():
-            found = _on_host("gradients", of_gradients(state, batch))
-        state, metrics = step(state, batch)
-        with recorder.evaluating():
-            found |= _on_host("weights", of_weights(state.params))
-        recorder.histograms(number, found)
-        return state, metrics
+    def __init__(self, run: Experiment, recorder: Recorder, idle: Callable[[], None]):
+        """`idle` waits for the steps under way and stops the clock of the train step."""
+        every = run.config.log.histograms_every_epochs
+        self._steps = run.steps_at(every) if every else set()
+        self._recorder, self._idle = recorder, idle
+        self._of_gradients, self._of_weights = compile_histograms(
+            run.abstract, run.mesh, run.graph, run.config
+        )
+        self._found: dict[str, Histogram] = {}
 
-    return observed
+    def before(self, step: int, state: TrainState, batch: Batch) -> None:
+        """Compute those of the gradients of `step`, which is not dispatched yet."""
+        if step in self._steps:
+            self._idle()
+            with self._recorder.evaluating():
+                self._found = _on_host("gradients", self._of_gradients(state, batch))
+
+    def after(self, step: int, state: TrainState) -> None:
+        """Add those of the weights that `step` leaves; it is under way."""
+        if step in self._steps:
+            self._idle()
+            with self._recorder.evaluating():
+                found = self._found | _on_host("weights", self._of_weights(state.params))
+            self._recorder.histograms(step, found)
 
 
 def compile_histograms(
@@ -103,7 +106,7 @@ def _histogram(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
     return reached - jnp.append(reached[1:], 0), edges
 
 
-def _on_host(kind: str, groups: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _on_host(kind: str, groups: Any) -> dict[str, Histogram]:
     """By name; without those of values that are not finite, which have no range."""
     return {
         f"{kind}/{group}": (counts, edges)

@@ -30,7 +30,7 @@ from imagenet_jax.training.data_position import continue_at
 from imagenet_jax.training.determinism import require_repeatable
 from imagenet_jax.training.evaluation import Evaluator
 from imagenet_jax.training.experiment import Experiment, experiment_of
-from imagenet_jax.training.histograms import with_histograms
+from imagenet_jax.training.histograms import Histograms
 from imagenet_jax.training.initialization import (
     InitialWeights,
     read_initial_weights,
@@ -196,7 +196,7 @@ def _train(
     eval_steps = run.steps_at(config.eval.every_epochs)
     save_steps = run.steps_at(config.checkpoint.every_epochs)
     batches_until = functools.partial(_batches, run, batch_of, first)
-    train_step = with_histograms(stop_at_nans(compiled_step, run), run, first, recorder)
+    train_step = stop_at_nans(compiled_step, run)
     batches = batches_until(last)
     in_flight: deque[tuple[jax.Array, float | None]] = deque()
     shape: tuple[int, ...] = ()
@@ -229,6 +229,7 @@ def _train(
             show_mistakes(recorder, run, state, watched)
         return results
 
+    histograms = Histograms(run, recorder, idle)
     turns = traced(range(first + 1, last + 1), config, workdir, idle, recorder.say)
     with contextlib.closing(recorder), turns as steps:
         require_repeatable(run, compiled_step, state, batches_until, recorder.say, watchdog.beat)
@@ -249,11 +250,13 @@ def _train(
                 if batch["image"].shape != shape:  # the step is compiled for this size
                     idle()
                     shape = batch["image"].shape
+                histograms.before(step, state, batch)
                 state, metrics = train_step(state, batch)
                 done, results = step, None
                 watchdog.beat()
                 recorder.step(step, metrics, skipped)
                 in_flight.append((metrics["loss"], flops(batch)))
+                histograms.after(step, state)
                 if len(in_flight) > _IN_FLIGHT:
                     loss, operations = in_flight.popleft()
                     loss.block_until_ready()
@@ -280,7 +283,7 @@ def _train(
                 saver.require(state, done, results if done in save_steps else None)
             where = f"after step {done}, saved" if done else "before the first step"
             recorder.end(f"stopped by signal {e.number} {where}; the same command continues")
-            stop.saved(128 + e.number)
+            stop.saved(e)
             return 128 + e.number
         how = "finished" if last == run.total_steps else "ended early, as asked"
         recorder.end(f"{how}: {last} steps in {workdir}{_skipped(recorder.skipped)}")

@@ -137,7 +137,7 @@ class Recorder:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Time inside is not the train step's."""
+        """The console shows that an evaluation runs; the caller has stopped the clock."""
         self._console.status("evaluating")
         yield
         self._console.status("training")

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
@@ -36,7 +35,7 @@ class StopSignal:
     def __init__(self) -> None:
         self.received: int | None = None
         self._when, self._interrupts = 0.0, False
-        self._deadline: threading.Timer | None = None
+        self._held: StopRequested | None = None
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -50,8 +49,10 @@ class StopSignal:
         error: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        if self._deadline:
-            self._deadline.cancel()
+        if self._held:
+            deadline = exit_soon(128 + self._held.number)
+            self._held = None
+            deadline.cancel()
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
@@ -72,9 +73,13 @@ class StopSignal:
         finally:
             self._interrupts = False
 
-    def saved(self, code: int) -> None:
-        """Exit with `code` soon, even if input that stalls holds the threads that read it."""
-        self._deadline = exit_soon(code)
+    def saved(self, error: StopRequested) -> None:
+        """Keep what `error` has interrupted until everything else is closed, on exit.
+
+        It holds the input, and closing that waits for the threads that read it. Where these stall,
+        the process exits soon after.
+        """
+        self._held = error
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:

@@ -1,7 +1,10 @@
 """Compiled programs on disk: what does not load is replaced by one that does."""
 
+import errno
+import os
 import re
 import zlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -62,6 +65,22 @@ def test_a_torn_program_is_written_again(programs, capsys, damage):
         assert str(programs) in said
         _compile()
         assert capsys.readouterr().err == ""
+
+
+def test_a_torn_program_that_cannot_be_removed_stays(programs, capsys, monkeypatch):
+    """As in a folder of other users: the run goes on, and compiles."""
+
+    def refuse(path, missing_ok=False):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+
+    with keep_programs(programs):
+        expected = _compile()
+        path = _entry(programs)
+        path.write_bytes(b"")
+        monkeypatch.setattr(Path, "unlink", refuse)
+        assert (_compile() == expected).all()
+    said = capsys.readouterr().err
+    assert said.endswith("again; it stays there: Operation not permitted\n")
 
 
 def test_whole_entries_of_another_shape_stay(programs):

@@ -92,6 +92,44 @@ def test_a_stop_while_the_loop_waits_for_input_saves(light, config, tmp_path, hi
     assert history(tmp_path / "parts") == history(tmp_path / "whole")
 
 
+def test_input_that_stalls_is_closed_last(light, config, tmp_path, monkeypatch):
+    """Closing it may wait forever; the process then exits soon, with everything else written."""
+    events = []
+
+    def noting(name, function):
+        return lambda *args: (function(*args), events.append(name))[0]
+
+    def batches(kind, inner):
+        try:
+            yield from inner
+        finally:
+            events.append(f"{kind} closed")
+
+    def train_batches(*args, **kwargs):
+        yield from batches("input", light.train_batches(*args, **kwargs))
+
+    def evaluator(evaluation):
+        def evaluate(state, watched):
+            for _ in watched(batches("evaluation", range(3))):
+                _stop()
+
+        return evaluate
+
+    class Deadline:
+        def cancel(self):
+            events.append("disarmed")
+
+    monkeypatch.setattr(loop.pipeline, "train_batches", train_batches)
+    monkeypatch.setattr(loop, "Evaluator", evaluator)
+    monkeypatch.setattr(loop.Recorder, "close", noting("recorder", loop.Recorder.close))
+    monkeypatch.setattr(loop.Running, "__exit__", noting("running", loop.Running.__exit__))
+    monkeypatch.setattr(signals, "exit_soon", lambda code: (events.append(code), Deadline())[1])
+    assert loop.train(config, tmp_path) == 143
+    assert events[:3] == ["recorder", "running", 143]
+    assert sorted(events[3:5]) == ["evaluation closed", "input closed"]
+    assert events[5:] == ["disarmed"]
+
+
 def test_a_stop_before_the_first_step_exits_with_its_code(light, config, tmp_path, capsys):
     light.on_input = lambda step: os.kill(os.getpid(), signal.SIGINT)
     assert loop.train(config, tmp_path) == 130
