@@ -44,7 +44,7 @@ class Split:
     Attributes:
       root: the folder that names of images are below.
       class_names: label -> name.
-      left_out: what is in `root` and no image of the split.
+      left_out: entries of `root` that are not images of the split.
       problems: what keeps the split from being used.
       name: for messages; empty: that of `root`.
     """

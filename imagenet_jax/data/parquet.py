@@ -55,10 +55,17 @@ class Row(NamedTuple):
 
 def read_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
     """(rows, class names or ()) of a file: labels and, where they are there, names, not images."""
+    import pyarrow
+
     with _open(path) as file:
         image, label = _column(file, _IMAGES, str(path)), _column(file, _LABELS, str(path))
         columns = [file.schema.column(i).path for i in range(len(file.schema))]
         named = f"{image}.path" in columns
+        kind = file.schema_arrow.field(label).type
+        if not (pyarrow.types.is_integer(kind) or pyarrow.types.is_null(kind)):
+            raise UserError(
+                f"{path}: column {label} has type {kind}; labels are integers from 0: convert it"
+            )
         table = file.read(columns=[label, *([f"{image}.path"] if named else [])])
         labels = table[label].to_pylist()
         names = [row and row["path"] for row in table[image].to_pylist()] if named else []
@@ -82,7 +89,7 @@ def _open(path: Path) -> Any:
         return pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowException as e:
         raise UserError(
-            f"{path} is no parquet file or is cut off: {' '.join(str(e).split())[:200]}"
+            f"{path} is not a parquet file, or is truncated: {' '.join(str(e).split())[:200]}"
         ) from e
 
 

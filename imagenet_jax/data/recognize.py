@@ -12,7 +12,7 @@ RECOGNIZERS = (cls_loc, split_folders, class_folders, parquet_layout, webdataset
 def recognize(path: Path) -> Layout | None:
     """The layout of the data set at `path`, or None.
 
-    Where no recognizer finds a split, one that found out why is returned.
+    If no recognizer finds a split, return the first layout that explains why.
     """
     if not path.is_dir():
         return None

@@ -3,7 +3,6 @@
 import os
 import re
 import tarfile
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -15,11 +14,20 @@ from imagenet_jax.data.imagenet_classes import wnids
 from imagenet_jax.data.layouts import Layout, Split, split_name
 from imagenet_jax.data.stored_image import StoredImage
 from imagenet_jax.data.text_file import read_lines
-from imagenet_jax.data.walk import HIDDEN, Note, is_folder, is_hidden, is_image, list_folder
+from imagenet_jax.data.walk import (
+    HIDDEN,
+    Note,
+    is_folder,
+    is_hidden,
+    is_image,
+    is_utf8,
+    list_folder,
+)
 from imagenet_jax.errors import UserError
 
 _FOLDERS = ("data", "default")  # between a data set's folder and its shards, beside split names
 _CLASS_FILES = ("classes.txt", "classnames.txt")  # a name per line, in the order of labels
+_LARGEST = 2**31 - 1  # label
 
 Shards = dict[str, list[str]]  # split -> paths below the folder of the data set
 
@@ -72,21 +80,44 @@ def _list(path: Path, split: str, shards: Shards) -> Split:
     """The records of a split, in the order of shards and of what is in them."""
     found = Split(path, (), [], name=f"{path}:{split}")
     found.problems += _missing(shards[split])
-    names: tuple[str, ...] = ()
-    for shard in shards[split]:
-        if shard.endswith(".tar"):
-            _add_tar(found, shard)
-        else:
-            names = _add_parquet(found, shard)
+    names = _add(found, shards[split])
     labels = {image.label for image in found.images}
     found.class_names = names or _class_names(path, shards, split, max(labels, default=-1))
     for image in found.images:
         said = re.match(r"n\d{8}(?=_)", PurePosixPath(image.name).name)
-        if found.class_names == wnids() and said and said[0] != wnids()[image.label]:
+        known = 0 <= image.label < len(wnids())  # the label check reports others
+        if found.class_names == wnids() and known and said and said[0] != wnids()[image.label]:
             found.problems.append(
                 Note(image.id, f"has label {image.label}, which is {wnids()[image.label]}")
             )
     return found
+
+
+def _add(split: Split, shards: list[str]) -> tuple[str, ...]:
+    """Add the images of all shards; return the class names of parquet files, () if they have none.
+
+    Raises UserError if the names of two files differ: their labels do not mean the same.
+    """
+    names: tuple[str, ...] | None = None
+    for shard in shards:
+        if not is_utf8(shard):
+            split.problems.append(Note(shard, "is not UTF-8; rename it"))
+        elif shard.endswith(".tar"):
+            _add_tar(split, shard)
+        else:
+            of_shard = _add_parquet(split, shard)
+            if names is not None and names != of_shard:
+                raise UserError(
+                    f"{split.root}: {shards[0]} has {_describe(names)}, but {shard} has "
+                    f"{_describe(of_shard)}; write both with the same class names"
+                )
+            names = of_shard
+    return names or ()
+
+
+def _describe(names: tuple[str, ...]) -> str:
+    more = ", ..." if len(names) > 5 else ""
+    return f"the class names {', '.join(names[:5])}{more}" if names else "no class names"
 
 
 def _missing(shards: list[str]) -> Iterator[Note]:
@@ -116,19 +147,22 @@ def _class_names(path: Path, shards: Shards, split: str, largest: int) -> tuple[
         return wnids()
     for other in shards.keys() - {split}:
         found = Split(path, (), [])
-        for shard in shards[other]:
-            if shard.endswith(".tar"):
-                _add_tar(found, shard)
-            else:
-                _add_parquet(found, shard)
+        _add(found, shards[other])
         largest = max(largest, *(image.label for image in found.images), -1)
     return tuple(map(str, range(largest + 1)))
 
 
 def _add_tar(split: Split, shard: str) -> None:
-    """Add the images of a tar to a split; only headers and classes are read."""
+    """Add the images of a tar to a split; only headers and classes are read.
+
+    A key that starts again after its sample is complete, as in tars joined with `tar -A`, is a
+    problem: which label belongs to which image is unknown.
+    """
     images: dict[str, tuple[str, int, int]] = {}
     labels: dict[str, int] = {}
+    twice: set[str] = set()
+    names: set[str] = set()
+    last = ""
     path = split.root / shard
     try:
         with path.open("rb") as file:
@@ -138,7 +172,16 @@ def _add_tar(split: Split, shard: str) -> None:
                 key = str(PurePosixPath(name).with_name(stem)) if stem else name
                 if any(map(is_hidden, PurePosixPath(name).parts)):
                     split.left_out.append(Note(f"{shard}/{name}", HIDDEN))
-                elif is_image(f".{kind}") and key not in images:
+                    continue
+                if not is_utf8(name):
+                    why = "is not UTF-8; rename it and write the tar again"
+                    split.problems.append(Note(f"{shard}/{name}", why))
+                    continue
+                if name in names or (key != last and key in images and key in labels):
+                    twice.add(key)
+                names.add(name)
+                last = key
+                if is_image(f".{kind}") and key not in images:
                     images[key] = (name, offset, size)
                 elif kind in ("cls", "json"):
                     label = _label(kind, os.pread(file.fileno(), size, offset))
@@ -149,13 +192,14 @@ def _add_tar(split: Split, shard: str) -> None:
     except tarfile.TarError as e:
         raise UserError(f"{path} is no tar archive or is cut off ({e}): download it again") from e
     for key, (name, offset, size) in images.items():
-        if labels.get(key, -1) < 0:
+        if key in twice:
+            why = "is there twice; write the tar again with a key of its own for every image"
+            split.problems.append(Note(f"{shard}/{name}", why))
+        elif labels.get(key, -1) < 0:
             why = f"has no class: neither a number in {key}.cls nor a label in {key}.json"
             split.problems.append(Note(f"{shard}/{name}", why))
         else:
             split.images.append(StoredImage(name, labels[key], size, shard=shard, offset=offset))
-    twice = [key for key, count in Counter(i[0] for i in images.values()).items() if count > 1]
-    split.problems += [Note(f"{shard}/{key}", "is there twice") for key in twice]
 
 
 def _add_parquet(split: Split, shard: str) -> tuple[str, ...]:
@@ -164,6 +208,8 @@ def _add_parquet(split: Split, shard: str) -> tuple[str, ...]:
     for name, label, size, offset in rows:
         if label is None:
             split.problems.append(Note(f"{shard}/{name}", "has no label"))
+        elif abs(label) > _LARGEST:
+            split.problems.append(Note(f"{shard}/{name}", f"has label {label}, which is no class"))
         else:
             split.images.append(StoredImage(name, label, size, shard=shard, offset=offset))
     return names
@@ -204,9 +250,9 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
 
 
 def _label(kind: str, content: bytes) -> int | None:
-    """The label in a .cls or .json file, if there is one."""
+    """Return the label in a .cls or .json file, or None if it has none."""
     try:
-        value = content if kind == "cls" else strict_json.loads(content)["label"]
-        return int(value)
+        label = int(content if kind == "cls" else strict_json.loads(content)["label"])
+        return label if abs(label) <= _LARGEST else None
     except (ValueError, KeyError, TypeError):
         return None

@@ -13,8 +13,8 @@ class StoredImage(NamedTuple):
     Attributes:
       name: path below the folder, or the name within the shard.
       label: index of its class.
-      size: bytes; in a parquet file about so many.
-      mtime_ns: when its file was changed; 0 where the shard tells.
+      size: bytes; approximate in parquet files.
+      mtime_ns: when its file was changed; 0 for images in shards.
       shard: the file that holds it, a path below the folder; "": a file of its own, or, with an
         offset, the folder is the archive itself.
       offset: in bytes, -1 for a file of its own; in a parquet file see `parquet`.

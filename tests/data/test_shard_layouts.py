@@ -10,47 +10,23 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import tiny_config
 from miniatures import jpeg, read_records, tar
+from shards import open_shards, read_shards, shard_of, table_of
 
 from imagenet_jax import prepare
-from imagenet_jax.data import shard_layouts, sources
+from imagenet_jax.data import shard_layouts
 from imagenet_jax.data.doctor.diagnosis import diagnose
 from imagenet_jax.data.imagenet_classes import wnids
 from imagenet_jax.errors import UserError
-
-
-def _open(path, split="train"):
-    data = tiny_config(path).data
-    data.source = "auto"
-    return sources.open_source(data, split)
-
-
-def _records(path, split="train"):
-    source = _open(path, split)
-    return [(r["image"], r["label"]) for r in (source[i] for i in range(len(source)))]
-
-
-def _shard(first, labels, key="{}", as_json=False):
-    """Images `first`, `first + 1`, ... with these labels."""
-    files = {}
-    for i, label in enumerate(labels, first):
-        name = key.format(f"{i:04d}")
-        about = {"label": label, "filename": f"{name}.JPEG"}
-        files[f"{name}.jpg"] = jpeg(i, (40, 36))
-        if not as_json:
-            files[f"{name}.cls"] = str(label).encode()
-        files[f"{name}.json"] = json.dumps(about).encode()
-    return tar(files)
 
 
 @pytest.fixture
 def tars(tmp_path):
     root = tmp_path / "wds"
     root.mkdir()
-    (root / "things-train-0000.tar").write_bytes(_shard(0, [2, 0, 1]))
-    (root / "things-train-0001.tar").write_bytes(_shard(3, [1, 2], "dir/{}", as_json=True))
-    (root / "things-validation-0000.tar").write_bytes(_shard(7, [0, 1, 1]))
+    (root / "things-train-0000.tar").write_bytes(shard_of(0, [2, 0, 1]))
+    (root / "things-train-0001.tar").write_bytes(shard_of(3, [1, 2], "dir/{}", as_json=True))
+    (root / "things-validation-0000.tar").write_bytes(shard_of(7, [0, 1, 1]))
     (root / "README.md").write_text("x")
     return root
 
@@ -58,14 +34,14 @@ def tars(tmp_path):
 def test_tars_in_folders_of_splits_and_an_archive_beside_class_folders(tmp_path):
     for split, labels in (("train", [0, 1]), ("valid", [1, 0])):
         (tmp_path / "wds" / split).mkdir(parents=True)
-        (tmp_path / "wds" / split / "00000.tar").write_bytes(_shard(0, labels))
-    assert [label for _, label in _records(tmp_path / "wds")] == [0, 1]
-    assert [label for _, label in _records(tmp_path / "wds", "validation")] == [1, 0]
+        (tmp_path / "wds" / split / "00000.tar").write_bytes(shard_of(0, labels))
+    assert [label for _, label in read_shards(tmp_path / "wds")] == [0, 1]
+    assert [label for _, label in read_shards(tmp_path / "wds", "validation")] == [1, 0]
     for name in ("ant", "bee"):
         (tmp_path / "flowers" / name).mkdir(parents=True)
         (tmp_path / "flowers" / name / "0.jpg").write_bytes(jpeg(0))
-    (tmp_path / "flowers" / "flowers.tar").write_bytes(_shard(0, [0, 1]))
-    assert _open(tmp_path / "flowers", "validation").class_names == ("ant", "bee")
+    (tmp_path / "flowers" / "flowers.tar").write_bytes(shard_of(0, [0, 1]))
+    assert open_shards(tmp_path / "flowers", "validation").class_names == ("ant", "bee")
 
 
 def _by_tarfile(root, pattern):
@@ -83,12 +59,12 @@ def _by_tarfile(root, pattern):
 
 def test_tars_are_read_in_their_order(tars):
     for split in ("train", "validation"):
-        assert _records(tars, split) == _by_tarfile(tars, f"things-{split}-*.tar")
-    source = _open(tars)
-    assert source.class_names == _open(tars, "validation").class_names == ("0", "1", "2")
+        assert read_shards(tars, split) == _by_tarfile(tars, f"things-{split}-*.tar")
+    source = open_shards(tars)
+    assert source.class_names == open_shards(tars, "validation").class_names == ("0", "1", "2")
     assert source[4]["id"] == "things-train-0001.tar/dir/0004.jpg"
     (tars / "classes.txt").write_text("\ufeffant\nbee\ncat\n")
-    assert _open(tars).class_names == ("ant", "bee", "cat")
+    assert open_shards(tars).class_names == ("ant", "bee", "cat")
     diagnosis = diagnose(tars, 1, quiet=True)
     assert diagnosis.data.layout == "webdataset"
     assert [(f.kind, f.name, f.detail) for f in diagnosis.findings] == [
@@ -106,36 +82,36 @@ def test_imagenets_tars_have_wordnet_ids_and_names_that_agree(tmp_path):
         files[f"{wnids()[label]}_{label}.jpg"] = b"x"
         files[f"{wnids()[label]}_{label}.cls"] = str(label).encode()
     (root / "imagenet1k-train-0000.tar").write_bytes(tar(files))
-    assert _open(root).class_names == wnids()
+    assert open_shards(root).class_names == wnids()
     files[f"{wnids()[3]}_3.cls"] = b"4"
     (root / "imagenet1k-train-0000.tar").write_bytes(tar(files))
     with pytest.raises(UserError, match=r"n01491361_3\.jpg has label 4, which is n01494475"):
-        _open(root)
+        open_shards(root)
 
 
 @pytest.mark.parametrize("layout", ["tars", "parquet"])
 def test_shards_pickle_and_are_read_from_threads(layout, request):
     path = request.getfixturevalue(layout)
-    source = _open(path)
+    source = open_shards(path)
     want = [source[i] for i in range(len(source))]
     again = pickle.loads(pickle.dumps(source))
     indices = np.random.default_rng(0).integers(0, len(source), 200).tolist()
     with ThreadPoolExecutor(8) as pool:
         for i, record in zip(indices, pool.map(again.__getitem__, indices), strict=True):
             assert record == want[i]
-    assert again.fingerprint == source.fingerprint == _open(path).fingerprint
+    assert again.fingerprint == source.fingerprint == open_shards(path).fingerprint
 
 
 def test_fingerprint_of_tars_changes_with_labels_and_order(tars):
-    prints = {_open(tars).fingerprint, _open(tars, "validation").fingerprint}
+    prints = {open_shards(tars).fingerprint, open_shards(tars, "validation").fingerprint}
     for labels in ([2, 0, 0], [0, 2, 1]):
-        (tars / "things-train-0000.tar").write_bytes(_shard(0, labels))
-        prints.add(_open(tars).fingerprint)
+        (tars / "things-train-0000.tar").write_bytes(shard_of(0, labels))
+        prints.add(open_shards(tars).fingerprint)
     one, two = (tars / f"things-train-000{i}.tar" for i in range(2))
     first, second = one.read_bytes(), two.read_bytes()
     one.write_bytes(second)
     two.write_bytes(first)
-    prints.add(_open(tars).fingerprint)
+    prints.add(open_shards(tars).fingerprint)
     assert len(prints) == 5
 
 
@@ -145,31 +121,13 @@ def test_bad_tars(tars):
     for size in (len(whole) // 2 // 512 * 512, 1536):
         shard.write_bytes(whole[:size])
         with pytest.raises(UserError, match=r"things-train-0000\.tar is cut off"):
-            _open(tars)
+            open_shards(tars)
     shard.write_bytes(b"no tar" * 500)
     with pytest.raises(UserError, match=r"things-train-0000\.tar is no tar archive"):
-        _open(tars)
+        open_shards(tars)
     shard.write_bytes(tar({"a.jpg": b"x", "b.jpg": b"x", "b.cls": b"0", "._b.jpg": b"x"}))
     with pytest.raises(UserError, match=r"a\.jpg has no class: neither a number in a\.cls"):
-        _open(tars)
-
-
-def _table(first, labels, paths=True, names=("ant", "bee", "cat")):
-    images = [
-        {"bytes": jpeg(i, (40, 36)), "path": f"{i}.JPEG" if paths else None}
-        for i, _ in enumerate(labels, first)
-    ]
-    schema = pyarrow.schema(
-        [
-            ("image", pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])),
-            ("label", pyarrow.int64()),
-        ]
-    )
-    if names:
-        features = {"label": {"names": list(names), "_type": "ClassLabel"}}
-        about = json.dumps({"info": {"features": features}})
-        schema = schema.with_metadata({"huggingface": about})
-    return pyarrow.table({"image": images, "label": labels}, schema=schema)
+        open_shards(tars)
 
 
 @pytest.fixture
@@ -177,10 +135,10 @@ def parquet(tmp_path):
     root = tmp_path / "hf"
     (root / "data").mkdir(parents=True)
     for name, table in (
-        ("train-00000-of-00002", _table(0, [2, 0, 1, 1, 0])),
-        ("train-00001-of-00002", _table(5, [1, 2, 2], paths=False)),
-        ("validation-00000-of-00001", _table(8, [0, 1, 2])),
-        ("test-00000-of-00001", _table(11, [-1, -1])),
+        ("train-00000-of-00002", table_of(0, [2, 0, 1, 1, 0])),
+        ("train-00001-of-00002", table_of(5, [1, 2, 2], paths=False)),
+        ("validation-00000-of-00001", table_of(8, [0, 1, 2])),
+        ("test-00000-of-00001", table_of(11, [-1, -1])),
     ):
         pyarrow.parquet.write_table(table, root / "data" / f"{name}.parquet", row_group_size=2)
     (root / "README.md").write_text("x")
@@ -193,13 +151,13 @@ def test_parquet_is_read_in_its_order_with_its_class_names(parquet):
         for path in sorted(parquet.glob(f"data/{split}-*.parquet")):
             for row in pyarrow.parquet.read_table(path).to_pylist():
                 want.append((row["image"]["bytes"], row["label"]))
-        assert _records(parquet, split) == want
-    source = _open(parquet)
+        assert read_shards(parquet, split) == want
+    source = open_shards(parquet)
     assert source.class_names == ("ant", "bee", "cat")
     assert source[4]["id"] == "data/train-00000-of-00002.parquet/4.JPEG"
     assert source[6]["id"] == "data/train-00001-of-00002.parquet/1"
     with pytest.raises(UserError, match=r"test has 2 images whose label is no class.* with -1"):
-        _open(parquet, "test")
+        open_shards(parquet, "test")
     diagnosis = diagnose(parquet, 1, quiet=True)
     assert diagnosis.data.layout == "Hugging Face parquet"
     assert [(f.kind, f.name) for f in diagnosis.findings] == [("ignored_file", "README.md")]
@@ -208,17 +166,17 @@ def test_parquet_is_read_in_its_order_with_its_class_names(parquet):
 def test_parquet_without_names_has_numbers_and_missing_files_are_named(parquet):
     for i, labels in enumerate(([0, 1], [5, 0])):
         path = parquet / "data" / f"train-0000{i}-of-00002.parquet"
-        pyarrow.parquet.write_table(_table(i, labels, names=()), path)
+        pyarrow.parquet.write_table(table_of(i, labels, names=()), path)
     path = parquet / "data" / "validation-00000-of-00001.parquet"
-    pyarrow.parquet.write_table(_table(8, [0, 1], names=()), path)
+    pyarrow.parquet.write_table(table_of(8, [0, 1], names=()), path)
     for split in ("train", "validation"):
-        assert _open(parquet, split).class_names == tuple("012345")
+        assert open_shards(parquet, split).class_names == tuple("012345")
     (parquet / "data" / "train-00000-of-00002.parquet").unlink()
     with pytest.raises(UserError, match=r"train-00000-of-00002\.parquet is missing"):
-        _open(parquet)
+        open_shards(parquet)
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(UserError, match=r"validation-00000\S+ is no parquet file or is cut off"):
-        _open(parquet, "validation")
+    with pytest.raises(UserError, match=r"validation-00000\S+ is not a parquet file, or is trunc"):
+        open_shards(parquet, "validation")
 
 
 @pytest.mark.parametrize("layout", ["tars", "parquet"])
@@ -231,15 +189,15 @@ def test_prepared_shards_have_the_same_records_in_the_same_order(layout, request
     assert len(list(target.glob("*train.array_record*"))) > 1
     for split in ("train", "validation"):
         records = read_records(target, split)
-        assert [(r["image"], r["label"]) for r in records] == _records(path, split)
-        source = _open(path, split)
+        assert [(r["image"], r["label"]) for r in records] == read_shards(path, split)
+        source = open_shards(path, split)
         assert [r["id"] for r in records] == [source[i]["id"] for i in range(len(source))]
 
 
 def test_the_official_archives_are_no_shards(tmp_path):
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar({"n01440764.tar": b"x"}))
     with pytest.raises(UserError, match="no data in config.data.path"):
-        _open(tmp_path)
+        open_shards(tmp_path)
 
 
 @pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])

@@ -39,7 +39,7 @@ def open_splits(path: Path) -> DataSet:
         return _open_tfds(path)
     layout = recognize(path)
     splits = {split: find() for split, find in layout.splits.items()} if layout else {}
-    if not layout or not any(split.class_names for split in splits.values()):
+    if not layout or not any(split.class_names or split.problems for split in splits.values()):
         found = [f"; {name}: {reason}" for name, reason in (layout.left_out if layout else [])]
         raise UserError(
             f"no data in {path}: looked for dataset_info.json (a tfds directory), "
