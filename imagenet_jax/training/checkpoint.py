@@ -126,31 +126,38 @@ class Checkpoints:
             self._abandon(e)
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Give checkpoint `step` the metrics that it was saved without; failures are reported.
+        """Give checkpoint `step` the metrics that it was saved without.
 
-        Called by every process.
+        Where that fails it lacks them still, and `failures` tells. Every process must call it.
         """
         self._settle()
 
         def write() -> None:
             directory = self.directory / str(step)
+            part = directory / ".metrics"
             try:
-                part = directory / ".metrics"
                 part.mkdir(exist_ok=True)
                 (part / "metrics").write_text(strict_json.dumps(metrics))  # as orbax does
                 part.rename(directory / "metrics")
                 integrity.add_checksum(directory, "metrics/metrics")
             except OSError as e:
+                for written in (part, directory / "metrics"):
+                    shutil.rmtree(written, ignore_errors=True)
                 self._failures.append(
                     f"checkpoint {step} could not get its metrics: {disk.reason(e)}"
                 )
 
+        if self.lacks_metrics(step):
+            on_first(write)
+            self._manager.reload()
+
+    def lacks_metrics(self, step: int) -> bool:
+        """Return whether checkpoint `step` has no metrics yet; every process must call it."""
+
         def lacks() -> bool:
             return step in self._manager.all_steps() and self._manager.metrics(step) is None
 
-        if from_first(lacks):
-            on_first(write)
-            self._manager.reload()
+        return from_first(lacks)
 
     def _settle(self) -> None:
         """Until the save under way is complete or has failed."""

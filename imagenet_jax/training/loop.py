@@ -236,11 +236,14 @@ def _train(
         recorder.start()
         done, results = first, None
         try:
-            if first in eval_steps and not recorder.has_evaluation(first):
-                results = evaluated(first)  # a stop signal ended this evaluation
-                if first in save_steps:
-                    saver.complete(first, results)
-                recorder.evaluated(first, results)
+            recorded = recorder.has_evaluation(first)
+            lacking = first in save_steps and checkpoints.lacks_metrics(first)
+            if first in eval_steps and (lacking or not recorded):
+                results = evaluated(first)  # a stop signal, or a full disk, ended this evaluation
+                if not recorded:
+                    recorder.evaluated(first, results)
+                if lacking:
+                    saver.complete(first, results, required=first == last)
             for step in steps:
                 with recorder.waiting(), stop.interrupting():
                     batch = next(batches)

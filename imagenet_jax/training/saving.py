@@ -53,21 +53,27 @@ class Saver:
             "and start the same command again"
         )
 
-    def complete(self, step: int, results: list[dict]) -> None:
-        """Give the checkpoint that an earlier start saved at `step` the results it lacks."""
-        self._checkpoints.add_metrics(step, _numbers(results[0]))
+    def complete(self, step: int, results: list[dict], *, required: bool) -> None:
+        """Give the checkpoint that an earlier start saved at `step` the results it lacks.
+
+        Where that fails, raises UserError if `required`; otherwise it is told.
+        """
+        if self._flush(step):
+            self._checkpoints.add_metrics(step, _numbers(results[0]))
+        self.tell_failures()
+        if required and self._checkpoints.lacks_metrics(step):
+            raise UserError(
+                f"the evaluation of step {step} could not be saved in "
+                f"{self._checkpoints.directory}; make space and start the same command again"
+            )
 
     def tell_failures(self) -> None:
         for failure in self._checkpoints.failures():
             self._recorder.warn(failure)
 
     def _start(self, state: TrainState, step: int, results: list[dict] | None) -> None:
-        try:
-            self._recorder.flush()
-        except OSError as e:
-            self._recorder.warn(f"checkpoint {step} not saved, the metrics cannot be: {e.strerror}")
-            if processes.count() == 1:  # others have begun to save and would wait for this one
-                return
+        if not self._flush(step):
+            return
         data = data_position(self._run.order, self._batch_of.of_step(step) + 1)
         self._checkpoints.save(
             state,
@@ -77,6 +83,15 @@ class Saver:
             metrics=_numbers(results[0]) if results else None,
         )
         self._recorder.saving(step)
+
+    def _flush(self, step: int) -> bool:
+        """Return whether checkpoint `step` may be written: what it knows of is on disk."""
+        try:
+            self._recorder.flush()
+        except OSError as e:
+            self._recorder.warn(f"checkpoint {step} not saved, the metrics cannot be: {e.strerror}")
+            return processes.count() > 1  # others have begun to save and would wait for this one
+        return True
 
 
 def _numbers(result: dict[str, Any]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """A stop signal at any moment: training saves at once, and continues as if it had not stopped."""
 
+import errno
 import os
 import signal
 import threading
@@ -7,7 +8,8 @@ import time
 
 import pytest
 
-from imagenet_jax.training import loop, signals
+from imagenet_jax.errors import UserError
+from imagenet_jax.training import integrity, loop, signals
 from imagenet_jax.training.checkpoint import Checkpoints
 from imagenet_jax.training.signals import StopSignal
 
@@ -90,6 +92,33 @@ def test_a_stop_while_the_loop_waits_for_input_saves(light, config, tmp_path, hi
     light.on_input = lambda step: None
     assert loop.train(config, tmp_path / "parts") == 0
     assert history(tmp_path / "parts") == history(tmp_path / "whole")
+
+
+def test_metrics_that_cannot_be_added_are_told_and_added_at_the_next_start(
+    light, config, tmp_path, monkeypatch, history, capsys
+):
+    """The disk is full while the last evaluation, which a stop has ended, is made again."""
+    light.on_batch = lambda at: _stop() if at == 8 else None
+    assert loop.train(config, tmp_path / "parts") == 143
+    light.on_batch = lambda at: None
+    capsys.readouterr()
+
+    def full(directory, name):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for _ in range(2):  # also where metrics.jsonl has the evaluation already
+        with monkeypatch.context() as patch:
+            patch.setattr(integrity, "add_checksum", full)
+            with pytest.raises(UserError, match="evaluation of step 8 could not be saved in"):
+                loop.train(config, tmp_path / "parts")
+        printed = capsys.readouterr().out
+        assert "checkpoint 8 could not get its metrics: No space left on device" in printed
+        assert "finished" not in printed
+    assert loop.train(config, tmp_path / "parts") == 0
+    assert loop.train(config, tmp_path / "whole") == 0
+    assert history(tmp_path / "parts") == history(tmp_path / "whole")
+    assert _kept(tmp_path / "parts") == _kept(tmp_path / "whole")
+    assert loop.train(config, tmp_path / "parts", strict_restore=True) == 0
 
 
 def test_input_that_stalls_is_closed_last(light, config, tmp_path, monkeypatch):
