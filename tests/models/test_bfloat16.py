@@ -12,10 +12,21 @@ from imagenet_jax.training import compiler
 
 
 @pytest.mark.parametrize(
-    ("name", "side"),
-    [pytest.param("resnet50", 224, marks=pytest.mark.full), ("resnet18", 64), ("vgg11_bn", 64)],
+    ("name", "side", "train"),
+    [
+        ("resnet18", 64, False),
+        ("vgg11_bn", 64, True),
+        *(
+            pytest.param(*case, marks=pytest.mark.full)
+            for case in [
+                ("resnet18", 64, True),
+                ("vgg11_bn", 64, False),
+                ("resnet50", 224, False),
+                ("resnet50", 224, True),
+            ]
+        ),
+    ],
 )
-@pytest.mark.parametrize("train", [False, True])
 def test_compiled_bfloat16_is_near_float32(name, side, train):
     config = defaults(name).model
     config.num_classes = 10

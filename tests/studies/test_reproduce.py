@@ -83,7 +83,7 @@ def test_a_changed_weight_is_named(spoiled, reproduce):
     assert last.startswith("FAIL tiny: step 8, SHA-256 of layer1.0.conv2.weight: published '000")
 
 
-@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("exact", [pytest.param(True, marks=pytest.mark.full), False])
 def test_another_seed_is_found_at_the_first_step(spoiled, reproduce, exact, monkeypatch):
     folder = spoiled("config.json", lambda tree: tree.update(seed=1))
     if not exact:

@@ -99,6 +99,7 @@ def shown_run(tmp_path_factory, digits_path):
     return config, workdir
 
 
+@pytest.mark.slow
 def test_a_run_shows_both_in_tensorboard(shown_run):
     config, workdir = shown_run
     events = EventAccumulator(str(workdir / "tensorboard"), {"images": 0}).Reload()

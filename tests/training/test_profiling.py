@@ -64,6 +64,7 @@ def test_continues_after_a_restart_in_mid_window_and_is_silent_beyond(tiny, tmp_
     assert "no trace: steps 3:5 lie before step 9" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_an_exception_in_the_window_leaves_what_there_is(tiny, tmp_path, monkeypatch):
     """And a profiler that can be started again."""
     real = loop.place_batches
