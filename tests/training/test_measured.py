@@ -16,7 +16,9 @@ RESULT = {"weights": "ema", "count": 360, "top1": 0.5, "top5": 0.75, "loss": 1.2
 
 @pytest.fixture
 def workdir(saved_run, tmp_path):
-    return shutil.copytree(saved_run.workdir, tmp_path / "run")
+    return shutil.copytree(
+        saved_run.workdir, tmp_path / "run", ignore=shutil.ignore_patterns("eval")
+    )
 
 
 def write(workdir, *overrides):

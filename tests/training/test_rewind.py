@@ -146,6 +146,7 @@ def test_training_goes_back_skips_the_window_and_records_it(tiny, tmp_path, seen
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.slow
 def test_it_stops_after_so_many_and_by_default_at_once(tiny, tmp_path, seen):
     _, bad = seen
     bad.update(_fingerprints(tiny)[2:])

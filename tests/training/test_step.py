@@ -56,6 +56,7 @@ def _assert_close(a, b, rtol, atol):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=atol, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "fsdp"), [(8, 1), *(pytest.param(8, n, marks=pytest.mark.full) for n in (4, 8))]
 )
@@ -115,6 +116,7 @@ def test_the_whole_state_is_donated(tiny):
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 def test_accumulating_4_of_8_equals_32(digits_path):
     """Without batch norm and dropout the mean over micro-batches is the mean over the batch."""
     config = tiny_config(digits_path, "vgg11")

@@ -79,6 +79,7 @@ def _lines(workdir):
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_run_names_and_counts_what_it_skips(damaged, tmp_path, capsys):
     assert loop.train(damaged, tmp_path / "run") == 0
     out = capsys.readouterr().out

@@ -71,6 +71,7 @@ def test_training_beats_in_its_steps_and_in_evaluation(tiny, tmp_path, monkeypat
     assert len(beats) >= 8 + 2 * 3  # steps, and batches of 120 of 360 images, EMA and raw
 
 
+@pytest.mark.slow
 def test_a_stalled_input_ends_the_training(tiny, tmp_path):
     """The whole way: the door, a source that hangs, the exit code."""
     code = (
@@ -87,7 +88,7 @@ def test_a_stalled_input_ends_the_training(tiny, tmp_path):
         [
             sys.executable, "-c", code, "--config=tests/torture/config.py:9",
             f"--config.data.path={tiny.data.path}", f"--workdir={tmp_path}",
-            "--config.log.watchdog_seconds=10",
+            "--config.log.watchdog_seconds=30",
         ],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
         env=os.environ | {"XLA_FLAGS": ""},
