@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import pytest
 from conftest import REPOSITORY
 
 from imagenet_jax.training.watchdog import Watchdog
