@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.training import distributed
     from imagenet_jax.training.classwise import write_by_class
     from imagenet_jax.training.evaluation import evaluate_file, evaluate_workdir
-    from imagenet_jax.training.measured import result_stem
+    from imagenet_jax.training.measured import result_stem, why_variant
     from imagenet_jax.training.processes import on_first
     from imagenet_jax.training.weights import of_file, of_workdir
 
@@ -84,6 +84,8 @@ def main(argv: Sequence[str]) -> int:
     def tell(result: dict) -> None:
         if args.json != "-":
             print_result(result, workdir, result_stem(result))
+            if workdir and "variant" in result:
+                print(why_variant(workdir, result["measured"]), flush=True)
         if args.json:
             write_json(result, args.json)
 

@@ -155,9 +155,10 @@ def _require_same_data(workdir: Path, provenance: dict[str, Any], run: Experimen
     for split, fingerprint in run.fingerprints.items():
         if provenance["data"].get(split) != fingerprint:
             raise UserError(
-                f"{run.config.data.path} does not have the images of split {split!r} that "
-                f"{workdir} was trained with ({fingerprint}, not {provenance['data'].get(split)}): "
-                "say where those are with --config.data.path=DIR"
+                f"split {split!r} of {run.config.data.path} has other images than {workdir} was "
+                f"trained with, or the same stored otherwise ({fingerprint}, not "
+                f"{provenance['data'].get(split)}): say where those are with "
+                "--config.data.path=DIR"
             )
 
 

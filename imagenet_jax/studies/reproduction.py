@@ -159,8 +159,8 @@ def _require_same_data(
             raise UserError(
                 f"split {split!r} of {config.data.path} has fingerprint "
                 f"{fingerprints.get(split)}, and {published.name} was trained with {fingerprint}: "
-                "these are other images, or in another order; say where the same ones are with "
-                "--config.data.path=DIR"
+                "these are other images, or the same in another order or stored otherwise; say "
+                "where the same ones are with --config.data.path=DIR"
             )
     initial = published.provenance.get("initial_weights")
     if initial:

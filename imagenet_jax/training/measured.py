@@ -1,7 +1,7 @@
 """What an evaluation measured, and the name of its file: `eval/STEP.json` is the run's own.
 
 An evaluation with other settings or other data than the run's is a variant, such as
-`eval/STEP-size256-resize292.json`, and nobody takes it for the result of the run.
+`eval/STEP-size256-resize292.json`, and it is never reported as the run's result.
 """
 
 import re
@@ -50,11 +50,8 @@ def own_measured(workdir: Path) -> dict[str, Any]:
 
 def variant_of(workdir: Path, this: dict[str, Any]) -> str:
     """Return what tells the measurement `this` from the run's own; "" where nothing does."""
-    own = own_measured(workdir)
     parts = []
-    for field, value in this.items():
-        if own.get(field) == value or (field == "data" and not own["data"]):
-            continue
+    for field, (_, value) in _differences(workdir, this).items():
         if field == "data":
             parts.append(f"data-{value[:_DIGITS]}")
             continue
@@ -64,6 +61,17 @@ def variant_of(workdir: Path, this: dict[str, Any]) -> str:
             text = f"-{fingerprint_of(text)[:_DIGITS]}"
         parts.append(f"{name}{text}")
     return "-".join(parts)
+
+
+def why_variant(workdir: Path, this: dict[str, Any]) -> str:
+    """Return in one line why the measurement `this` is not that of the run."""
+    reasons = [
+        "other images than the run's, or the same stored otherwise"
+        if field == "data"
+        else f"config.{field} = {here}, not {own}"
+        for field, (own, here) in _differences(workdir, this).items()
+    ]
+    return f"never reported as the run's result: {'; '.join(reasons)}"
 
 
 def is_own(workdir: Path, record: dict[str, Any]) -> bool:
@@ -87,6 +95,16 @@ def result_stem(record: dict[str, Any]) -> str:
     """Return the name of a result's file in `eval/`, without its suffix."""
     variant = record.get("variant")
     return f"{record['step']}-{variant}" if variant else str(record["step"])
+
+
+def _differences(workdir: Path, this: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{field: (the run's value, that of the measurement `this`)} where they differ."""
+    own = own_measured(workdir)
+    return {
+        field: (own.get(field), value)
+        for field, value in this.items()
+        if own.get(field) != value and not (field == "data" and not own["data"])
+    }
 
 
 def _is_model(field: str) -> bool:

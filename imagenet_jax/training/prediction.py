@@ -89,9 +89,9 @@ def predict_split(weights: Weights, fingerprint: str = "") -> Predictions:
     source, outputs = evaluation.source, evaluation.outputs
     if fingerprint and source.fingerprint != fingerprint:
         raise UserError(
-            f"{source.name} does not have the images that the run was evaluated on (fingerprint "
-            f"{source.fingerprint}, not {fingerprint}); say where those are with "
-            "--config.data.path=DIR"
+            f"{source.name} has other images than the run was evaluated on, or the same stored "
+            f"otherwise (fingerprint {source.fingerprint}, not {fingerprint}); say where those "
+            "are with --config.data.path=DIR"
         )
     step = _compile(weights, outputs)
     indices, labels, probabilities = [], [], []

@@ -75,7 +75,8 @@ def known_to_run(workdir: Path, config: ConfigDict) -> KnownClasses:
 
 
 def check_data(weights: Weights) -> None:
-    """Raise UserError where the data that the config names has as many classes of other names.
+    """Raise UserError where the data that the config names has the same number of classes under
+    different names.
 
     Data that is not there, or has another number of classes, is not what the weights are for.
     """

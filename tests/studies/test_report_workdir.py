@@ -168,7 +168,7 @@ def test_evaluations_by_other_settings_or_of_other_data_are_not_the_runs(copy):
 def test_predictions_of_other_images_are_not_the_runs(copy):
     back = read_run(copy, "copy", "latest", [("data.eval_split", "validation[:50]")])
     assert back.predicted is None
-    assert "not have the images that the run was evaluated on" in back.missing
+    assert "has other images than the run was evaluated on, or the same stored" in back.missing
 
 
 def test_user_errors(copy, tmp_path, fails):

@@ -5,10 +5,12 @@ import shutil
 
 import pytest
 
+from imagenet_jax import eval as eval_door
 from imagenet_jax.errors import UserError
+from imagenet_jax.training import evaluation
 from imagenet_jax.training.evaluation import write_result
 from imagenet_jax.training.experiment import evaluation_of
-from imagenet_jax.training.measured import require_own_settings
+from imagenet_jax.training.measured import require_own_settings, why_variant
 from imagenet_jax.training.workdir import read_config
 
 RESULT = {"weights": "ema", "count": 360, "top1": 0.5, "top5": 0.75, "loss": 1.25}
@@ -22,8 +24,8 @@ def workdir(saved_run, tmp_path):
 
 
 def write(workdir, *overrides):
-    evaluation = evaluation_of(read_config(workdir, overrides))
-    return write_result(workdir, 3, evaluation, [RESULT, RESULT | {"weights": "raw"}])
+    what = evaluation_of(read_config(workdir, overrides))
+    return write_result(workdir, 3, what, [RESULT, RESULT | {"weights": "raw"}])
 
 
 def test_a_variant_leaves_the_runs_own_result_alone(workdir, digits_path):
@@ -64,3 +66,27 @@ def test_commands_that_show_a_runs_result_take_no_other_settings(workdir):
     require_own_settings(workdir, [("eval.batch_size", "8"), ("data.path", "/x")], "report")
     with pytest.raises(UserError, match=r"config\.eval\.flip.*imagenet_jax\.eval"):
         require_own_settings(workdir, [("eval.flip", "true")], "report")
+
+
+def test_why_a_result_is_not_the_runs_is_said(workdir, tmp_path, monkeypatch, capsys):
+    large = write(workdir, ("eval.resize", "20"))
+    why = why_variant(workdir, large["measured"])
+    assert why == "never reported as the run's result: config.eval.resize = 20, not 16"
+    for result, count in ((large, 1), (write(workdir), 0)):
+        monkeypatch.setattr(evaluation, "evaluate_workdir", lambda *_, r=result, **__: [r])
+        eval_door.main([f"--workdir={workdir}"])
+        assert capsys.readouterr().out.count(f"{why}\n") == count
+    # The same images, but in a folder.
+    source = evaluation_of(read_config(workdir)).source
+    for i in range(len(source)):
+        record = source[i]
+        directory = tmp_path / "folder" / "validation" / source.class_names[record["label"]]
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"{i}.png").write_bytes(record["image"])
+    stored = [("data.source", "auto"), ("data.path", str(tmp_path / "folder"))]
+    folder = write(workdir, *stored)
+    assert folder["variant"].startswith("data-")
+    assert why_variant(workdir, folder["measured"]) == (
+        "never reported as the run's result: other images than the run's, or the same stored "
+        "otherwise"
+    )
