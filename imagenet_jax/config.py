@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax import defaults, models, strict_json
 from imagenet_jax.config_values import check_values, lr_scaling_of
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, one_line
 
 # Fields that say how a run is carried out, not what is computed: they may change on resumption.
 OPERATIONAL = (
@@ -49,7 +49,7 @@ def _read_json(path: str) -> ConfigDict:
     try:
         text = Path(path).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"config file {path!r} cannot be read: {_one_line(e)}") from e
+        raise UserError(f"config file {path!r} cannot be read: {one_line(e)}") from e
     return ConfigDict(from_json(text, path))
 
 
@@ -65,7 +65,7 @@ def _run(spec: str, path: str, arg: str) -> ConfigDict:
         except Exception as e:
             reason = e.args[0] if e.args else e
             raise UserError(
-                f"config {spec!r}: get_config fails: {type(e).__name__}: {_one_line(reason)}"
+                f"config {spec!r}: get_config fails: {type(e).__name__}: {one_line(reason)}"
             ) from e
     if not isinstance(config, ConfigDict):
         raise UserError(
@@ -229,7 +229,7 @@ def from_json(text: str, origin: str | os.PathLike = "config.json") -> ConfigDic
     try:
         tree = strict_json.loads(text)
     except (ValueError, RecursionError) as e:  # integers of thousands of digits too
-        raise UserError(f"{origin} is not valid JSON: {_one_line(e)}") from e
+        raise UserError(f"{origin} is not valid JSON: {one_line(e)}") from e
     if not isinstance(tree, dict):
         raise UserError(f"{origin} does not hold a config")
     config = ConfigDict(_tuples(tree))
@@ -323,7 +323,3 @@ def _tuples(tree: dict[str, Any]) -> dict[str, Any]:
         k: _tuples(v) if isinstance(v, dict) else tuple(v) if isinstance(v, list) else v
         for k, v in tree.items()
     }
-
-
-def _one_line(reason: object) -> str:
-    return " ".join(str(reason).split())

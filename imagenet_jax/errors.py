@@ -13,6 +13,11 @@ class UserError(Exception):
     """
 
 
+def one_line(reason: object) -> str:
+    """Return what `reason` says, short and without line breaks."""
+    return " ".join(str(reason).split())[:300]
+
+
 def expand_user(path: str | Path) -> Path:
     """Return `path` with a leading `~` or `~user` replaced; UserError for an unknown user."""
     try:

@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         help="stop where the last checkpoint is damaged; else the one before it is continued",
     )  # fmt: skip
     parser.add_argument(
-        "--quiet", action="store_true", help="print errors and the end, nothing between"
+        "--quiet", action="store_true", help="print only errors and the final result"
     )
     parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
     cli.add_process_flags(parser)

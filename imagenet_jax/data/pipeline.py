@@ -203,13 +203,13 @@ class _Judge:
         return record["label"]
 
     def skip(self, record: Record, error: decode.UndecodableImage, row: np.ndarray) -> None:
-        """Paint the row u8[S, S, 3] in the mean colour, or stop the run with a UserError."""
+        """Paint the row u8[S, S, 3] in the mean color, or stop the run with a UserError."""
         if not self.skips:
             raise UserError(
                 f"image {record['id']} cannot be decoded: {error}; `python -m imagenet_jax.doctor` "
                 "finds all such, --config.data.undecodable=skip trains without them"
             ) from error
-        # The closest to nothing that batch norm, which sees every row, can be given.
+        # Fill with the mean color, so that the row barely affects batch-norm statistics.
         row[...] = self._mean
 
 

@@ -4,7 +4,7 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -17,7 +17,7 @@ from imagenet_jax.data.fingerprint import fingerprint_of
 from imagenet_jax.data.folder import LayoutSource, open_held_out, open_layout
 from imagenet_jax.data.recognize import recognize
 from imagenet_jax.data.tfds_format import Record, parse
-from imagenet_jax.errors import UserError, expand_user, reading_files
+from imagenet_jax.errors import UserError, expand_user, one_line, reading_files
 
 
 class Source(Protocol):
@@ -148,7 +148,7 @@ class ArrayRecordSource:
             image, label, file_name = parse(self._records[index])
         except Exception as e:  # array_record and protobuf tell damage by exceptions of many types
             raise UserError(
-                f"{self.name} record {index} cannot be read: {_one_line(e)}; a shard is damaged, "
+                f"{self.name} record {index} cannot be read: {one_line(e)}; a shard is damaged, "
                 "prepare it again"
             ) from e
         return {"image": image, "label": label, "id": file_name or f"{self.name} record {index}"}
@@ -167,7 +167,7 @@ def open_tfds(path: Path, split: str) -> ArrayRecordSource:
     try:
         info = tfds.builder_from_directory(str(path)).info
     except Exception as e:
-        raise UserError(f"{path} is not a readable tfds directory: {_one_line(e)}") from e
+        raise UserError(f"{path} is not a readable tfds directory: {one_line(e)}") from e
     if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
             f"{path} holds {info.file_format.value}, which needs TensorFlow to read; convert it "
@@ -195,7 +195,7 @@ def open_tfds(path: Path, split: str) -> ArrayRecordSource:
     try:
         source = ArrayRecordSource(f"{path}:{split}", shards, tuple(label.names), fingerprint)
     except Exception as e:
-        raise UserError(f"a shard of {path} cannot be read: {_one_line(e)}") from e
+        raise UserError(f"a shard of {path} cannot be read: {one_line(e)}") from e
     if len(source) != sum(lengths):
         raise UserError(
             f"{path} should have {sum(lengths)} records in {split!r} but has {len(source)}: "
@@ -240,7 +240,3 @@ class SyntheticSource:
 
     def labels(self) -> np.ndarray:
         return np.arange(self._length, dtype=np.int32) % len(self.class_names)
-
-
-def _one_line(error: Any) -> str:
-    return " ".join(str(error).split())[:300]

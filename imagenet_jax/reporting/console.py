@@ -29,7 +29,7 @@ class ConsoleWriter(Writer):
         """
         Args:
           stream: to write to; None: standard output.
-          quiet: print errors and the end alone.
+          quiet: print only warnings, errors and the final result.
           silent: print nothing: of several processes one speaks.
           console: in place of one for `stream`.
         """

@@ -140,7 +140,7 @@ def _shown(value: Any) -> str:
 
 def _config_of(published: Baseline, overrides: Iterable[tuple[str, str]]) -> ConfigDict:
     config = ConfigDict(published.config.to_dict())  # its own copy, groups too
-    # The curves are those that are published: nobody else is told them again.
+    # Do not log to external services.
     config.update_from_flattened_dict({"log.tensorboard": False, "log.wandb": "", "log.mlflow": ""})
     for field, text in overrides:
         config_io.override(config, field, text)

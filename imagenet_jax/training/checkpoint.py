@@ -23,10 +23,9 @@ from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from imagenet_jax import strict_json
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.ranking import rank
 from imagenet_jax.training import disk, integrity, leaves
-from imagenet_jax.training.leaves import one_line
 from imagenet_jax.training.processes import count, from_first, is_first, on_first
 from imagenet_jax.training.state import TrainState
 

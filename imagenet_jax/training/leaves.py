@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, one_line
 
 
 def require_same(path: Path, expected: Any) -> None:
@@ -32,11 +32,6 @@ def changes(saved: Any, expected: Any) -> list[str]:
     old, new = _leaves(saved), _leaves(expected)
     pairs = {n: (old.get(n, "absent"), new.get(n, "absent")) for n in sorted(old.keys() | new)}
     return [f"{n}: {a} in the checkpoint, {b} in the code" for n, (a, b) in pairs.items() if a != b]
-
-
-def one_line(error: Exception) -> str:
-    """The message of `error`, short and without line breaks."""
-    return " ".join(str(error).split())[:300]
 
 
 def _leaves(tree: Any) -> dict[str, str]:

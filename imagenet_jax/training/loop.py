@@ -76,8 +76,8 @@ def train(
     """Train `config` in `workdir`, from its last checkpoint if it has one.
 
     Where that is damaged, from the one before it; `strict_restore` raises UserError instead.
-    `stop_after` ends the run early: the state after that step is saved, and what it was until then
-    is what it is in a whole run. `quiet` prints errors and the end alone.
+    `stop_after` ends the run early and saves the state after that step. Training up to that step is
+    identical to an uninterrupted run. `quiet` prints only errors and the final result.
 
     Returns the exit code: 0 when finished, 128 + the signal that stopped it, after saving.
     Raises UserError for what the user can mend, before anything is written; NonFiniteError where

@@ -74,8 +74,8 @@ def mistakes(
 ) -> Mistakes:
     """The worst `count` of the evaluation split, or as many as there are, by the average weights.
 
-    Where the run keeps none, by its own. It takes as long as an evaluation; every process must call
-    it. `watched` wraps the batches; what it raises ends the search.
+    If the run keeps no EMA weights, use the raw weights. It takes as long as an evaluation; every
+    process must call it. `watched` wraps the batches; what it raises ends the search.
     """
     config, mesh = evaluation.config, evaluation.mesh
     weights = state.weights("raw" if state.ema is None else "ema")

@@ -28,15 +28,15 @@ def count() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process writes: of several exactly one does."""
+    """Whether this process writes: True in exactly one process."""
     return count() == 1 or jax.process_index() == 0
 
 
 def from_first(decide: Callable[[], Any]) -> Any:
     """Return in every process what `decide` returns on process 0: any value that JSON can hold.
 
-    If `decide` fails there, all fail. Every process must call it; inside a `decide` a further call
-    is only that of a function.
+    If `decide` fails there, all fail. Every process must call it. Nested calls run `decide`
+    directly.
 
     Every decision that is read from files goes through here, for a workdir may look different on
     each host: listings are cached, files change in between, and one of them may not be shared.
@@ -74,13 +74,6 @@ def from_first(decide: Callable[[], Any]) -> Any:
 def on_first(action: Callable[[], None]) -> None:
     """Run `action` on process 0 while the others wait; if it fails there, all fail."""
     from_first(action)
-
-
-def of_first(value: bool) -> bool:
-    """Return the `value` of process 0; every process must call it."""
-    if jax.process_count() == 1:
-        return value
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def require_same(what: Mapping[str, Any]) -> None:

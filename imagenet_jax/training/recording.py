@@ -19,7 +19,7 @@ from imagenet_jax.training import memory
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.metrics import Interval, MetricWindow
 from imagenet_jax.training.peak_flops import peak_flops
-from imagenet_jax.training.processes import gather_names, is_first, of_first
+from imagenet_jax.training.processes import from_first, gather_names, is_first
 from imagenet_jax.training.services import service_writers
 from imagenet_jax.training.throughput import Throughput
 
@@ -41,8 +41,8 @@ class Recorder:
     ):
         """Continue after step `first`, where the sums of the interval under way were `interval`.
 
-        `quiet` keeps all but errors and the end from the console. Raises UserError where the files
-        cannot be written.
+        `quiet` prints only errors and the final result. Raises UserError where the files cannot be
+        written.
         """
         config = run.config
         self._config, self._epoch_at = config, run.epoch_at
@@ -182,7 +182,7 @@ class Recorder:
 
     def has_evaluation(self, step: int) -> bool:
         """Return whether metrics.jsonl has the evaluation of `step` from an earlier start."""
-        return of_first(step in self._evaluated)
+        return from_first(lambda: step in self._evaluated)
 
     def interval(self) -> dict[str, Any]:
         """The sums of the interval under way, to be saved with a checkpoint after `report`."""

@@ -47,7 +47,9 @@ def set_aside_damaged(workdir: Path, *, strict: bool = False) -> list[str]:
                 "another --workdir"
             )
         (problem,) = damaged.pop(unverified[0])
-        notes.append(f"damaged: {problem}; training continues from it, for there is no other")
+        notes.append(
+            f"damaged: {problem}; no verified checkpoint is left; training continues from this one"
+        )
     for step, found in damaged.items():
         place = _free_name(workdir / "damaged", step)
         try:

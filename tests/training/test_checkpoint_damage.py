@@ -189,7 +189,7 @@ def test_without_any_list_of_checksums_the_newest_checkpoint_continues(run):
         (workdir / "checkpoints" / str(step) / "checksums.json").unlink()
     kept, moved = set_aside_damaged(workdir)
     assert kept.startswith(f"damaged: {workdir / 'checkpoints' / '8'}")
-    assert kept.endswith("training continues from it, for there is no other")
+    assert kept.endswith("no verified checkpoint is left; training continues from this one")
     assert "checkpoint moved to" in moved
     assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["8"]
 

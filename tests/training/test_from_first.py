@@ -117,7 +117,7 @@ def two_workdirs(saved_run, tmp_path):
             (workdir / "checkpoints" / str(step) / "checksums.json").write_text("{}")
         (workdir / "config.json").write_text(config.replace('"seed": 0', f'"seed": {i}'))
         (workdir / "classes.json").write_text(json.dumps(_classes(i)))
-    rewind.write(tmp_path / "0", [rewind.Rewind(7, 4, (5, 6))])
+    rewind.write(tmp_path / "0", [rewind.Rewind(7, 4, (5, 6), 48)])
     return [tmp_path / "0", tmp_path / "1"]
 
 
@@ -127,7 +127,7 @@ def test_config_classes_and_rewinds_are_those_that_the_first_sees(in_two_process
         config = workdirs.read_config(workdir)
         return config.seed, workdirs.read_classes(workdir), rewind.read(workdir)
 
-    expected = (0, tuple(_classes(0)), [rewind.Rewind(7, 4, (5, 6))])
+    expected = (0, tuple(_classes(0)), [rewind.Rewind(7, 4, (5, 6), 48)])
     assert in_two_processes(read) == [expected, expected]
     for name in ("classes.json", "rewinds.json"):
         (two_workdirs[0] / name).unlink()
