@@ -97,12 +97,15 @@ def list_classes(root: Path) -> Split:
     names: list[str] = []
     for entry in list_folder(root):
         try:
-            if is_hidden(entry.name):
-                split.left_out.append(Note(entry.name, HIDDEN))
-            elif not is_folder(entry):
-                split.left_out.append(Note(entry.name, "in no class"))
+            if is_hidden(entry.name) or not is_folder(entry):
+                why = HIDDEN if is_hidden(entry.name) else "in no class"
+                split.left_out.append(Note(entry.name, why))
+                continue
+            found = walk(root / entry.name)
+            if entry.name == "images" and not (found.files or found.problems):
+                split.left_out.append(Note(entry.name, "an empty folder, not a class"))
             else:
-                _add(split, walk(root / entry.name), entry.name, lambda _: len(names))
+                _add(split, found, entry.name, lambda _: len(names))
                 names.append(os.fsencode(entry.name).decode("utf-8", "backslashreplace"))
         except OSError as e:
             split.problems.append(Note(entry.name, why_unreadable(root / entry.name, e)))
@@ -156,7 +159,11 @@ def split_folders(path: Path) -> Layout | None:
         split, folder = split_name(name) or "", path / name
         if split in layout.splits:
             layout.left_out.append(Note(name, f"another folder of the {split} split is read"))
-        elif any(entry.name == _ANNOTATIONS for entry in list_folder(folder)):
+        elif any(entry.name == _ANNOTATIONS for entry in list_folder(folder)) and not (
+            # Reorganized into class folders, with the file left behind.
+            _has_classes(folder)
+            and not ((folder / "images").is_dir() and _holds_image(folder / "images", 0))
+        ):
             layout.name, layout.splits[split] = "tiny-imagenet", partial(_annotated, folder)
         elif _has_classes(folder):
             layout.splits[split] = partial(list_classes, folder)
@@ -171,7 +178,7 @@ def split_folders(path: Path) -> Layout | None:
 
 
 def class_folders(path: Path) -> Layout | None:
-    """CLASS/ without splits: for a hold-out, or all for evaluation, as ImageNetV2."""
+    """CLASS/ without splits: for a hold-out, or all for evaluation (ImageNetV2, for example)."""
     if not any(_holds_image(path / name, 1) for name in _folders(path)):
         return None
     return Layout("class folders without splits", path, {ALL: partial(list_classes, path)})

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 from imagenet_jax.data.layouts import Layout, class_folders, cls_loc, split_folders
-from imagenet_jax.data.shard_layouts import parquet_layout, webdataset_layout
+from imagenet_jax.data.shard_layouts import parquet_layout, series_layout, webdataset_layout
 
 # Each takes a path and returns a Layout, or None; the first that returns one with splits decides.
-RECOGNIZERS = (cls_loc, split_folders, class_folders, parquet_layout, webdataset_layout)
+RECOGNIZERS = (
+    cls_loc, split_folders, series_layout, class_folders, parquet_layout, webdataset_layout,
+)  # fmt: skip
 
 
 def recognize(path: Path) -> Layout | None:

@@ -32,6 +32,26 @@ _LARGEST = 2**31 - 1  # label
 Shards = dict[str, list[str]]  # split -> paths below the folder of the data set
 
 
+def series_layout(path: Path) -> Layout | None:
+    """Shards that are the data set even beside folders of images, such as assets/teaser.png.
+
+    They are numbered and named after a split, or lie in a folder of the data set or of a split.
+    """
+    for layout_at, suffix in ((parquet_layout, ".parquet"), (webdataset_layout, ".tar")):
+        shards: Shards = {}
+        _find(path, "", suffix, shards, [])
+        if any(map(_in_series, (shard for some in shards.values() for shard in some))):
+            return layout_at(path)
+    return None
+
+
+def _in_series(shard: str) -> bool:
+    words = re.split(r"[-_.]", shard)
+    return "/" in shard or (
+        any(map(split_name, words)) and any(re.fullmatch(r"\d{4,}", word) for word in words)
+    )
+
+
 def webdataset_layout(path: Path) -> Layout | None:
     """Tars of KEY.jpg beside KEY.cls or a KEY.json with a "label"."""
     return _layout("webdataset", path, ".tar")

@@ -60,6 +60,18 @@ def test_a_label_that_no_integer_of_32_bits_holds(tmp_path):
         open_shards(tmp_path)
 
 
+@pytest.mark.parametrize("label", [3, 7, -2])
+def test_the_doctor_reports_labels_beyond_the_names(tmp_path, label):
+    prints = set()
+    for odd in (label, label + 10):
+        pyarrow.parquet.write_table(table_of(0, [0, 1, 2, odd]), tmp_path / "0.parquet")
+        diagnosis = diagnose(tmp_path, 1, quiet=True)
+        found = [(f.kind, f.name, f.detail) for f in diagnosis.findings if f.kind == "bad_label"]
+        assert found == [("bad_label", "0.parquet/3.JPEG", f"label {odd}")]
+        prints.add(diagnosis.fingerprint)
+    assert len(prints) == 2
+
+
 @pytest.mark.parametrize("names", [("bee", "ant", "cat"), ()])
 def test_parquet_files_with_other_class_names_are_refused(tmp_path, names):
     path = tmp_path / "data" / "train-00001-of-00002.parquet"

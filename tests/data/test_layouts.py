@@ -226,6 +226,21 @@ def test_tiny_imagenet(tmp_path):
     assert "different_classes" in {f.kind for f in diagnosis.findings}
 
 
+@pytest.mark.parametrize("emptied", [False, True])
+def test_tiny_imagenet_in_class_folders_with_its_annotations_left_behind(tmp_path, emptied):
+    root = _tiny(tmp_path)
+    lines = (root / "val" / "val_annotations.txt").read_text("utf-8-sig").splitlines()
+    files = [(root / "val" / "images" / line.split()[0], line.split()[1]) for line in lines]
+    want = _as_class_folders(files, tmp_path / "sorted")
+    for path, wnid in files:
+        (root / "val" / wnid).mkdir(exist_ok=True)
+        path.rename(root / "val" / wnid / path.name)
+    if not emptied:  # the empty folder stays otherwise
+        (root / "val" / "images").rmdir()
+    assert _read(root, "validation") == want
+    assert _open(root, "validation").class_names == tuple(sorted({name for _, name in want}))
+
+
 def test_a_missing_validation_split_is_said_with_advice_that_works(tmp_path, capsys):
     _write(tmp_path / "x" / "train", *(f"{c}/{i}.png" for c in ("a", "b") for i in range(9)))
     with pytest.raises(UserError, match="x has no validation split") as error:

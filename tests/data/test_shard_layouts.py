@@ -194,6 +194,29 @@ def test_prepared_shards_have_the_same_records_in_the_same_order(layout, request
         assert [r["id"] for r in records] == [source[i]["id"] for i in range(len(source))]
 
 
+@pytest.mark.parametrize("layout", ["tars", "parquet"])
+def test_shards_beside_a_folder_of_pictures(layout, request):
+    path = request.getfixturevalue(layout)
+    want = read_shards(path, "validation")
+    (path / "assets").mkdir()
+    (path / "assets" / "teaser.png").write_bytes(jpeg(0, kind="PNG"))
+    assert read_shards(path, "validation") == want
+    ignored = {f.name for f in diagnose(path, 1, quiet=True).findings if f.kind == "ignored_file"}
+    assert ignored >= {"assets", "README.md"}
+
+
+def test_prepare_names_what_it_leaves_out_and_refuses_classes_in_another_order(
+    parquet, tmp_path, capsys
+):
+    args = [f"--folder={parquet}", "--name=x", f"--out={tmp_path}/out", "--workers=1"]
+    prepare.main(args)
+    assert "the test split is left out; prepare takes train" in capsys.readouterr().out
+    table = table_of(8, [0, 1, 2], names=("bee", "ant", "cat"))
+    pyarrow.parquet.write_table(table, parquet / "data" / "validation-00000-of-00001.parquet")
+    with pytest.raises(UserError, match="train and validation differ in their classes: the same"):
+        prepare.main([*args[:1], "--name=y", *args[2:]])
+
+
 def test_the_official_archives_are_no_shards(tmp_path):
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(tar({"n01440764.tar": b"x"}))
     with pytest.raises(UserError, match="no data in config.data.path"):

@@ -74,10 +74,11 @@ def fingerprint(surveys: list[Survey]) -> str:
     storage do not enter, so that a folder and what was prepared from it without loss agree."""
     whole = hashlib.sha256()
     for survey in sorted(surveys, key=lambda s: s.name):
-        names = [*survey.source.class_names, ""]  # label -1 finds the last
+        names = dict(enumerate(survey.source.class_names)) | {-1: ""}
         digests = [
-            row["digest"].tobytes() + names[row["label"]].encode("utf-8", "surrogateescape")
-            for row in survey.rows
+            row["digest"].tobytes()
+            + names.get(label, f"label {label}").encode("utf-8", "surrogateescape")
+            for row, label in zip(survey.rows, survey.rows["label"].tolist(), strict=True)
         ]
         whole.update(f"{survey.name} {len(digests)}\0".encode())
         for digest in sorted(digests):

@@ -5,7 +5,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from imagenet_jax.data.folder import list_split
-from imagenet_jax.data.layouts import ALL, Split
+from imagenet_jax.data.layouts import ALL, Split, split_name
 from imagenet_jax.data.preparation import index
 from imagenet_jax.data.preparation.dataset import Dataset
 from imagenet_jax.data.recognize import recognize
@@ -35,11 +35,11 @@ def dataset(path: Path, name: str) -> Dataset:
     splits = {split: list_split(layout, split) for split in wanted}
     names = next(iter(splits.values())).class_names
     for split, found in splits.items():
-        odd = sorted(set(found.class_names) ^ set(names))
-        if odd:
-            first = next(iter(splits))
+        if found.class_names != names:
+            odd = sorted(set(found.class_names) ^ set(names))
+            how = f", first in {odd[0]}" if odd else ": the same names in a different order"
             raise UserError(
-                f"{path}: {first} and {split} differ in their classes, first in {odd[0]}"
+                f"{path}: {next(iter(splits))} and {split} differ in their classes{how}"
             )
     for class_name in names:
         if class_name.strip() != class_name or "\n" in class_name or "\r" in class_name:
@@ -53,6 +53,11 @@ def dataset(path: Path, name: str) -> Dataset:
             digest.update(f"{split} {found.root.name}/{image}\0".encode())
     if "validation" not in splits:
         print(f"{path} ({layout.name}) has no validation split; it has {', '.join(splits)}")
+    for other in layout.splits.keys() - splits.keys():
+        print(f"{path}: the {other} split is left out; prepare takes train and validation only")
+    for entry, why in layout.left_out:
+        if split_name(PurePosixPath(entry).name):
+            print(f"{path / entry} is left out: {why}")
     return Dataset(
         name=name,
         version="1.0.0",
