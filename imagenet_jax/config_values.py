@@ -59,6 +59,7 @@ _LARGEST = {
     "log.watchdog_seconds": 1e9,
 }
 
+_MOST_RATES = 100_000  # of a schedule by epoch, which is a table
 _ADAM = ("adam", "adamw", "lamb")
 
 # field: (the choice it belongs to, the values of it that read it); with others it must stay at its
@@ -209,6 +210,11 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
                 f"config.{field} = {value[field]} leaves nothing of config.epochs = "
                 f"{value['epochs']}; set --config.{field}={default[field]} or less than the epochs"
             )
+    if value["optim.schedule_by"] == "epoch" and value["epochs"] > _MOST_RATES:
+        raise UserError(
+            f"config.epochs = {value['epochs']} is more than the {_MOST_RATES:,} epochs that "
+            "config.optim.schedule_by = 'epoch' can have; set --config.optim.schedule_by=step"
+        )
     if value["optim.decay_from"] < 0 and value["optim.decay_from"] != -1:
         raise UserError(
             f"config.optim.decay_from = {value['optim.decay_from']} must be an epoch, or -1 for "

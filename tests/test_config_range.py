@@ -41,16 +41,15 @@ FIELDS = sorted({(model, field) for model in FAMILIES for field in numeric_field
 def use(config):
     """Compute what a run computes from the numbers of a config before it reads data."""
     per_epoch = steps_per_epoch(1000, config.batch_size)
-    epochs = min(config.epochs, 100.0)
     schedule = optim.learning_rate(
         config.optim, batch_size=config.batch_size, steps_per_epoch=per_epoch,
-        total_steps=max(1, math.ceil(epochs * per_epoch)),
+        total_steps=min(max(1, math.ceil(config.epochs * per_epoch)), 2**31 - 1),
     )  # fmt: skip
     rate = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), "int32"))
     assert rate.shape == ()
     fine_tuning_of(config, per_epoch)
     resolution_of(config.augment, per_epoch).at(7)
-    ema.new_share(config.ema, batch_size=config.batch_size, epochs=epochs, warmup_steps=1)
+    ema.new_share(config.ema, batch_size=config.batch_size, epochs=config.epochs, warmup_steps=1)
     assert 0 <= config.seed < 2**32  # all that jax.random.key looks at
     json.loads(config_io.to_json(config), parse_constant=pytest.fail)
 
@@ -185,6 +184,21 @@ def test_adams_rates_are_those_that_are_written(name, rule):
     assert optim.peak_learning_rate(config.optim, 32) == 0.001 * factor
     config.optim.lr_scaling = "sqrt"
     assert config_io.check(config).optim.lr_scaling == "sqrt"
+
+
+@pytest.mark.parametrize("by", ["step", "epoch"])
+def test_a_run_of_too_many_steps_is_refused_before_its_schedule_is_made(digits_path, by):
+    config = tiny_config(digits_path)
+    config.epochs, config.optim.schedule_by = 1e9, by
+    with pytest.raises(UserError, match="takes more than 2,147,483,647 steps"):
+        experiment_of(config)
+
+
+def test_a_schedule_by_epoch_has_an_end():
+    config = defaults.defaults()
+    config.epochs, config.optim.schedule_by = 1e5 + 1, "epoch"
+    with pytest.raises(UserError, match=r"100,000 epochs.*optim\.schedule_by=step"):
+        config_io.check(config)
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,8 @@ class Resolution:
 
     def sizes(self, epochs: float) -> list[int]:
         """Every side that a run of so many epochs uses, smallest first."""
-        starts = (in_steps(epoch, self.steps_per_epoch) for epoch in range(math.ceil(epochs)))
+        different = min(math.ceil(epochs), math.ceil(self.ramp[1]) + 1)  # all later ones are final
+        starts = (in_steps(epoch, self.steps_per_epoch) for epoch in range(different))
         return sorted({self.at(math.ceil(start)) for start in starts})
 
 

@@ -5,7 +5,6 @@ import math
 from fractions import Fraction
 from typing import Any
 
-import jax
 import numpy as np
 import optax
 from flax import nnx
@@ -125,8 +124,7 @@ def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
             f"{config.data.path} have different classes"
         )
     order = pipeline.order_of(source, config.data, seed=config.seed, batch_size=config.batch_size)
-    course = _course(config, order)
-    total = course["total_steps"]
+    total = _steps(config.epochs, order)
     if total < 1:
         raise UserError(
             f"config.batch_size = {config.batch_size} leaves no step of the {len(source)} images "
@@ -141,6 +139,7 @@ def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
         raise UserError(
             f"config.profile.steps = {config.profile.steps!r} is not within the run's {total} steps"
         )
+    course = _course(config, order)
     return Experiment(
         config=config,
         mesh=mesh,
@@ -162,22 +161,17 @@ def with_order(run: Experiment, order: Order) -> Experiment:
 def _course(config: ConfigDict, order: Order) -> dict[str, Any]:
     """Return the fields of an Experiment that depend on where its epochs lie in steps."""
     per_epoch, shift = order.steps_per_epoch, _shift(order)
-    unshifted = optim.learning_rate(
+    schedule = optim.learning_rate(
         config.optim,
         batch_size=config.batch_size,
         steps_per_epoch=per_epoch,
         total_steps=math.ceil(in_steps(config.epochs, per_epoch)),
+        shift=shift,
     )
     tuning = fine_tuning_of(config, per_epoch)
-    schedule = unshifted
-    if shift:
-
-        def schedule(step: jax.typing.ArrayLike) -> jax.Array:
-            return unshifted(step + float(shift))
-
-        if tuning.frozen_steps:
-            frozen = max(1, round(in_steps(config.optim.freeze_epochs, per_epoch) - shift))
-            tuning = tuning._replace(frozen_steps=frozen)
+    if shift and tuning.frozen_steps:
+        frozen = max(1, round(in_steps(config.optim.freeze_epochs, per_epoch) - shift))
+        tuning = tuning._replace(frozen_steps=frozen)
     return {
         "schedule": schedule,
         "tx": optim.optimizer(config.optim, schedule, tuning),

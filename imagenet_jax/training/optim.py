@@ -34,7 +34,12 @@ def _scale(optim: ConfigDict, batch_size: int) -> float:
 
 
 def learning_rate(
-    optim: ConfigDict, *, batch_size: int, steps_per_epoch: Fraction | float, total_steps: int
+    optim: ConfigDict,
+    *,
+    batch_size: int,
+    steps_per_epoch: Fraction | float,
+    total_steps: int,
+    shift: Fraction | int = 0,
 ) -> optax.Schedule:
     """Return the learning rate of step 0, 1, ...: a linear warm-up, then the named schedule.
 
@@ -46,11 +51,16 @@ def learning_rate(
     and step t < w has s + (p - s) * t / w. The decay begins at step d of config.optim.decay_from,
     by default w: u = max(0, t - d) / (T - d). With config.optim.schedule_by = "epoch" all of these
     are in epochs, and the rate stays the same from the first step of an epoch to its last.
+
+    `shift` is added to each step, for a run that had another batch size before: t is not whole
+    then. A milestone or an epoch still changes the rate at the first step that begins after it.
     """
     if optim.schedule_by == "epoch":
-        firsts = (math.ceil(in_steps(epoch, steps_per_epoch)) for epoch in itertools.count())
-        starts = list(itertools.takewhile(lambda first: first < total_steps, firsts))
-        times = _Times(len(starts), optim.warmup_epochs, optim.decay_from, optim.milestones)
+        epochs = (in_steps(epoch, steps_per_epoch) for epoch in itertools.count())
+        begun = itertools.takewhile(lambda first: math.ceil(first) < total_steps, epochs)
+        starts = [math.ceil(first - shift) for first in begun]
+        milestones = [m for m in optim.milestones if m < len(starts)]
+        times = _Times(len(starts), optim.warmup_epochs, optim.decay_from, milestones)
         rates = jax.vmap(_curve(optim, batch_size, times))(jnp.arange(len(starts)))
         first_steps = jnp.array(starts, int)
         return lambda t: rates[jnp.searchsorted(first_steps, t, side="right") - 1]
@@ -59,46 +69,72 @@ def learning_rate(
         round(in_steps(optim.warmup_epochs, steps_per_epoch)),
         round(in_steps(optim.decay_from, steps_per_epoch)) if optim.decay_from >= 0 else -1,
         # Whole steps, so that rounding in float32 cannot move a milestone.
-        [math.ceil(in_steps(m, steps_per_epoch)) for m in optim.milestones],
+        [
+            math.ceil(begin - shift)
+            for begin in (in_steps(m, steps_per_epoch) for m in optim.milestones)
+            if begin < total_steps
+        ],
+        float(shift),
     )
     return _curve(optim, batch_size, times)
 
 
 class _Times(NamedTuple):
-    """When a schedule changes, in steps or in epochs; `decay_from` is -1 for `warmup`."""
+    """When a schedule changes, in steps or in epochs; `decay_from` is -1 for `warmup`.
+
+    The milestones are those before `total`, and count from the first step as it is numbered; all
+    else counts from `shift` steps before it.
+    """
 
     total: int
     warmup: float
     decay_from: float
     milestones: Sequence[float]
+    shift: float = 0.0
 
 
 def _curve(optim: ConfigDict, batch_size: int, times: _Times) -> optax.Schedule:
     """The formulas of `learning_rate`, in the unit of `times`."""
     scale = _scale(optim, batch_size)
     peak, start, end = (r * scale for r in (optim.peak_lr, optim.warmup_start_lr, optim.end_lr))
-    warmup = times.warmup
+    warmup, shift = times.warmup, times.shift
     # By how much the decay begins before the warm-up ends.
     early = 0 if times.decay_from < 0 else warmup - times.decay_from
     decay = max(1, times.total - warmup + early)
     if optim.schedule == "step":
-        at = jnp.array([m - warmup for m in times.milestones if m < times.total])
+        at = jnp.array(times.milestones)
 
-        def after(t: jax.typing.ArrayLike) -> jax.Array:
-            return peak * jnp.prod(jnp.where(t >= at, optim.factor, 1.0))
+        def decayed(step: Any) -> jax.Array:
+            return peak * jnp.prod(jnp.where(step >= at, optim.factor, 1.0))
 
-    elif optim.schedule == "cosine":
-        after = optax.cosine_decay_schedule(peak, decay, alpha=end / peak if peak else 0.0)
-    elif optim.schedule == "polynomial":
-        after = optax.polynomial_schedule(peak, end, optim.power, decay)
-    elif optim.schedule == "constant":
-        after = optax.constant_schedule(peak)
     else:
-        raise UserError(f"config.optim.schedule = {optim.schedule!r} is not a schedule")
-    decayed = (lambda t: after(jnp.maximum(t + early, 0))) if early else after
+        if optim.schedule == "cosine":
+            after = optax.cosine_decay_schedule(peak, decay, alpha=end / peak if peak else 0.0)
+        elif optim.schedule == "polynomial":
+            after = optax.polynomial_schedule(peak, end, optim.power, decay)
+        elif optim.schedule == "constant":
+            after = optax.constant_schedule(peak)
+        else:
+            raise UserError(f"config.optim.schedule = {optim.schedule!r} is not a schedule")
+
+        def decayed(step: Any) -> jax.Array:
+            t = _sum(_sum(step, shift), -warmup)
+            return after(jnp.maximum(t + early, 0) if early else t)
+
     if not warmup:
         return decayed
-    return optax.join_schedules([optax.linear_schedule(start, peak, warmup), decayed], [warmup])
+    rising = optax.linear_schedule(start, peak, warmup)
+
+    def joined(step: Any) -> jax.Array:
+        t = _sum(step, shift)
+        return jnp.where(t < warmup, rising(t), decayed(step))
+
+    return joined
+
+
+def _sum(step: Any, more: float) -> Any:
+    """Return `step` + `more`, a whole number where nothing is added."""
+    return step + more if more else step
 
 
 def decay_mask(params: Any) -> Any:

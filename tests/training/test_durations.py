@@ -1,10 +1,14 @@
 """Every duration in epochs becomes the steps that exact arithmetic gives."""
 
+import math
 from fractions import Fraction
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from imagenet_jax.data.order import Order
 from imagenet_jax.data.resolution import resolution_of
@@ -75,3 +79,35 @@ def test_a_schedule_by_epoch_keeps_its_rate_within_an_epoch():
     rates = [float(schedule(jnp.int32(t))) for t in range(17)]
     want = [0.1] * 5 + [0.075] * 4 + [0.05] * 4 + [0.025] * 4
     assert rates == pytest.approx(want)
+
+
+@given(
+    st.integers(60, 1000), st.integers(20, 300), st.integers(20, 300), st.integers(1, 40),
+    st.sampled_from(["step", "epoch"]),
+)  # fmt: skip
+@settings(max_examples=8)
+@example(1000, 100, 256, 3, "step")
+@example(1000, 100, 256, 3, "epoch")
+def test_a_milestone_stays_where_it_is_after_another_batch_size(length, old, new, switch, by):
+    """Step t trains on records from switch * old + (t - switch) * new on."""
+    config = defaults().optim
+    config.update({"milestones": (2.0, 3.5, 9.0), "factor": 0.5, "schedule_by": by})
+    order = Order(length, seed=0, batch_size=new)
+    end = math.ceil(10 * order.steps_per_epoch)
+    schedule = optim.learning_rate(
+        config, batch_size=256, steps_per_epoch=order.steps_per_epoch, total_steps=end,
+        shift=Fraction(switch * old, new) - switch,
+    )  # fmt: skip
+    last = switch + (10 * length - switch * old) // new
+    rates = jax.vmap(schedule)(jnp.arange(switch, switch + 500)).tolist()
+    for t in range(switch, last):
+        epoch = Fraction(switch * old + (t - switch) * new, length)
+        epoch = Fraction(epoch // 1) if by == "epoch" else epoch
+        want = 0.1 * 0.5 ** sum(m <= epoch for m in config.milestones)
+        assert rates[t - switch] == pytest.approx(want), t
+
+
+def test_a_long_run_has_few_image_sizes_to_look_for():
+    config = defaults().augment
+    config.update({"start_size": 32, "image_size": 128, "size_ramp": (0.0, 2.0)})
+    assert resolution_of(config, PER_EPOCH).sizes(1e9) == [32, 96, 128]
