@@ -76,23 +76,27 @@ def list_split(layout: Layout, split: str) -> Split:
 def open_held_out(layout: Layout, split: str, share: float) -> LayoutSource:
     """The images of class folders that are held out, for "validation", or the others, for "train".
 
+    Also those of shards that have a train split and no validation split.
+
     `share` of each class is held out, at least one image: always the same ones, whatever the seed
     of a run, so that runs can be compared.
     """
     if split not in ("train", "validation"):
         raise UserError(f"config.data.holdout makes splits 'train' and 'validation', not {split!r}")
-    if ALL not in layout.splits:
+    # Shards have no folder of training images that a path could name.
+    only_train = list(layout.splits.keys() - {"test"}) == ["train"] and not layout.class_folders
+    if ALL not in layout.splits and not only_train:
         raise UserError(
             f"{layout.path} has splits of its own ({', '.join(layout.splits) or layout.name}) and "
             "needs no config.data.holdout; set it to 0, or point config.data.path at class folders"
         )
-    whole = _checked(layout.splits[ALL]())
+    whole = _checked(layout.splits["train" if only_train else ALL]())
     by_class: list[list[StoredImage]] = [[] for _ in whole.class_names]
     for image in whole.images:
         by_class[image.label].append(image)
     chosen: list[StoredImage] = []
     for label, mine in enumerate(by_class):
-        if len(mine) < 2:
+        if len(mine) < 2 and (mine or not only_train):
             raise UserError(
                 f"{whole.root / whole.class_names[label]} has one image; config.data.holdout needs "
                 "at least two"
@@ -144,8 +148,8 @@ def _no_split(layout: Layout, split: str) -> str:
         )
     elif meant == "validation" and "train" in layout.splits:
         advice = (
-            "; --config.data.train_split='train[:95%]' --config.data.eval_split='train[95%:]' "
-            "keeps a twentieth of the train split for evaluation"
+            "; --config.data.holdout=0.05 keeps a twentieth of each class of the train split for "
+            "evaluation"
         )
     return (
         f"{path} has no {meant} split ({layout.name}: {', '.join(layout.splits) or 'no split'})"

@@ -85,12 +85,32 @@ def open_source(data: ConfigDict, split: str) -> Source:
             f"config.data.holdout = {data.holdout} is for a folder, and {source.name} is none; use "
             "--config.data.train_split='train[:80%]' --config.data.eval_split='train[80%:]'"
         )
+    if part and isinstance(source, LayoutSource):
+        _check_slices(source, data, split)
     source = reorder(source, data.class_order)
     if part:
         source = Subset(source, np.arange(*part(len(source))))
     if not len(source):
         raise UserError(f"{source.name} has no images")
     return source
+
+
+def _check_slices(source: LayoutSource, data: ConfigDict, split: str) -> None:
+    """Raise UserError if training and evaluation slice `split` and a class is in one slice only."""
+    used = [_split_and_part(text) for text in (data.train_split, data.eval_split)]
+    bounds = [part(len(source)) for name, part in used if part and name == split]
+    if len(bounds) < 2:
+        return
+    labels = source.labels()
+    train, evaluation = (labels[start:stop] for start, stop in bounds)
+    odd = np.setxor1d(train, evaluation)
+    if len(odd):
+        raise UserError(
+            f"config.data.train_split = {data.train_split!r} and config.data.eval_split = "
+            f"{data.eval_split!r}: {len(odd):,} classes of {source.name} are in only one of both, "
+            f"first {source.class_names[odd[0]]!r}; records sorted by class cannot be sliced, use "
+            "--config.data.holdout=0.05 without slices"
+        )
 
 
 def _split_and_part(text: str) -> tuple[str, Callable[[int], tuple[int, int]] | None]:

@@ -1,8 +1,10 @@
 """Tars as webdataset writes them and parquet files, against tarfile and pyarrow."""
 
+import hashlib
 import io
 import json
 import pickle
+import re
 import tarfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,13 +12,15 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from conftest import tiny_config
 from miniatures import jpeg, read_records, tar
 from shards import open_shards, read_shards, shard_of, table_of
 
 from imagenet_jax import prepare
-from imagenet_jax.data import shard_layouts
+from imagenet_jax.data import shard_layouts, sources
 from imagenet_jax.data.doctor.diagnosis import diagnose
 from imagenet_jax.data.imagenet_classes import wnids
+from imagenet_jax.data.preparation import folder as prepare_folder
 from imagenet_jax.errors import UserError
 
 
@@ -180,7 +184,7 @@ def test_parquet_without_names_has_numbers_and_missing_files_are_named(parquet):
 
 
 @pytest.mark.parametrize("layout", ["tars", "parquet"])
-def test_prepared_shards_have_the_same_records_in_the_same_order(layout, request, tmp_path):
+def test_prepared_shards_have_the_same_records(layout, request, tmp_path):
     path = request.getfixturevalue(layout)
     prepare.main(
         [f"--folder={path}", "--name=x", f"--out={tmp_path}/out", "--workers=1", "--shard_mb=0.003"]
@@ -188,10 +192,37 @@ def test_prepared_shards_have_the_same_records_in_the_same_order(layout, request
     target = tmp_path / "out" / "x" / "1.0.0"
     assert len(list(target.glob("*train.array_record*"))) > 1
     for split in ("train", "validation"):
-        records = read_records(target, split)
-        assert [(r["image"], r["label"]) for r in records] == read_shards(path, split)
         source = open_shards(path, split)
-        assert [r["id"] for r in records] == [source[i]["id"] for i in range(len(source))]
+        want = [source[i] for i in range(len(source))]
+        if layout == "tars":  # in tfds's order
+            want.sort(key=lambda r: hashlib.md5(f"{split}{r['id']}".encode()).digest())
+        assert read_records(target, split) == want
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_hold_out_of_sorted_shards_has_every_class_and_slices_are_refused(tmp_path, kind, capsys):
+    labels, root = [0] * 20 + [1] * 20 + [2] * 20, tmp_path / "in"
+    root.mkdir()
+    if kind == "tar":
+        (root / "0.tar").write_bytes(shard_of(0, labels))
+    else:
+        pyarrow.parquet.write_table(table_of(0, labels), root / "0.parquet")
+    with pytest.raises(UserError, match="has no validation split") as error:
+        open_shards(root, "validation")
+    share = float(re.search(r"--config\.data\.holdout=(\S+) keeps", str(error.value))[1])
+    data = tiny_config(root).data
+    data.source, data.holdout = "auto", share
+    train, held = (sources.open_source(data, split) for split in ("train", "validation"))
+    assert np.bincount(train.labels()).tolist() == [19] * 3
+    assert np.bincount(held.labels()).tolist() == [1] * 3
+    names = {source[i]["id"] for source in (train, held) for i in range(len(source))}
+    assert len(names) == 60
+    data.holdout, data.train_split, data.eval_split = 0.0, "train[:95%]", "train[95%:]"
+    for split in (data.train_split, data.eval_split):
+        with pytest.raises(UserError, match=r"2 classes of \S+ are in only one of both.*holdout"):
+            sources.open_source(data, split)
+    prepare_folder.dataset(root, "x")
+    assert ("whose last 5% lack classes" in capsys.readouterr().out) == (kind == "parquet")
 
 
 @pytest.mark.parametrize("layout", ["tars", "parquet"])

@@ -53,6 +53,13 @@ def dataset(path: Path, name: str) -> Dataset:
             digest.update(f"{split} {found.root.name}/{image}\0".encode())
     if "validation" not in splits:
         print(f"{path} ({layout.name}) has no validation split; it has {', '.join(splits)}")
+        images = splits["train"].images
+        tail = {image.label for image in images[len(images) * 95 // 100 :]}
+        if images[0].shard.endswith(".parquet") and tail != {image.label for image in images}:
+            print(
+                f"{path}: records keep the order of the parquet files, whose last 5% lack classes; "
+                f"do not slice them: use --config.data.path={path} --config.data.holdout=0.05"
+            )
     for other in layout.splits.keys() - splits.keys():
         print(f"{path}: the {other} split is left out; prepare takes train and validation only")
     for entry, why in layout.left_out:

@@ -15,7 +15,7 @@ from imagenet_jax.data.preparation.progress import Reporter
 from imagenet_jax.data.preparation.workspace import Workspace, provenance
 from imagenet_jax.errors import UserError
 
-_FORMAT = 2  # a change of what is stored, or how, makes older unfinished work worthless
+_FORMAT = 3  # a change of what is stored, or how, makes older unfinished work worthless
 
 
 def prepare(
