@@ -1,11 +1,12 @@
 """Images in parquet files, as Hugging Face stores them: a column of encoded bytes, one of labels.
 
-A file is read by row groups, of 100 rows as Hugging Face writes them. The last few stay in memory,
-so reading in order takes each from the disk once.
+A file is read by row groups, of 100 rows as Hugging Face writes them. Those read last stay in
+memory, up to 1 GiB a process, so threads that each read a range in order take a row group from the
+disk once as long as one row group of every thread fits.
 """
 
-import functools
 import threading
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,22 +14,36 @@ from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
 
 _IMAGES, _LABELS = ("image", "img", "jpg"), ("label", "labels", "cls")
-_KEPT = 4  # row groups in memory
+_KEPT_BYTES = 2**30  # of row groups in memory
 _ROW_BITS = 32  # an offset is (row group, row in it)
 
 # Threads that want one row group wait for the first to read it; others go on.
 _locks = [threading.Lock() for _ in range(64)]
+# Row group -> (column, bytes); the one used last is last.
+_kept: OrderedDict[tuple[str, int], tuple[Any, int]] = OrderedDict()
+_kept_lock = threading.Lock()
 
 
 def read_row(path: Path, offset: int) -> bytes:
     """The encoded image at an offset; raises UserError where the file cannot be read."""
     key = (str(path), offset >> _ROW_BITS)
     with _locks[hash(key) % len(_locks)]:
-        column = _read_group(*key)
-    return column[offset & (2**_ROW_BITS - 1)].as_py()
+        with _kept_lock:
+            column, _ = _kept.get(key, (None, 0))
+            if column is not None:
+                _kept.move_to_end(key)
+        if column is None:
+            column = _read_group(*key)
+            with _kept_lock:
+                _kept[key] = column, column.nbytes
+                while len(_kept) > 1 and sum(size for _, size in _kept.values()) > _KEPT_BYTES:
+                    _kept.popitem(last=False)
+    encoded = column[offset & (2**_ROW_BITS - 1)].as_py()
+    if not isinstance(encoded, bytes):
+        raise UserError(f"{path} holds no encoded image in row group {key[1]}; write it again")
+    return encoded
 
 
-@functools.lru_cache(_KEPT)
 def _read_group(path: str, group: int) -> Any:
     """The column of encoded images of a row group."""
     import pyarrow.compute

@@ -17,6 +17,7 @@ from miniatures import jpeg, read_records, tar
 from shards import open_shards, read_shards, shard_of, table_of
 
 from imagenet_jax import prepare
+from imagenet_jax.data import parquet as parquet_file
 from imagenet_jax.data import shard_layouts, sources
 from imagenet_jax.data.doctor.diagnosis import diagnose
 from imagenet_jax.data.imagenet_classes import wnids
@@ -223,6 +224,25 @@ def test_a_hold_out_of_sorted_shards_has_every_class_and_slices_are_refused(tmp_
             sources.open_source(data, split)
     prepare_folder.dataset(root, "x")
     assert ("whose last 5% lack classes" in capsys.readouterr().out) == (kind == "parquet")
+
+
+def test_threads_in_as_many_row_groups_read_each_once_within_the_bound(tmp_path, monkeypatch):
+    path, read = tmp_path / "0.parquet", []
+    pyarrow.parquet.write_table(table_of(0, [0, 1] * 16), path, row_group_size=4)
+    original = parquet_file._read_group
+    monkeypatch.setattr(
+        parquet_file, "_read_group", lambda *key: read.append(key) or original(*key)
+    )
+    rows, _ = parquet_file.read_rows(path)
+    for turn in range(4):  # eight threads, each in a row group of its own
+        for row in rows[turn::4]:
+            parquet_file.read_row(path, row.offset)
+    assert sorted(read) == [(str(path), group) for group in range(8)]
+    bound = 3 * original(str(path), 0).nbytes
+    monkeypatch.setattr(parquet_file, "_KEPT_BYTES", bound)
+    parquet_file._kept.pop((str(path), 0))
+    parquet_file.read_row(path, rows[0].offset)
+    assert 0 < sum(column.nbytes for column, _ in parquet_file._kept.values()) <= bound
 
 
 @pytest.mark.parametrize("layout", ["tars", "parquet"])
