@@ -5,11 +5,14 @@ import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, expand_user, one_line
 from imagenet_jax.output import safe_streams
 from imagenet_jax.training.watchdog import exit_soon
+
+if TYPE_CHECKING:
+    from imagenet_jax.training.weights import Weights
 
 Overrides = list[tuple[str, str]]
 
@@ -50,6 +53,37 @@ def add_weights_key(p: argparse.ArgumentParser) -> None:
         help="the entry of a weights file that holds the state dict, such as model_ema (default: "
         "EMA weights if the file has any)",
     )  # fmt: skip
+
+
+def check_weights(args: argparse.Namespace) -> None:
+    """Raise UserError unless the flags name either a workdir's or a file's weights."""
+    if bool(args.workdir) == bool(args.weights) or bool(args.weights) != bool(args.config):
+        raise UserError("give either --workdir=DIR or --weights=FILE with --config=FILE")
+    if args.weights_key and not args.weights:
+        raise UserError("--weights_key goes with --weights")
+    if args.weights and args.checkpoint:
+        raise UserError("--checkpoint goes with --workdir")
+
+
+def open_weights(args: argparse.Namespace, overrides: Overrides) -> "Weights":
+    """Return what --workdir and --checkpoint, or --weights, --weights_key and --config, name.
+
+    What was chosen in a file is printed. Raises UserError where the weights cannot be read, or the
+    data is given and does not fit them.
+    """
+    from imagenet_jax import config as config_io
+    from imagenet_jax.training.weights import check_data, of_file, of_workdir
+
+    if args.workdir:
+        weights = of_workdir(expand_user(args.workdir), args.checkpoint or "latest", overrides)
+    else:
+        config = config_io.load(args.config, overrides)
+        weights = of_file(expand_user(args.weights), config, args.weights_key or "")
+        if weights.note:
+            print(weights.note, file=sys.stderr)
+    if args.weights or any(field.startswith("data.") for field, _ in overrides):
+        check_data(weights)
+    return weights
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:
@@ -106,7 +140,7 @@ def _code(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -
     except UserError as e:
         if "--debug" in argv:
             raise
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        print(f"error: {one_line(e, length=None)}", file=sys.stderr)
         return 1
     except PermissionError as e:
         if "--debug" in argv or not e.filename:

@@ -63,9 +63,9 @@ def _run(spec: str, path: str, arg: str) -> ConfigDict:
         except UserError:
             raise
         except Exception as e:
-            reason = e.args[0] if e.args else e
+            reason = one_line(e.args[0] if e.args else e, length=None)
             raise UserError(
-                f"config {spec!r}: get_config fails: {type(e).__name__}: {one_line(reason)}"
+                f"config {spec!r}: get_config fails: {type(e).__name__}: {reason}"
             ) from e
     if not isinstance(config, ConfigDict):
         raise UserError(

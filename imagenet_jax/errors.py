@@ -13,9 +13,9 @@ class UserError(Exception):
     """
 
 
-def one_line(reason: object) -> str:
-    """Return what `reason` says, short and without line breaks."""
-    return " ".join(str(reason).split())[:300]
+def one_line(reason: object, length: int | None = 300) -> str:
+    """Return what `reason` says, without line breaks and not longer than `length`."""
+    return " ".join(str(reason).split())[:length]
 
 
 def expand_user(path: str | Path) -> Path:

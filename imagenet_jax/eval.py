@@ -51,12 +51,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
     cli.add_process_flags(parser)
     args = parser.parse_args(argv)
-    if bool(args.workdir) == bool(args.weights) or bool(args.weights) != bool(args.config):
-        raise UserError("give either --workdir=DIR or --weights=FILE with --config=FILE")
-    if args.weights_key and not args.weights:
-        raise UserError("--weights_key goes with --weights")
-    if args.weights and (args.checkpoint or args.follow):
-        raise UserError("--checkpoint and --follow go with --workdir")
+    cli.check_weights(args)
+    if args.weights and args.follow:
+        raise UserError("--follow goes with --workdir")
     if args.by_class is not None and (args.follow or args.json == "-"):
         raise UserError("--by_class goes with neither --follow nor --json on standard output")
     if args.by_class == "" and not args.workdir:

@@ -19,7 +19,6 @@ in the folder. A bad file is reported and the others are done; the exit code is 
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from imagenet_jax import cli
@@ -45,30 +44,14 @@ def main(argv: Sequence[str]) -> int:
     add("--out", metavar="DIR|FILE.png", help="a folder of pictures, or one sheet")
     add("--config.FIELD", metavar="VALUE", help="set one field of the config")
     args = parser.parse_args(argv)
-    if bool(args.workdir) == bool(args.weights) or bool(args.weights) != bool(args.config):
-        raise UserError("give either --workdir=DIR or --weights=FILE with --config=FILE")
-    if args.weights_key and not args.weights:
-        raise UserError("--weights_key goes with --weights")
-    if args.weights and args.checkpoint:
-        raise UserError("--checkpoint goes with --workdir")
+    cli.check_weights(args)
     methods = METHODS if args.methods is None else tuple(dict.fromkeys(args.methods.split(",")))
     if args.layer != "?":
         _check(args, methods)
 
-    from imagenet_jax import config as config_io
     from imagenet_jax.studies.explanation import Request, explain_files, print_layers
-    from imagenet_jax.training.weights import check_data, of_file, of_workdir
 
-    if args.workdir:
-        workdir = expand_user(args.workdir)
-        weights = of_workdir(workdir, args.checkpoint or "latest", overrides)
-    else:
-        config = config_io.load(args.config, overrides)
-        weights = of_file(expand_user(args.weights), config, args.weights_key or "")
-        if weights.note:
-            print(weights.note, file=sys.stderr)
-    if args.weights or any(field.startswith("data.") for field, _ in overrides):
-        check_data(weights)
+    weights = cli.open_weights(args, overrides)
     if args.layer == "?":
         return print_layers(weights)
     request = Request(methods, args.layer or "", args.class_name or "", args.square or 0)

@@ -14,7 +14,6 @@ the others are done; the exit code is then 1.
   {"image": "cat.jpg", "predictions": [{"label": 281, "class": "tabby", "probability": 0.93}, ...]}
 """
 
-import sys
 from collections.abc import Sequence
 
 from imagenet_jax import cli
@@ -37,34 +36,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--html", metavar="FILE", help="write a page with pictures and bars too")
     parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
     args = parser.parse_args(argv)
-    if bool(args.workdir) == bool(args.weights) or bool(args.weights) != bool(args.config):
-        raise UserError("give either --workdir=DIR or --weights=FILE with --config=FILE")
-    if args.weights_key and not args.weights:
-        raise UserError("--weights_key goes with --weights")
-    if args.weights and args.checkpoint:
-        raise UserError("--checkpoint goes with --workdir")
+    cli.check_weights(args)
     if args.top < 1:
         raise UserError(f"--top={args.top}: give at least 1")
     page = expand_user(args.html) if args.html else None
     if page and not page.parent.is_dir():
         raise UserError(f"--html={page}: the folder {page.parent} does not exist")
 
-    from imagenet_jax import config as config_io
     from imagenet_jax.data.loose_images import find_images
     from imagenet_jax.reporting.predictions import report
     from imagenet_jax.training.prediction import predict_images
-    from imagenet_jax.training.weights import check_data, of_file, of_workdir
 
-    if args.workdir:
-        workdir = expand_user(args.workdir)
-        weights = of_workdir(workdir, args.checkpoint or "latest", overrides)
-    else:
-        config = config_io.load(args.config, overrides)
-        weights = of_file(expand_user(args.weights), config, args.weights_key or "")
-        if weights.note:
-            print(weights.note, file=sys.stderr)
-    if args.weights or any(field.startswith("data.") for field, _ in overrides):
-        check_data(weights)
+    weights = cli.open_weights(args, overrides)
     images, problems = find_images(args.images)
     results = predict_images(weights, images, args.top)
     title = f"{weights.config.model.name}, {weights.origin}"

@@ -58,7 +58,7 @@ CONFIG = f"--config={REPOSITORY}/configs/quickstart.py"
         ([], ["--workdir=DIR", "--weights=FILE with --config=FILE"]),
         (["--weights={file}"], ["with --config=FILE"]),
         (["--workdir=x", "--weights={file}", CONFIG], ["either"]),
-        (["--weights={file}", CONFIG, "--follow"], ["--follow go with --workdir"]),
+        (["--weights={file}", CONFIG, "--follow"], ["--follow goes with --workdir"]),
         (["--workdir=x", "--weights_key=ema"], ["--weights_key goes with --weights"]),
         (
             ["--weights={file}", CONFIG, "--weights_key=ema"],

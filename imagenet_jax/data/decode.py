@@ -20,7 +20,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from imagenet_jax.data import jpeg_header, resample
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, one_line
 
 MAX_BYTES = 2**30  # memory to decode and resample one image, besides its file
 CROP_DRAWS = 22  # uniforms that one random crop may use: 10 tries of (area, ratio), then (y, x)
@@ -120,7 +120,7 @@ def _formats() -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _check_memory(width: int, height: int, bytes_per_pixel: int) -> None:

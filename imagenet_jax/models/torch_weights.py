@@ -19,7 +19,7 @@ from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from imagenet_jax import models, strict_json
-from imagenet_jax.errors import UserError, expand_user
+from imagenet_jax.errors import UserError, expand_user, one_line
 from imagenet_jax.files import part_of
 from imagenet_jax.models import vgg
 from imagenet_jax.models.identify import other_model
@@ -146,7 +146,7 @@ def save(state_dict: StateDict, path: str | Path, class_names: tuple[str, ...] =
         part.replace(path)
     except (OSError, SafetensorError) as e:
         part.unlink(missing_ok=True)
-        raise UserError(f"weights file {path} cannot be written: {' '.join(str(e).split())}") from e
+        raise UserError(f"weights file {path} cannot be written: {one_line(e)}") from e
 
 
 def _abstract(config: Config) -> tuple[Tree, Tree]:

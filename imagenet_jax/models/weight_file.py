@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from imagenet_jax.errors import UserError, expand_user
+from imagenet_jax.errors import UserError, expand_user, one_line
 from imagenet_jax.models.weight_file_kind import kind, pickle_problem
 from imagenet_jax.models.weight_names import rename, shorten
 
@@ -122,7 +122,7 @@ def _read_safetensors(path: Path, origin: str) -> dict[str, np.ndarray]:
     try:
         tensors = deserialize(data)
     except SafetensorError as e:
-        reason = " ".join(str(e).split())
+        reason = one_line(e)
         if "incomplete" in reason.lower():
             reason = "it is cut off; copy or download it again"
         raise UserError(f"{origin} cannot be read: {reason}") from e

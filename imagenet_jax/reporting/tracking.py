@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from imagenet_jax import strict_json
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.files import part_of
 from imagenet_jax.reporting.writers import Histogram, Values, Writer
 
@@ -114,7 +114,7 @@ class BackgroundWriter(Writer):
         try:
             writer = self._open()
         except Exception as e:  # of whatever kind: training does not depend on it
-            self._fail(f"cannot be used ({_one_line(e)}); going on without it")
+            self._fail(f"cannot be used ({_named(e)}); going on without it")
         while (call := self._queue.get()) is not None:
             if writer:
                 self._try(call, writer)
@@ -125,7 +125,7 @@ class BackgroundWriter(Writer):
         try:
             call(writer)
         except Exception as e:
-            self._fail(f"does not take what it is sent ({_one_line(e)}); going on")
+            self._fail(f"does not take what it is sent ({_named(e)}); going on")
 
     def _fail(self, text: str) -> None:
         if not self._told:
@@ -137,5 +137,5 @@ def _close(writer: Writer) -> None:
     writer.close()
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+def _named(error: Exception) -> str:
+    return one_line(f"{type(error).__name__}: {error}")

@@ -11,7 +11,7 @@ from imagenet_jax import strict_json
 from imagenet_jax.config import flatten
 from imagenet_jax.data.order import in_steps
 from imagenet_jax.data.sources import open_source
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.reporting.report.records import Run
 from imagenet_jax.studies.report_images import look
 from imagenet_jax.training.checkpoint import open_to_read
@@ -52,7 +52,7 @@ def read_run(
         weights = of_workdir(workdir, str(step), overrides)
         predicted, explained = look(weights, step, own_measured(workdir)["data"])
     except UserError as e:
-        missing = _with_way_out(" ".join(str(e).split()))
+        missing = _with_way_out(one_line(e, length=None))
         if checkpoint not in ("latest", "best") and "--checkpoint=" in missing:
             raise
     return Run(

@@ -5,6 +5,8 @@ import os
 import shutil
 from pathlib import Path
 
+from imagenet_jax.errors import one_line
+
 _ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 # Beside the arrays: names, shapes, shardings, and blocks that are not full.
 _OVERHEAD_BYTES = 2**20
@@ -25,6 +27,6 @@ def reason(error: Exception) -> str:
     """One line; of tensorstore's long ones what the system said at their end."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = " ".join(str(error).split())
+    text = one_line(error, length=None)
     known = [os.strerror(code) for code in _ERRORS if os.strerror(code) in text]
     return known[0] if known else text[:300]

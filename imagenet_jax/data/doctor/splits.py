@@ -8,7 +8,7 @@ from imagenet_jax.data.folder import LayoutSource
 from imagenet_jax.data.recognize import recognize
 from imagenet_jax.data.sources import Source, open_tfds
 from imagenet_jax.data.walk import Note
-from imagenet_jax.errors import UserError, reading_files
+from imagenet_jax.errors import UserError, one_line, reading_files
 
 
 @dataclass
@@ -71,9 +71,7 @@ def _open_tfds(path: Path) -> DataSet:
         info = tfds.builder_from_directory(str(path)).info
         name, splits = info.name, list(info.splits)
     except Exception as e:
-        raise UserError(
-            f"{path} is not a readable tfds directory: {' '.join(str(e).split())[:300]}"
-        ) from e
+        raise UserError(f"{path} is not a readable tfds directory: {one_line(e)}") from e
     if not splits:
         raise UserError(f"{path} has no splits; prepare it again")
     return DataSet(path, name, "tfds", {split: open_tfds(path, split) for split in splits})

@@ -14,6 +14,7 @@ from imagenet_jax.data.doctor.inspection import HASH_BYTES, Facts, inspect
 from imagenet_jax.data.preparation.pool import Pool
 from imagenet_jax.data.preparation.progress import Reporter
 from imagenet_jax.data.sources import Source
+from imagenet_jax.errors import one_line
 
 _NO_LABEL = -1  # tfds's mark of test images, and ours of a record that cannot be read
 _CHUNK = 64  # records to a task: enough to forget its overhead, few enough for a smooth bar
@@ -95,7 +96,7 @@ def _survey(source: Source, start: int, stop: int) -> _Part:
             record = source[i]
         except Exception as e:  # a file that is gone or a shard that is damaged
             row["label"] = _NO_LABEL
-            reason = printable(" ".join(str(e).split()))
+            reason = printable(one_line(e))
             found.append((i, "unreadable", f"record {i}", reason))
             continue
         facts: Facts = inspect(record["image"], record["id"])
