@@ -1,5 +1,6 @@
 """From a finished workdir to a published baseline."""
 
+import math
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -69,6 +70,7 @@ def publish(
         _require_known_code(workdir, provenance)
     run = experiment_of(workdirs.read_config(workdir, overrides))
     _require_same_data(workdir, provenance, run)
+    _require_one_batch_size(workdir, run)
     checkpoints = open_to_read(workdir, config)
     latest, step = checkpoints.find("latest"), checkpoints.find(checkpoint)
     if latest < run.total_steps:
@@ -159,6 +161,19 @@ def _require_same_data(workdir: Path, provenance: dict[str, Any], run: Experimen
                 f"trained with, or the same stored otherwise ({fingerprint}, not "
                 f"{provenance['data'].get(split)}): say where those are with "
                 "--config.data.path=DIR"
+            )
+
+
+def _require_one_batch_size(workdir: Path, run: Experiment) -> None:
+    """UserError if config.json alone does not say which records each step trained on."""
+    for line in baseline.read_lines(workdir / "metrics.jsonl"):
+        here = run.epoch_at(line["step"])
+        if "epoch" in line and not math.isclose(line["epoch"], here, rel_tol=1e-9):
+            raise UserError(
+                f"{workdir} changed its batch size in mid-run: step {line['step']} is at epoch "
+                f"{line['epoch']:.6g}, not {here:.6g} as with config.batch_size = "
+                f"{run.config.batch_size} from the start. Nobody can reproduce such a run from its "
+                "config: train it again in another --workdir"
             )
 
 

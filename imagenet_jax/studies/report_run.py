@@ -15,7 +15,7 @@ from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.reporting.report.records import Run
 from imagenet_jax.studies.report_images import look
 from imagenet_jax.training.checkpoint import open_to_read
-from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.experiment import Experiment, experiment_of
 from imagenet_jax.training.measured import is_own, own_measured, require_own_settings
 from imagenet_jax.training.recipe import recipe_of
 from imagenet_jax.training.running import is_training
@@ -79,7 +79,11 @@ def _lengths(
     tell them."""
     try:
         run = experiment_of(config)
-        return len(run.source), float(run.steps_per_epoch), run.total_steps
+        per_epoch, total = float(run.steps_per_epoch), run.total_steps
+        trained = [line for line in metrics if "epoch" in line]
+        if trained:
+            total = total_steps(trained[-1], config.epochs, run)
+        return len(run.source), per_epoch, total
     except UserError:
         pass
     try:
@@ -91,6 +95,17 @@ def _lengths(
             per_epoch = line["step"] / line["epoch"]
             return images, per_epoch, math.ceil(in_steps(config.epochs, per_epoch))
     return images, None, None
+
+
+def total_steps(line: dict[str, Any], epochs: float, run: Experiment) -> int:
+    """Return the last step of a run of `epochs` that the `line` of metrics.jsonl is from.
+
+    Another batch size before that line puts the line's step at another epoch than `run` does.
+    """
+    if math.isclose(line["epoch"], run.epoch_at(line["step"]), rel_tol=1e-9):
+        return run.total_steps
+    left = (epochs - line["epoch"]) * float(run.steps_per_epoch)
+    return line["step"] + max(0, math.ceil(round(left, 6)))
 
 
 def _status(workdir: Path, metrics: list[dict[str, Any]], total: int | None) -> str:

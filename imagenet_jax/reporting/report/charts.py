@@ -1,5 +1,6 @@
 """The charts of a report as values: the page and the PNGs draw the same ones."""
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Sequence
@@ -124,17 +125,27 @@ def _line(
     if not lines:
         return []
     lines = lines[:: math.ceil(len(lines) / MOST_POINTS)]
-    scale = (run.steps_per_epoch or 1) if in_epochs else 1
     return [
         Series(
             index,
             role,
             name,
-            [line["step"] / scale for line in lines],
+            _epochs(run, lines) if in_epochs else [line["step"] for line in lines],
             [finite(line[field]) for line in lines],
             [f"step {line['step']:,}" for line in lines],
         )
     ]
+
+
+def _epochs(run: Run, lines: list[dict[str, Any]]) -> list[float | None]:
+    """Return where the lines are in epochs: as written, or from the last line before that says."""
+    known = {0: 0.0} | {line["step"]: line["epoch"] for line in run.metrics if "epoch" in line}
+    steps = sorted(known)
+    found: list[float | None] = []
+    for line in lines:
+        last = steps[bisect.bisect_right(steps, line["step"]) - 1]
+        found.append(known[last] + (line["step"] - last) / (run.steps_per_epoch or 1))
+    return found
 
 
 def thinned(runs: Sequence[Run]) -> bool:
