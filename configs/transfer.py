@@ -21,6 +21,7 @@ def get_config(model: str = "resnet50") -> ConfigDict:
     c.batch_size = 64
     c.model.dtype = "bfloat16"
     c.init.weights = f"{model}.safetensors"  # what `python -m imagenet_jax.convert` makes
+    c.init.new_head = True  # for other classes, even if there are equally many
     c.data.source = "folder"
     c.data.path = "~/images"
     c.data.holdout = 0.2

@@ -39,7 +39,7 @@ def pretrained(tmp_path_factory):
     config = config_io.load(
         "configs/transfer.py:resnet18",
         [tuple(x.split("=")) for x in SMALL]
-        + [("init.weights", ""), ("data.path", str(root / "data")),
+        + [("init.weights", ""), ("init.new_head", "false"), ("data.path", str(root / "data")),
            ("model.num_classes", "5"), ("epochs", "6"),
            ("optim.freeze_epochs", "0"), ("optim.peak_lr", "0.3"), ("augment.flip", "false"),
            ("optim.layer_decay", "1"), ("checkpoint.every_epochs", "0")],
