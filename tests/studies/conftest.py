@@ -15,8 +15,10 @@ class Finished(NamedTuple):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, digits_path):
     """A run of 8 steps, to its end: (workdir, config)."""
+    from imagenet_jax import config as config_io
     from imagenet_jax.training import loop
 
+    config_io.executed.clear()  # other tests load configs in this process
     config, workdir = tiny_config(digits_path), tmp_path_factory.mktemp("finished") / "run"
     assert loop.train(config, workdir) == 0
     return Finished(workdir, config)
