@@ -190,7 +190,7 @@ def _has_classes(root: Path) -> bool:
 
 
 def _holds_image(folder: Path, depth: int) -> bool:
-    """Whether an image is in `folder` or so many folders below; True where that cannot be seen."""
+    """Whether an image is in `folder` or up to `depth` folders below; True if unreadable."""
     try:
         names = [entry.name for entry in list_folder(folder) if not is_hidden(entry.name)]
         return any(map(is_image, names)) or (

@@ -31,7 +31,7 @@ def in_steps(epochs: float, steps_per_epoch: Fraction | float) -> Fraction:
 
     The product is exact. If it differs from a whole number by no more than the rounding of
     `epochs`, as with epochs = steps / steps_per_epoch, it is that whole number. The caller rounds
-    fractions: `math.ceil` gives the first step that starts after so many epochs.
+    fractions: `math.ceil` gives the first step that starts after `epochs`.
     """
     steps = Fraction(epochs) * Fraction(steps_per_epoch)
     whole = Fraction(round(steps))

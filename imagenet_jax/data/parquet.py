@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from imagenet_jax import strict_json
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, one_line
 
 _IMAGES, _LABELS = ("image", "img", "jpg"), ("label", "labels", "cls")
 _KEPT_BYTES = 2**30  # of row groups in memory
@@ -53,7 +53,7 @@ def _read_group(path: str, group: int) -> Any:
         try:
             column = file.read_row_group(group, columns=[name], use_threads=False)[name]
         except (OSError, pyarrow.ArrowException) as e:
-            raise UserError(f"{path} is damaged: {' '.join(str(e).split())[:200]}") from e
+            raise UserError(f"{path} is damaged: {one_line(e)}") from e
         if pyarrow.types.is_struct(column.type):
             column = pyarrow.compute.struct_field(column, "bytes")
     return column
@@ -103,9 +103,7 @@ def _open(path: Path) -> Any:
     try:
         return pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowException as e:
-        raise UserError(
-            f"{path} is not a parquet file, or is truncated: {' '.join(str(e).split())[:200]}"
-        ) from e
+        raise UserError(f"{path} is not a parquet file, or is truncated: {one_line(e)}") from e
 
 
 def _column(file: Any, wanted: tuple[str, ...], path: str) -> str:

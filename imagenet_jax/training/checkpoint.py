@@ -127,7 +127,8 @@ class Checkpoints:
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
         """Give checkpoint `step` the metrics that it was saved without.
 
-        Where that fails it lacks them still, and `failures` tells. Every process must call it.
+        If that fails, the checkpoint still lacks them and `failures` says why. Every process must
+        call it.
         """
         self._settle()
 

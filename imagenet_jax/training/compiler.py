@@ -69,7 +69,7 @@ def keep_programs(directory: Path) -> Iterator[None]:
 
 
 def _remove_unreadable(directory: Path, program: str) -> str:
-    """Remove the entries of `program` that are not whole; all of them if that cannot be told.
+    """Remove the entries of `program` that are not whole; all of them if that cannot be checked.
 
     Returns why one of them cannot be removed, "" where all were.
     """

@@ -36,7 +36,7 @@ def continue_at(
     schedules follow the records. The note says that an epoch is continued in another order, so that
     some of its records come twice and others not at all.
 
-    Raises UserError if the batch size changed where the records that are left cannot be told
+    Raises UserError if the batch size changed where the remaining records cannot be determined
     exactly, and if config.epochs is less than what is already trained.
     """
     saved, order = position.data, run.order

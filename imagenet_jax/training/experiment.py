@@ -186,7 +186,7 @@ def _course(config: ConfigDict, order: Order) -> dict[str, Any]:
 
 
 def _steps(epochs: float, order: Order) -> int:
-    """Return the step that completes so many epochs."""
+    """Return the step that completes `epochs`."""
     return math.ceil(in_steps(epochs, order.steps_per_epoch) - _shift(order))
 
 

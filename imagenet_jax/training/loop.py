@@ -229,6 +229,13 @@ def _train(
             show_mistakes(recorder, run, state, watched)
         return results
 
+    def save(step: int, *, required: bool) -> None:
+        """Save the state after `step`; only steps that every run saves are ranked."""
+        ranked_by = results if step in save_steps else None
+        saver.save(state, step, ranked_by)
+        if required:
+            saver.require(state, step, ranked_by)
+
     histograms = Histograms(run, recorder, idle)
     turns = traced(range(first + 1, last + 1), config, workdir, idle, recorder.say)
     with contextlib.closing(recorder), turns as steps:
@@ -272,9 +279,7 @@ def _train(
                     recorder.evaluated(step, results)
                 if step in save_steps or step == last:
                     idle()
-                    saver.save(state, step, results if step in save_steps else None)
-                if step == last:
-                    saver.require(state, step, results if step in save_steps else None)
+                    save(step, required=step == last)
                 if step % config.log.every_steps == 0:
                     saver.tell_failures()
                 number = agreed(step, stop.received)
@@ -282,8 +287,7 @@ def _train(
                     raise StopRequested(number)
         except StopRequested as e:
             if done:
-                saver.save(state, done, results if done in save_steps else None)
-                saver.require(state, done, results if done in save_steps else None)
+                save(done, required=True)
             where = f"after step {done}, saved" if done else "before the first step"
             recorder.end(f"stopped by signal {e.number} {where}; the same command continues")
             stop.saved(e)

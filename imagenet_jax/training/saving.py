@@ -56,7 +56,7 @@ class Saver:
     def complete(self, step: int, results: list[dict], *, required: bool) -> None:
         """Give the checkpoint that an earlier start saved at `step` the results it lacks.
 
-        Where that fails, raises UserError if `required`; otherwise it is told.
+        If that fails, raises UserError if `required`; otherwise reports it.
         """
         if self._flush(step):
             self._checkpoints.add_metrics(step, _numbers(results[0]))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from imagenet_jax.data.decode import UndecodableImage, decode, open_image
+from imagenet_jax.errors import one_line
 
 TINY = 32  # pixels; ImageNet's crops come out blurred from anything smaller
 HASH_BYTES = 16  # of SHA-256: no two of a billion images collide by chance
@@ -51,13 +52,13 @@ def inspect(encoded: bytes, name: str) -> Facts:
             kind, findings = "?", []
     about = dict.fromkeys(str(w.message) for w in warned if issubclass(w.category, UserWarning))
     if about:
-        findings.append(("odd_metadata", " ".join("; ".join(about).split())))
+        findings.append(("odd_metadata", one_line("; ".join(about), length=None)))
     try:
         height, width = decode(encoded).shape[:2]
     except Exception as e:
         what = str(e) if isinstance(e, UndecodableImage) else f"{type(e).__name__}: {e}"
         damage = "truncated" if encoded and _ends_early(encoded) else "unreadable"
-        return Facts(digest, len(encoded), 0, 0, kind, ((damage, " ".join(what.split())),))
+        return Facts(digest, len(encoded), 0, 0, kind, ((damage, one_line(what, length=None)),))
     if min(height, width) < TINY:
         findings.append(("tiny", f"{width}x{height} pixels"))
     if _ends_early(encoded):
