@@ -9,10 +9,10 @@ from PIL import Image
 _SOI = 2  # bytes
 
 
-def encode(image, **options):
-    """A JPEG by Pillow."""
+def encode(image, kind="JPEG", **options):
+    """The bytes of an image file of this kind."""
     file = io.BytesIO()
-    image.save(file, "JPEG", **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
