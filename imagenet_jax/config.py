@@ -119,9 +119,12 @@ def importing_beside(path: str) -> Iterator[None]:
 
 
 def files_of(modules: Iterable[ModuleType]) -> set[Path]:
-    """Return the files that made the modules."""
-    files = (getattr(module, "__file__", None) for module in modules)
-    return {Path(file).resolve() for file in files if file}
+    """Return the files that made the modules.
+
+    Python's import system gives absolute paths; a relative one names no file, as in `torch.classes`.
+    """
+    files = (Path(getattr(module, "__file__", None) or "") for module in modules)
+    return {file.resolve() for file in files if file.is_absolute()}
 
 
 def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> None:

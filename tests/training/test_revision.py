@@ -91,6 +91,15 @@ def test_a_neighbor_of_the_config_and_a_module_of_the_package_count(checkout, mo
     assert got["git_untracked"] == ["configs_beside.py", "imagenet_jax/extra.py"]
 
 
+def test_a_module_without_a_file_does_not_count(checkout, monkeypatch):
+    """torch.classes and torch.ops, objects of torch's own, say `__file__ = "_classes.py"`."""
+    monkeypatch.chdir(checkout)
+    made_up = types.ModuleType("made_up")
+    made_up.__file__ = "_classes.py"
+    monkeypatch.setitem(sys.modules, "made_up", made_up)
+    assert revision_of(checkout)["git_untracked"] == []
+
+
 def test_an_installed_package_is_not_the_repository_around_it(checkout):
     site = checkout / "venv/lib/python3/site-packages"
     package = site / "imagenet_jax"
