@@ -121,7 +121,7 @@ def importing_beside(path: str) -> Iterator[None]:
 def files_of(modules: Iterable[ModuleType]) -> set[Path]:
     """Return the files that made the modules.
 
-    Python's import system gives absolute paths; a relative one names no file, as in `torch.classes`.
+    Python's import system gives absolute paths. A relative one, as in `torch.classes`, is no file.
     """
     files = (Path(getattr(module, "__file__", None) or "") for module in modules)
     return {file.resolve() for file in files if file.is_absolute()}
