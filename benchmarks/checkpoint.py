@@ -19,8 +19,8 @@ import jax
 
 from imagenet_jax import cli
 from imagenet_jax import config as config_io
+from imagenet_jax.debug.cost import bare_step, initial_state_of, random_batch
 from imagenet_jax.training.checkpoint import Checkpoints, Position
-from imagenet_jax.training.step_cost import bare_step, initial_state_of, random_batch
 
 SAVE_EVERY = 500  # steps
 

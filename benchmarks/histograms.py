@@ -18,9 +18,9 @@ import jax
 
 from imagenet_jax import cli
 from imagenet_jax import config as config_io
-from imagenet_jax.training.histograms import compile_histograms
+from imagenet_jax.debug.cost import bare_step, initial_state_of, random_batch
+from imagenet_jax.debug.histograms import compile_histograms
 from imagenet_jax.training.state import graph_of
-from imagenet_jax.training.step_cost import bare_step, initial_state_of, random_batch
 
 
 def measure(config: Any, rounds: int) -> dict[str, float]:

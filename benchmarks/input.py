@@ -57,9 +57,9 @@ def ours(
     import numpy as np
     from PIL import Image
 
+    from imagenet_jax.config.fields import defaults
     from imagenet_jax.data import pipeline, sources
     from imagenet_jax.data.tfds_format import write_dataset
-    from imagenet_jax.defaults import defaults
 
     path = directory / f"ours{resize}" / "1.0.0"
     if not path.exists():

@@ -29,8 +29,8 @@ def resident() -> float:
 
 def growth(records: int, directory: str) -> dict[str, float]:
     """Resident MiB after each tenth of `records`."""
+    from imagenet_jax.config.fields import defaults
     from imagenet_jax.data import digits, pipeline, sources
-    from imagenet_jax.defaults import defaults
 
     path = Path(directory) / "digits" / "1.0.0"
     digits.prepare(path)
@@ -57,8 +57,8 @@ def growth(records: int, directory: str) -> dict[str, float]:
 def peak(batch_size: int) -> dict[str, float]:
     """Peak MiB over that before the first batch, after 12 batches, and of the batch alone."""
     from benchmarks.input import photographs
+    from imagenet_jax.config.fields import defaults
     from imagenet_jax.data import decode, pipeline, sources
-    from imagenet_jax.defaults import defaults
 
     class Photographs(sources.SyntheticSource):
         def __init__(self) -> None:

@@ -15,7 +15,7 @@ import jax
 
 from imagenet_jax import cli
 from imagenet_jax import config as config_io
-from imagenet_jax.training.step_cost import step_cost
+from imagenet_jax.debug.cost import step_cost
 
 
 def measure(config: Any, repeats: int = 5, steps: int = 10) -> dict[str, Any]:

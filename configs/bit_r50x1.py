@@ -11,7 +11,7 @@ norms on ResNet-50 at 4,096 images: group norm with weight standardisation).
 
 from ml_collections import ConfigDict
 
-from imagenet_jax.defaults import defaults
+from imagenet_jax.config.fields import defaults
 
 
 def get_config(arg: str = "") -> ConfigDict:

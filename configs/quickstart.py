@@ -8,7 +8,7 @@ The digits are written once as PNGs in the format that ImageNet uses and read by
 
 from ml_collections import ConfigDict
 
-from imagenet_jax.defaults import defaults
+from imagenet_jax.config.fields import defaults
 
 
 def get_config(arg: str = "") -> ConfigDict:

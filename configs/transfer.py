@@ -12,7 +12,7 @@ The learning rate is in the middle of the range, 1e-4 to 0.1 at batch 256, that 
 
 from ml_collections import ConfigDict
 
-from imagenet_jax.defaults import defaults
+from imagenet_jax.config.fields import defaults
 
 
 def get_config(model: str = "resnet50") -> ConfigDict:

@@ -9,7 +9,7 @@ Published top-1: 71.59 %, top-5: 90.38 % (single centre crop of 224 from 256).
 
 from ml_collections import ConfigDict
 
-from imagenet_jax.defaults import defaults
+from imagenet_jax.config.fields import defaults
 
 
 def get_config(arg: str = "", model: str = "vgg16", peak_lr: float = 0.01) -> ConfigDict:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from imagenet_jax.errors import UserError, expand_user, one_line
 from imagenet_jax.output import safe_streams
-from imagenet_jax.training.watchdog import exit_soon
+from imagenet_jax.runtime.watchdog import exit_soon
 
 if TYPE_CHECKING:
-    from imagenet_jax.training.weights import Weights
+    from imagenet_jax.training.load_weights import Weights
 
 Overrides = list[tuple[str, str]]
 
@@ -72,7 +72,7 @@ def open_weights(args: argparse.Namespace, overrides: Overrides) -> "Weights":
     data is given and does not fit them.
     """
     from imagenet_jax import config as config_io
-    from imagenet_jax.training.weights import check_data, of_file, of_workdir
+    from imagenet_jax.training.load_weights import check_data, of_file, of_workdir
 
     if args.workdir:
         weights = of_workdir(expand_user(args.workdir), args.checkpoint or "latest", overrides)

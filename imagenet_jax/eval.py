@@ -60,13 +60,13 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--by_class=DIR says where its files go: there is no workdir")
 
     from imagenet_jax import config as config_io
-    from imagenet_jax.reporting.tables import print_result, write_json
-    from imagenet_jax.training import distributed
-    from imagenet_jax.training.classwise import write_by_class
-    from imagenet_jax.training.evaluation import evaluate_file, evaluate_workdir
-    from imagenet_jax.training.measured import result_stem, why_variant
-    from imagenet_jax.training.processes import on_first
-    from imagenet_jax.training.weights import of_file, of_workdir
+    from imagenet_jax.classify.write_by_class import write_by_class
+    from imagenet_jax.logs.tables import print_result, write_json
+    from imagenet_jax.runtime import distributed
+    from imagenet_jax.runtime.measured import result_stem, why_variant
+    from imagenet_jax.runtime.processes import on_first
+    from imagenet_jax.training.evaluate import evaluate_file, evaluate_workdir
+    from imagenet_jax.training.load_weights import of_file, of_workdir
 
     distributed.start(args.coordinator, args.num_processes, args.process_id)
     workdir = expand_user(args.workdir) if args.workdir else None

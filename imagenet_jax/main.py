@@ -3,8 +3,8 @@
   python -m imagenet_jax.main --config=configs/resnet50.py --workdir=runs/resnet50
 
 Run the same command again and it continues from the last checkpoint, in mid-epoch, on the same
-samples. Any field of the config can be set on the command line; imagenet_jax/defaults.py documents
-them all:
+samples. Any field of the config can be set on the command line; imagenet_jax/config/fields.py
+documents them all:
 
   --config.batch_size=1024 --config.data.path=/data/imagenet --config.optim.nesterov=true
 
@@ -56,9 +56,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--workdir=DIR says where the run is written; --dry_run needs none")
 
     from imagenet_jax import config as config_io  # jax is imported after --help was answered
-    from imagenet_jax.training import distributed
-    from imagenet_jax.training.dry_run import dry_run
-    from imagenet_jax.training.loop import train
+    from imagenet_jax.debug.dry_run import dry_run
+    from imagenet_jax.runtime import distributed
+    from imagenet_jax.train import train
 
     config = config_io.load(args.config, overrides)
     if args.dry_run:

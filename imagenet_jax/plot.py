@@ -18,8 +18,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", required=True, metavar="FILE", help="the picture to write")
     args = parser.parse_args(argv)
 
-    from imagenet_jax.reporting.plots import plot_run, read_metrics
-    from imagenet_jax.training.evaluation import predict_samples
+    from imagenet_jax.report.plots import plot_run, read_metrics
+    from imagenet_jax.training.evaluate import predict_samples
 
     workdir = expand_user(args.workdir)
     samples = predict_samples(workdir, 24)

@@ -43,9 +43,9 @@ def main(argv: Sequence[str]) -> int:
     if page and not page.parent.is_dir():
         raise UserError(f"--html={page}: the folder {page.parent} does not exist")
 
+    from imagenet_jax.classify.images import predict_images
+    from imagenet_jax.classify.page import report
     from imagenet_jax.data.loose_images import find_images
-    from imagenet_jax.reporting.predictions import report
-    from imagenet_jax.training.prediction import predict_images
 
     weights = cli.open_weights(args, overrides)
     images, problems = find_images(args.images)

@@ -50,13 +50,13 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("give WORKDIR and --out=baselines/NAME, or --table")
 
     if args.table:
-        from imagenet_jax.studies import results_table
+        from imagenet_jax.baselines import results_table
 
         readme = expand_user(args.table)
         print(results_table.update(readme, readme.parent / "baselines", check=args.check))
         return 0
 
-    from imagenet_jax.studies.publishing import publish
+    from imagenet_jax.baselines.publishing import publish
 
     line = publish(
         expand_user(args.workdir),

@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     if args.full and args.steps is not None:
         raise UserError("give either --steps=N or --full")
 
-    from imagenet_jax.studies.reproduction import reproduce
+    from imagenet_jax.baselines.reproduction import reproduce
 
     return reproduce(
         expand_user(args.baseline),

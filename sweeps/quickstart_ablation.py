@@ -4,7 +4,7 @@ python -m imagenet_jax.sweep --sweep=sweeps/quickstart_ablation.py --jobs=2 --ou
 python -m imagenet_jax.sweep --table --out=runs/ablation --plot=docs/ablation.png
 """
 
-from imagenet_jax.studies.sweep import Sweep
+from imagenet_jax.sweep.plan import Sweep
 
 
 def get_sweep() -> Sweep:

@@ -32,6 +32,12 @@ hypothesis.settings.load_profile("shared")
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# After the variables above, because these import jax.
+from filled_model import filled  # noqa: E402, F401
+from finished_run import baseline, finished  # noqa: E402, F401
+from light_loop import history, light  # noqa: E402, F401
+from miniature_tars import tars  # noqa: E402, F401
+
 REPOSITORY = Path(__file__).parents[1]
 
 
@@ -47,7 +53,7 @@ def digits_path(tmp_path_factory):
 
 def tiny_model(name, **fields):
     """`config.model` of a sixteenth of the width and 7 classes, with these fields."""
-    from imagenet_jax.defaults import defaults
+    from imagenet_jax.config.fields import defaults
 
     config = defaults(name).model
     config.width, config.num_classes = 1 / 16, 7
@@ -58,7 +64,7 @@ def tiny_model(name, **fields):
 
 def tiny_config(path, model="resnet18"):
     """48 training digits to a batch, 16x16 pixels, 4 channels: a step takes milliseconds."""
-    from imagenet_jax.defaults import defaults
+    from imagenet_jax.config.fields import defaults
 
     c = defaults(model)
     c.epochs = 0.25
@@ -156,7 +162,7 @@ def saved_run(tmp_path_factory, digits_path):
     import jax
     import numpy as np
 
-    from imagenet_jax.training import workdir as workdirs
+    from imagenet_jax.runtime import workdir as workdirs
     from imagenet_jax.training.checkpoint import Checkpoints, Position
     from imagenet_jax.training.data_position import data_position
     from imagenet_jax.training.experiment import experiment_of

@@ -8,8 +8,8 @@ import numpy as np
 from conftest import tiny_config
 from PIL import Image
 
-from imagenet_jax import prepare as door
 from imagenet_jax.data import sources
+from imagenet_jax.prepare import __main__ as door
 
 WNIDS = ("n01440764", "n01443537", "n02012849", "n15075141")
 LABELS = (0, 1, 134, 999)  # of torchvision's list

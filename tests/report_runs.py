@@ -2,15 +2,8 @@
 
 import numpy as np
 
-from imagenet_jax.reporting.classification import by_class, reliability
-from imagenet_jax.reporting.report.records import (
-    Explained,
-    FeatureMaps,
-    Pair,
-    Predicted,
-    Run,
-    Sample,
-)
+from imagenet_jax.classify.by_class import by_class, reliability
+from imagenet_jax.report.records import Explained, FeatureMaps, Pair, Predicted, Run, Sample
 
 STEPS_PER_EPOCH = 22.5
 

@@ -113,7 +113,7 @@ def test_undecodable_image_is_named(folder, tmp_path, fails, damage):
 
 
 def test_image_that_vanishes_is_named(folder, tmp_path, fails, monkeypatch):
-    from imagenet_jax.training import loop
+    from imagenet_jax import train as loop
 
     real = loop.create_state
 

@@ -13,9 +13,9 @@ from imagenet_jax import main as main_door
 from imagenet_jax import predict as predict_door
 from imagenet_jax.data import digits, pipeline, sources
 from imagenet_jax.data.augment import normalize
-from imagenet_jax.studies.explanation import model_of
-from imagenet_jax.training.initialization import read_initial_weights, require_its_classes
-from imagenet_jax.training.weights import of_workdir
+from imagenet_jax.explain.explanation import model_of
+from imagenet_jax.training.init_weights import read_initial_weights, require_its_classes
+from imagenet_jax.training.load_weights import of_workdir
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from imagenet_jax import convert, models
-from imagenet_jax.defaults import defaults
+from imagenet_jax.config.fields import defaults
 from imagenet_jax.errors import UserError
-from imagenet_jax.models import torch_weights
-from imagenet_jax.models.identify import identify
+from imagenet_jax.weights import torch_names
+from imagenet_jax.weights.identify import identify
 
 
 def state_dict_of(name, classes=7, width=1 / 8, **fields):
@@ -28,7 +28,7 @@ def state_dict_of(name, classes=7, width=1 / 8, **fields):
         lambda x: rng.normal(size=x.shape).astype(np.float32),
         (nnx.to_pure_dict(params), nnx.to_pure_dict(stats)),
     )
-    return torch_weights.to_torch(*trees, config)
+    return torch_names.to_torch(*trees, config)
 
 
 @pytest.mark.parametrize("name", [n for n in models.names() if not n.startswith("bit")])
@@ -82,20 +82,20 @@ def test_a_workdir_comes_out_with_its_average_and_its_class_names(saved_run, tmp
     np.testing.assert_array_equal(
         written["layer3.1.conv2.weight"], np.einsum("hwio->oihw", np.asarray(kernel))
     )
-    torch_weights.from_torch(written, config.model)
+    torch_names.from_torch(written, config.model)
     with safe_open(target, framework="numpy") as file:
         names = json.loads(file.metadata()["class_names"])
     assert names == [str(digit) for digit in range(10)]
     again = tmp_path / "again.safetensors"  # a conversion of the conversion keeps them
     convert.main([f"--from={target}", f"--to={again}"])
-    assert torch_weights.load_class_names(again) == tuple(names)
+    assert torch_names.load_class_names(again) == tuple(names)
 
 
 def test_metadata_of_others_is_not_taken_for_class_names(tmp_path):
     for i, text in enumerate(("ant, bee", '{"0": "ant"}')):
         path = tmp_path / f"{i}.safetensors"
         save_file({"x": np.zeros(1)}, path, {"class_names": text})
-        assert torch_weights.load_class_names(path) == ()
+        assert torch_names.load_class_names(path) == ()
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import jax
 import optax
 import pytest
 
+from imagenet_jax import train as loop
 from imagenet_jax.data import sources
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import evaluation, leaves, loop
-from imagenet_jax.training.evaluation import Evaluator, evaluate_workdir
+from imagenet_jax.training import evaluate, leaves
+from imagenet_jax.training.evaluate import Evaluator, evaluate_workdir
 from imagenet_jax.training.experiment import evaluation_of
 from imagenet_jax.training.state import create_state
 
@@ -22,9 +23,9 @@ from imagenet_jax.training.state import create_state
 def test_every_image_is_counted_once_whatever_the_batch(tiny, batch_size, split):
     tiny.eval.batch_size = batch_size
     tiny.data.eval_split = split
-    evaluation = evaluation_of(tiny)
-    state = create_state(tiny.model, optax.identity(), False, evaluation.mesh, 0)
-    (result,) = Evaluator(evaluation)(state)
+    evaluate = evaluation_of(tiny)
+    state = create_state(tiny.model, optax.identity(), False, evaluate.mesh, 0)
+    (result,) = Evaluator(evaluate)(state)
     assert result["count"] == len(sources.open_source(tiny.data, split))
     right = result["top1"] * result["count"]
     assert right == pytest.approx(round(right))  # a whole number of images
@@ -34,9 +35,9 @@ def test_metrics_do_not_depend_on_the_batch(tiny):
     results = []
     for batch_size in (8, 120, 368):
         tiny.eval.batch_size = batch_size
-        evaluation = evaluation_of(tiny)
-        state = create_state(tiny.model, optax.identity(), False, evaluation.mesh, 0)
-        results.append(Evaluator(evaluation)(state)[0])
+        evaluate = evaluation_of(tiny)
+        state = create_state(tiny.model, optax.identity(), False, evaluate.mesh, 0)
+        results.append(Evaluator(evaluate)(state)[0])
     for result in results[1:]:
         assert result["top1"] == results[0]["top1"]
         assert result["top5"] == results[0]["top5"]
@@ -93,7 +94,7 @@ def removing(saved_run, tmp_path, monkeypatch):
         shutil.copytree(workdir / "checkpoints" / "3", workdir / "checkpoints" / str(step))
     require_same = leaves.require_same
     monkeypatch.setattr(
-        evaluation, "Evaluator", lambda _: lambda state: [{"weights": "ema", "top1": 0.5}]
+        evaluate, "Evaluator", lambda _: lambda state: [{"weights": "ema", "top1": 0.5}]
     )
 
     def start(step, leave=()):

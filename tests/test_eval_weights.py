@@ -9,8 +9,8 @@ from safetensors.numpy import load_file, save_file
 from imagenet_jax import config as config_io
 from imagenet_jax import convert
 from imagenet_jax import eval as eval_door
-from imagenet_jax.reporting.tables import print_result
-from imagenet_jax.training.evaluation import evaluate_workdir
+from imagenet_jax.logs.tables import print_result
+from imagenet_jax.training.evaluate import evaluate_workdir
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 from imagenet_jax.files import part_of
-from imagenet_jax.training.workdir import write_atomically
+from imagenet_jax.runtime.workdir import write_atomically
 
 
 def test_a_name_is_hidden_beside_its_file_and_never_the_same(tmp_path):

@@ -11,7 +11,7 @@ from imagenet_jax import config as config_io
 from imagenet_jax import convert
 from imagenet_jax import eval as eval_door
 from imagenet_jax import main as main_door
-from imagenet_jax.training import loop
+from imagenet_jax import train as loop
 
 NAMES = {5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}
 COUNTS = {5: 60, 6: 45, 7: 30, 8: 20, 9: 10}

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from imagenet_jax import strict_json
-from imagenet_jax.data.fingerprint import fingerprint_of
 from imagenet_jax.data.tfds_format import Record
 from imagenet_jax.errors import UserError, expand_user
+from imagenet_jax.fingerprint import fingerprint_of
 
 if TYPE_CHECKING:
     from imagenet_jax.data.sources import Source

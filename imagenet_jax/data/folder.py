@@ -6,13 +6,13 @@ from pathlib import PurePath
 
 import numpy as np
 
-from imagenet_jax.data.fingerprint import fingerprint_of
 from imagenet_jax.data.layouts import ALL, Layout, Split, split_name
 from imagenet_jax.data.order import permutation
 from imagenet_jax.data.stored_image import StoredImage, read_image
 from imagenet_jax.data.tfds_format import Record
 from imagenet_jax.data.walk import IMAGE_SUFFIXES, is_utf8
 from imagenet_jax.errors import UserError
+from imagenet_jax.fingerprint import fingerprint_of
 
 
 class LayoutSource:

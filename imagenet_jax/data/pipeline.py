@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax.data import decode
 from imagenet_jax.data.order import Order, record_uniforms
-from imagenet_jax.data.preparation.pool import end_with_parent
+from imagenet_jax.data.pool import end_with_parent
 from imagenet_jax.data.resolution import resolution_of
 from imagenet_jax.data.sources import Source
 from imagenet_jax.data.tfds_format import Record

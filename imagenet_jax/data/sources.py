@@ -13,11 +13,11 @@ from PIL import Image
 from imagenet_jax import strict_json
 from imagenet_jax.data import digits
 from imagenet_jax.data.class_order import reorder
-from imagenet_jax.data.fingerprint import fingerprint_of
 from imagenet_jax.data.folder import LayoutSource, open_held_out, open_layout
 from imagenet_jax.data.recognize import recognize
 from imagenet_jax.data.tfds_format import Record, parse
 from imagenet_jax.errors import UserError, expand_user, one_line, reading_files
+from imagenet_jax.fingerprint import fingerprint_of
 
 
 class Source(Protocol):

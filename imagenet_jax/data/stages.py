@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from imagenet_jax.data import decode, pipeline, sources
 from imagenet_jax.data.order import Order, record_uniforms
-from imagenet_jax.data.preparation.images import Storage, to_store
 from imagenet_jax.errors import UserError
+from imagenet_jax.prepare.images import Storage, to_store
 
 _SAMPLE = 256  # records that the one-core stages go around, at most
 _STORED = 256  # pixels of the shorter side, as `prepare --resize=256` stores images

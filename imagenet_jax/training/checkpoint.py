@@ -25,8 +25,9 @@ from orbax.checkpoint import checkpoint_managers
 from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.ranking import rank
-from imagenet_jax.training import disk, integrity, leaves
-from imagenet_jax.training.processes import count, from_first, is_first, on_first
+from imagenet_jax.runtime import integrity
+from imagenet_jax.runtime.processes import count, from_first, is_first, on_first
+from imagenet_jax.training import disk, leaves
 from imagenet_jax.training.state import TrainState
 
 

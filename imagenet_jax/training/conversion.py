@@ -4,12 +4,12 @@ from pathlib import Path
 
 import jax
 
-from imagenet_jax.defaults import defaults
+from imagenet_jax.config.fields import defaults
 from imagenet_jax.errors import UserError
-from imagenet_jax.models import torch_weights, weight_file
-from imagenet_jax.models.identify import HEADLESS, describe, identify
+from imagenet_jax.training.load_weights import of_workdir
 from imagenet_jax.training.state import count_parameters
-from imagenet_jax.training.weights import of_workdir
+from imagenet_jax.weights import torch_names, weight_file
+from imagenet_jax.weights.identify import HEADLESS, describe, identify
 
 
 def convert(
@@ -45,9 +45,9 @@ def convert(
             raise UserError(f"{origin} holds {describe(file.arrays)}; {HEADLESS}")
         config = defaults(fields["name"]).model
         config.update(fields)
-        params, batch_stats = torch_weights.from_torch(file.arrays, config, origin=origin)
-        names = torch_weights.load_class_names(source)
-    torch_weights.save(torch_weights.to_torch(params, batch_stats, config), target, names)
+        params, batch_stats = torch_names.from_torch(file.arrays, config, origin=origin)
+        names = torch_names.load_class_names(source)
+    torch_names.save(torch_names.to_torch(params, batch_stats, config), target, names)
     width = "" if config.width == 1 else f", width {config.width:g}"
     return (
         f"{note}{target}: {config.name}{width}, {config.num_classes:,} classes, "

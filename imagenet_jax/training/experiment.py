@@ -11,14 +11,14 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from imagenet_jax.config_values import step_window
+from imagenet_jax.config.rules import step_window
 from imagenet_jax.data import pipeline, sources
 from imagenet_jax.data.known_classes import KnownClasses, outputs_of
 from imagenet_jax.data.order import Order, in_steps
 from imagenet_jax.errors import UserError
+from imagenet_jax.runtime.sharding import check_batch_size, make_mesh
 from imagenet_jax.training import ema, optim
 from imagenet_jax.training.fine_tuning import fine_tuning_of
-from imagenet_jax.training.sharding import check_batch_size, make_mesh
 from imagenet_jax.training.state import TrainState, abstract_state, graph_of
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from imagenet_jax.config_values import lr_scaling_of
+from imagenet_jax.config.rules import lr_scaling_of
 from imagenet_jax.data.order import in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import large_batch

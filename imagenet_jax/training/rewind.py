@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
+from imagenet_jax.runtime.processes import from_first
+from imagenet_jax.runtime.workdir import write_atomically
 from imagenet_jax.training.metrics import NonFiniteError
-from imagenet_jax.training.processes import from_first
-from imagenet_jax.training.workdir import write_atomically
 
 FILE = "rewinds.json"
 

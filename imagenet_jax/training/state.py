@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from imagenet_jax import models
-from imagenet_jax.training import compiler
-from imagenet_jax.training.sharding import state_sharding
+from imagenet_jax.runtime import xla
+from imagenet_jax.runtime.sharding import state_sharding
 
 
 @flax.struct.dataclass
@@ -104,7 +104,7 @@ def create_state(
     make = jax.jit(
         lambda key: initial_state(model, tx, ema, key),
         out_shardings=shardings,
-        compiler_options=compiler.options(optimize=False),
+        compiler_options=xla.options(optimize=False),
     )
     return make(jax.random.key(seed))
 

@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 
 from imagenet_jax.data import augment
 from imagenet_jax.data.augment import normalize
-from imagenet_jax.training import compiler, ema, losses
+from imagenet_jax.runtime import xla
+from imagenet_jax.runtime.sharding import batch_sharding, replicated
+from imagenet_jax.training import ema, losses
 from imagenet_jax.training.group_norms import group_norms
 from imagenet_jax.training.metrics import label_rank
-from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -252,7 +253,7 @@ def compile_train_step(
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=compiler.options(),
+        compiler_options=xla.options(),
     )
 
 
@@ -269,5 +270,5 @@ def compile_eval_step(
         functools.partial(eval_step, graph=graph, config=config, outputs=outputs),
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=replicated(mesh),
-        compiler_options=compiler.options(),
+        compiler_options=xla.options(),
     )

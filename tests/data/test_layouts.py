@@ -12,14 +12,14 @@ from miniatures import read_records
 from PIL import Image
 
 from imagenet_jax import config as config_io
-from imagenet_jax import doctor as doctor_command
-from imagenet_jax import prepare
 from imagenet_jax.data import sources
-from imagenet_jax.data.doctor.diagnosis import diagnose
 from imagenet_jax.data.loose_images import find_images
-from imagenet_jax.data.preparation import val_labels
 from imagenet_jax.data.recognize import recognize
+from imagenet_jax.doctor import __main__ as doctor_command
+from imagenet_jax.doctor.diagnosis import diagnose
 from imagenet_jax.errors import UserError
+from imagenet_jax.prepare import __main__ as prepare
+from imagenet_jax.prepare import val_labels
 
 WNIDS = ("n01440764", "n01443537", "n02012849")
 

@@ -78,10 +78,10 @@ class Mutants:
 
 def _run():
     """In a process of its own, so that a crash or a hang is seen for what it is."""
+    from imagenet_jax.config.fields import defaults
     from imagenet_jax.data import pipeline
     from imagenet_jax.data.decode import UndecodableImage, decode
-    from imagenet_jax.data.doctor.inspection import inspect
-    from imagenet_jax.defaults import defaults
+    from imagenet_jax.doctor.inspection import inspect
 
     source, config = Mutants(), defaults()
     config.data.undecodable, config.data.threads = "skip", 2

@@ -10,13 +10,13 @@ from conftest import tiny_config
 from PIL import Image
 
 from imagenet_jax import cli
-from imagenet_jax import doctor as doctor_door
 from imagenet_jax import main as main_door
-from imagenet_jax import prepare as prepare_door
 from imagenet_jax.data import sources
-from imagenet_jax.data.doctor.diagnosis import diagnose
-from imagenet_jax.data.doctor.findings import printable
+from imagenet_jax.doctor import __main__ as doctor_door
+from imagenet_jax.doctor.diagnosis import diagnose
+from imagenet_jax.doctor.findings import printable
 from imagenet_jax.errors import UserError
+from imagenet_jax.prepare import __main__ as prepare_door
 
 BAD_NAME, BAD_IMAGE = os.fsdecode(b"caf\xe9"), os.fsdecode(b"caf\xe9.jpg")
 

@@ -9,13 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagenet_jax.data.order import (
-    Order,
-    in_steps,
-    permutation,
-    record_uniforms,
-    steps_per_epoch,
-)
+from imagenet_jax.data.order import Order, in_steps, permutation, record_uniforms, steps_per_epoch
 
 MASK = 2**64 - 1
 

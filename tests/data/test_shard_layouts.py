@@ -16,13 +16,13 @@ from conftest import tiny_config
 from miniatures import jpeg, read_records, tar
 from shards import open_shards, read_shards, shard_of, table_of
 
-from imagenet_jax import prepare
 from imagenet_jax.data import parquet as parquet_file
 from imagenet_jax.data import shard_layouts, sources
-from imagenet_jax.data.doctor.diagnosis import diagnose
 from imagenet_jax.data.imagenet_classes import wnids
-from imagenet_jax.data.preparation import folder as prepare_folder
+from imagenet_jax.doctor.diagnosis import diagnose
 from imagenet_jax.errors import UserError
+from imagenet_jax.prepare import __main__ as prepare
+from imagenet_jax.prepare import folder as prepare_folder
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import multiprocessing, pathlib, signal, sys
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda *_: None)
 from imagenet_jax.data import digits, pipeline, sources
-from imagenet_jax.defaults import defaults
+from imagenet_jax.config.fields import defaults
 path = pathlib.Path(sys.argv[1])
 digits.prepare(path)
 config = defaults("resnet18")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.training.distributed import Start, plan
+from imagenet_jax.runtime.distributed import Start, plan
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from yaml_structure import BOOLEAN, COUNT, POSITIVE, STRING, array, obj, one_of, problems
 
-from imagenet_jax.training.distributed import plan
+from imagenet_jax.runtime.distributed import plan
 
 LAUNCH = "launch/kubernetes/launch.sh"
 OWN = ["--name=resnet50", "--image=registry.example/imagenet_jax:1", "--claim=imagenet"]

@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from imagenet_jax import sweep as door
+from imagenet_jax.sweep import __main__ as door
 
 SLURM = "launch/slurm.sbatch"
 BASE = ("--config=configs/quickstart.py", "--grid=ema.decay=0,0.9", "--seeds=2")

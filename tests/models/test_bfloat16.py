@@ -7,8 +7,8 @@ import pytest
 from flax import nnx
 
 from imagenet_jax import models
-from imagenet_jax.defaults import defaults
-from imagenet_jax.training import compiler
+from imagenet_jax.config.fields import defaults
+from imagenet_jax.runtime import xla
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_compiled_bfloat16_is_near_float32(name, side, train):
 
         make = jax.jit(
             lambda key: models.build(config, rngs=nnx.Rngs(key)),
-            compiler_options=compiler.options(optimize=False),
+            compiler_options=xla.options(optimize=False),
         )
         model = make(jax.random.key(0))
 
@@ -47,7 +47,7 @@ def test_compiled_bfloat16_is_near_float32(name, side, train):
                 model.dropout.rate = 0.0
             return model(images.astype(dtype), train=train)
 
-        compiled = jax.jit(run, compiler_options=compiler.options())
+        compiled = jax.jit(run, compiler_options=xla.options())
         return np.asarray(compiled(model, images))
 
     want, got = logits("float32"), logits("bfloat16")

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from imagenet_jax import models
-from imagenet_jax.defaults import defaults
+from imagenet_jax.config.fields import defaults
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import bit
 

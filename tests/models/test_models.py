@@ -10,7 +10,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from imagenet_jax import models
-from imagenet_jax.defaults import defaults
+from imagenet_jax.config.fields import defaults
 from imagenet_jax.errors import UserError
 
 # Trainable parameters for 1,000 classes, from the model table of torchvision's documentation.

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagenet_jax.data import colour, erasing, geometry, mixing, policies
+from imagenet_jax.data.augment import color as colour
+from imagenet_jax.data.augment import erasing, geometry, mixing
+from imagenet_jax.data.augment import randaugment as policies
 from imagenet_jax.training.losses import cross_entropy
 
 torch = pytest.importorskip("torch")

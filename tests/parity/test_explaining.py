@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from imagenet_jax import defaults, models
-from imagenet_jax.explaining import gradcam, guided, layers, occlusion
-from imagenet_jax.models import torch_weights
+from imagenet_jax import models
+from imagenet_jax.config import fields
+from imagenet_jax.explain import gradcam, guided, layers, occlusion
+from imagenet_jax.weights import torch_names
 
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
@@ -49,10 +50,10 @@ def pair(request):
                 module.inplace = False  # it would overwrite what a hook of a convolution keeps
             if isinstance(module, torch.nn.Linear):
                 module.weight.normal_(0, (2 / module.in_features) ** 0.5)
-    model = defaults.defaults(request.param).model
+    model = fields.defaults(request.param).model
     model.num_classes = 10
     arrays = {key: value.numpy() for key, value in theirs.state_dict().items()}
-    params, stats = torch_weights.from_torch(arrays, model)
+    params, stats = torch_names.from_torch(arrays, model)
     abstract = nnx.eval_shape(lambda: models.build(model, rngs=nnx.Rngs(0)))
     graph = nnx.split(abstract, nnx.Param, nnx.BatchStat)[0]
     return request.param, theirs.double().eval(), nnx.merge(graph, params, stats)

@@ -15,8 +15,9 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from imagenet_jax import defaults, models
-from imagenet_jax.models import torch_weights
+from imagenet_jax import models
+from imagenet_jax.config import fields
+from imagenet_jax.weights import torch_names
 
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
@@ -38,7 +39,7 @@ def images() -> np.ndarray:
         for photo in datasets.load_sample_images().images
     ]
     real = np.stack([np.asarray(p) for p in photographs]) / 255
-    real = (real - defaults.IMAGENET_MEAN) / defaults.IMAGENET_STD
+    real = (real - fields.IMAGENET_MEAN) / fields.IMAGENET_STD
     noise = np.random.default_rng(0).normal(size=(2, SIDE, SIDE, 3))
     return np.concatenate([real, noise]).astype(np.float32)
 
@@ -124,11 +125,11 @@ def test_forward_in_float64(name, images, parity_table):
 
 
 def compare(name, theirs, images, parity_table):
-    config = defaults.defaults(name).model
+    config = fields.defaults(name).model
     if name.startswith("vgg"):
         config.dropout = 0.0
     numpy_dict = {k: v.numpy() for k, v in theirs.state_dict().items()}
-    trees = torch_weights.from_torch(numpy_dict, config)
+    trees = torch_names.from_torch(numpy_dict, config)
     graph, *states = nnx.split(
         nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0))), nnx.Param, nnx.BatchStat
     )
@@ -156,7 +157,7 @@ def compare(name, theirs, images, parity_table):
     got, moved = train(states, images)
     check(name, "train", got, want, tolerance, parity_table)
 
-    statistics = torch_weights.to_torch(trees[0], moved, config)
+    statistics = torch_names.to_torch(trees[0], moved, config)
     worst = 0.0
     for key, value in theirs.state_dict().items():
         if "running" in key:
@@ -180,12 +181,12 @@ def check(name, mode, got, want, tolerance, parity_table):
 @pytest.mark.parametrize("name", NAMES)
 def test_torchvision_loads_what_we_write(name):
     """Strictly: every key, no other, each shape; and what comes back is what went."""
-    config = defaults.defaults(name).model
+    config = fields.defaults(name).model
     with torch.device("meta"):
         theirs = getattr(torchvision.models, name)()
     shapes = {k: tuple(v.shape) for k, v in theirs.state_dict().items()}
     ours = {k: np.broadcast_to(np.float32(i), shapes[k]) for i, k in enumerate(shapes)}
-    back = torch_weights.to_torch(*torch_weights.from_torch(ours, config), config)
+    back = torch_names.to_torch(*torch_names.from_torch(ours, config), config)
     assert {k: v.shape for k, v in back.items()} == shapes
     for i, key in enumerate(shapes):
         counter = key.endswith("num_batches_tracked")

@@ -7,7 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from imagenet_jax.defaults import defaults  # noqa: E402
+from imagenet_jax.config.fields import defaults  # noqa: E402
 from imagenet_jax.training import losses  # noqa: E402
 
 pytestmark = pytest.mark.parity

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from imagenet_jax import defaults, models
-from imagenet_jax.models import torch_weights
+from imagenet_jax import models
+from imagenet_jax.config import fields as defaults
 from imagenet_jax.models.drop_path import drop_path
+from imagenet_jax.weights import torch_names
 
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
@@ -44,7 +45,7 @@ def ours(state_dict, *, train: bool, images: np.ndarray = IMAGES, **fields) -> n
     for field, value in fields.items():
         config[field] = value
     arrays = {k: v.detach().numpy() for k, v in state_dict.items()}
-    params, stats = torch_weights.from_torch(arrays, config)
+    params, stats = torch_names.from_torch(arrays, config)
     model = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
     graph = nnx.split(model, nnx.Param, nnx.BatchStat)[0]
 
@@ -178,7 +179,7 @@ def test_bit():
     torch.manual_seed(0)
     weights = {
         name: torch.randn(array.shape) * 0.1 + (name.endswith("weight") and array.ndim == 1)
-        for name, array in torch_weights.to_torch(zeros, {}, config).items()
+        for name, array in torch_names.to_torch(zeros, {}, config).items()
     }
     want = bit_in_torch(weights, to_torch(IMAGES))
     for train in (True, False):

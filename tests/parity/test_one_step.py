@@ -20,7 +20,7 @@ pytest.importorskip("torchvision")
 
 from parity import twins  # noqa: E402
 
-from imagenet_jax import defaults  # noqa: E402
+from imagenet_jax.config import fields  # noqa: E402
 from imagenet_jax.data.augment import normalize  # noqa: E402
 from imagenet_jax.training import optim  # noqa: E402
 
@@ -77,10 +77,10 @@ def test_normalisation_with_the_constants_of_imagenet():
     chw = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
     want = functional.normalize(
         functional.to_dtype(chw, torch.float32, scale=True),
-        defaults.IMAGENET_MEAN,
-        defaults.IMAGENET_STD,
+        fields.IMAGENET_MEAN,
+        fields.IMAGENET_STD,
     )
-    got = normalize(images, defaults.IMAGENET_MEAN, defaults.IMAGENET_STD)
+    got = normalize(images, fields.IMAGENET_MEAN, fields.IMAGENET_STD)
     np.testing.assert_allclose(got, want.permute(0, 2, 3, 1).numpy(), rtol=0, atol=1e-6)
 
 

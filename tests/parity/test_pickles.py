@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from imagenet_jax import defaults, models
+from imagenet_jax import models
+from imagenet_jax.config import fields
 from imagenet_jax.errors import UserError
-from imagenet_jax.models import torch_weights, weight_file
+from imagenet_jax.weights import torch_names, weight_file
 
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
@@ -27,9 +28,9 @@ def check(loaded, model, tolerance=0.0):
     """The file's weights are the model's, and make a whole set of ours."""
     for key, value in model.state_dict().items():
         np.testing.assert_allclose(loaded[key], value.numpy(), rtol=tolerance)
-    config = defaults.defaults("resnet18").model
+    config = fields.defaults("resnet18").model
     config.num_classes = 5
-    params, _ = torch_weights.from_torch(loaded, config)
+    params, _ = torch_names.from_torch(loaded, config)
     want = model.state_dict()["fc.weight"].numpy().T
     np.testing.assert_allclose(params["fc"]["kernel"], want, rtol=tolerance)
 
@@ -64,13 +65,11 @@ def test_bfloat16(tmp_path, resnet18, suffix):
 def test_torch_loads_what_we_save_strictly(tmp_path):
     from safetensors.torch import load_file
 
-    config = defaults.defaults("resnet18").model
+    config = fields.defaults("resnet18").model
     config.num_classes = 5
     model = jax.jit(lambda: nnx.state(models.build(config, rngs=nnx.Rngs(0))))()
     params, batch_stats = (nnx.to_pure_dict(s) for s in nnx.split_state(model, nnx.Param, ...))
-    torch_weights.save(
-        torch_weights.to_torch(params, batch_stats, config), tmp_path / "w.safetensors"
-    )
+    torch_names.save(torch_names.to_torch(params, batch_stats, config), tmp_path / "w.safetensors")
     torchvision.models.resnet18(num_classes=5).load_state_dict(
         load_file(tmp_path / "w.safetensors"), strict=True
     )

@@ -15,12 +15,15 @@ torchvision = pytest.importorskip("torchvision")
 from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
-from imagenet_jax import defaults  # noqa: E402
+from imagenet_jax.config import fields  # noqa: E402
 from imagenet_jax.errors import UserError  # noqa: E402
-from imagenet_jax.models import torch_weights, weight_file  # noqa: E402
-from imagenet_jax.models.identify import identify  # noqa: E402
 from imagenet_jax.training.conversion import convert  # noqa: E402
-from imagenet_jax.training.initialization import read_initial_weights  # noqa: E402
+from imagenet_jax.training.init_weights import read_initial_weights  # noqa: E402
+from imagenet_jax.weights import (
+    torch_names,
+    weight_file,  # noqa: E402
+)
+from imagenet_jax.weights.identify import identify  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -190,7 +193,7 @@ def small(classes=5, fill=None):
 
 
 def small_config(classes, path):
-    config = defaults.defaults("resnet18")
+    config = fields.defaults("resnet18")
     config.model.width, config.model.num_classes = 1 / 16, classes
     config.init.weights = str(path)
     return config
@@ -379,5 +382,5 @@ def test_what_is_read_fits(tmp_path):
     file = weight_file.read(tmp_path / "w.pth")
     config = small_config(5, "").model
     assert identify(file.arrays)["name"] == "resnet18"
-    params, _ = torch_weights.from_torch(file.arrays, config)
+    params, _ = torch_names.from_torch(file.arrays, config)
     np.testing.assert_array_equal(params["fc"]["kernel"], given["fc.weight"].numpy().T)

@@ -12,11 +12,11 @@ import torch
 import torchvision
 from ml_collections import ConfigDict
 
-from imagenet_jax import defaults
-from imagenet_jax.models import torch_weights
+from imagenet_jax.config import fields
 from imagenet_jax.training.ema import Share
 from imagenet_jax.training.state import TrainState, graph_of
 from imagenet_jax.training.step import train_step
+from imagenet_jax.weights import torch_names
 
 CLASSES = 10
 WIDTH = {"resnet18": 1.0, "vgg11_bn": 0.125}
@@ -24,7 +24,7 @@ WIDTH = {"resnet18": 1.0, "vgg11_bn": 0.125}
 
 def config_of(name: str, side: int) -> ConfigDict:
     """A training config without anything that is drawn at random."""
-    c = defaults.defaults(name)
+    c = fields.defaults(name)
     c.model.num_classes = CLASSES
     c.model.width = WIDTH[name]
     c.augment.image_size = side
@@ -108,7 +108,7 @@ def state_of(
     """Our state before step 0, at the torch model's weights."""
     state_dict = {k: v.numpy() for k, v in model.state_dict().items()}
     params, stats = jax.tree.map(
-        lambda x: jnp.asarray(x, dtype), torch_weights.from_torch(state_dict, config.model)
+        lambda x: jnp.asarray(x, dtype), torch_names.from_torch(state_dict, config.model)
     )
     ema = None
     if config.ema.decay:
@@ -162,6 +162,6 @@ def as_torch(params, batch_stats, config: ConfigDict) -> dict[str, np.ndarray]:
     """Our arrays under torchvision's names and layouts."""
     return {
         k: v
-        for k, v in torch_weights.to_torch(params, batch_stats, config.model).items()
+        for k, v in torch_names.to_torch(params, batch_stats, config.model).items()
         if not k.endswith("num_batches_tracked")
     }

@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from imagenet_jax.defaults import defaults
+from imagenet_jax.config.fields import defaults
 
 STEP = 48 / 1437  # epochs in a step
 

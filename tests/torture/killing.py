@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from imagenet_jax.training.throughput import MEASURED
+from imagenet_jax.logs.throughput import MEASURED
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIG = Path(__file__).with_name("config.py")
@@ -162,9 +162,9 @@ def contents(workdir: Path, data: Path, steps: int) -> dict[str, Any]:
     import jax
 
     from imagenet_jax import config as config_io
+    from imagenet_jax.runtime.integrity import problems
     from imagenet_jax.training.checkpoint import Checkpoints
     from imagenet_jax.training.experiment import experiment_of
-    from imagenet_jax.training.integrity import problems
 
     config = config_io.load(f"{CONFIG}:{steps}", [("data.path", str(data))])
     checkpoints = Checkpoints(workdir / "checkpoints", write=False)

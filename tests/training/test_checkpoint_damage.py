@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
+from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import leaves, loop
+from imagenet_jax.logs.throughput import MEASURED
+from imagenet_jax.runtime.integrity import problems
+from imagenet_jax.runtime.recovery import set_aside_damaged
+from imagenet_jax.training import leaves
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.experiment import experiment_of
-from imagenet_jax.training.integrity import problems
-from imagenet_jax.training.recovery import set_aside_damaged
-from imagenet_jax.training.throughput import MEASURED
 
 
 @pytest.fixture(scope="module")

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 
+from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import disk, loop
-from imagenet_jax.training import workdir as workdirs
+from imagenet_jax.runtime import workdir as workdirs
+from imagenet_jax.runtime.integrity import problems
+from imagenet_jax.runtime.lock import Running
+from imagenet_jax.training import disk
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.experiment import experiment_of
-from imagenet_jax.training.integrity import problems
-from imagenet_jax.training.running import Running
 from imagenet_jax.training.state import TrainState
 
 EVERY_2_STEPS = 2 * 48 / 1437

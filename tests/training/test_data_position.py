@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
+from imagenet_jax import train as loop
 from imagenet_jax.data.order import Order, in_steps
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import loop
 from imagenet_jax.training.checkpoint import Position
 from imagenet_jax.training.data_position import continue_at, data_position
 from imagenet_jax.training.experiment import experiment_of

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from imagenet_jax.config.fields import defaults
 from imagenet_jax.data.order import Order
 from imagenet_jax.data.resolution import resolution_of
-from imagenet_jax.defaults import defaults
 from imagenet_jax.training import optim
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.fine_tuning import fine_tuning_of

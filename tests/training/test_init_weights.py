@@ -11,13 +11,13 @@ from conftest import tiny_config
 
 from imagenet_jax import config as config_io
 from imagenet_jax import main as main_door
+from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
-from imagenet_jax.models import torch_weights
-from imagenet_jax.training import loop
-from imagenet_jax.training import workdir as workdirs
-from imagenet_jax.training.initialization import read_initial_weights, start_from
-from imagenet_jax.training.sharding import make_mesh
+from imagenet_jax.runtime import workdir as workdirs
+from imagenet_jax.runtime.sharding import make_mesh
+from imagenet_jax.training.init_weights import read_initial_weights, start_from
 from imagenet_jax.training.state import abstract_state
+from imagenet_jax.weights import torch_names
 
 
 def random_weights(model, path):
@@ -27,8 +27,8 @@ def random_weights(model, path):
     trees = jax.tree.map(
         lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), abstract.weights("raw")
     )
-    state_dict = torch_weights.to_torch(trees["params"], trees["batch_stats"], model)
-    torch_weights.save(state_dict, path)
+    state_dict = torch_names.to_torch(trees["params"], trees["batch_stats"], model)
+    torch_names.save(state_dict, path)
     return state_dict
 
 
@@ -51,7 +51,7 @@ def test_every_array_comes_from_the_file(tiny, weights, fsdp):
     state = start_from(read_initial_weights(tiny), before, tx)
     for which in ("raw", "ema"):
         tree = jax.device_get(state.weights(which))
-        written = torch_weights.to_torch(tree["params"], tree["batch_stats"], tiny.model)
+        written = torch_names.to_torch(tree["params"], tree["batch_stats"], tiny.model)
         for key, array in weights.items():
             np.testing.assert_array_equal(written[key], array)
     jax.tree.map(lambda a, b: a.sharding == b.sharding or pytest.fail(), state, before)
@@ -91,7 +91,7 @@ def test_the_head_of_another_number_of_classes_stays_random(name, head, tmp_path
     assert "4 classes there and 10 here" in initial.summary
     state = start_from(initial, zeros(config.model, tx), tx)
     tree = jax.device_get(state.weights("ema"))
-    written = torch_weights.to_torch(tree["params"], tree["batch_stats"], config.model)
+    written = torch_names.to_torch(tree["params"], tree["batch_stats"], config.model)
     new = [key for key in weights if not np.array_equal(written[key], weights[key])]
     assert new == [f"{head}.bias", f"{head}.weight"]
     assert not any(written[key].any() for key in new)

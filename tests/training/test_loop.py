@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
+from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import loop
+from imagenet_jax.logs.throughput import MEASURED
 from imagenet_jax.training.checkpoint import Checkpoints
 from imagenet_jax.training.experiment import experiment_of
 from imagenet_jax.training.metrics import NonFiniteError
-from imagenet_jax.training.throughput import MEASURED
 
 
 def _final(config, workdir):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagenet_jax import config as config_io
-from imagenet_jax.defaults import defaults
+from imagenet_jax.config.fields import defaults
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import losses
 from imagenet_jax.training.losses import cross_entropy

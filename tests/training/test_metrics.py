@@ -95,7 +95,7 @@ def test_window_names_the_step_and_learning_rate_of_a_loss_that_is_not_finite(ba
 def test_nan_is_wrong_in_top5_however_few_the_classes():
     from flax import nnx
 
-    from imagenet_jax.defaults import defaults
+    from imagenet_jax.config.fields import defaults
     from imagenet_jax.training.step import eval_step
 
     class Broken(nnx.Module):

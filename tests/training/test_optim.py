@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagenet_jax.defaults import defaults
+from imagenet_jax.config.fields import defaults
 from imagenet_jax.training import optim
 
 

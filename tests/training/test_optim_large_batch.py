@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from imagenet_jax import config as config_io
-from imagenet_jax.defaults import defaults
+from imagenet_jax.config.fields import defaults
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import optim
 

@@ -6,9 +6,9 @@ import shutil
 import pytest
 from conftest import tiny_config
 
+from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import loop
-from imagenet_jax.training import workdir as workdirs
+from imagenet_jax.runtime import workdir as workdirs
 
 FILES = ("config.json", "provenance.json", "classes.json")
 

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
+from imagenet_jax.runtime.sharding import make_mesh
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.experiment import experiment_of
-from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import create_state
 
 
@@ -64,7 +64,7 @@ def _bytes_per_device(tree):
 @pytest.mark.parametrize("model", ["resnet50", "vgg16"])
 def test_parameters_and_optimizer_take_a_share_of_each_device(tiny, model):
     """At full width: 1/fsdp of the bytes, but for the few arrays that fsdp does not divide."""
-    from imagenet_jax.defaults import defaults
+    from imagenet_jax.config.fields import defaults
 
     tiny.model = defaults(model).model
     tiny.model.num_classes = 10

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagenet_jax import config as config_io
+from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import loop, rewind
+from imagenet_jax.logs.throughput import MEASURED
+from imagenet_jax.training import rewind
 from imagenet_jax.training.metrics import NonFiniteError
 from imagenet_jax.training.rewind import Batches, Rewind, next_rewind
-from imagenet_jax.training.throughput import MEASURED
 
 WINDOWS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), max_size=5)
 

@@ -8,10 +8,11 @@ import time
 
 import pytest
 
+from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import integrity, loop, signals
+from imagenet_jax.runtime import integrity, signals
+from imagenet_jax.runtime.signals import StopSignal
 from imagenet_jax.training.checkpoint import Checkpoints
-from imagenet_jax.training.signals import StopSignal
 
 STEP = 48 / 1437  # epochs
 

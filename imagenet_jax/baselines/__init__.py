@@ -1,0 +1,1 @@
+"""Published baselines: writing, reading, reproducing."""

@@ -1,0 +1,1 @@
+"""Predictions on images and by class, with their pages and tables."""

@@ -1,0 +1,1 @@
+"""Tools that watch steps: NaNs, determinism, histograms, profiling, cost."""

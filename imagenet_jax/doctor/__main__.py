@@ -1,0 +1,63 @@
+"""Look at every image of a data set and say what is wrong with it; changes nothing.
+
+  python -m imagenet_jax.doctor /data/imagenet2012/5.1.0
+  python -m imagenet_jax.doctor /images --json=report.json
+
+DATA is a tfds directory of ArrayRecord files or a folder in one of the layouts that README.md
+(section Data) lists; the first line names the layout. The table has, by split, counts, a histogram
+of images per class, sizes and formats, then what was found and what is left out. The fingerprint is
+of the images and their classes, so equal for the same data wherever and however they are stored.
+What is called imagenet2012, or has its classes, must have 1,281,167 + 50,000 images in 1,000
+classes. Exits with 1 where there are errors.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from imagenet_jax import cli, strict_json
+from imagenet_jax.doctor.findings import ERRORS, describe
+from imagenet_jax.errors import UserError, expand_user
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = cli.parser("imagenet_jax.doctor", f"{__doc__}\n{describe()}")
+    parser.add_argument("data", metavar="DATA", help="the data set's directory")
+    parser.add_argument(
+        "--json", metavar="FILE", nargs="?", const="-",
+        help="every finding and count as JSON; without FILE to standard output, not the table",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow", metavar="KIND", action="append", default=[],
+        help="an error that is known and counts as a warning; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=int, metavar="N", default=os.cpu_count(), help="processes (default: all)"
+    )
+    args = parser.parse_args(argv)
+    for kind in args.allow:
+        if kind not in ERRORS:
+            raise UserError(f"--allow={kind} is no error; they are {', '.join(ERRORS)}")
+    if args.workers < 1:
+        raise UserError(f"--workers={args.workers}: give a number from 1")
+
+    from imagenet_jax.doctor.diagnosis import diagnose
+    from imagenet_jax.doctor.table import print_diagnosis
+
+    quiet = args.json == "-"
+    diagnosis = diagnose(expand_user(args.data), args.workers, args.allow, quiet=quiet)
+    text = strict_json.dumps(diagnosis.as_json(), indent=2)
+    if quiet:
+        print(text)
+    else:
+        print_diagnosis(diagnosis)
+        if args.json:
+            try:
+                Path(args.json).write_text(text + "\n")
+            except OSError as e:
+                raise UserError(f"--json={args.json} cannot be written: {e.strerror}") from e
+    return 1 if diagnosis.errors else 0
+
+
+if __name__ == "__main__":
+    cli.run(main, lost_output="ends")

@@ -1,0 +1,82 @@
+"""Show what a network looks at.
+
+  python -m imagenet_jax.explain cat.jpg --workdir=runs/resnet50 --out=cat_explained.png
+  python -m imagenet_jax.explain photos/ --workdir=runs/resnet50 --methods=gradcam --out=maps/
+  python -m imagenet_jax.explain cat.jpg --weights=resnet50.safetensors \\
+    --config=configs/resnet50.py --class=tabby --layer=layer3.5.conv3 --out=cat_explained.png
+  python -m imagenet_jax.explain --workdir=runs/resnet50 '--layer=?'
+
+gradcam    where a layer speaks for the class (Selvaraju et al. 2017)
+occlusion  what the class's probability loses where a grey square hides the image: red where it
+           falls, blue where it rises (Zeiler & Fergus 2014)
+guided     guided backpropagation: which pixels excite the class (Springenberg et al. 2015)
+features   what a layer puts out, the 64 strongest channels
+filters    the first convolution's weights, of the model, not of an image
+
+IMAGE is a file, a folder (with all below it) or - for an image on standard input, resized and
+cropped as evaluation does it. With --out=FILE.png all is on one sheet, else each picture is a PNG
+in the folder. A bad file is reported and the others are done; the exit code is then 1.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from imagenet_jax import cli
+from imagenet_jax.errors import UserError, expand_user
+
+METHODS = ("gradcam", "occlusion", "guided", "features", "filters")
+
+
+def main(argv: Sequence[str]) -> int:
+    argv, overrides = cli.split_overrides(argv)
+    parser = cli.parser("imagenet_jax.explain", __doc__)
+    add = parser.add_argument
+    add("images", nargs="*", metavar="IMAGE", help="a file, a folder or -")
+    add("--workdir", metavar="DIR", help="of a training run")
+    add("--checkpoint", metavar="latest|best|STEP", help="of the workdir (default: latest)")
+    add("--weights", metavar="FILE", help="a state dict in torchvision's layout")
+    cli.add_weights_key(parser)
+    add("--config", metavar="FILE[:ARG]", help="that --weights fits")
+    add("--methods", metavar="A,B", help="which (default: all)")
+    add("--class", dest="class_name", metavar="NAME|INDEX", help="(default: the likeliest)")
+    add("--layer", metavar="NAME", help="of gradcam, features (default: the last); ? lists them")
+    add("--square", type=int, metavar="PIXELS", help="of occlusion (default: a fifth of the side)")
+    add("--out", metavar="DIR|FILE.png", help="a folder of pictures, or one sheet")
+    add("--config.FIELD", metavar="VALUE", help="set one field of the config")
+    args = parser.parse_args(argv)
+    cli.check_weights(args)
+    methods = METHODS if args.methods is None else tuple(dict.fromkeys(args.methods.split(",")))
+    if args.layer != "?":
+        _check(args, methods)
+
+    from imagenet_jax.explain.explanation import Request, explain_files, print_layers
+
+    weights = cli.open_weights(args, overrides)
+    if args.layer == "?":
+        return print_layers(weights)
+    request = Request(methods, args.layer or "", args.class_name or "", args.square or 0)
+    return explain_files(weights, args.images, request, expand_user(args.out))
+
+
+def _check(args: argparse.Namespace, methods: Sequence[str]) -> None:
+    """UserError for flags that contradict each other or would do nothing."""
+    for method in methods:
+        if method not in METHODS:
+            raise UserError(f"--methods={args.methods}: {method!r} is not of {','.join(METHODS)}")
+    if not args.out:
+        raise UserError("give --out=DIR, or --out=FILE.png for one sheet")
+    if bool(args.images) == (methods == ("filters",)):
+        raise UserError("filters are of the model alone, all other methods need an IMAGE")
+    for flag, value, users in (
+        ("--layer", args.layer, {"gradcam", "features"}),
+        ("--square", args.square, {"occlusion"}),
+        ("--class", args.class_name, {"gradcam", "occlusion", "guided"}),
+    ):
+        if value is not None and not users & set(methods):
+            raise UserError(f"{flag} does nothing for --methods={args.methods}")
+    if args.square is not None and args.square < 1:
+        raise UserError(f"--square={args.square}: give at least 1")
+
+
+if __name__ == "__main__":
+    cli.run(main)

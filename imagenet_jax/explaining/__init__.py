@@ -1,1 +1,0 @@
-"""What in an image a network looks at: pure functions of a model and normalised images."""

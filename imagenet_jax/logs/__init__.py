@@ -1,0 +1,1 @@
+"""What a run logs: console, metrics.jsonl, TensorBoard and tracking services."""

@@ -1,0 +1,155 @@
+"""What a run says on the console: plain lines, or on a terminal a live panel below them."""
+
+import sys
+from typing import TextIO
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from imagenet_jax.logs.panel import Panel, duration, speed_text
+from imagenet_jax.logs.writers import Values, Writer
+
+_REFRESHES = 4  # a second
+
+
+class ConsoleWriter(Writer):
+    """A line per point; where a panel shows the points of training, lines for the others."""
+
+    def __init__(
+        self,
+        total_steps: int,
+        batch_size: int,
+        stream: TextIO | None = None,
+        *,
+        quiet: bool = False,
+        silent: bool = False,
+        console: Console | None = None,
+    ):
+        """
+        Args:
+          stream: to write to; None: standard output.
+          quiet: print only warnings, errors and the final result.
+          silent: print nothing: of several processes one speaks.
+          console: in place of one for `stream`.
+        """
+        stream = stream or sys.stdout
+        # Lines of a log are for grep: never wrapped, never coloured, whatever FORCE_COLOR says.
+        self._console = console or Console(
+            file=stream,
+            force_terminal=None if stream.isatty() else False,
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            quiet=silent,
+        )
+        self._total, self._batch_size = total_steps, batch_size
+        self._quiet, self._silent = quiet, silent
+        self._last_evaluation: tuple[int | None, str] = (None, "")
+        self._panel: Panel | None = None
+        self._live: Live | None = None
+
+    def start(self, panel: Panel) -> None:
+        """Show `panel` below the lines, where this is a terminal that can move its cursor."""
+        if self._quiet or self._silent or not self._console.is_interactive:
+            return
+        self._panel = panel
+        self._live = Live(
+            get_renderable=self._renderable,
+            console=self._console,
+            refresh_per_second=_REFRESHES,
+        )
+        self._live.start()
+        # A process that is killed cannot show it again.
+        self._console.show_cursor(True)
+
+    def _renderable(self) -> RenderableType:
+        return self._panel or Text("")
+
+    def progress(self, step: int, rate: float | None = None) -> None:
+        """Step `step` was dispatched; `rate` is the present speed in images per second."""
+        if self._panel:
+            self._panel.progress(step, rate)
+
+    def saved(self, step: int) -> None:
+        if self._panel:
+            self._panel.saved(step)
+
+    def status(self, status: str) -> None:
+        if self._panel:
+            self._panel.status(status)
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the panel."""
+        if not self._quiet:
+            self._print(text)
+
+    def warn(self, text: str) -> None:
+        """A line about what went wrong, also where the run is quiet."""
+        self._print(text)
+
+    def end(self, text: str) -> None:
+        """The last line, also where the run is quiet: there with the last evaluation."""
+        if self._panel:
+            self._panel.end()
+        if self._quiet and self._last_evaluation[1]:
+            self._print(self._last_evaluation[1])
+        self._print(text)
+
+    def _print(self, text: str) -> None:
+        # A Text is never taken for markup, whatever it holds.
+        self._console.print(Text(text), soft_wrap=True)
+
+    def write(self, step: int, split: str, values: Values) -> None:
+        if self._panel:
+            self._panel.write(step, split, values)
+        if split == "train":
+            if self._panel is None:
+                self.say(self._training_line(step, values))
+            elif "skipped" in values:
+                self.say(f"step {step:>7}{_skipped(values)}")
+            return
+        if split == "rewind":
+            first, last = values["skipped_batches"]
+            self.warn(
+                f"not finite at step {values['nonfinite_step']}: back to step {step}, without "
+                f"batches {first} to {last}"
+            )
+            return
+        weights = f" ({values['weights']} weights)" if "weights" in values else ""
+        line = (
+            f"step {step:>7}  {split}{weights}: {values['count']} images, "
+            f"top-1 {_percent(values['top1'])}, top-5 {_percent(values['top5'])}, "
+            f"loss {values['loss']:.4f}{_skipped(values)}"
+        )
+        if self._last_evaluation[0] != step:  # the first is of the average weights
+            self._last_evaluation = (step, line)
+        self.say(line)
+
+    def _training_line(self, step: int, v: Values) -> str:
+        line = (
+            f"step {step:>7}/{self._total}  epoch {v['epoch']:7.2f}  loss {v['loss']:7.4f}  "
+            f"top-1 {_percent(v['top1'])}  lr {v['learning_rate']:.3g}{_skipped(v)}"
+        )
+        if "images_per_second" not in v:
+            return line
+        speed = speed_text(v)
+        left = duration((self._total - step) * self._batch_size / v["images_per_second"])
+        return f"{line}  {'  '.join(speed)}  ETA {left}"
+
+    def flush(self) -> None:
+        self._console.file.flush()
+
+    def close(self) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:5.1f} %"
+
+
+def _skipped(values: Values) -> str:
+    return f"  {len(values['skipped'])} undecodable skipped" if "skipped" in values else ""

@@ -1,0 +1,188 @@
+"""The live panel of a training run: what it is doing, how well, how fast, and for how long yet."""
+
+import math
+import time
+from collections import deque
+from typing import Any
+
+from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.panel import Panel as Frame
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from imagenet_jax.logs.writers import Values
+
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_CURVE = 32  # characters of a curve, where there is room
+_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
+
+
+class Panel:
+    """Takes numbers as they come and draws them when asked; both are cheap and never wait.
+
+    Another thread may draw it: each field is replaced as a whole.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total_steps: int,
+        batch_size: int,
+        step: int = 0,
+        memory_limit: int | None = None,
+    ):
+        """
+        Args:
+          step: the run continues after it, and it is its last checkpoint; 0: there is none.
+          memory_limit: bytes of a device; None: not known.
+        """
+        self._memory_limit = memory_limit
+        self._title, self._total, self._batch_size = title, total_steps, batch_size
+        self._step = step
+        self._status = "compiling"
+        self._train: dict[str, Any] = {}
+        self._losses: deque[float] = deque(maxlen=_CURVE)
+        self._evaluated: int | None = None
+        self._eval = ""
+        self._saved: tuple[int, float | None] | None = (step, None) if step else None
+        self._began = time.monotonic()
+        self._rate: float | None = None  # images per second, before the first logged interval
+        self._ended: float | None = None
+
+    def progress(self, step: int, rate: float | None = None) -> None:
+        """`step` is done, or will be in a moment; `rate` is the present speed if it is known."""
+        self._step, self._status, self._rate = step, "training", rate or self._rate
+
+    def status(self, status: str) -> None:
+        """What is going on beside training."""
+        self._status = status
+
+    def saved(self, step: int) -> None:
+        """A checkpoint of `step` is being written."""
+        self._saved = (step, time.monotonic())
+
+    def write(self, step: int, split: str, values: Values) -> None:
+        """As a writer is told it, now or from the file of an earlier start."""
+        if split == "train":
+            # The last steps of a run are no whole interval: of it the speed is not known.
+            speed = {name: v for name, v in self._train.items() if name not in values}
+            self._train = speed | dict(values)
+            self._losses.append(float(values["loss"]))
+        elif "top5" in values and step != self._evaluated:  # the first is of the average weights
+            self._evaluated, self._eval = step, evaluation_text(step, values)
+
+    def end(self) -> None:
+        """Nothing moves any more."""
+        self._ended = time.monotonic()
+        self._status = "finished" if self._step == self._total else "stopped"
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        rows = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        rows.add_column(no_wrap=True, style="dim")
+        rows.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
+        room = max(0, min(_CURVE, options.max_width - 52))
+        for label, text in self._rows(room):
+            rows.add_row(label, text)
+        bar = ProgressBar(total=self._total, completed=self._step, complete_style="cyan")
+        head = Table.grid(padding=(0, 2, 0, 0), expand=True)
+        head.add_column(ratio=1)
+        head.add_column(no_wrap=True, justify="right")
+        head.add_row(bar, f"{self._step:,}/{self._total:,}  {self._step / self._total:6.1%}")
+        yield Frame(
+            Group(head, rows),
+            title=Text(self._title, style="bold", overflow="ellipsis"),
+            title_align="left",
+            subtitle=Text(self._status, style="dim"),
+            subtitle_align="right",
+            border_style="cyan" if self._ended is None else "green",
+            width=min(options.max_width, 100),
+        )
+
+    def _rows(self, room: int) -> list[tuple[str, Text]]:
+        v, now = self._train, self._ended or time.monotonic()
+        rate = v.get("images_per_second", self._rate)
+        clock = [duration(now - self._began) + " so far"]
+        if rate and self._ended is None:
+            clock.append(duration((self._total - self._step) * self._batch_size / rate) + " left")
+        if "epoch" in v:
+            clock.insert(0, f"epoch {v['epoch']:.2f}")
+        rows = [("time", _joined(*clock))]
+        if v:
+            loss = _joined(
+                f"loss {v['loss']:.4f}",
+                f"top-1 {percent(v['top1'])}",
+                f"learning rate {v['learning_rate']:.3g}",
+            )
+            rows.append(("train", loss.append("  " + curve(self._losses, room), "cyan")))
+        if rate:
+            rows.append(("speed", _joined(*speed_text(v | {"images_per_second": rate}))))
+        if "device_memory" in v:
+            limit = f" of {size(self._memory_limit)}" if self._memory_limit else ""
+            rows.append(("memory", Text(f"{size(v['device_memory'])}{limit} a device, at most")))
+        elif "process_memory" in v:
+            rows.append(("memory", Text(f"{size(v['process_memory'])} of the process, at most")))
+        rows.append(("evaluated", Text(self._eval or "not yet")))
+        rows.append(("saved", Text(self._saved_text(now))))
+        return rows
+
+    def _saved_text(self, now: float) -> str:
+        if self._saved is None:
+            return "not yet"
+        step, when = self._saved
+        return f"step {step:,}" + ("" if when is None else f", {duration(now - when)} ago")
+
+
+def evaluation_text(step: int, values: Values) -> str:
+    weights = f"  {values['weights']} weights" if "weights" in values else ""
+    return (
+        f"step {step:,}: top-1 {percent(values['top1'], 2)}  top-5 {percent(values['top5'], 2)}"
+        f"  loss {values['loss']:.4f}{weights}"
+    )
+
+
+def speed_text(v: Values) -> list[str]:
+    """What there is of images and operations a second, share of the peak and wait for input."""
+    parts = [f"{v['images_per_second']:,.0f} img/s"]
+    if "flops_per_second" in v:
+        share = f" ({percent(v['peak_share'])} of peak)" if "peak_share" in v else ""
+        parts.append(flops(v["flops_per_second"]) + share)
+    if "input_wait" in v:
+        parts.append(f"input wait {percent(v['input_wait'])}")
+    return parts
+
+
+def percent(share: float, digits: int = 1) -> str:
+    return f"{100 * share:.{digits}f} %"
+
+
+def duration(seconds: float) -> str:
+    """h:mm:ss, and days before it where there are some."""
+    minutes, s = divmod(round(max(0.0, seconds)), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    return (f"{days} d " if days else "") + f"{h}:{m:02}:{s:02}"
+
+
+def flops(rate: float) -> str:
+    """Operations a second with their prefix: 2.5 TFLOP/s."""
+    unit, prefix = next(((u, p) for u, p in _PREFIXES if rate >= u), _PREFIXES[-1])
+    return f"{rate / unit:.3g} {prefix}FLOP/s"
+
+
+def size(count: float) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def curve(values: deque[float] | list[float], width: int) -> str:
+    """The last `width` values as blocks from the lowest to the highest of them."""
+    shown = [v for v in list(values)[-width:] if math.isfinite(v)] if width else []
+    if len(shown) < 2:
+        return ""
+    low, high = min(shown), max(shown)
+    scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(_BLOCKS[round((v - low) * scale)] for v in shown)
+
+
+def _joined(*parts: str) -> Text:
+    return Text("  ".join(parts))

@@ -1,0 +1,1 @@
+"""Preparation of a data set as tfds stores it."""

@@ -1,0 +1,1 @@
+"""The HTML report on one or more runs."""

@@ -1,0 +1,75 @@
+"""The report as one HTML page that needs no network."""
+
+from collections.abc import Sequence
+from importlib import resources
+
+from plotly.offline import get_plotlyjs
+
+from imagenet_jax import strict_json
+from imagenet_jax.markup import escape
+from imagenet_jax.report import charts
+from imagenet_jax.report.records import Run
+from imagenet_jax.report.sections import Section, sections_of
+
+# The page may load nothing: a name in it that looks like markup could not either.
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; connect-src 'none'"
+)
+
+
+def page_of(runs: Sequence[Run]) -> str:
+    """The whole page, about 5 MB: plotly.js is inside."""
+    sections = sections_of(runs)
+    title = " / ".join(run.name for run in runs)
+    data = {
+        "runs": [run.name for run in runs],
+        "hidden_roles": charts.hidden_roles(runs),
+        "charts": [chart.as_json() for section in sections for chart in section.charts],
+    }
+    return "\n".join(
+        (
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="color-scheme" content="light dark">',
+            '<link rel="icon" href="data:,">',
+            f"<title>{escape(title)}</title>",
+            f"<style>{_file('style.css')}</style></head><body>",
+            f"<header><h1>{escape(title)}</h1>{_summary(runs)}</header>",
+            f"<nav aria-label='sections'><ul>{_links(sections)}</ul></nav><main>",
+            *(
+                f'<section id="{s.key}"><h2>{escape(s.title)}</h2>{s.body}</section>'
+                for s in sections
+            ),
+            "</main><footer>Made by imagenet_jax.report. The charts are drawn by plotly.js (MIT "
+            "license), which this file holds.</footer>",
+            f'<script type="application/json" id="report-data">{_embedded(data)}</script>',
+            f"<script>{get_plotlyjs()}</script>",
+            f"<script>{_file('page.js')}</script>",
+            "</body></html>\n",
+        )
+    )
+
+
+def _summary(runs: Sequence[Run]) -> str:
+    lines = []
+    for run in runs:
+        model = escape(dict(run.recipe)["model"])
+        name = f"{escape(run.workdir)}: " if len(runs) > 1 else f"{escape(run.workdir)}<br>"
+        lines.append(f'<p class="muted">{name}{model}; {escape(run.status)}</p>')
+    return "".join(lines)
+
+
+def _links(sections: Sequence[Section]) -> str:
+    return "".join(f'<li><a href="#{s.key}">{escape(s.title)}</a></li>' for s in sections)
+
+
+def _embedded(value: object) -> str:
+    """JSON that cannot end the element that it stands in."""
+    text = strict_json.dumps(value, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _file(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -1,1 +1,0 @@
-"""Reporting: where metrics are written."""

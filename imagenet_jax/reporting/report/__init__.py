@@ -1,1 +1,0 @@
-"""The report on runs: one HTML page, PNGs and Markdown, drawn from plain values."""

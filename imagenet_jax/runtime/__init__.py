@@ -1,0 +1,1 @@
+"""Keeps a run alive and consistent: workdir, lock, signals, processes, provenance."""

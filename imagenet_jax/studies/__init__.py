@@ -1,1 +1,0 @@
-"""Studies made of several runs: sweeps, published baselines, reproduction."""

@@ -1,0 +1,215 @@
+"""Reading of weights files: .safetensors and what torch.save writes, whatever the suffix.
+
+No code in a file is run. Names become torchvision's or timm's (weight_names.py).
+"""
+
+import dataclasses
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from imagenet_jax.errors import UserError, expand_user, one_line
+from imagenet_jax.weights.weight_file_kind import kind, pickle_problem
+from imagenet_jax.weights.weight_names import rename, shorten
+
+_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
+    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
+    "BOOL": np.bool_, "C64": np.complex64,
+}  # fmt: skip
+# Entries of a checkpoint that hold a state dict; the first is taken. Averages come before raw
+# weights, as they do in a workdir. "teacher" is DINO's.
+_KEYS = (
+    "state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema", "teacher",
+    "state_dict", "model_state_dict", "model", "net", "network", "weights",
+)  # fmt: skip
+_DEPTH = 3  # of nested dicts that are searched for a state dict
+
+
+# What training scripts save beside tensors. None of these classes is made: all become _Ignored.
+_METADATA = (
+    "argparse.Namespace", "types.SimpleNamespace", "datetime.datetime",
+    "pathlib.PosixPath", "pathlib.WindowsPath",
+    "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
+    "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
+    "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
+    "numpy.ndarray", "numpy.dtype", "torch.torch_version.TorchVersion",
+    # mmengine's log, and what its methods are pickled with.
+    "mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "__builtin__.getattr",
+)  # fmt: skip
+
+
+class _Ignored:
+    """Stands for an object of a checkpoint that is not needed to read its tensors."""
+
+    def __new__(cls, *_: Any) -> "_Ignored":
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any): ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsFile:
+    """Attributes:
+    arrays: by torchvision's or timm's names; float32 where the file has a narrower float.
+    note: one line on what was chosen, renamed and skipped; "" if there is nothing to say.
+    is_ema: whether the file calls the weights a moving average.
+    """
+
+    arrays: dict[str, np.ndarray]
+    note: str
+    is_ema: bool
+
+
+def read(path: str | Path, key: str = "") -> WeightsFile:
+    """Read the state dict of a weights file. Only a pickle needs torch.
+
+    Args:
+      key: the entry that holds the state dict, with dots between nested entries; "": find it.
+
+    Raises UserError for a missing or unreadable file, saying what the file is instead.
+    """
+    path = expand_user(path)
+    origin = f"weights file {path}"
+    try:
+        if path.is_dir():
+            raise UserError(f"{origin} is a folder; give a file")
+        found: dict[str, Mapping[str, Any]]
+        what = kind(path)
+        if what == "safetensors":
+            found = {"": _read_safetensors(path, origin)}
+        elif what == "pickle":
+            found = _state_dicts(_unpickle(path, origin))
+        else:
+            raise UserError(f"{origin} cannot be read: it {what}")
+    except FileNotFoundError as e:
+        raise UserError(f"{origin} does not exist") from e
+    except OSError as e:
+        raise UserError(f"{origin} cannot be read: {e.strerror or e}") from e
+    chosen = _choose(found, key, origin)
+    state_dict = found[chosen]
+    names = [name for name, value in state_dict.items() if _is_array(value)]
+    others = [str(name) for name, value in state_dict.items() if not _is_array(value)]
+    is_ema = "ema" in re.split(r"[._]", chosen)
+    renamed, note = rename(names, origin=origin)
+    notes = [
+        f"{'EMA ' * is_ema}weights from {chosen!r}" if is_ema or len(found) > 1 else "",
+        f"--weights_key={next(n for n in found if n != chosen)} takes others"
+        if len(found) > 1 and not key
+        else "",
+        note,
+        f"skipped what is not a tensor: {shorten(others)}" if others else "",
+    ]
+    arrays = {new: _to_numpy(state_dict[old], f"{origin}: {old}") for old, new in renamed.items()}
+    said = "; ".join(filter(None, notes))
+    return WeightsFile(arrays, f"{origin}: {said}" if said else "", is_ema)
+
+
+def _read_safetensors(path: Path, origin: str) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, deserialize
+
+    data = path.read_bytes()
+    try:
+        tensors = deserialize(data)
+    except SafetensorError as e:
+        reason = one_line(e)
+        if "incomplete" in reason.lower():
+            reason = "it is cut off; copy or download it again"
+        raise UserError(f"{origin} cannot be read: {reason}") from e
+    for name, tensor in tensors:
+        if tensor["dtype"] not in _DTYPES:
+            raise UserError(
+                f"{origin}: {name} is of type {tensor['dtype']}, which is not supported; save it "
+                "in float32"
+            )
+    return {
+        name: np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
+        for name, tensor in tensors
+    }
+
+
+def _unpickle(path: Path, origin: str) -> Any:
+    try:
+        import torch
+    except ImportError as e:
+        raise UserError(
+            f"{origin} is of torch.save: reading it needs torch (pip install torch), or save it "
+            "as .safetensors where torch is"
+        ) from e
+    try:
+        with (
+            torch.serialization.safe_globals([(_Ignored, name) for name in _METADATA]),
+            warnings.catch_warnings(action="ignore"),  # about pickle protocols
+        ):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises many kinds; each means that this file is not usable
+        raise UserError(f"{origin} cannot be read: it {pickle_problem(e)}") from e
+
+
+def _is_array(value: Any) -> bool:
+    # By the name: without torch, nothing is a tensor.
+    return isinstance(value, np.ndarray) or hasattr(value, "is_floating_point")
+
+
+def _state_dicts(loaded: Any, path: str = "", depth: int = _DEPTH) -> dict[str, Mapping[str, Any]]:
+    """The dicts of tensors in nested dicts, by their dotted path; "" is the outermost."""
+    if not isinstance(loaded, Mapping) or depth < 0:
+        return {}
+    found: dict[str, Mapping[str, Any]] = {}
+    if any(str(k).endswith("weight") and _is_array(v) for k, v in loaded.items()):
+        found[path] = loaded
+    for name, value in loaded.items():
+        found |= _state_dicts(value, f"{path}.{name}".removeprefix("."), depth - 1)
+    return found
+
+
+def _choose(found: Mapping[str, Any], key: str, origin: str) -> str:
+    """The path among those of `_state_dicts` that `key` names, or that is taken without one."""
+    if not found:
+        raise UserError(f"{origin} holds no state dict: no tensor in it is named weight")
+    choices = " or ".join(filter(None, found))
+    if key:
+        matches = [path for path in found if path == key or path.startswith(f"{key}.")]
+        if not matches:
+            hint = f"use {choices}" if choices else "it has one state dict; leave the key out"
+            raise UserError(f"{origin} has no state dict {key!r} (--weights_key): {hint}")
+        return matches[0]
+    for name in _KEYS:
+        for path in found:
+            if name in path.split("."):
+                return path
+    if "" in found or len(found) == 1:
+        return "" if "" in found else next(iter(found))
+    raise UserError(f"{origin} has several state dicts; choose one: --weights_key={choices}")
+
+
+def _to_numpy(value: Any, origin: str) -> np.ndarray:
+    """An array or a dense CPU tensor as an array; floats of less than 32 bits become float32."""
+    if not isinstance(value, np.ndarray):
+        if value.is_meta:
+            raise UserError(f"{origin} has no values (device meta): the model was never loaded")
+        if (
+            value.is_sparse
+            or value.is_quantized
+            or value.is_nested
+            or "sparse" in str(value.layout)
+        ):
+            raise UserError(f"{origin} is a sparse, quantized or nested tensor; save a dense one")
+        try:
+            value = value.detach().resolve_conj().resolve_neg()
+            value = (value.float() if value.is_floating_point() else value).numpy()
+        except (TypeError, RuntimeError) as e:
+            raise UserError(f"{origin} has the type {value.dtype}, which is not supported") from e
+    if jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4:
+        return value.astype(np.float32)
+    return value

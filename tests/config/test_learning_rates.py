@@ -1,0 +1,165 @@
+"""The whole learning-rate curve of every recipe, step by step, against its source's own formula."""
+
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import resnet50
+from imagenet_jax import config as config_io
+from imagenet_jax.data.order import steps_per_epoch
+from imagenet_jax.training import optim
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+IMAGES = 1_281_167
+
+
+def curve(spec, images=IMAGES):
+    """(rates f32[T] of every step, epochs f64[T] that have passed before each, steps per epoch)."""
+    config = config_io.load(str(CONFIGS / spec))
+    per_epoch = steps_per_epoch(images, config.batch_size, config.data.remainder)
+    total = math.ceil(Fraction(config.epochs) * per_epoch)
+    schedule = optim.learning_rate(
+        config.optim, batch_size=config.batch_size, steps_per_epoch=per_epoch, total_steps=total
+    )
+    steps = np.arange(total)
+    rates = np.asarray(jax.jit(jax.vmap(schedule))(jnp.asarray(steps)))
+    return rates, steps / float(per_epoch), per_epoch
+
+
+def steps_down(peak, epochs, milestones):
+    return peak * 0.1 ** (epochs[:, None] >= np.array(milestones)).sum(axis=1)
+
+
+def cosine(peak, share, end=0.0):
+    return end + (peak - end) * (1 + np.cos(np.pi * share)) / 2
+
+
+def v1(peak):
+    """torchvision's references: StepLR of 30 epochs."""
+    return lambda epochs, _: peak * 0.1 ** (epochs // 30)
+
+
+def goyal(epochs, _):
+    """Goyal et al. 2017, section 2.2: from 0.1 in equal increments to 3.2 after 5 epochs."""
+    decayed = steps_down(3.2, epochs, (30, 60, 80))
+    return np.where(epochs < 5, 0.1 + 3.1 * epochs / 5, decayed)
+
+
+def flax(epochs, per_epoch):
+    """create_learning_rate_fn of examples/imagenet."""
+    warmup = optax.linear_schedule(0.0, 0.4, 5 * int(per_epoch))
+    decay = optax.cosine_decay_schedule(0.4, 95 * int(per_epoch))
+    joined = optax.join_schedules([warmup, decay], [5 * int(per_epoch)])
+    return jax.vmap(joined)(jnp.arange(len(epochs)))
+
+
+def nvidia(epochs, _):
+    """lr_cosine_policy of DeepLearningExamples, by epoch."""
+    epoch = np.floor(epochs)
+    return np.where(epoch < 8, 2.048 * (epoch + 1) / 8, cosine(2.048, (epoch - 8) / 82))
+
+
+def mlperf(epochs, per_epoch):
+    """MXNet's PolyScheduler with pwr=2, final_lr=1e-4 and a linear warm-up of 2 epochs from 0."""
+    step, warmup, total = np.arange(len(epochs)), round(2 * per_epoch), len(epochs)
+    decayed = 1e-4 + (10.5 - 1e-4) * (1 - (step - warmup) / (total - warmup)) ** 2
+    return np.where(step < warmup, 10.5 * step / warmup, decayed)
+
+
+def ffcv(length):
+    """get_cyclic_lr at both ends of an epoch, and a line between them."""
+
+    def rates(epochs, per_epoch):
+        iters, found = int(per_epoch), []
+        for epoch in range(length):
+            ends = np.interp([epoch, epoch + 1], [0, 2, length], [1e-4 * 1.7, 1.7, 0])
+            found.append(np.interp(np.arange(iters), [0, iters], ends))
+        return np.concatenate(found)
+
+    return rates
+
+
+def torchvision_v2(epochs, _):
+    """LinearLR from 0.01 for 5 epochs, then CosineAnnealingLR, both by epoch."""
+    epoch = np.floor(epochs)
+    warmup = 0.5 * (0.01 + 0.99 * epoch / 5)
+    return np.where(epoch < 5, warmup, cosine(0.5, (epoch - 5) / 595))
+
+
+def timm(peak, length):
+    """CosineLRScheduler with warmup_prefix=False, by epoch."""
+
+    def rates(epochs, _):
+        epoch = np.floor(epochs)
+        warmup = 1e-4 + (peak - 1e-4) * epoch / 5
+        return np.where(epoch < 5, warmup, cosine(peak, epoch / length, 1e-6))
+
+    return rates
+
+
+def bit(epochs, _):
+    """Kolesnikov et al. 2020: 0.03 for 256 images, 5,000 steps of warm-up, down at 30, 60, 80."""
+    step = np.arange(len(epochs))
+    return np.where(step < 5000, 0.48 * step / 5000, steps_down(0.48, epochs, (30, 60, 80)))
+
+
+def own_cosine(peak):
+    """Of the recipes that are our own: one epoch of warm-up, the cosine over the rest."""
+
+    def rates(epochs, per_epoch):
+        step, warmup, total = np.arange(len(epochs)), round(per_epoch), len(epochs)
+        decayed = cosine(peak, (step - warmup) / (total - warmup))
+        return np.where(step < warmup, peak * step / warmup, decayed)
+
+    return rates
+
+
+SOURCES = {
+    **dict.fromkeys(("resnet18.py", "resnet34.py", "resnet101.py", "resnet152.py"), v1(0.1)),
+    **dict.fromkeys(("vgg11.py", "vgg13.py", "vgg16.py", "vgg19.py"), v1(0.01)),
+    **dict.fromkeys(("vgg11_bn.py", "vgg13_bn.py", "vgg16_bn.py", "vgg19_bn.py"), v1(0.1)),
+    "resnet50_adam.py": v1(0.001),
+    "bit_r50x1.py": bit,
+    "quickstart.py": own_cosine(0.1),
+    "transfer.py": own_cosine(0.01 * 64 / 256),
+    "resnet50.py:v1": v1(0.1),
+    "resnet50.py:goyal8k": goyal,
+    "resnet50.py:flax": flax,
+    "resnet50.py:nvidia90": nvidia,
+    "resnet50.py:mlperf_lars": mlperf,
+    "resnet50.py:ffcv16": ffcv(16),
+    "resnet50.py:ffcv32": ffcv(32),
+    "resnet50.py:ffcv88": ffcv(88),
+    "resnet50.py:v2": torchvision_v2,
+    "resnet50.py:a1": timm(5e-3, 600),
+    "resnet50.py:a2": timm(5e-3, 300),
+    "resnet50.py:a3": timm(8e-3, 100),
+}
+
+
+def test_every_recipe_has_a_source():
+    files = {path.name for path in CONFIGS.glob("*.py")} - {"resnet50.py"}
+    assert set(SOURCES) == files | {f"resnet50.py:{variant}" for variant in resnet50.VARIANTS}
+
+
+@pytest.mark.parametrize("spec", SOURCES)
+def test_the_whole_curve_is_that_of_the_source(spec):
+    images = {"quickstart.py": 1437, "transfer.py": 3680}.get(spec, IMAGES)
+    rates, epochs, per_epoch = curve(spec, images)
+    want = np.asarray(SOURCES[spec](epochs, per_epoch))
+    assert len(rates) == len(want)
+    # Warm-ups end with a whole step; the cosine is computed in float32.
+    tolerance = 1e-3 if spec.endswith("goyal8k") else 2e-5
+    np.testing.assert_allclose(rates, want, rtol=tolerance, atol=2e-7 * want.max())
+
+
+def test_a3_is_half_way_down_at_epoch_50():
+    """A cosine that begins after the warm-up is 8 % higher there."""
+    rates, epochs, _ = curve("resnet50.py:a3")
+    assert rates[epochs >= 50][0] == pytest.approx((8e-3 + 1e-6) / 2, rel=1e-5)

@@ -1,0 +1,131 @@
+"""Every config and variant: it loads, its model, optimizer and schedule are made abstractly, and
+its hyper-parameters are those of a table typed from the papers and the references' own commands."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import resnet50
+from imagenet_jax import config as config_io
+from imagenet_jax.errors import UserError
+from imagenet_jax.training import optim
+from imagenet_jax.training.state import initial_state
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+IMAGES = 1_281_167
+SPECS = [path.name for path in sorted(CONFIGS.glob("*.py"))]
+SPECS += [f"resnet50.py:{variant}" for variant in resnet50.VARIANTS]
+
+
+def load(spec: str):
+    return config_io.load(str(CONFIGS / spec))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_every_recipe_makes_its_state_and_its_update(spec):
+    config = load(spec)
+    tx = optim.optimizer(config.optim, lambda step: config.optim.peak_lr)
+    state = jax.eval_shape(
+        lambda key: initial_state(config.model, tx, config.ema.decay > 0, key), jax.random.key(0)
+    )
+    updates, _ = jax.eval_shape(tx.update, state.params, state.opt_state, state.params)
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, state.params)
+    assert config_io.from_json(config_io.to_json(config)) == config
+
+
+# variant: batch, epochs, peak rate at that batch, momentum, weight decay, norms decay too,
+# label smoothing, warm-up epochs, training crop, (resize, crop) of evaluation. Sources: Goyal 2017
+# sections 2.1, 2.2, 5.1; flax examples/imagenet; the command lines of NVIDIA's, MLPerf's,
+# and torchvision's READMEs; Wightman 2021 table 2. NVIDIA's 8th epoch is at the peak.
+TABLE = {
+    "v1": (256, 90, 0.1, 0.9, 1e-4, True, 0.0, 0, 224, (256, 224)),
+    "goyal8k": (8192, 90, 3.2, 0.9, 1e-4, False, 0.0, 5, 224, (256, 224)),
+    "flax": (1024, 100, 0.4, 0.9, 1e-4, False, 0.0, 5, 224, (256, 224)),
+    "nvidia90": (2048, 90, 2.048, 0.875, 3.0517578125e-05, False, 0.1, 7, 224, (256, 224)),
+    "mlperf_lars": (3264, 37, 10.5, 0.9, 5e-5, False, 0.1, 2, 224, (256, 224)),
+    "ffcv16": (4096, 16, 1.7, 0.9, 1e-4, False, 0.1, 2, 192, (293, 256)),
+    "ffcv32": (4096, 32, 1.7, 0.9, 1e-4, False, 0.1, 2, 192, (293, 256)),
+    "ffcv88": (4096, 88, 1.7, 0.9, 1e-4, False, 0.1, 2, 192, (293, 256)),
+    "v2": (1024, 600, 0.5, 0.9, 2e-5, False, 0.1, 5, 176, (232, 224)),
+    "a1": (2048, 600, 5e-3, None, 0.01, False, 0.1, 5, 224, (235, 224)),
+    "a2": (2048, 300, 5e-3, None, 0.02, False, 0.0, 5, 224, (235, 224)),
+    "a3": (2048, 100, 8e-3, None, 0.02, False, 0.0, 5, 160, (235, 224)),
+}
+
+
+def test_the_table_has_every_variant():
+    assert list(TABLE) == list(resnet50.VARIANTS)
+
+
+@pytest.mark.parametrize("variant", TABLE)
+def test_hyper_parameters_are_the_published_ones(variant):
+    c = load(f"resnet50.py:{variant}")
+    batch, epochs, rate, momentum, decay, norms, smoothing, warmup, crop, evaluation = TABLE[
+        variant
+    ]
+    assert (c.batch_size, c.epochs) == (batch, epochs)
+    assert optim.peak_learning_rate(c.optim, c.batch_size) == pytest.approx(rate)
+    if momentum is not None:
+        assert c.optim.momentum == momentum
+    assert (c.optim.weight_decay, c.optim.decay_bias_and_norm) == (decay, norms)
+    assert (c.loss.label_smoothing, c.optim.warmup_epochs) == (smoothing, warmup)
+    assert (c.augment.image_size, (c.eval.resize, c.eval.image_size)) == (crop, evaluation)
+
+
+# variant: what the recipe mixes, draws, drops and repeats.
+AUGMENTATION = {
+    # mixup, cutmix, automatic augmentation, erasing, copies of an image, drop path
+    "v1": (0.0, 0.0, "none", 0.0, 1, 0.0),
+    "v2": (0.2, 1.0, "trivialaugment", 0.1, 4, 0.0),
+    "a1": (0.2, 1.0, "randaugment_timm", 0.0, 3, 0.05),
+    "a2": (0.1, 1.0, "randaugment_timm", 0.0, 3, 0.05),
+    "a3": (0.1, 1.0, "randaugment_timm", 0.0, 1, 0.0),
+}
+
+
+@pytest.mark.parametrize("variant", AUGMENTATION)
+def test_augmentations_are_the_published_ones(variant):
+    c = load(f"resnet50.py:{variant}")
+    a = c.augment
+    got = (a.mixup, a.cutmix, a.auto, a.erase, c.data.repeats, c.model.drop_path)
+    assert got == AUGMENTATION[variant]
+    assert (c.optim.name, c.loss.name) == (
+        ("lamb", "bce") if variant.startswith("a") else ("sgd", "softmax")
+    )
+
+
+@pytest.mark.parametrize(("epochs", "low", "high"), [(16, 11, 13), (32, 23, 27), (88, 65, 76)])
+def test_ffcv_grows_its_crops(epochs, low, high):
+    """start_ramp, end_ramp, min_res and max_res of rn50_configs."""
+    c = load(f"resnet50.py:ffcv{epochs}")
+    assert (c.augment.start_size, c.augment.size_ramp) == (160, (low, high))
+    assert (c.model.blur_pool, c.eval.flip) == ("ffcv", True)
+
+
+def test_v2_averages_as_torchvision_does():
+    """--model-ema-decay 0.99998 --model-ema-steps 32, from which the script derives 0.99891."""
+    c = load("resnet50.py:v2")
+    assert (c.ema.decay, c.ema.every_steps, c.ema.form) == (0.99998, 32, "torchvision")
+
+
+def test_variants_reach_the_other_resnets():
+    c = load("resnet18.py:a2")
+    assert (c.model.name, c.optim.name, c.epochs) == ("resnet18", "lamb", 300)
+
+
+def test_an_unknown_variant_is_one_line():
+    with pytest.raises(
+        UserError, match=r"variant 'goyal8': use v1 \| .*; did you mean 'goyal8k'\?"
+    ):
+        load("resnet50.py:goyal8")
+
+
+@pytest.mark.parametrize("depth", [11, 13, 16, 19])
+def test_vggs_train_at_0_01_without_and_0_1_with_batch_norm(depth):
+    """torchvision's references/classification: --lr 1e-2 for VGG, the default for its _bn."""
+    for suffix, rate in (("", 0.01), ("_bn", 0.1)):
+        c = load(f"vgg{depth}{suffix}.py")
+        assert c.model.name == f"vgg{depth}{suffix}"
+        assert (c.optim.peak_lr, c.optim.schedule, c.model.dropout) == (rate, "step", 0.5)

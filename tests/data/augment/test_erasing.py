@@ -1,0 +1,54 @@
+"""Random erasing: boxes against a plain simulation of the paper's loop, and what they erase."""
+
+import jax
+import numpy as np
+from scipy import stats
+
+from imagenet_jax.data.augment import erasing
+
+
+def _simulated(rng, height, width):
+    """The paper's algorithm 1, with ten attempts."""
+    for _ in range(10):
+        area = rng.uniform(0.02, 0.33) * height * width
+        ratio = np.exp(rng.uniform(np.log(0.3), np.log(3.3)))
+        h, w = round(np.sqrt(area * ratio)), round(np.sqrt(area / ratio))
+        if h < height and w < width:
+            return rng.integers(height - h + 1), rng.integers(width - w + 1), h, w
+    return 0, 0, 0, 0
+
+
+def test_boxes_are_distributed_as_the_papers():
+    height, width, count = 40, 96, 4000
+    ours = np.asarray(erasing.boxes(jax.random.key(0), count, height, width, 1.0))
+    rng = np.random.default_rng(0)
+    theirs = np.array([_simulated(rng, height, width) for _ in range(count)])
+    for column in range(4):
+        assert stats.ks_2samp(ours[:, column], theirs[:, column]).pvalue > 1e-3
+    top, left, h, w = ours.T
+    assert (top >= 0).all() and (top + h <= height).all()
+    assert (left >= 0).all() and (left + w <= width).all()
+
+
+def test_each_image_is_erased_with_the_probability():
+    box = np.asarray(erasing.boxes(jax.random.key(1), 4000, 32, 32, 0.25))
+    assert abs((box[:, 2] > 0).mean() - 0.25) < 4 * np.sqrt(0.25 * 0.75 / 4000)
+
+
+def test_only_the_box_is_erased_and_by_its_fill():
+    pixels = np.random.default_rng(2).uniform(1, 2, (64, 24, 30, 3)).astype(np.float32)
+    key = jax.random.key(3)
+    zero = np.asarray(erasing.random_erasing(pixels, key, 0.5))
+    noise = np.asarray(erasing.random_erasing(pixels, key, 0.5, "noise"))
+    inside = (zero == 0).all(axis=-1)
+    np.testing.assert_array_equal(zero[~inside], pixels[~inside])
+    np.testing.assert_array_equal(noise[~inside], pixels[~inside])
+    assert 0.3 < inside.any(axis=(1, 2)).mean() < 0.7
+    for image in inside:
+        assert (image == image.any(axis=1)[:, None] & image.any(axis=0)[None, :]).all()
+    assert stats.kstest(noise[inside].ravel()[:20000], stats.norm.cdf).pvalue > 1e-3
+
+
+def test_an_image_too_small_for_any_box_is_left():
+    pixels = np.ones((8, 1, 1, 3), np.float32)
+    np.testing.assert_array_equal(erasing.random_erasing(pixels, jax.random.key(0), 1.0), pixels)

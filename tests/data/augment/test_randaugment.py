@@ -1,0 +1,178 @@
+"""RandAugment and TrivialAugment: geometry against Pillow, tables against the papers, draws.
+
+Each operation is compared with torchvision's in tests/parity.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from PIL import Image
+from scipy import stats
+
+from imagenet_jax.data.augment import color as colour
+from imagenet_jax.data.augment import geometry
+from imagenet_jax.data.augment import randaugment as policies
+from imagenet_jax.runtime.sharding import batch_sharding, make_mesh
+
+ROWS, HEIGHT, WIDTH = 16, 31, 42  # the batch divides over eight devices
+
+
+def _images():
+    """Noise, which shows every wrong pixel, and smooth waves, which interpolation follows."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    waves = 128 + 100 * np.sin(y / 5)[..., None] * np.cos(x[..., None] / np.array([4, 5, 6]))
+    noise = rng.integers(0, 256, (ROWS // 2, HEIGHT, WIDTH, 3))
+    return np.concatenate([noise, np.stack([waves] * (ROWS // 2))]).astype(np.uint8)
+
+
+IMAGES = _images()
+APPLY = jax.jit(policies.apply, static_argnames="interpolation")
+
+
+def _pillow_affine(image, matrix, resample):
+    """The same view by Pillow, whose matrix counts from the corner, in pixels' centres."""
+    centre = np.array([WIDTH / 2, HEIGHT / 2])
+    offset = matrix[:, 2] + centre - matrix[:, :2] @ centre
+    data = np.concatenate([matrix[:, :2], offset[:, None]], axis=1).ravel()
+    return np.asarray(
+        Image.fromarray(image).transform(
+            (WIDTH, HEIGHT), Image.Transform.AFFINE, tuple(data), resample=resample
+        )
+    )
+
+
+def _matrices():
+    amounts = jnp.asarray([0.0, 0.21, -0.47, 7.0, -31.3, 118.0, 0.3, -0.77])
+    zero = jnp.zeros_like(amounts)
+    return {
+        "shear_x": geometry.shear_x(amounts / 50, HEIGHT),
+        "shear_y": geometry.shear_y(amounts / 50, WIDTH),
+        "translate_x": geometry.translate(jnp.round(amounts / 4), zero),
+        "translate_y": geometry.translate(zero, jnp.round(amounts / 4)),
+        "rotate": geometry.rotate(amounts),
+    }
+
+
+@pytest.mark.parametrize("name", _matrices())
+def test_geometry_is_pillows(name):
+    matrix = _matrices()[name]
+    nearest = np.asarray(geometry.affine(jnp.asarray(IMAGES[:8]), matrix))
+    smooth = np.asarray(geometry.affine(jnp.asarray(IMAGES[8:]), matrix, "bilinear")).astype(int)
+    inside = np.asarray(geometry.affine(jnp.full_like(IMAGES[8:], 255), matrix, "bilinear")) == 255
+    for i in range(8):
+        m = np.asarray(matrix[i], np.float64)
+        theirs = _pillow_affine(IMAGES[i], m, Image.Resampling.NEAREST)
+        # A source half-way between two pixels may be either: Pillow and we round differently.
+        assert (nearest[i] != theirs).any(axis=-1).mean() < 0.01
+        theirs = _pillow_affine(IMAGES[8 + i], m, Image.Resampling.BILINEAR)
+        assert np.abs(smooth[i] - theirs)[inside[i]].max(initial=0) <= 1
+
+
+def test_rotation_turns_as_pillow_rotates():
+    turned = geometry.affine(jnp.asarray(IMAGES[:1]), geometry.rotate(jnp.asarray([30.0])))
+    theirs = np.asarray(Image.fromarray(IMAGES[0]).rotate(30))
+    assert (np.asarray(turned)[0] != theirs).any(axis=-1).mean() < 0.01
+
+
+def test_shear_and_translation_move_as_their_names_say():
+    image = np.zeros((1, 9, 9, 3), np.uint8)
+    image[0, 4, 4] = 255
+    one = jnp.ones(1)
+    moves = {
+        (4, 6): geometry.translate(2 * one, 0 * one),
+        (7, 4): geometry.translate(0 * one, 3 * one),
+        (4, 2): geometry.shear_x(0.5 * one, 9),  # row 4.5 times 0.5, to the left
+        (2, 4): geometry.shear_y(0.5 * one, 9),
+    }
+    for place, matrix in moves.items():
+        out = np.asarray(geometry.affine(jnp.asarray(image), matrix))[0, :, :, 0]
+        assert [tuple(p) for p in np.argwhere(out)] == [place]
+
+
+def test_outside_is_black_or_the_fill():
+    matrix = geometry.translate(jnp.asarray([50.0]), jnp.zeros(1))
+    for interpolation in ("nearest", "bilinear"):
+        black = geometry.affine(jnp.asarray(IMAGES[:1]), matrix, interpolation)
+        assert not black.any()
+        filled = geometry.affine(jnp.asarray(IMAGES[:1]), matrix, interpolation, (1.0, 2.0, 3.0))
+        assert (np.asarray(filled) == [1, 2, 3]).all()
+
+
+def test_each_image_gets_its_own_operation():
+    """A batch of all fourteen is what each gives alone, and that is the function of its name."""
+    table = policies.magnitudes("randaugment", HEIGHT, WIDTH)
+    operation = np.arange(ROWS) % len(policies.OPERATIONS)
+    magnitude = table[operation, 9]
+    together = np.asarray(APPLY(IMAGES, operation, magnitude, interpolation="bilinear"))
+    images, m = jnp.asarray(IMAGES), jnp.asarray(magnitude)
+    alone = {
+        "identity": images,
+        "shear_x": geometry.affine(images, geometry.shear_x(m, HEIGHT), "bilinear"),
+        "shear_y": geometry.affine(images, geometry.shear_y(m, WIDTH), "bilinear"),
+        "translate_x": geometry.affine(images, geometry.translate(m, 0 * m), "bilinear"),
+        "translate_y": geometry.affine(images, geometry.translate(0 * m, m), "bilinear"),
+        "rotate": geometry.affine(images, geometry.rotate(m), "bilinear"),
+        "brightness": colour.brightness(images, m),
+        "color": colour.saturation(images, m),
+        "contrast": colour.contrast(images, m),
+        "sharpness": colour.sharpness(images, m),
+        "posterize": colour.posterize(images, m.astype(jnp.int32)),
+        "solarize": colour.solarize(images, 255 * m),
+        "autocontrast": colour.autocontrast(images),
+        "equalize": colour.equalize(images),
+    }
+    assert tuple(alone) == policies.OPERATIONS
+    for i, op in enumerate(operation):
+        theirs = np.asarray(alone[policies.OPERATIONS[op]][i]).astype(int)
+        # Compiled together, products and sums may be fused: one level, on the edge of two.
+        assert np.abs(together[i] - theirs).max() <= 1, policies.OPERATIONS[op]
+        assert (together[i] != theirs).mean() < 0.01, policies.OPERATIONS[op]
+
+
+def test_magnitudes_are_the_papers():
+    rand = dict(zip(policies.OPERATIONS, policies.magnitudes("randaugment", 331, 662), strict=True))
+    wide = dict(
+        zip(policies.OPERATIONS, policies.magnitudes("trivialaugment", 32, 32), strict=True)
+    )
+    weakest = {"posterize": 8, "solarize": 1}
+    for table in (rand, wide):
+        for name, row in table.items():
+            assert row.shape == (31,) and row[0] == weakest.get(name, 0)
+            steps = np.diff(row)
+            assert (steps <= 0).all() if name in weakest else (steps >= 0).all()
+    ends = {name: row[-1] for name, row in rand.items()}
+    assert ends["translate_x"] == pytest.approx(300) and ends["translate_y"] == pytest.approx(150)
+    assert ends["shear_x"] == pytest.approx(0.3) and ends["rotate"] == 30
+    assert ends["posterize"] == 4 and ends["solarize"] == 0
+    ends = {name: row[-1] for name, row in wide.items()}  # table 2 of arXiv:2103.10158
+    assert ends["shear_y"] == ends["color"] == pytest.approx(0.99)
+    assert ends["translate_x"] == ends["translate_y"] == 32 and ends["rotate"] == 135
+    assert ends["posterize"] == 2 and ends["solarize"] == 0
+
+
+def test_operations_and_signs_are_drawn_evenly():
+    table = policies.magnitudes("randaugment", HEIGHT, WIDTH)
+    operation, magnitude = policies._draw(jax.random.key(0), table, jnp.full(14000, 9))
+    counts = np.bincount(operation, minlength=14)
+    assert stats.chisquare(counts).pvalue > 1e-3
+    signed = np.asarray(magnitude)[(np.asarray(operation) >= 1) & (np.asarray(operation) < 10)]
+    assert stats.binomtest(int((signed < 0).sum()), len(signed)).pvalue > 1e-3
+    assert (np.asarray(magnitude)[np.asarray(operation) >= 10] >= 0).all()
+
+
+@pytest.mark.parametrize("policy", [policies.randaugment, policies.trivialaugment])
+def test_a_sharded_batch_is_augmented_where_it_lies(policy):
+    key = jax.random.key(5)
+    function = jax.jit(lambda images: policy(images, key))
+    images = jax.device_put(IMAGES, batch_sharding(make_mesh()))
+    assert isinstance(images.sharding, NamedSharding) and images.sharding.spec != PartitionSpec()
+    compiled = function.lower(images).compile()
+    text = compiled.as_text()
+    assert "all-gather" not in text and "all-to-all" not in text
+    many, one = np.asarray(compiled(images)), np.asarray(function(IMAGES))
+    assert np.abs(many.astype(int) - one).max() <= 1 and (many != one).mean() < 1e-3
+    changed = (one != IMAGES).any(axis=(1, 2, 3))
+    assert changed.sum() > ROWS / 2

@@ -1,0 +1,83 @@
+"""config.debug.nans names the operation and the line where the first NaN was made."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from imagenet_jax import config as config_io
+from imagenet_jax import train as loop
+from imagenet_jax.errors import UserError
+from imagenet_jax.training import losses
+from imagenet_jax.training.checkpoint import Checkpoints
+
+
+@pytest.fixture
+def tiny(digits_path):
+    """Few operations: with a check of each, a VGG-11 compiles in a quarter of a ResNet's time."""
+    return tiny_config(digits_path, "vgg11")
+
+
+def _loss_with_a_root_of_a_negative(logits, targets, loss):
+    """Of the batches whose labels add up to 183, as those of the fourth do."""
+    value = losses.cross_entropy(logits, targets)
+    return value + jnp.sqrt(jnp.where(jnp.sum(targets) == 183, -1.0, 0.0))
+
+
+def _line_of(function, text):
+    lines, start = inspect.getsourcelines(function)
+    return start + next(i for i, line in enumerate(lines) if text in line)
+
+
+@pytest.mark.slow
+def test_names_operation_and_line_of_an_injected_nan(tiny, tmp_path, monkeypatch):
+    """The first NaN comes up in the forward pass, in mid-run; what follows from it is not named."""
+    tiny.debug.nans = True
+    tiny.checkpoint.every_epochs = 2 * 48 / 1437
+    monkeypatch.setattr(losses, "per_image", _loss_with_a_root_of_a_negative)
+    with pytest.raises(UserError) as caught:
+        loop.train(tiny, tmp_path)
+    message = str(caught.value)
+    line = _line_of(_loss_with_a_root_of_a_negative, "jnp.sqrt")
+    assert "operation sqrt," in message
+    assert f"test_nans.py:{line} (_loss_with_a_root_of_a_negative)" in message
+    assert len(message.splitlines()) == 1
+    assert "NaN at step 4:" in message
+    assert Checkpoints(tmp_path / "checkpoints", write=False).steps() == [2]
+
+
+@pytest.mark.full
+def test_names_an_operation_of_the_gradient(tiny, tmp_path, monkeypatch):
+    """The root of 0 is 0, its derivative infinite: 0 * inf is NaN in the backward pass alone."""
+
+    def with_root_of_zero(logits, targets, loss):
+        zero = logits[:, 0] * 0
+        return losses.cross_entropy(logits, targets) + jnp.sqrt(zero) * 0
+
+    tiny.debug.nans = True
+    monkeypatch.setattr(losses, "per_image", with_root_of_zero)
+    with pytest.raises(UserError, match=r"NaN at step 1: .* at .*test_nans\.py:\d+ \(with_root"):
+        loop.train(tiny, tmp_path)
+
+
+@pytest.mark.full
+def test_a_rate_beyond_all_bounds_is_found_in_the_package(tiny, tmp_path):
+    tiny.debug.nans = True
+    tiny.optim.peak_lr = 1e30
+    with pytest.raises(UserError, match=r"NaN at step \d: first in .* at .*/imagenet_jax/.*\.py:"):
+        loop.train(tiny, tmp_path)
+
+
+def test_rewinding_beside_it_would_do_nothing(tiny):
+    tiny.debug.nans, tiny.nonfinite.policy = True, "rewind"
+    with pytest.raises(UserError, match=r"config\.nonfinite\.policy = 'rewind' does nothing"):
+        config_io.check(tiny)
+
+
+def test_numpy_agrees_that_the_injected_functions_are_what_they_are_said_to_be():
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(np.sqrt(-1.0))
+    assert np.isnan(jax.grad(lambda x: jnp.sqrt(x * 0) * 0)(1.0))

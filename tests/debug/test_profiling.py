@@ -1,0 +1,106 @@
+"""A trace of the steps that were asked for, as the two viewers find it in its files."""
+
+import gzip
+import json
+
+import jax
+import pytest
+
+from imagenet_jax import main
+from imagenet_jax import train as loop
+from imagenet_jax.errors import UserError
+from imagenet_jax.training.experiment import experiment_of
+
+QUICKSTART = "--config=configs/quickstart.py"
+
+
+def _steps(workdir):
+    """(of the one trace that Perfetto opens: step numbers of "train", XLA modules with operations),
+    and the same of the one that xprof opens."""
+    (path,) = (workdir / "profile").glob("plugins/profile/*/*.trace.json.gz")
+    events = [
+        e for e in json.loads(gzip.decompress(path.read_bytes()))["traceEvents"] if "args" in e
+    ]
+    numbers = sorted(int(e["args"]["step_num"]) for e in events if e["name"] == "train")
+    modules = {e["args"]["hlo_module"] for e in events if "hlo_module" in e["args"]}
+
+    (path,) = (workdir / "profile").glob("plugins/profile/*/*.xplane.pb")
+    space = jax.profiler.ProfileData.from_file(str(path))
+    events = [
+        (e.name, dict(e.stats)) for p in space.planes for line in p.lines for e in line.events
+    ]
+    found = sorted(int(stats["step_num"]) for name, stats in events if name == "train")
+    named = {stats["hlo_module"] for _, stats in events if "hlo_module" in stats}
+    return (numbers, modules), (found, named)
+
+
+@pytest.mark.slow
+def test_holds_the_steps_and_the_program_for_both_viewers(tiny, tmp_path, capsys):
+    tiny.profile.steps = "3:5"
+    tiny.log.group_norms = True
+    assert loop.train(tiny, tmp_path) == 0
+    for numbers, modules in _steps(tmp_path):
+        assert numbers == [3, 4, 5]
+        assert "jit_train_step" in modules
+        assert "jit_eval_step" not in modules  # after step 8
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("trace of steps")]
+    assert "steps 3 to 5" in line
+    assert line.split()[-1].endswith(".trace.json.gz")
+
+
+@pytest.mark.full
+def test_continues_after_a_restart_in_mid_window_and_is_silent_beyond(tiny, tmp_path, capsys):
+    tiny.profile.steps = "3:5"
+    assert loop.train(tiny, tmp_path, stop_after=3) == 0
+    assert _steps(tmp_path)[0][0] == [3]
+    for file in (tmp_path / "profile").rglob("*.*"):
+        file.unlink()
+    assert loop.train(tiny, tmp_path) == 0
+    assert _steps(tmp_path)[0][0] == [4, 5]
+    capsys.readouterr()
+    tiny.epochs = 0.3  # 9 steps
+    tiny.resume_with_changes = True
+    assert loop.train(tiny, tmp_path) == 0
+    assert "no trace: steps 3:5 lie before step 9" in capsys.readouterr().out
+
+
+@pytest.mark.full
+def test_an_exception_in_the_window_leaves_what_there_is(tiny, tmp_path, monkeypatch):
+    """And a profiler that can be started again."""
+    real = loop.place_batches
+
+    def batches(*args):
+        for i, batch in enumerate(real(*args)):
+            if i == 4:
+                raise UserError("no fifth batch")
+            yield batch
+
+    monkeypatch.setattr(loop, "place_batches", batches)
+    tiny.profile.steps = "3:7"
+    with pytest.raises(UserError, match="no fifth batch"):
+        loop.train(tiny, tmp_path / "failed")
+    assert _steps(tmp_path / "failed")[0][0] == [3, 4, 5]
+    with jax.profiler.trace(tmp_path / "again"):
+        pass
+
+
+def test_a_directory_that_cannot_be_written_does_not_end_training(tiny, tmp_path, capsys):
+    tiny.profile.steps = "2:3"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "profile").write_text("in the way")
+    assert loop.train(tiny, tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    assert "the trace of steps 2 to 3 could not be written" in out
+    assert "finished: 8 steps" in out
+
+
+@pytest.mark.parametrize("text", ["3", "3:", "5:3", "0:2", "a:b", "-1:3", "1:2:3", "1.0:2", " 1:2"])
+def test_bad_forms_are_told(fails, tmp_path, text):
+    args = [QUICKSTART, f"--workdir={tmp_path}", f"--config.profile.steps={text}"]
+    fails(main, args, "config.profile.steps", repr(text), "A:B")
+
+
+def test_a_window_beyond_the_run_is_told(tiny):
+    tiny.profile.steps = "3:9"
+    with pytest.raises(UserError, match="'3:9' is not within the run's 8 steps"):
+        experiment_of(tiny)

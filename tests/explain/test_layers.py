@@ -1,0 +1,106 @@
+"""Names of convolutions, and what a layer puts out."""
+
+import jax
+import numpy as np
+import pytest
+import scipy.signal
+from conftest import tiny_model
+from flax import nnx
+
+from imagenet_jax import models
+from imagenet_jax.errors import UserError
+from imagenet_jax.explain import layers
+from imagenet_jax.weights import torch_names
+
+
+def abstract(name, **fields):
+    config = tiny_model(name, **fields)
+    return config, nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("resnet18", {"stem": "small"}),
+        ("resnet50", {"blur_pool": "zhang", "weight_standardization": True}),
+        ("resnet18", {"norm": "group", "width": 0.5}),
+        ("vgg11", {}),
+        ("vgg13_bn", {}),
+        ("bit_r50x1", {"width": 0.5}),
+    ],
+)
+def test_convolutions_are_the_four_dimensional_weights_of_the_state_dict(name, fields):
+    config, model = abstract(name, **fields)
+    arrays = [
+        jax.tree.map(lambda x: np.zeros(x.shape), nnx.to_pure_dict(nnx.state(model, kind)))
+        for kind in (nnx.Param, nnx.BatchStat)
+    ]
+    state_dict = torch_names.to_torch(*arrays, config)
+    kernels = {key.removesuffix(".weight") for key, x in state_dict.items() if x.ndim == 4}
+    names = layers.conv_layers(model)
+    assert set(names) == kernels - {"head.fc"}
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "ends"),
+    [
+        ("resnet18", ("conv1", "layer4.1.conv2")),
+        ("vgg16", ("features.0", "features.28")),
+        ("vgg16_bn", ("features.0", "features.40")),
+        ("bit_r50x1", ("stem.conv", "stages.3.blocks.2.conv3")),
+    ],
+)
+def test_layers_go_from_input_to_output(name, ends):
+    names = layers.conv_layers(abstract(name, **({"width": 0.5} if "bit" in name else {}))[1])
+    assert (names[0], names[-1]) == ends
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("layer4.1.conv9", ("no layer", "did you mean layer4.1.conv")),
+        ("layer4.1.bn2", ("a layer of this model, but no convolution",)),
+        ("fc", ("a layer of this model, but no convolution", "layer4.1.conv2", "--layer=?")),
+        ("", ("no layer", "--layer=?")),
+    ],
+)
+def test_what_is_no_convolution_is_refused(name, words):
+    with pytest.raises(UserError) as caught:
+        layers.check(abstract("resnet18")[1], name)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_activations_are_those_of_the_convolution_alone(small_vgg):
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+    conv = small_vgg.features[0][0].conv
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    kernel = np.asarray(conv.kernel[...])
+    expected = np.zeros((2, 32, 32, kernel.shape[-1]))
+    for b in range(2):
+        for o in range(kernel.shape[-1]):
+            for i in range(3):
+                expected[b, ..., o] += scipy.signal.correlate2d(
+                    padded[b, ..., i], kernel[..., i, o], mode="valid"
+                )
+    expected += np.asarray(conv.bias[...])
+    found = layers.activations(small_vgg, images, "features.0")
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_model_with_a_tap_leaves_the_model_alone(small_vgg):
+    def doubled(x):
+        return 2 * x
+
+    other = layers.tapped(small_vgg, {"features.3": doubled})
+    assert isinstance(other.features[1][0].conv, layers.Tap)
+    assert isinstance(small_vgg.features[1][0].conv, nnx.Conv)
+
+
+def test_first_filters_are_standardised_where_the_model_does_so():
+    _, model = abstract("resnet18", weight_standardization=True)
+    raw = np.random.default_rng(0).normal(2, 3, (7, 7, 3, 4)).astype(np.float32)
+    model.conv1.kernel = nnx.Param(raw)
+    expected = (raw - raw.mean((0, 1, 2))) / raw.std((0, 1, 2))
+    np.testing.assert_allclose(layers.first_kernel(model), expected, rtol=1e-4, atol=1e-5)

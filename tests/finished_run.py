@@ -1,0 +1,34 @@
+"""A finished run of a few steps, and the same published."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from conftest import tiny_config
+
+
+class Finished(NamedTuple):
+    workdir: Path
+    config: Any  # ConfigDict
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, digits_path):
+    """A run of 8 steps, to its end: (workdir, config)."""
+    from imagenet_jax import config as config_io
+    from imagenet_jax import train as loop
+
+    config_io.executed.clear()  # other tests load configs in this process
+    config, workdir = tiny_config(digits_path), tmp_path_factory.mktemp("finished") / "run"
+    assert loop.train(config, workdir) == 0
+    return Finished(workdir, config)
+
+
+@pytest.fixture(scope="session")
+def baseline(finished):
+    """That run published, as `baselines/tiny`; not to be changed."""
+    from imagenet_jax.baselines.publishing import publish
+
+    folder = finished.workdir.parent / "baselines" / "tiny"
+    publish(finished.workdir, folder, allow_dirty=True)
+    return folder

@@ -1,0 +1,269 @@
+"""Speed: images, operations, shares of time and of the peak, against formulas."""
+
+import datetime
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from imagenet_jax import train as loop
+from imagenet_jax.config.fields import defaults
+from imagenet_jax.debug import histograms
+from imagenet_jax.debug.cost import StepFlops, abstract_batch, bare_step, flops_of
+from imagenet_jax.logs import memory, recorder, throughput
+from imagenet_jax.logs.peak_flops import peak_flops
+from imagenet_jax.logs.throughput import Throughput
+from imagenet_jax.runtime.sharding import batch_sharding, make_mesh, replicated
+
+
+def _convolution(size, channels, filters, kernel, stride):
+    """(operations of a convolution that counts no padding, side of its output)."""
+    out = -(-size // stride)
+    positions = [
+        o * stride - kernel // 2 + k for o in range(out) for k in range(kernel)
+    ]  # of the taps along one axis
+    inside = sum(0 <= p < size for p in positions)
+    return 2 * inside**2 * channels * filters, out
+
+
+def _resnet18_training(size, width, classes, stem):
+    """Of forward pass and both gradients of an image; the first layer has no gradient of pixels."""
+    channels = [int(64 * width * 2**i) for i in range(4)]
+    if stem == "small":
+        first, size = _convolution(size, 3, channels[0], 3, 1)
+    else:
+        first, size = _convolution(size, 3, channels[0], 7, 2)
+        size //= 2
+    total, before = 0, channels[0]
+    for stage, filters in enumerate(channels):
+        for stride in (2 if stage else 1, 1):
+            if stride == 2:
+                total += _convolution(size, before, filters, 1, 2)[0]
+            operations, size = _convolution(size, before, filters, 3, stride)
+            total += operations + _convolution(size, filters, filters, 3, 1)[0]
+            before = filters
+    return 2 * first + 3 * (total + 2 * before * classes)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    now = [50.0]
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: now[0])
+    return now
+
+
+def test_a_lap_is_rates_and_shares(clock):
+    speed = Throughput(32, peak=1e6)
+    for step in range(9):
+        if step == 4:
+            speed.stop_clock()
+            clock[0] += 100
+        with speed.waiting():
+            clock[0] += 0.25
+        clock[0] += 0.75
+        speed.done(2e5)  # the first, and the first after the stop, do not count
+    assert speed.lap() == {
+        "images_per_second": 32.0,
+        "input_wait": 0.25,
+        "flops_per_second": 2e5,
+        "peak_share": 0.2,
+    }
+    assert speed.lap() == {}
+
+
+@pytest.mark.parametrize(("flops", "peak"), [(None, 1e6), (1e5, None)])
+def test_what_is_not_known_is_left_out(clock, flops, peak):
+    speed = Throughput(32, peak)
+    for _ in range(3):
+        speed.done(flops)
+        clock[0] += 1
+    lap = speed.lap()
+    assert "peak_share" not in lap
+    assert ("flops_per_second" in lap) == (flops is not None)
+
+
+class _Pending:
+    """A loss that is there at a moment of the fake clock; who needs it waits until then."""
+
+    def __init__(self, clock, when):
+        self._clock, self._when = clock, when
+
+    def block_until_ready(self):
+        self._clock[0] = max(self._clock[0], self._when)
+        return self
+
+    def __array__(self, dtype=None, copy=None):
+        self.block_until_ready()
+        return np.float32(1)
+
+
+@pytest.mark.parametrize(("step_seconds", "input_seconds"), [(1.0, 0.125), (0.25, 2.0)])
+def test_a_constant_speed_is_shown_throughout(
+    light, tiny, tmp_path, clock, monkeypatch, capsys, step_seconds, input_seconds
+):
+    """Devices or input decide; what takes long beside the steps does not count.
+
+    This is compiling, evaluating, saving, and histograms, which wait for the devices.
+    """
+    tiny.epochs, tiny.log.every_steps = 60 * 48 / 1437, 5
+    tiny.log.histograms_every_epochs = 24 * 48 / 1437
+    tiny.eval.every_epochs, tiny.checkpoint.every_epochs = 20 * 48 / 1437, 15 * 48 / 1437
+    free = [0.0]  # when the devices have done what they were given
+    compile_light = loop.compile_train_step
+
+    def compile_step(*args):
+        step = compile_light(*args)
+
+        def run(state, batch):
+            state, metrics = step(state, batch)
+            clock[0] += 500 * (light.steps[-1] == 1)
+            free[0] = max(free[0], clock[0]) + step_seconds
+            return state, metrics | {"loss": _Pending(clock, free[0])}
+
+        return run
+
+    def pass_time(seconds):
+        clock[0] += seconds
+
+    def histograms_on_devices(*_):
+        clock[0] = max(clock[0], free[0]) + 10
+        return {}
+
+    monkeypatch.setattr(
+        histograms, "compile_histograms", lambda *_: (histograms_on_devices, histograms_on_devices)
+    )
+    save = loop.Saver.save
+    monkeypatch.setattr(
+        loop.Saver, "save", lambda self, *args: (pass_time(30), save(self, *args))[1]
+    )
+    monkeypatch.setattr(loop, "compile_train_step", compile_step)
+    light.on_batch = lambda step: pass_time(20)
+    light.on_input = lambda step: pass_time(input_seconds)
+    assert loop.train(tiny, tmp_path) == 0
+
+    seconds = max(step_seconds, input_seconds)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    train = [line for line in lines if line["split"] == "train"]
+    measured = [line for line in train if "images_per_second" in line]
+    assert {line["step"] for line in train} - {line["step"] for line in measured} <= {
+        5,
+        20,
+        25,
+        35,
+        50,
+    }
+    assert measured[-1]["step"] == 60
+    for line in measured:
+        assert line["images_per_second"] == pytest.approx(48 / seconds)
+        assert line["flops_per_second"] == pytest.approx(1e6 / seconds)
+        assert line["input_wait"] == pytest.approx(input_seconds / seconds)
+    printed = re.findall(r"step +(\d+)/60 .* ([\d,.]+) img/s .*ETA (\S+)", capsys.readouterr().out)
+    assert len(printed) == len(measured)
+    for step, rate, eta in printed:
+        assert int(rate) == round(48 / seconds)
+        assert eta == str(datetime.timedelta(seconds=round((60 - int(step)) * seconds)))
+
+
+def test_lines_have_the_time_of_training_which_restarts_continue(
+    light, tiny, tmp_path, monkeypatch
+):
+    now = [1000.0]
+    monkeypatch.setattr(recorder.time, "monotonic", lambda: now[0])
+
+    def pass_time(step):
+        now[0] += 10
+
+    light.on_step = pass_time
+    assert loop.train(tiny, tmp_path, stop_after=4) == 0
+    now[0] += 5000  # between the starts
+    assert loop.train(tiny, tmp_path) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["seconds"]) for line in lines] == [
+        (2, 20), (4, 40), (6, 60), (8, 80), (8, 80), (8, 80),
+    ]  # fmt: skip
+    for line in lines:
+        age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(line["time"])
+        assert 0 <= age.total_seconds() < 600
+
+
+@pytest.mark.parametrize(
+    ("kind", "tera"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989.5),
+        ("NVIDIA H200", 989.5),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("Tesla V100-SXM2-16GB", 125),
+        ("Tesla T4", 65),
+        ("NVIDIA L4", 121),
+        ("TPU v3", 61.5),
+        ("TPU v5 lite", 197),
+        ("TPU v6 lite", 918),
+    ],
+)
+def test_peaks_as_their_makers_state_them(kind, tera):
+    assert peak_flops(kind) == pytest.approx(tera * 1e12)
+
+
+@pytest.mark.parametrize(
+    "kind", ["cpu", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 D", "TPU v99"]
+)
+def test_no_peak_is_guessed(kind):
+    assert peak_flops(kind) is None
+
+
+def test_operations_of_a_step_that_is_compiled_once():
+    """A product of [64, 32] and [32, 16] over eight devices, by each size of its images."""
+    mesh, config = make_mesh(), tiny_config("unused")
+    step = jax.jit(
+        lambda weights, batch: batch["image"] @ weights,
+        in_shardings=(replicated(mesh), batch_sharding(mesh)),
+        out_shardings=batch_sharding(mesh),
+    )
+    weights = jax.device_put(np.ones((32, 16), np.float32), replicated(mesh))
+    abstract = jax.ShapeDtypeStruct(weights.shape, weights.dtype, sharding=weights.sharding)
+    flops = StepFlops(step, abstract, config, mesh)
+    compiled, watching = [], False
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if watching else None
+    )
+    for rows in (64, 128, 64):
+        image = jax.device_put(np.ones((rows, 32), np.float32), batch_sharding(mesh))
+        watching = False
+        step(weights, {"image": image})
+        watching = True
+        assert flops({"image": image}) == 2 * rows * 32 * 16
+    watching = False
+    compiled = [name for name in compiled if "backend_compile" in name]
+    assert compiled == []
+    config.optim.accumulate = 4
+    assert StepFlops(step, abstract, config, mesh)({"image": image}) == 4 * 2 * 64 * 32 * 16
+
+
+def test_operations_of_a_resnet_are_those_of_its_layers():
+    config = defaults("resnet18")
+    config.batch_size, config.augment.image_size, config.model.num_classes = 8, 64, 10
+    bare = bare_step(config)
+    lowered = bare.step.lower(bare.abstract, abstract_batch(config, bare.mesh))
+    counted = flops_of(lowered, config, make_mesh(devices=jax.devices()[:1]))  # not partitioned
+    # What is left is norms, activations and the update.
+    update = 4 * sum(x.size for x in jax.tree.leaves(bare.abstract.params))
+    formula = 8 * _resnet18_training(64, 1, 10, "imagenet")
+    assert 1.0 < (counted - update) / formula < 1.03
+
+
+def test_a_run_records_its_operations_and_memory(tiny, tmp_path):
+    before = memory.used()["process_memory"]
+    assert loop.train(tiny, tmp_path) == 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    measured = [line for line in lines if "flops_per_second" in line]
+    assert measured
+    formula = _resnet18_training(16, 1 / 16, 10, "small")
+    for line in measured:
+        # So few channels that what is no convolution is a fifth of all.
+        assert 1.0 < line["flops_per_second"] / line["images_per_second"] / formula < 1.35
+        assert "peak_share" not in line  # of a CPU
+        assert "device_memory" not in line
+        assert before <= line["process_memory"] < 2**40

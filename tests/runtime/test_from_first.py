@@ -1,0 +1,239 @@
+"""Decisions read from files: of several processes the first one makes them, for all."""
+
+import json
+import threading
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental import multihost_utils
+
+from imagenet_jax import eval as eval_door
+from imagenet_jax.errors import UserError
+from imagenet_jax.runtime import processes
+from imagenet_jax.runtime import workdir as workdirs
+from imagenet_jax.runtime.processes import from_first, on_first
+from imagenet_jax.training import evaluate as evaluation
+from imagenet_jax.training import rewind
+from imagenet_jax.training.checkpoint import Checkpoints
+
+
+@pytest.fixture
+def in_two_processes(monkeypatch):
+    """in_two_processes(f): [f(0), f(1)] in two threads, which jax takes for two processes.
+
+    What f raises is returned. A process that waits for one that does not come fails.
+    """
+    local, sent = threading.local(), [None, None]
+
+    def index():
+        return getattr(local, "index", 0)
+
+    def exchange(value):
+        sent[index()] = np.asarray(value)
+        meeting.wait()
+        both = list(sent)
+        meeting.wait()
+        assert both[0].shape == both[1].shape
+        assert both[0].dtype == both[1].dtype
+        return both
+
+    monkeypatch.setattr(jax, "process_index", index)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda x: exchange(x)[0])
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda x: np.stack(exchange(x)))
+
+    def run(f):
+        nonlocal meeting
+        meeting = threading.Barrier(2, timeout=20)
+        results = [None, None]
+
+        def work(i):
+            local.index = i
+            try:
+                results[i] = f(i)
+            except BaseException as e:
+                results[i] = e
+            if isinstance(results[i], threading.BrokenBarrierError):
+                meeting.abort()
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return results
+
+    meeting = None
+    return run
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, True, 68, "", "\u00e9", [], {"a": [1, {"b": None}]}, "x" * 70_000, list(range(999))],
+)
+def test_all_get_the_value_of_the_first(in_two_processes, value):
+    assert in_two_processes(lambda i: from_first(lambda: [value, "other"][i])) == [value, value]
+
+
+def test_all_fail_with_the_first(in_two_processes):
+    def decide(i):
+        from_first(lambda: 1 / i)
+
+    first, second = in_two_processes(decide)
+    assert isinstance(first, ZeroDivisionError)
+    assert isinstance(second, UserError)
+    assert "process 0 gave up" in str(second)
+
+
+def test_a_decision_within_a_decision_waits_for_nobody(in_two_processes):
+    seen = []
+    answers = in_two_processes(lambda i: from_first(lambda: from_first(lambda: 10 + i) + 1))
+    assert answers == [11, 11]
+    assert in_two_processes(lambda i: on_first(lambda: seen.append(i))) == [None, None]
+    assert seen == [0]
+
+
+def test_one_process_touches_no_device(monkeypatch):
+    """A command that starts others, such as a sweep, must leave them the devices."""
+    monkeypatch.setattr(jax, "process_count", lambda: pytest.fail("asked the devices"))
+    monkeypatch.setattr(jax, "process_index", lambda: pytest.fail("asked the devices"))
+    assert from_first(lambda: 3) == 3
+    assert processes.is_first()
+
+
+def _classes(i):
+    return [f"class {label} of {i}" for label in range(10)]
+
+
+@pytest.fixture
+def two_workdirs(saved_run, tmp_path):
+    """One with a config, classes, a rewind and a checkpoint; one with other ones and no rewind."""
+    config = (saved_run.workdir / "config.json").read_text()
+    for i, steps in enumerate(((68,), (68, 90))):
+        workdir = tmp_path / str(i)
+        for step in steps:
+            (workdir / "checkpoints" / str(step)).mkdir(parents=True)
+            (workdir / "checkpoints" / str(step) / "checksums.json").write_text("{}")
+        (workdir / "config.json").write_text(config.replace('"seed": 0', f'"seed": {i}'))
+        (workdir / "classes.json").write_text(json.dumps(_classes(i)))
+    rewind.write(tmp_path / "0", [rewind.Rewind(7, 4, (5, 6), 48)])
+    return [tmp_path / "0", tmp_path / "1"]
+
+
+def test_config_classes_and_rewinds_are_those_that_the_first_sees(in_two_processes, two_workdirs):
+    def read(i):
+        workdir = two_workdirs[i]
+        config = workdirs.read_config(workdir)
+        return config.seed, workdirs.read_classes(workdir), rewind.read(workdir)
+
+    expected = (0, tuple(_classes(0)), [rewind.Rewind(7, 4, (5, 6), 48)])
+    assert in_two_processes(read) == [expected, expected]
+    for name in ("classes.json", "rewinds.json"):
+        (two_workdirs[0] / name).unlink()
+    assert in_two_processes(read) == [(0, (), [])] * 2
+
+
+def test_whether_there_is_a_checkpoint_is_what_the_first_sees(in_two_processes, two_workdirs):
+    empty = two_workdirs[0] / "empty"
+    workdir = [empty, two_workdirs[1]]
+    assert in_two_processes(lambda i: workdirs.has_checkpoint(workdir[i])) == [False, False]
+    assert in_two_processes(lambda i: workdirs.has_checkpoint(workdir[1 - i])) == [True, True]
+
+
+class _Listed(Checkpoints):
+    """Checkpoints whose manager is the directory's listing, and whose weights are not read."""
+
+    def __init__(self, directory):
+        self.directory = directory
+        self._manager = self
+
+    def reload(self):
+        pass
+
+    def all_steps(self):
+        return [int(path.name) for path in self.directory.iterdir()]
+
+
+@pytest.fixture
+def fake_evaluation(monkeypatch):
+    """Evaluation of the listed steps without a model; the result is the step in "top1"."""
+    monkeypatch.setattr(
+        evaluation,
+        "evaluation_of",
+        lambda config, known: SimpleNamespace(
+            config=config, abstract=None, source=SimpleNamespace(fingerprint="", class_names=())
+        ),
+    )
+    monkeypatch.setattr(evaluation, "open_to_read", lambda w, _: _Listed(w / "checkpoints"))
+    monkeypatch.setattr(
+        evaluation, "Evaluator", lambda _: lambda step: [{"weights": "raw", "top1": step}]
+    )
+    monkeypatch.setattr(_Listed, "restore_weights", lambda self, _, step: step)
+
+
+@pytest.mark.parametrize("which", ["latest", "68"])
+def test_evaluation_is_of_the_step_that_the_first_chooses(
+    in_two_processes, two_workdirs, fake_evaluation, which
+):
+    for workdir in two_workdirs:
+        (workdir / "config.json").write_text((two_workdirs[0] / "config.json").read_text())
+    results = in_two_processes(
+        lambda i: [r["top1"] for r in evaluation.evaluate_workdir(two_workdirs[i], which)]
+    )
+    assert results == [[68], [68]]
+    assert len(list((two_workdirs[0] / "eval").iterdir())) == 1
+    assert not (two_workdirs[1] / "eval").exists()
+
+
+def test_following_goes_on_and_ends_as_the_first_sees_it(
+    in_two_processes, two_workdirs, fake_evaluation, monkeypatch
+):
+    """The first sees 68, then 90 and 95, then the end; the second would end at once."""
+    asked = [0, 0]
+
+    def is_training(workdir):
+        i = two_workdirs.index(workdir)
+        asked[i] += 1
+        if asked[0] == 3:
+            for step in (90, 95):
+                (two_workdirs[0] / "checkpoints" / str(step)).mkdir(exist_ok=True)
+        return i == 0 and asked[0] < 5
+
+    monkeypatch.setattr(evaluation, "is_training", is_training)
+
+    def follow(i):
+        found = evaluation.evaluate_workdir(
+            two_workdirs[i], "latest", follow=True, poll_seconds=0.01
+        )
+        return [result["top1"] for result in found]
+
+    assert in_two_processes(follow) == [[68, 90, 95], [68, 90, 95]]
+    assert asked[1] == 0
+
+
+def test_another_command_in_one_process_is_refused(in_two_processes, two_workdirs, fake_evaluation):
+    def evaluate(i):
+        return list(evaluation.evaluate_workdir(two_workdirs[0], "68", [("seed", str(i))]))
+
+    for error in in_two_processes(evaluate):
+        assert isinstance(error, UserError)
+        assert "config of process 1 is not that of process 0" in str(error)
+
+
+def test_only_the_first_prints_and_writes_a_result(
+    in_two_processes, two_workdirs, fake_evaluation, monkeypatch, tmp_path, capsys
+):
+    numbers = {"count": 360, "top5": 1.0, "loss": 0.5}
+    monkeypatch.setattr(
+        evaluation, "Evaluator", lambda _: lambda s: [{"weights": "raw", "top1": 0.25} | numbers]
+    )
+
+    def command(i):
+        return eval_door.main([f"--workdir={two_workdirs[0]}", f"--json={tmp_path}/{i}.json"])
+
+    assert in_two_processes(command) == [0, 0]
+    assert capsys.readouterr().out.count("25.00%") == 1
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == ["0.json"]

@@ -1,0 +1,263 @@
+"""The lock on a workdir: who holds it, when it is stale, who is refused."""
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from imagenet_jax.errors import UserError
+from imagenet_jax.runtime import lock as running
+from imagenet_jax.runtime.lock import Running, is_training
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setattr(running, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(running, "STALE_SECONDS", 0.6)
+
+
+@pytest.fixture
+def other_process():
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def _write(workdir, **mark):
+    (workdir / "running.json").write_text(json.dumps(mark))
+
+
+def test_mark_is_there_while_it_runs_and_gone_afterwards(tmp_path):
+    workdir = tmp_path / "new" / "run"
+    assert not is_training(workdir)
+    with Running(workdir):
+        mark = json.loads((workdir / "running.json").read_text())
+        assert (mark["host"], mark["pid"]) == (socket.gethostname(), os.getpid())
+        assert is_training(workdir)
+    assert not is_training(workdir)
+    assert list(workdir.iterdir()) == []
+
+
+def test_second_process_is_refused_naming_host_and_pid(tmp_path, other_process):
+    _write(tmp_path, host=socket.gethostname(), pid=other_process.pid)
+    host = socket.gethostname()
+    with (
+        pytest.raises(UserError, match=f"process {other_process.pid} on {host} trains in"),
+        Running(tmp_path),
+    ):
+        pass
+    assert is_training(tmp_path)
+    assert (tmp_path / "running.json").exists()  # the refused one leaves the other's mark
+
+
+def test_mark_of_a_killed_process_is_stale(tmp_path, other_process):
+    other_process.kill()
+    other_process.wait()
+    _write(tmp_path, host=socket.gethostname(), pid=other_process.pid)
+    assert not is_training(tmp_path)
+    with Running(tmp_path):
+        assert json.loads((tmp_path / "running.json").read_text())["pid"] == os.getpid()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="start times are read in /proc")
+def test_a_later_process_of_the_same_number_is_another_one(tmp_path, other_process):
+    """As in a container that is restarted: its first process is 1 every time."""
+    for pid in (os.getpid(), other_process.pid):
+        _write(tmp_path, host=socket.gethostname(), pid=pid, started="another boot 17")
+        assert not is_training(tmp_path)
+        with Running(tmp_path):
+            pass
+
+
+def test_a_process_on_another_host_is_watched(tmp_path, capsys):
+    _write(tmp_path, host="elsewhere", pid=1)
+    with Running(tmp_path):  # nothing touched the mark: the host is gone
+        pass
+    assert "watching" in capsys.readouterr().out
+
+    _write(tmp_path, host="elsewhere", pid=1)
+    stop = threading.Event()
+
+    def touch():
+        while not stop.wait(0.05):
+            os.utime(tmp_path / "running.json")
+
+    thread = threading.Thread(target=touch)
+    thread.start()
+    try:
+        with pytest.raises(UserError, match="process 1 on elsewhere"), Running(tmp_path):
+            pass
+    finally:
+        stop.set()
+        thread.join()
+    assert is_training(tmp_path)
+    os.utime(tmp_path / "running.json", (time.time() - 3600,) * 2)
+    assert not is_training(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3"])
+def test_a_torn_mark_is_stale_when_nobody_touches_it(tmp_path, text):
+    (tmp_path / "running.json").write_text(text)
+    with Running(tmp_path):
+        pass
+
+
+def test_the_mark_is_touched(tmp_path):
+    with Running(tmp_path):
+        before = (tmp_path / "running.json").stat().st_mtime_ns
+        deadline = time.time() + 10
+        while (tmp_path / "running.json").stat().st_mtime_ns == before:
+            assert time.time() < deadline
+            time.sleep(0.02)
+
+
+def test_a_process_whose_mark_was_taken_over_ends(tmp_path, monkeypatch, capfd):
+    codes = []
+    monkeypatch.setattr(running.os, "_exit", codes.append)
+    with Running(tmp_path):
+        _write(tmp_path, host="elsewhere", pid=7)
+        deadline = time.time() + 10
+        while not codes:
+            assert time.time() < deadline
+            time.sleep(0.02)
+    assert codes[0] == 1
+    assert "process 7 on elsewhere took over" in capfd.readouterr().err
+    assert (tmp_path / "running.json").exists()
+
+
+def test_of_many_that_find_a_stale_mark_one_gets_it(tmp_path, other_process):
+    other_process.kill()
+    other_process.wait()
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from imagenet_jax.runtime.lock import Running\n"
+        "from imagenet_jax.errors import UserError\n"
+        "print('ready', flush=True); input()\n"
+        "try:\n"
+        "    with Running(Path(sys.argv[1])):\n"
+        "        print('got it', flush=True); input()\n"
+        "except UserError:\n"
+        "    print('refused', flush=True); input()\n"
+    )
+    start = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [
+        subprocess.Popen(start, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    _write(tmp_path, host=socket.gethostname(), pid=other_process.pid)
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    answers = [process.stdout.readline().strip() for process in processes]
+    for process in processes:
+        process.communicate("\n")
+    assert sorted(answers) == ["got it", "refused", "refused", "refused"]
+
+
+def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(UserError, match="--workdir=.*cannot be written"),
+        Running(tmp_path / "file" / "x"),
+    ):
+        pass
+
+
+def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with Running(tmp_path):
+        mark = json.loads((tmp_path / "running.json").read_text())
+        assert mark["pid"] == os.getpid()
+        with pytest.raises(UserError, match=f"process {os.getpid()} on"), Running(tmp_path):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def namespace(monkeypatch):
+    """This process's own, or that of another container of the same host name."""
+    monkeypatch.setattr(running, "_namespace", lambda: "boot pid:[1]")
+    return SimpleNamespace(own="boot pid:[1]", other="boot pid:[2]", later="another boot pid:[1]")
+
+
+def _touching(path, stop):
+    while not stop.wait(0.05):
+        os.utime(path)
+
+
+@pytest.mark.parametrize("where", ["other", "later"])
+def test_a_process_of_another_container_is_watched_though_its_number_is_free_here(
+    tmp_path, other_process, namespace, where
+):
+    other_process.kill()
+    other_process.wait()
+    mark = {"host": socket.gethostname(), "pid": other_process.pid, "started": "boot 17"}
+    _write(tmp_path, **mark, namespace=getattr(namespace, where))
+    stop = threading.Event()
+    thread = threading.Thread(target=_touching, args=(tmp_path / "running.json", stop))
+    thread.start()
+    try:
+        with pytest.raises(UserError, match=f"process {other_process.pid} on"), Running(tmp_path):
+            pass
+        assert is_training(tmp_path)
+    finally:
+        stop.set()
+        thread.join()
+    with Running(tmp_path):  # the touches have stopped
+        pass
+
+
+def test_a_process_number_is_looked_up_in_its_own_namespace(
+    tmp_path, other_process, namespace, capsys
+):
+    mark = {"host": "a name of before", "namespace": namespace.own, "pid": other_process.pid}
+    _write(tmp_path, **mark)
+    assert is_training(tmp_path)
+    other_process.kill()
+    other_process.wait()
+    assert not is_training(tmp_path)
+    with Running(tmp_path):
+        pass
+    assert "watching" not in capsys.readouterr().out
+
+
+def test_the_namespace_is_that_of_the_kernel(tmp_path):
+    with Running(tmp_path):
+        mark = json.loads((tmp_path / "running.json").read_text())
+    assert f"pid:[{Path('/proc/self/ns/pid').stat().st_ino}]" in mark["namespace"]
+
+
+def test_two_processes_of_the_same_number_and_start_tell_their_marks_apart(
+    tmp_path, monkeypatch, capfd
+):
+    """Each is the first process of its container."""
+    codes, names = [], []
+    link = os.link
+    monkeypatch.setattr(running.os, "_exit", codes.append)
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(running, "_start_of", lambda _: None)
+    monkeypatch.setattr(os, "link", lambda a, b: (names.append(a), link(a, b)))
+    with Running(tmp_path):
+        (tmp_path / "running.json").unlink()
+        with Running(tmp_path):
+            deadline = time.time() + 10
+            while not codes:
+                assert time.time() < deadline
+                time.sleep(0.02)
+    assert "took over" in capfd.readouterr().err
+    assert len(set(names)) == 2

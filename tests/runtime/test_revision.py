@@ -1,0 +1,131 @@
+"""What provenance.json says of the code, against git and coreutils."""
+
+import shutil
+import subprocess
+import sys
+import types
+
+import pytest
+
+import imagenet_jax
+from imagenet_jax import config as config_io
+from imagenet_jax.runtime.revision import ROOT, code_name, revision_of
+
+
+@pytest.fixture
+def git(tmp_path):
+    def run(*args):
+        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+        return subprocess.check_output(["git", "-C", tmp_path, *identity, *args], text=True)
+
+    run("init", "-q")
+    return run
+
+
+@pytest.fixture
+def checkout(tmp_path, git, monkeypatch):
+    """A checkout with a package, a config, results, and what git ignores."""
+    for name, text in {
+        "imagenet_jax/step.py": "lr = 1\n",
+        "configs/shipped.py": "def get_config():\n    return __import__('defaults').get()\n",
+        "baselines/README.md": "98 %\n",
+        ".gitignore": "runs/\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    git("add", ".")
+    git("commit", "-q", "-m", "Begin")
+    monkeypatch.setattr(config_io, "executed", set())  # other tests load configs in this process
+    return tmp_path
+
+
+def test_a_changed_file_makes_a_checkout_dirty_and_results_do_not(checkout, git):
+    clean = {
+        "git_revision": git("rev-parse", "HEAD").strip(), "git_dirty": False, "git_untracked": [],
+    }  # fmt: skip
+    assert revision_of(checkout) == clean
+    for name in ("notes.txt", "unused.py", "runs/first/metrics.jsonl"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text("mine\n")
+    (checkout / "baselines/README.md").unlink()  # to be published again
+    assert revision_of(checkout) == clean
+    (checkout / "imagenet_jax/step.py").write_text("lr = 2\n")
+    assert revision_of(checkout) == clean | {"git_dirty": True}
+    assert code_name(clean, 7) == clean["git_revision"][:7]
+
+
+CONFIG = """from imagenet_jax.config.fields import defaults
+
+def get_config(arg=""):
+    return defaults("resnet18")
+"""
+
+
+@pytest.mark.parametrize("where", ["configs/mine.py", "runs/mine.py"])
+def test_a_config_that_git_does_not_know_makes_it_dirty(checkout, git, where):
+    """Ignored or not; a config that is not the one loaded does not count."""
+    path = checkout / where
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(CONFIG)
+    config_io.load(str(path))
+    got = revision_of(checkout)
+    assert (got["git_dirty"], got["git_untracked"]) == (True, [where])
+    config_io.load(str(ROOT / "configs/quickstart.py"))
+    assert where not in revision_of(checkout)["git_untracked"]
+    git("add", "-f", where)
+    git("commit", "-q", "-m", "Add a config")
+    config_io.load(str(path))
+    assert not revision_of(checkout)["git_dirty"]
+
+
+def test_a_neighbor_of_the_config_and_a_module_of_the_package_count(checkout, monkeypatch):
+    config_io.executed.clear()
+    (checkout / "configs/shipped.py").write_text("from configs_beside import VALUE\n" + CONFIG)
+    (checkout / "configs_beside.py").write_text("VALUE = 1\n")
+    config_io.load(str(checkout / "configs/shipped.py"))
+    sys.modules.pop("configs_beside", None)
+    extra = types.ModuleType("extra")
+    extra.__file__ = str(checkout / "imagenet_jax/extra.py")
+    monkeypatch.setitem(sys.modules, "imagenet_jax.extra", extra)
+    got = revision_of(checkout)
+    assert got["git_untracked"] == ["configs_beside.py", "imagenet_jax/extra.py"]
+
+
+def test_a_module_without_a_file_does_not_count(checkout, monkeypatch):
+    """torch.classes and torch.ops, objects of torch's own, say `__file__ = "_classes.py"`."""
+    monkeypatch.chdir(checkout)
+    made_up = types.ModuleType("made_up")
+    made_up.__file__ = "_classes.py"
+    monkeypatch.setitem(sys.modules, "made_up", made_up)
+    assert revision_of(checkout)["git_untracked"] == []
+
+
+def test_an_installed_package_is_not_the_repository_around_it(checkout):
+    site = checkout / "venv/lib/python3/site-packages"
+    package = site / "imagenet_jax"
+    shutil.copytree(ROOT / "imagenet_jax/data", package / "data")
+    (package / "a b.py").write_text("x = 1\n")
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__/step.pyc").write_text("compiled")
+    sums = subprocess.check_output(
+        "find imagenet_jax -type f -not -path '*/__pycache__/*' | LC_ALL=C sort | "
+        "tr '\\n' '\\0' | xargs -0 sha256sum | sha256sum",
+        shell=True, text=True, cwd=site,
+    )  # fmt: skip
+    got = revision_of(site)
+    assert got == {
+        "git_revision": None,
+        "git_dirty": False,
+        "version": imagenet_jax.__version__,
+        "code_sha256": sums.split()[0],
+    }
+    assert code_name(got, 7) == f"{imagenet_jax.__version__}+{sums[:7]}"
+    (package / "a b.py").write_text("x = 2\n")
+    assert revision_of(site)["code_sha256"] != got["code_sha256"]
+
+
+def test_this_checkout_has_a_revision():
+    assert (
+        revision_of()["git_revision"]
+        == subprocess.check_output(["git", "-C", ROOT, "rev-parse", "HEAD"], text=True).strip()
+    )

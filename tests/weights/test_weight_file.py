@@ -1,0 +1,198 @@
+"""What is read of weights files, and what is said of files that are none; without torch."""
+
+import io
+import json
+import sys
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+
+from imagenet_jax.errors import UserError
+from imagenet_jax.weights import torch_names, weight_file, weight_names
+
+
+def safetensors(dtype, shape, data):
+    """A file by the format's definition: header's length, header, data."""
+    tensor = {"dtype": dtype, "shape": shape, "data_offsets": [0, len(data)]}
+    header = json.dumps({"conv1.weight": tensor}).encode()
+    return len(header).to_bytes(8, "little") + header + data
+
+
+@pytest.mark.parametrize(
+    ("dtype", "data", "values"),
+    [
+        # The bits of each value, by the formats' definitions.
+        ("F32", b"\x00\x00\x80\x3f\x00\x00\x00\xc0", [1, -2]),
+        ("F16", b"\x00\x3c\x01\x00", [1, 2**-24]),
+        ("BF16", b"\x80\x3f\x80\x7e", [1, 2.0**126]),
+        ("F8_E4M3", b"\x38\x7e", [1, 448]),
+        ("F8_E5M2", b"\x3c\xfb", [1, -57344]),
+    ],
+)
+@pytest.mark.parametrize("name", ["w.safetensors", "w.bin"])
+def test_narrow_floats_become_float32(tmp_path, dtype, data, values, name):
+    (tmp_path / name).write_bytes(safetensors(dtype, [2], data))
+    file = weight_file.read(tmp_path / name)
+    assert file.arrays["conv1.weight"].dtype == np.float32
+    assert file.arrays["conv1.weight"].tolist() == values
+    assert file.note == ""
+
+
+def test_a_type_that_is_not_supported_is_named(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(safetensors("F8_E8M0", [2], b"\x7f\x7f"))
+    with pytest.raises(UserError, match=r"conv1\.weight is of type F8_E8M0"):
+        weight_file.read(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408, 640 + 65536, 19280])
+def test_a_length_of_header_that_begins_as_a_pickle_or_a_zip_does(tmp_path, length, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
+    tensor = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    header = json.dumps({"conv1.weight": tensor}).ljust(length).encode()  # spaces may follow it
+    data = length.to_bytes(8, "little") + header + b"\x00\x00\x80\x3f"
+    assert data.startswith((b"\x80", b"PK"))
+    (tmp_path / "w.safetensors").write_bytes(data)
+    assert weight_file.read(tmp_path / "w.safetensors").arrays["conv1.weight"].tolist() == [1]
+
+
+def zip_of(*names):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name in names:
+            archive.writestr(name, "content " * 100)
+    return buffer.getvalue()
+
+
+def tar_of(name):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.addfile(tarfile.TarInfo(name), io.BytesIO())
+    return buffer.getvalue()
+
+
+def npz():
+    buffer = io.BytesIO()
+    np.savez(buffer, a=np.zeros(3))
+    return buffer.getvalue()
+
+
+POINTER = b"version https://example.org/spec/v1\noid sha256:4d7a2146\nsize 102530333\n"
+FILES = {
+    "nothing": (b"", "is empty"),
+    "git-lfs": (POINTER, "is a git-lfs pointer, not the file it stands for; run git lfs pull"),
+    "page": (b"\xef\xbb\xbf\n<!DOCTYPE html>\n<html><head>", "is a web page"),
+    "page without a doctype": (b"<HTML lang=en>", "is a web page"),
+    "text": (b"Entry not found", "is text, not weights; it begins with 'Entry not found'"),
+    "text that is cut in a letter": ("ü".encode() * 600, "is text"),
+    "JSON": (b'{"error": "not found"}', "is text"),
+    "zip": (zip_of("a.txt", "b.txt"), "is a zip archive that torch did not write"),
+    "npz": (npz(), "is a NumPy archive"),
+    "TorchScript": (zip_of("m/data.pkl", "m/constants.pkl"), "is a TorchScript program"),
+    "half of a zip": (zip_of("m/data.pkl")[:300], "is a zip archive that is cut off"),
+    "tar": (tar_of("resnet50.pth"), "is a tar archive"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(20), "is a gzip archive"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
+    "half a header": (safetensors("F32", [1], bytes(4))[:20], "is cut off"),
+    "half the data": (safetensors("F32", [4], bytes(16))[:-5], "is cut off"),
+    "random bytes": (bytes(range(128, 255)), "begins with 80 81 82 83 84 85 86 87"),
+}
+
+
+@pytest.mark.parametrize("content", FILES)
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+def test_what_a_file_is_instead_is_said_whatever_its_name(tmp_path, name, content, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
+    data, words = FILES[content]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        weight_file.read(tmp_path / name)
+    message = str(caught.value)
+    assert words in message
+    assert f"weights file {tmp_path / name} cannot be read" in message
+    assert "\n" not in message
+    assert "weights_only" not in message
+
+
+def test_what_is_not_there_or_a_folder(tmp_path):
+    with pytest.raises(UserError, match=r"none\.pth does not exist"):
+        weight_file.read(tmp_path / "none.pth")
+    with pytest.raises(UserError, match="is a folder"):
+        weight_file.read(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="cannot be read"):
+        weight_file.read(tmp_path / "loop")
+
+
+def test_class_names_are_found_by_content(tmp_path):
+    torch_names.save({"x": np.zeros(1)}, tmp_path / "w.safetensors", ("ant", "bee"))
+    (tmp_path / "w.safetensors").rename(tmp_path / "w.bin")
+    assert torch_names.load_class_names(tmp_path / "w.bin") == ("ant", "bee")
+    (tmp_path / "w.safetensors").write_bytes(zip_of("archive/data.pkl"))
+    assert torch_names.load_class_names(tmp_path / "w.safetensors") == ()
+
+
+def test_pickles_without_torch_say_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "w.pth").write_bytes(zip_of("archive/data.pkl"))
+    with pytest.raises(UserError, match="needs torch"):
+        weight_file.read(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [
+        ("module.conv1.weight", "conv1.weight"),
+        ("_orig_mod.module.layer1.0.bn1.bias", "layer1.0.bn1.bias"),
+        ("layer1.0._orig_mod.conv1.weight", "layer1.0.conv1.weight"),
+        ("features.module.0.weight", "features.0.weight"),
+        ("model.net.backbone.conv1.weight", "conv1.weight"),
+        ("module.encoder_q.conv1.weight", "conv1.weight"),
+        ("resnet.embedder.embedder.convolution.weight", "conv1.weight"),
+        ("encoder.stages.3.layers.1.layer.2.normalization.running_var", "layer4.1.bn3.running_var"),
+        ("encoder.stages.0.layers.0.shortcut.convolution.weight", "layer1.0.downsample.0.weight"),
+        ("encoder.stages.1.layers.0.shortcut.normalization.bias", "layer2.0.downsample.1.bias"),
+        # These are names of our own models.
+        ("stages.0.blocks.0.conv1.weight", "stages.0.blocks.0.conv1.weight"),
+        ("head.fc.weight", "head.fc.weight"),
+        ("classifier.6.weight", "classifier.6.weight"),
+    ],
+)
+def test_names(name, want):
+    assert weight_names.rename([name], origin="file")[0] == {name: want}
+
+
+def test_other_names_of_the_classifier():
+    names = ["conv1.weight", "last_linear.weight", "last_linear.bias"]
+    renamed = weight_names.rename(names, origin="file")[0]
+    assert list(renamed.values()) == ["conv1.weight", "fc.weight", "fc.bias"]
+
+
+@pytest.mark.parametrize("head", ["fc", "classifier", "head", "last_linear"])
+@pytest.mark.parametrize("prefix", ["backbone.", "encoder.", "model.encoder_q."])
+def test_a_classifier_beside_a_network_without_one(prefix, head):
+    own = [f"{prefix}conv1.weight", f"{prefix}bn1.bias"]
+    beside = [f"{head}.weight", f"{head}.bias"]
+    renamed = weight_names.rename([*own, *beside, "criterion.weight"], origin="file")[0]
+    assert list(renamed) == [*own, *beside]
+    assert list(renamed.values()) == ["conv1.weight", "bn1.bias", "fc.weight", "fc.bias"]
+    own.append(f"{prefix}last_linear.weight")
+    if prefix == "backbone.":  # one more classifier is not that of the network
+        assert list(weight_names.rename([*own, *beside], origin="file")[0]) == own
+
+
+def test_what_lies_beside_the_network_is_skipped_and_said():
+    names = ["model.conv1.weight", "model.fc.weight", "criterion.weight", "n_averaged"]
+    renamed, note = weight_names.rename(names, origin="file")
+    assert renamed == {"model.conv1.weight": "conv1.weight", "model.fc.weight": "fc.weight"}
+    assert note == (
+        "renamed 2, such as model.conv1.weight to conv1.weight; skipped 2: n_averaged, "
+        "criterion.weight"
+    )
+
+
+def test_two_entries_of_one_name_are_refused():
+    names = ["conv1.weight", "module.conv1.weight"]
+    with pytest.raises(UserError, match=r"f has two entries for conv1\.weight: .* and module\."):
+        weight_names.rename(names, origin="f")
