@@ -78,7 +78,7 @@ def test_override_takes_the_type_of_the_field(field, text, value):
         ("optim.peek_lr", "1", r"config\.optim\.peek_lr .* did you mean config\.optim\.peak_lr\?"),
         ("peak_lr", "1", r"did you mean config\.optim\.peak_lr\?"),
         ("optm.peak_lr", "1", r"did you mean config\.optim\.peak_lr\?"),
-        ("nonsense", "1", r"config\.nonsense is not a field; imagenet_jax/defaults\.py"),
+        ("nonsense", "1", r"config\.nonsense is not a field; imagenet_jax/config/fields\.py"),
         ("batch_size", "12.5", r"config\.batch_size = '12\.5' should be an integer"),
         ("batch_size", "many", r"config\.batch_size = 'many' should be an integer"),
         ("optim.peak_lr", "high", r"config\.optim\.peak_lr = 'high' should be a number"),

@@ -25,10 +25,7 @@ pytest.importorskip("torchvision")
 from parity import twins  # noqa: E402
 
 from imagenet_jax.data import augment  # noqa: E402
-from imagenet_jax.training import (
-    ema,
-    optim,  # noqa: E402
-)
+from imagenet_jax.training import ema, optim  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
