@@ -19,7 +19,8 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile the same few programs over and over, in this process and in those they start; the
 # workers of pytest-xdist share what they compile with the process that started them.
-if "PYTEST_XDIST_WORKER" not in os.environ:
+# A JAX_COMPILATION_CACHE_DIR of your own lasts from one pytest to the next.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
