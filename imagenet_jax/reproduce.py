@@ -8,9 +8,9 @@
 Prints what differs of versions, devices and processor, refuses other data, trains from the same
 seed, and compares loss and gradient norm of each step: bit for bit where versions and hardware are
 those of the baseline, else within a tolerance that grows with the step (see
-baselines/comparison.py). --full also compares the weights at the end, or the top-1 where bits cannot
-agree. The last line is PASS, or FAIL with the first step and quantity that differ and both values;
-the exit code is 0 or 1. With --workdir a run that was stopped goes on by the same command.
+baselines/comparison.py). --full also compares the weights at the end, or the top-1 where bits
+cannot agree. The last line is PASS, or FAIL with the first step and quantity that differ and both
+values; the exit code is 0 or 1. With --workdir a run that was stopped goes on by the same command.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from conftest import tiny_config
 
 
 class Finished(NamedTuple):
@@ -15,6 +14,8 @@ class Finished(NamedTuple):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, digits_path):
     """A run of 8 steps, to its end: (workdir, config)."""
+    from conftest import tiny_config  # which imports this module
+
     from imagenet_jax import config as config_io
     from imagenet_jax import train as loop
 
