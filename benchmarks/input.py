@@ -90,9 +90,9 @@ def ours(
     seeds = itertools.count()
 
     def start() -> Iterator[Any]:
-        order = pipeline.order_of(source, config.data, seed=next(seeds), batch_size=BATCH)
+        sampler = pipeline.make_sampler(source, config.data, seed=next(seeds), batch_size=BATCH)
         batches = pipeline.train_batches(
-            source, order, config.data, config.augment, total_steps=10**6
+            source, sampler, config.data, config.augment, total_steps=10**6
         )
         return (np.asarray(b["image"]) for b in batches)
 

@@ -37,9 +37,11 @@ def growth(records: int, directory: str) -> dict[str, float]:
     config = defaults()
     config.augment.image_size = 16
     source = sources.open_tfds(path, "train")
-    order = pipeline.order_of(source, config.data, seed=0, batch_size=256)
+    sampler = pipeline.make_sampler(source, config.data, seed=0, batch_size=256)
     steps = records // 256
-    batches = pipeline.train_batches(source, order, config.data, config.augment, total_steps=steps)
+    batches = pipeline.train_batches(
+        source, sampler, config.data, config.augment, total_steps=steps
+    )
     began = time.perf_counter()
     marks = []
     for step, _ in enumerate(batches, 1):
@@ -68,10 +70,10 @@ def peak(batch_size: int) -> dict[str, float]:
     config = defaults()
     source = Photographs()
     decode.decode(source[0]["image"])
-    order = pipeline.order_of(source, config.data, seed=0, batch_size=batch_size)
-    order.records(0, 1)  # the first epoch's permutation
+    sampler = pipeline.make_sampler(source, config.data, seed=0, batch_size=batch_size)
+    sampler.records(0, 1)  # the first epoch's permutation
     before = resident()
-    batches = pipeline.train_batches(source, order, config.data, config.augment, total_steps=12)
+    batches = pipeline.train_batches(source, sampler, config.data, config.augment, total_steps=12)
     for _ in batches:
         pass
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

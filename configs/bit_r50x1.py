@@ -20,11 +20,11 @@ def get_config(arg: str = "") -> ConfigDict:
     c.batch_size = 4096
 
     c.optim.name = "sgd"
-    c.optim.peak_lr = 0.03
+    c.optim.base_lr = 0.03
     c.optim.momentum = 0.9
     c.optim.schedule = "step"
     c.optim.milestones = (30.0, 60.0, 80.0)
-    c.optim.factor = 0.1
+    c.optim.decay_factor = 0.1
     c.optim.warmup_epochs = 5000 * 4096 / 1_281_167
     c.optim.weight_decay = 1e-4
     c.optim.decay_bias_and_norm = False

@@ -29,8 +29,8 @@ def get_config(arg: str = "") -> ConfigDict:
     c.augment.crop_scale = (0.7, 1.0)
     c.augment.flip = False  # a mirrored digit is another digit
 
-    c.optim.peak_lr = 0.1
-    c.optim.reference_batch_size = 64
+    c.optim.base_lr = 0.1
+    c.optim.base_batch_size = 64
     c.optim.nesterov = True
     c.optim.schedule = "cosine"
     c.optim.warmup_epochs = 1.0

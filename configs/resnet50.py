@@ -36,8 +36,8 @@ _FFCV: Fields = {
     "augment.start_size": 160,
     "augment.image_size": 192,
     "loss.label_smoothing": 0.1,
-    "optim.reference_batch_size": 4096,
-    "optim.peak_lr": 1.7,
+    "optim.base_batch_size": 4096,
+    "optim.base_lr": 1.7,
     "optim.schedule": "polynomial",
     "optim.warmup_epochs": 2.0,
     "optim.warmup_start_lr": 1.7e-4,
@@ -60,24 +60,24 @@ _A2: Fields = {
     "model.drop_path": 0.05,
     "model.bn_group": 512,  # 4 GPUs
     "data.interpolation": "bicubic",
-    "data.repeats": 3,
-    "augment.auto": "randaugment_timm",
-    "augment.rand_magnitude": 7,
-    "augment.rand_deviation": 0.5,
+    "data.repeated_aug": 3,
+    "augment.auto_augment": "randaugment_timm",
+    "augment.auto_magnitude": 7,
+    "augment.auto_magnitude_std": 0.5,
     "augment.mixup": 0.1,
     "augment.cutmix": 1.0,
     "loss.name": "bce",
     "loss.bce_threshold": 0.2,
     "optim.name": "lamb",
     "optim.lr_scaling": "sqrt",  # the rule of LAMB's paper, should the batch be another
-    "optim.reference_batch_size": 2048,
-    "optim.peak_lr": 5e-3,
+    "optim.base_batch_size": 2048,
+    "optim.base_lr": 5e-3,
     "optim.decay_from": 0.0,
     "optim.warmup_start_lr": 1e-4,
     "optim.end_lr": 1e-6,
     "optim.eps": 1e-6,
     "optim.weight_decay": 0.02,
-    "optim.clip_norm": 1.0,
+    "optim.grad_clip_norm": 1.0,
     "eval.resize": 235,  # crop ratio 0.95
 }
 
@@ -117,7 +117,7 @@ VARIANTS: dict[str, Fields] = {
         "batch_size": 2048,
         "model.bn_group": 256,
         "loss.label_smoothing": 0.1,
-        "optim.peak_lr": 0.256,
+        "optim.base_lr": 0.256,
         "optim.warmup_epochs": 7.0,
         "optim.warmup_start_lr": 0.256 / 8,
         "optim.decay_from": 8.0,
@@ -133,8 +133,8 @@ VARIANTS: dict[str, Fields] = {
         "model.bn_group": 408,
         "loss.label_smoothing": 0.1,
         "optim.name": "lars",
-        "optim.reference_batch_size": 3264,
-        "optim.peak_lr": 10.5,
+        "optim.base_batch_size": 3264,
+        "optim.base_lr": 10.5,
         "optim.schedule": "polynomial",
         "optim.power": 2.0,
         "optim.end_lr": 1e-4,
@@ -154,15 +154,15 @@ VARIANTS: dict[str, Fields] = {
         "batch_size": 1024,
         "epochs": 600.0,
         "model.bn_group": 128,
-        "data.repeats": 4,
+        "data.repeated_aug": 4,
         "augment.image_size": 176,
-        "augment.auto": "trivialaugment",
-        "augment.erase": 0.1,
+        "augment.auto_augment": "trivialaugment",
+        "augment.random_erase": 0.1,
         "augment.mixup": 0.2,
         "augment.cutmix": 1.0,
         "loss.label_smoothing": 0.1,
-        "optim.reference_batch_size": 1024,
-        "optim.peak_lr": 0.5,
+        "optim.base_batch_size": 1024,
+        "optim.base_lr": 0.5,
         "optim.warmup_start_lr": 0.005,
         "optim.weight_decay": 2e-5,
         "ema.decay": 0.99998,
@@ -186,10 +186,10 @@ VARIANTS: dict[str, Fields] = {
         **_A2,
         "epochs": 100.0,
         "model.drop_path": 0.0,
-        "data.repeats": 1,
+        "data.repeated_aug": 1,
         "augment.image_size": 160,
-        "augment.rand_magnitude": 6,
-        "optim.peak_lr": 8e-3,
+        "augment.auto_magnitude": 6,
+        "optim.base_lr": 8e-3,
     },
 }
 
@@ -207,11 +207,11 @@ def get_config(variant: str = "v1", model: str = "resnet50") -> ConfigDict:
     c.batch_size = 256
 
     c.optim.name = "sgd"
-    c.optim.peak_lr = 0.1
+    c.optim.base_lr = 0.1
     c.optim.momentum = 0.9
     c.optim.schedule = "step"
     c.optim.milestones = (30.0, 60.0)
-    c.optim.factor = 0.1
+    c.optim.decay_factor = 0.1
     c.optim.weight_decay = 1e-4
     c.optim.decay_bias_and_norm = True
 

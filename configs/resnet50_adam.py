@@ -15,7 +15,7 @@ from configs import resnet50
 def get_config(arg: str = "") -> ConfigDict:
     c = resnet50.get_config()
     c.optim.name = "adam"
-    c.optim.peak_lr = 0.001
+    c.optim.base_lr = 0.001
     c.optim.b1 = 0.9
     c.optim.b2 = 0.999
     c.optim.eps = 1e-8

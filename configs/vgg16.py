@@ -12,17 +12,17 @@ from ml_collections import ConfigDict
 from imagenet_jax.config.fields import defaults
 
 
-def get_config(arg: str = "", model: str = "vgg16", peak_lr: float = 0.01) -> ConfigDict:
+def get_config(arg: str = "", model: str = "vgg16", base_lr: float = 0.01) -> ConfigDict:
     c = defaults(model)
     c.epochs = 90.0
     c.batch_size = 256
 
     c.optim.name = "sgd"
-    c.optim.peak_lr = peak_lr
+    c.optim.base_lr = base_lr
     c.optim.momentum = 0.9
     c.optim.schedule = "step"
     c.optim.milestones = (30.0, 60.0)
-    c.optim.factor = 0.1
+    c.optim.decay_factor = 0.1
     c.optim.weight_decay = 1e-4
     c.optim.decay_bias_and_norm = True
 

@@ -11,4 +11,4 @@ from configs import vgg16
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    return vgg16.get_config(model="vgg19_bn", peak_lr=0.1)
+    return vgg16.get_config(model="vgg19_bn", base_lr=0.1)

@@ -34,10 +34,10 @@ from imagenet_jax.logs.saver import Saver
 from imagenet_jax.logs.services import require_services
 from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.runtime import xla
-from imagenet_jax.runtime.lock import Running
+from imagenet_jax.runtime.lock import Lock
 from imagenet_jax.runtime.processes import StopAgreement, is_first, on_first, require_same
 from imagenet_jax.runtime.recovery import set_aside_damaged
-from imagenet_jax.runtime.sharding import AHEAD, place_batches
+from imagenet_jax.runtime.sharding import AHEAD, prefetch_to_device
 from imagenet_jax.runtime.signals import StopRequested, StopSignal
 from imagenet_jax.runtime.watchdog import Watchdog
 from imagenet_jax.training import rewind
@@ -92,7 +92,7 @@ def train(
     with StopSignal() as stop, contextlib.ExitStack() as stack:
 
         def lock() -> None:
-            stack.enter_context(Running(workdir))
+            stack.enter_context(Lock(workdir))
             workdirs.checked_provenance(workdir, config, provenance)
             for note in set_aside_damaged(workdir, strict=strict_restore):
                 print(note)
@@ -301,7 +301,7 @@ def _batches(
     rows = itertools.chain.from_iterable(
         pipeline.train_batches(
             run.source,
-            run.order,
+            run.sampler,
             config.data,
             config.augment,
             start_step=start,
@@ -311,7 +311,7 @@ def _batches(
         )
         for start, end in batch_of.spans(first, last)
     )
-    return place_batches(rows, run.mesh)
+    return prefetch_to_device(rows, run.mesh)
 
 
 def _headline(run: Experiment, params: dict, first: int) -> str:

@@ -80,8 +80,8 @@ def tiny_config(path, model="resnet18"):
     c.augment.image_size = 16 if model.startswith("resnet") else 32
     c.eval.resize = c.eval.image_size = c.augment.image_size
     c.eval.batch_size = 120
-    c.optim.peak_lr = 0.05
-    c.optim.reference_batch_size = 48
+    c.optim.base_lr = 0.05
+    c.optim.base_batch_size = 48
     c.optim.lr_scaling = "linear"  # as a loaded config says it, in place of "auto"
     c.optim.schedule = "cosine"
     c.log.every_steps = 2
@@ -180,7 +180,7 @@ def saved_run(tmp_path_factory, digits_path):
     workdirs.claim(workdir, config, workdirs.provenance_of(run.fingerprints))
     workdirs.write_classes(workdir, run.source.class_names)
     checkpoints = Checkpoints(workdir / "checkpoints")
-    position = Position(data=data_position(run.order, 3), interval={})
+    position = Position(data=data_position(run.sampler, 3), interval={})
     checkpoints.save(state, position, config=config.to_dict(), provenance={}, metrics=None)
     checkpoints.wait()
     checkpoints.close()

@@ -85,7 +85,7 @@ def run_of(name="runs/a", seed=0, classes=10, class_names=None, **changes):
         "name": name,
         "workdir": name,
         "status": "finished, 400 steps",
-        "config": {"seed": seed, "optim.peak_lr": 0.1, "loss.label_smoothing": 0.1}
+        "config": {"seed": seed, "optim.base_lr": 0.1, "loss.label_smoothing": 0.1}
         | {"augment.mixup": 0.0, "augment.cutmix": 0.0},
         "recipe": [("model", "resnet18, 100 parameters, float32"), ("length", "18 epochs")],
         "provenance": {"git_revision": f"{seed:040x}", "devices": ["cpu"], "resumed": [{}]},

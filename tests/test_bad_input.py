@@ -48,15 +48,15 @@ def _args(tmp_path, path, *more):
     ("override", "words"),
     [
         (
-            "--config.optim.peek_lr=1",
-            ["config.optim.peek_lr", "did you mean config.optim.peak_lr?"],
+            "--config.optim.bass_lr=1",
+            ["config.optim.bass_lr", "did you mean config.optim.base_lr?"],
         ),
         ("--config.batch_size=big", ["config.batch_size = 'big'", "an integer"]),
         ("--config.batch_size=12", ["config.batch_size = 12", "8 devices", "batch_size=8 or"]),
         ("--config.eval.batch_size=12", ["config.eval.batch_size = 12", "8 devices"]),
         (
-            "--config.optim.accumulate=2",
-            ["accumulate = 2 times the 8 devices", "batch_size=16"],
+            "--config.optim.grad_accum_steps=2",
+            ["grad_accum_steps = 2 times the 8 devices", "batch_size=16"],
         ),
         ("--config.mesh.fsdp=3", ["config.mesh.fsdp = 3", "8 devices"]),
         ("--config.model.num_classes=4", ["num_classes = 4", "has 3 classes", "num_classes=3"]),

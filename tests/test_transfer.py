@@ -41,7 +41,7 @@ def pretrained(tmp_path_factory):
         [tuple(x.split("=")) for x in SMALL]
         + [("init.weights", ""), ("init.new_head", "false"), ("data.path", str(root / "data")),
            ("model.num_classes", "5"), ("epochs", "6"),
-           ("optim.freeze_epochs", "0"), ("optim.peak_lr", "0.3"), ("augment.flip", "false"),
+           ("optim.freeze_epochs", "0"), ("optim.base_lr", "0.3"), ("augment.flip", "false"),
            ("optim.layer_decay", "1"), ("checkpoint.every_epochs", "0")],
     )  # fmt: skip
     assert loop.train(config, root / "run") == 0
@@ -56,7 +56,7 @@ def test_from_a_folder_to_a_report_by_class(pretrained, tmp_path, capsys):
     args = [
         "--config=configs/transfer.py:resnet18", f"--workdir={run}", f"--weights={pretrained}",
         f"--config.data.path={tmp_path / 'data'}", "--config.epochs=16",
-        "--config.optim.peak_lr=0.3", "--config.augment.flip=false",
+        "--config.optim.base_lr=0.3", "--config.augment.flip=false",
         "--config.batch_size=32", "--config.eval.every_epochs=2",
         *(f"--config.{x}" for x in ["model.num_classes=5", *SMALL]),
     ]  # fmt: skip

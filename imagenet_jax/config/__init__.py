@@ -209,7 +209,7 @@ def check(config: ConfigDict) -> ConfigDict:
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """{"optim.peak_lr": 0.1, ...}: one entry a leaf, sequences as tuples."""
+    """{"optim.base_lr": 0.1, ...}: one entry a leaf, sequences as tuples."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict):

@@ -60,7 +60,7 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.data.mean = IMAGENET_MEAN  # subtracted from RGB in [0, 1], on the device
     c.data.std = IMAGENET_STD  # then divided by
     c.data.undecodable = "stop"  # at a damaged image | "skip": leave its row out, and report it
-    c.data.repeats = 1  # copies of an image in a batch, cropped apart (Hoffer 2020, Berman 2019)
+    c.data.repeated_aug = 1  # crops of an image in one batch (Hoffer 2020, Berman 2019)
     c.data.balance = "none"  # classes: "over" repeats images of small ones | "under" drops of large
     c.data.remainder = "carry"  # epoch end: "carry" fills the batch from the next epoch | "drop"
     c.data.threads = 0  # decoding threads per process; 0: one per core
@@ -81,19 +81,19 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.augment.crop_ratio = (3 / 4, 4 / 3)  # crop width over height
     c.augment.flip = True  # mirror half of the images
     # "none" | "randaugment" (Cubuk 2020; torchvision's) | "randaugment_timm" | "trivialaugment"
-    c.augment.auto = "none"
+    c.augment.auto_augment = "none"
     c.augment.auto_interpolation = "bilinear"  # of its shears and rotations; or "nearest"
-    c.augment.rand_num_ops = 2  # randaugment: operations on each image; timm does each at 1/2
-    c.augment.rand_magnitude = 9  # randaugment: 0 to 30, in torchvision's 31 bins; timm: 0 to 10
-    c.augment.rand_deviation = 0.0  # randaugment_timm: of the magnitude, from image to image
-    c.augment.jitter = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue; 0: off
+    c.augment.auto_num_ops = 2  # randaugment: operations on each image; timm does each at 1/2
+    c.augment.auto_magnitude = 9  # randaugment: 0 to 30, in torchvision's 31 bins; timm: 0 to 10
+    c.augment.auto_magnitude_std = 0.0  # randaugment_timm: of the magnitude, from image to image
+    c.augment.color_jitter = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue; 0: off
     c.augment.lighting = 0.0  # deviation of AlexNet's noise along ImageNet's colours; 0: off
-    c.augment.erase = 0.0  # chance to erase a box of an image (Zhong 2020)
-    c.augment.erase_fill = "zero"  # the box becomes: "zero": the mean colour | "noise": N(0, 1)
+    c.augment.random_erase = 0.0  # chance to erase a box of an image (Zhong 2020)
+    c.augment.random_erase_fill = "zero"  # the box: "zero": the mean color | "noise": N(0, 1)
     c.augment.mixup = 0.0  # alpha of the Beta distribution (Zhang 2018); 0: off
     c.augment.cutmix = 0.0  # alpha of the Beta distribution (Yun 2019); 0: off
-    c.augment.mix_probability = 1.0  # share of batches that mixup or cutmix mixes
-    c.augment.mix_switch = 0.5  # share of them that cutmix gets, where both are on
+    c.augment.mix_prob = 1.0  # share of batches that mixup or cutmix mixes
+    c.augment.mix_switch_prob = 0.5  # share of them that cutmix gets, where both are on
 
     c.loss = ConfigDict()
     c.loss.name = "softmax"  # "softmax" | "bce": one yes-or-no question a class (Wightman 2021)
@@ -104,22 +104,22 @@ def defaults(model: str = "resnet50") -> ConfigDict:
 
     c.optim = ConfigDict()
     c.optim.name = "sgd"  # "sgd" | "adam" | "adamw" | "lars" (You 2017) | "lamb" (You 2019)
-    c.optim.peak_lr = 0.1  # at reference_batch_size
-    c.optim.reference_batch_size = 256
+    c.optim.base_lr = 0.1  # at base_batch_size
+    c.optim.base_batch_size = 256
     # with batch_size: "linear" (Goyal 2017) | "sqrt" | "none" | "auto": "linear" of sgd and lars,
     # "none" of adam, adamw and lamb
     c.optim.lr_scaling = "auto"
     c.optim.schedule = "step"  # "step" | "cosine" | "polynomial" | "constant"
     c.optim.schedule_by = "step"  # the rate changes every "step" | "epoch", as in timm
     c.optim.warmup_epochs = 0.0  # linear rise from warmup_start_lr to the peak
-    c.optim.warmup_start_lr = 0.0  # at reference_batch_size
+    c.optim.warmup_start_lr = 0.0  # at base_batch_size
     # cosine, polynomial: epoch from which they span the rest; -1: the end of the warm-up. 0: the
     # whole run, whose first part the warm-up replaces (timm)
     c.optim.decay_from = -1.0
     c.optim.milestones = (30.0, 60.0)  # step: epochs at which the rate is multiplied by factor
-    c.optim.factor = 0.1  # step
+    c.optim.decay_factor = 0.1  # step
     c.optim.power = 1.0  # polynomial
-    c.optim.end_lr = 0.0  # cosine and polynomial: rate at the end, at reference_batch_size
+    c.optim.end_lr = 0.0  # cosine and polynomial: rate at the end, at base_batch_size
     c.optim.momentum = 0.9  # sgd, lars; torch's form: v <- momentum * v + g
     c.optim.nesterov = False  # sgd, lars
     c.optim.trust_coefficient = 0.001  # lars: of the ratio of norms that scales each rate
@@ -133,8 +133,8 @@ def defaults(model: str = "resnet50") -> ConfigDict:
     c.optim.decay_bias_and_norm = True
     c.optim.freeze_epochs = 0.0  # at first, in which the head alone learns; not lars, lamb
     c.optim.layer_decay = 1.0  # factor of the rate per stage from the head (Clark 2020); 1: none
-    c.optim.clip_norm = 0.0  # largest global gradient norm; 0: no clipping
-    c.optim.accumulate = 1  # micro-batches per step; batch norm sees one micro-batch at a time
+    c.optim.grad_clip_norm = 0.0  # largest global gradient norm; 0: no clipping
+    c.optim.grad_accum_steps = 1  # micro-batches per step; batch norm sees one at a time
 
     c.ema = ConfigDict()
     c.ema.decay = 0.0  # of the running average of weights, per update; 0: no average is kept

@@ -15,9 +15,9 @@ _CHOICES = {
     "data.undecodable": ("stop", "skip"),
     "data.balance": ("none", "over", "under"),
     "data.remainder": ("carry", "drop"),
-    "augment.auto": ("none", "randaugment", "randaugment_timm", "trivialaugment"),
+    "augment.auto_augment": ("none", "randaugment", "randaugment_timm", "trivialaugment"),
     "augment.auto_interpolation": ("nearest", "bilinear"),
-    "augment.erase_fill": ("zero", "noise"),
+    "augment.random_erase_fill": ("zero", "noise"),
     "optim.name": ("sgd", "adam", "adamw", "lars", "lamb"),
     "loss.name": ("softmax", "bce"),
     "ema.form": ("constant", "torchvision", "timm"),
@@ -30,23 +30,23 @@ _CHOICES = {
     "nonfinite.policy": ("stop", "rewind"),
 }
 _POSITIVE = (
-    "batch_size", "epochs", "augment.image_size", "augment.size_multiple", "data.repeats",
+    "batch_size", "epochs", "augment.image_size", "augment.size_multiple", "data.repeated_aug",
     "optim.layer_decay", "ema.every_steps", "ema.gamma", "ema.power",
-    "optim.reference_batch_size", "optim.accumulate", "mesh.fsdp", "eval.batch_size",
+    "optim.base_batch_size", "optim.grad_accum_steps", "mesh.fsdp", "eval.batch_size",
     "eval.resize", "eval.image_size", "checkpoint.keep", "log.every_steps", "data.prefetch_mb",
     "nonfinite.max_rewinds", "nonfinite.skip_steps", "data.synthetic.images",
     "data.synthetic.classes", "data.synthetic.height", "data.synthetic.width",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "optim.peak_lr", "optim.warmup_epochs", "optim.warmup_start_lr", "optim.end_lr",
-    "optim.factor", "optim.power", "optim.eps",
-    "optim.weight_decay", "optim.freeze_epochs", "optim.clip_norm", "optim.l1",
+    "optim.base_lr", "optim.warmup_epochs", "optim.warmup_start_lr", "optim.end_lr",
+    "optim.decay_factor", "optim.power", "optim.eps",
+    "optim.weight_decay", "optim.freeze_epochs", "optim.grad_clip_norm", "optim.l1",
     "optim.trust_coefficient", "eval.every_epochs", "checkpoint.every_epochs",
     "data.threads", "data.workers", "seed", "augment.lighting", "augment.mixup", "augment.cutmix",
-    "augment.rand_deviation", "log.watchdog_seconds", "log.images", "log.histograms_every_epochs",
-    "debug.determinism",
+    "augment.auto_magnitude_std", "log.watchdog_seconds", "log.images",
+    "log.histograms_every_epochs", "debug.determinism",
 )  # fmt: skip
-_SHARES = ("augment.erase", "augment.mix_probability", "augment.mix_switch")
+_SHARES = ("augment.random_erase", "augment.mix_prob", "augment.mix_switch_prob")
 _BELOW_ONE = (
     "data.holdout", "loss.label_smoothing", "loss.bce_threshold", "ema.decay", "optim.momentum",
     "optim.b1", "optim.b2",
@@ -165,13 +165,13 @@ def check_values(value: dict[str, Any], default: dict[str, Any]) -> None:
                 f"config.{field} = {value[field]!r} does nothing with config.{choice} = "
                 f"{value[choice]!r}: leave it at {default[field]!r}, or use {' | '.join(readers)}"
             )
-    if value["batch_size"] % value["optim.accumulate"]:
+    if value["batch_size"] % value["optim.grad_accum_steps"]:
         raise UserError(
             f"config.batch_size = {value['batch_size']} is not divisible by "
-            f"config.optim.accumulate = {value['optim.accumulate']}; "
-            f"{use_multiple('batch_size', value['batch_size'], value['optim.accumulate'])}"
+            f"config.optim.grad_accum_steps = {value['optim.grad_accum_steps']}; "
+            f"{use_multiple('batch_size', value['batch_size'], value['optim.grad_accum_steps'])}"
         )
-    group, parts = value.get("model.bn_group", 0), value["optim.accumulate"]
+    group, parts = value.get("model.bn_group", 0), value["optim.grad_accum_steps"]
     if group and value["batch_size"] // parts % group:
         raise UserError(
             f"config.model.bn_group = {group} does not divide the {value['batch_size'] // parts} "
@@ -279,32 +279,36 @@ def _check_augment(value: dict[str, Any], default: dict[str, Any]) -> None:
     for field in _SHARES:
         if not 0 <= value[field] <= 1:
             raise UserError(f"config.{field} = {value[field]!r} must be from 0 to 1")
-    if not value["augment.rand_num_ops"] > 0:
+    if not value["augment.auto_num_ops"] > 0:
         raise UserError(
-            f"config.augment.rand_num_ops = {value['augment.rand_num_ops']} must be above 0; "
-            "to turn RandAugment off, set --config.augment.auto=none "
-            f"--config.augment.rand_num_ops={default['augment.rand_num_ops']}"
+            f"config.augment.auto_num_ops = {value['augment.auto_num_ops']} must be above 0; "
+            "to turn RandAugment off, set --config.augment.auto_augment=none "
+            f"--config.augment.auto_num_ops={default['augment.auto_num_ops']}"
         )
-    auto = value["augment.auto"]
-    magnitude, highest = value["augment.rand_magnitude"], 10 if auto == "randaugment_timm" else 30
+    auto = value["augment.auto_augment"]
+    magnitude, highest = value["augment.auto_magnitude"], 10 if auto == "randaugment_timm" else 30
     if not 0 <= magnitude <= highest:
-        raise UserError(f"config.augment.rand_magnitude = {magnitude} must be from 0 to {highest}")
-    jitter = value["augment.jitter"]
+        raise UserError(f"config.augment.auto_magnitude = {magnitude} must be from 0 to {highest}")
+    jitter = value["augment.color_jitter"]
     if len(jitter) != 4 or min(jitter) < 0 or jitter[3] > 0.5:
         raise UserError(
-            f"config.augment.jitter = {jitter!r} must be (brightness, contrast, saturation, hue), "
-            "none negative and the hue at most 0.5"
+            f"config.augment.color_jitter = {jitter!r} must be (brightness, contrast, saturation, "
+            "hue), none negative and the hue at most 0.5"
         )
     mixes = (value["augment.mixup"] > 0) + (value["augment.cutmix"] > 0)
     rand = auto.startswith("randaugment")
     for field, works, reason in (
-        ("auto_interpolation", auto != "none", "augment.auto is none"),
-        ("rand_num_ops", rand, "augment.auto is not randaugment"),
-        ("rand_magnitude", rand, "augment.auto is not randaugment"),
-        ("rand_deviation", auto == "randaugment_timm", "augment.auto is not randaugment_timm"),
-        ("erase_fill", value["augment.erase"] > 0, "augment.erase is 0"),
-        ("mix_probability", mixes > 0, "augment.mixup and augment.cutmix are 0"),
-        ("mix_switch", mixes == 2, "augment.mixup and augment.cutmix are not both on"),
+        ("auto_interpolation", auto != "none", "augment.auto_augment is none"),
+        ("auto_num_ops", rand, "augment.auto_augment is not randaugment"),
+        ("auto_magnitude", rand, "augment.auto_augment is not randaugment"),
+        (
+            "auto_magnitude_std",
+            auto == "randaugment_timm",
+            "augment.auto_augment is not randaugment_timm",
+        ),
+        ("random_erase_fill", value["augment.random_erase"] > 0, "augment.random_erase is 0"),
+        ("mix_prob", mixes > 0, "augment.mixup and augment.cutmix are 0"),
+        ("mix_switch_prob", mixes == 2, "augment.mixup and augment.cutmix are not both on"),
     ):
         field = f"augment.{field}"
         if not works and value[field] != default[field]:
@@ -312,10 +316,10 @@ def _check_augment(value: dict[str, Any], default: dict[str, Any]) -> None:
                 f"config.{field} = {value[field]!r} would do nothing: {reason}; set "
                 f"--config.{field}={default[field]}"
             )
-    if mixes and not value["augment.mix_probability"] > 0:
+    if mixes and not value["augment.mix_prob"] > 0:
         raise UserError(
-            "config.augment.mix_probability = 0 turns mixup and cutmix off; set "
-            "--config.augment.mixup=0 --config.augment.cutmix=0 --config.augment.mix_probability=1"
+            "config.augment.mix_prob = 0 turns mixup and cutmix off; set "
+            "--config.augment.mixup=0 --config.augment.cutmix=0 --config.augment.mix_prob=1"
         )
     if mixes and value["batch_size"] < 2:
         raise UserError(

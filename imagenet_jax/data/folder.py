@@ -7,7 +7,7 @@ from pathlib import PurePath
 import numpy as np
 
 from imagenet_jax.data.layouts import ALL, Layout, Split, split_name
-from imagenet_jax.data.order import permutation
+from imagenet_jax.data.sampler import permutation
 from imagenet_jax.data.stored_image import StoredImage, read_image
 from imagenet_jax.data.tfds_format import Record
 from imagenet_jax.data.walk import IMAGE_SUFFIXES, is_utf8

@@ -19,9 +19,9 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from imagenet_jax.data import decode
-from imagenet_jax.data.order import Order, record_uniforms
 from imagenet_jax.data.pool import end_with_parent
 from imagenet_jax.data.resolution import resolution_of
+from imagenet_jax.data.sampler import Sampler, record_uniforms
 from imagenet_jax.data.sources import Source
 from imagenet_jax.data.tfds_format import Record
 from imagenet_jax.errors import UserError
@@ -31,18 +31,18 @@ Batch = dict[str, Any]
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def order_of(source: Source, data: ConfigDict, *, seed: int, batch_size: int) -> Order:
+def make_sampler(source: Source, data: ConfigDict, *, seed: int, batch_size: int) -> Sampler:
     """The order of the records of a run, as `config.data` has it; `batch_size` is global.
 
     Balancing classes takes their labels: a tfds directory is read once for them.
     """
     labels = source.labels() if data.balance != "none" else None
-    return Order(
+    return Sampler(
         len(source),
         seed=seed,
         batch_size=batch_size,
         remainder=data.remainder,
-        repeats=data.repeats,
+        repeats=data.repeated_aug,
         balance=data.balance,
         labels=labels,
     )
@@ -50,7 +50,7 @@ def order_of(source: Source, data: ConfigDict, *, seed: int, batch_size: int) ->
 
 def train_batches(
     source: Source,
-    order: Order,
+    sampler: Sampler,
     data: ConfigDict,
     augment: ConfigDict,
     *,
@@ -62,7 +62,7 @@ def train_batches(
     """This process's rows of batches start_step .. total_steps - 1 of the run.
 
     Args:
-      order: from `order_of`; each process gets an equal share of a batch, in row order.
+      sampler: from `make_sampler`; each process gets an equal share of a batch, in row order.
       data, augment: `config.data` and `config.augment`.
       start_step: batches consumed before; nothing of them is read.
 
@@ -71,8 +71,8 @@ def train_batches(
       errors of a record are UserErrors that name it. With data.undecodable = "skip" also "mask":
       f32[b], 0 for an image that could not be decoded, and "skipped": their names.
     """
-    load = TrainRows(source, order, data, augment, process_index, process_count)
-    rows = order.batch_size // process_count
+    load = TrainRows(source, sampler, data, augment, process_index, process_count)
+    rows = sampler.batch_size // process_count
     return _iterate(load, start_step, total_steps, data, rows * augment.image_size**2 * 3)
 
 
@@ -106,15 +106,15 @@ class TrainRows:
     def __init__(
         self,
         source: Source,
-        order: Order,
+        sampler: Sampler,
         data: ConfigDict,
         augment: ConfigDict,
         process_index: int,
         process_count: int,
     ):
-        self._source, self._order = source, order
-        self._rows = _share(order.batch_size, process_index, process_count)
-        self._resolution = resolution_of(augment, order.steps_per_epoch)
+        self._source, self._sampler = source, sampler
+        self._rows = _share(sampler.batch_size, process_index, process_count)
+        self._resolution = resolution_of(augment, sampler.steps_per_epoch)
         self._judge = _Judge(source, data)
         self._crop: dict[str, Any] = {
             "scale": tuple(augment.crop_scale),
@@ -124,11 +124,11 @@ class TrainRows:
         }
 
     def __call__(self, step: int) -> Batch:
-        where = self._order.rows(step, self._rows)
-        uniforms = record_uniforms(self._order.seed, *where, decode.CROP_DRAWS)
+        where = self._sampler.rows(step, self._rows)
+        uniforms = record_uniforms(self._sampler.seed, *where, decode.CROP_DRAWS)
         batch = _empty(
             len(self._rows),
-            self._resolution.at(step + Fraction(self._order.shift, self._order.batch_size)),
+            self._resolution.at(step + Fraction(self._sampler.shift, self._sampler.batch_size)),
         )
         mask, skipped = np.ones(len(self._rows), np.float32), []
         for row, index in enumerate(where[1]):

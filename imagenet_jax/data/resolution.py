@@ -6,7 +6,7 @@ from fractions import Fraction
 
 from ml_collections import ConfigDict
 
-from imagenet_jax.data.order import in_steps
+from imagenet_jax.data.sampler import in_steps
 
 
 @dataclasses.dataclass(frozen=True)

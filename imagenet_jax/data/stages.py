@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from imagenet_jax.data import decode, pipeline, sources
-from imagenet_jax.data.order import Order, record_uniforms
+from imagenet_jax.data.sampler import Sampler, record_uniforms
 from imagenet_jax.errors import UserError
 from imagenet_jax.prepare.images import Storage, to_store
 
@@ -34,8 +34,8 @@ def measure(config: ConfigDict, seconds: float) -> list[Rate]:
     """
     data = config.data
     source = sources.open_source(data, data.train_split)
-    order = pipeline.order_of(source, data, seed=config.seed, batch_size=config.batch_size)
-    where = order.records(0, _SAMPLE)
+    sampler = pipeline.make_sampler(source, data, seed=config.seed, batch_size=config.batch_size)
+    where = sampler.records(0, _SAMPLE)
     uniforms = record_uniforms(config.seed, *where, decode.CROP_DRAWS)
     encoded, read = _read(source, where[1], seconds, skip=data.undecodable == "skip")
     side = config.augment.image_size
@@ -70,7 +70,7 @@ def measure(config: ConfigDict, seconds: float) -> list[Rate]:
     settings = dict.fromkeys([now, (1, 0), (cores, 0), (0, cores)])
     for threads, workers in settings:
         label = f"pipeline, workers={workers}" if workers else f"pipeline, threads={threads}"
-        speed = _pipeline_rate(source, order, config, threads, workers, seconds)
+        speed = _pipeline_rate(source, sampler, config, threads, workers, seconds)
         rates.append(Rate(label, speed, workers or threads))
     return rates
 
@@ -121,7 +121,7 @@ def _rate(stage: Callable[[int], Any], count: int, seconds: float) -> float:
 
 def _pipeline_rate(
     source: sources.Source,
-    order: Order,
+    sampler: Sampler,
     config: ConfigDict,
     threads: int,
     workers: int,
@@ -130,14 +130,14 @@ def _pipeline_rate(
     data = ConfigDict(config.data.to_dict())
     data.threads, data.workers = threads, workers
     batches: Iterator[Any] = pipeline.train_batches(
-        source, order, data, config.augment, total_steps=10**9
+        source, sampler, data, config.augment, total_steps=10**9
     )
     for _ in range(2 * (threads or workers)):  # what was made ahead does not count as speed
         next(batches)
     began, done = time.perf_counter(), 0
     while (spent := time.perf_counter() - began) < seconds or not done:
         next(batches)
-        done += order.batch_size
+        done += sampler.batch_size
     return done / spent
 
 

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from imagenet_jax.data.order import in_steps
+from imagenet_jax.data.sampler import in_steps
 from imagenet_jax.runtime.sharding import batch_sharding, check_batch_size, make_mesh
 from imagenet_jax.training import ema, optim
 from imagenet_jax.training.fine_tuning import fine_tuning_of
@@ -66,7 +66,7 @@ def bare_step(config: ConfigDict) -> BareStep:
     """As training builds it, for a schedule of any length; UserError as for training."""
     mesh = make_mesh(config.mesh.fsdp)
     group = config.model.get("bn_group", 0) or 1
-    check_batch_size("batch_size", config.batch_size, mesh, config.optim.accumulate, group)
+    check_batch_size("batch_size", config.batch_size, mesh, config.optim.grad_accum_steps, group)
     schedule = optim.learning_rate(
         config.optim,
         batch_size=config.batch_size,
@@ -120,7 +120,7 @@ def flops_of(step: jax.stages.Compiled, config: ConfigDict, mesh: Mesh) -> float
     except NotImplementedError:
         return None
     # XLA counts one device, and the body of a loop once.
-    return float(counted) * mesh.size * config.optim.accumulate if counted else None
+    return float(counted) * mesh.size * config.optim.grad_accum_steps if counted else None
 
 
 class StepFlops:

@@ -58,7 +58,7 @@ def _cost_lines(run: Experiment) -> list[str]:
 def _smaller(config: ConfigDict) -> ConfigDict:
     small = ConfigDict(config.to_dict())
     small.batch_size = min(config.batch_size, _CPU_ROWS * jax.device_count())
-    small.optim.accumulate = 1
+    small.optim.grad_accum_steps = 1
     if "bn_group" in small.model:
         small.model.bn_group = 0
     return small
@@ -70,7 +70,7 @@ def _limit(device: jax.Device, cost: StepCost) -> str:
     if not limit:
         return ""
     share = (cost.state_bytes + cost.temporary_bytes) / limit
-    advice = "; it does not fit: raise config.optim.accumulate" if share > 1 else ""
+    advice = "; it does not fit: raise config.optim.grad_accum_steps" if share > 1 else ""
     return f": {share:.0%} of the {_size(limit)} there are{advice}"
 
 

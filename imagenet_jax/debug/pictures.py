@@ -12,7 +12,7 @@ from imagenet_jax.data import augment, pipeline
 from imagenet_jax.debug.image_grid import captioned, grid
 from imagenet_jax.logs.recorder import Recorder
 from imagenet_jax.runtime import xla
-from imagenet_jax.runtime.sharding import batch_sharding, place_batches, replicated
+from imagenet_jax.runtime.sharding import batch_sharding, prefetch_to_device, replicated
 from imagenet_jax.training.evaluate import Watched
 from imagenet_jax.training.experiment import Evaluation, Experiment
 from imagenet_jax.training.state import TrainState
@@ -114,7 +114,7 @@ def mistakes(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    for batch in watched(place_batches(batches, mesh)):
+    for batch in watched(prefetch_to_device(batches, mesh)):
         batch.pop("skipped", None)
         worst = program(weights, worst, batch)
     confidence, pixels, labels, predicted = (np.asarray(x) for x in worst)

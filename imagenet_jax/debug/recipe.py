@@ -14,12 +14,12 @@ _WIDTH, _HEIGHT = 60, 5  # characters of the picture
 _SHOWN = (
     "seed", "epochs", "batch_size", "resume_with_changes", "model.name", "model.dtype",
     "model.num_classes", "data.", "augment.image_size", "augment.start_size", "augment.size_ramp",
-    "optim.name", "optim.peak_lr", "optim.reference_batch_size", "optim.lr_scaling",
+    "optim.name", "optim.base_lr", "optim.base_batch_size", "optim.lr_scaling",
     "optim.schedule", "optim.warmup_epochs", "optim.momentum", "optim.nesterov", "optim.b1",
     "optim.b2", "optim.eps", "optim.weight_decay", "optim.decay_bias_and_norm",
     "eval.", "checkpoint.", "log.", "mesh.",
 )  # fmt: skip
-_DATA_SHOWN = ("data.repeats", "data.balance", "data.interpolation", "data.resampling")
+_DATA_SHOWN = ("data.repeated_aug", "data.balance", "data.interpolation", "data.resampling")
 
 
 def recipe_rows(
@@ -44,7 +44,7 @@ def recipe_rows(
     if augment.start_size:
         low, high = augment.size_ramp
         side = f"{augment.start_size} to {side}, growing over epochs {low:g} to {high:g}"
-    scaling = f"{optim.lr_scaling} scaling of {optim.peak_lr:g} at {optim.reference_batch_size}"
+    scaling = f"{optim.lr_scaling} scaling of {optim.base_lr:g} at {optim.base_batch_size}"
     if optim.lr_scaling == "none":
         scaling = "at any batch size"
     warmup = f", {optim.warmup_epochs:g} of warm-up" if optim.warmup_epochs else ""

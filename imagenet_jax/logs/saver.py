@@ -74,7 +74,7 @@ class Saver:
     def _start(self, state: TrainState, step: int, results: list[dict] | None) -> None:
         if not self._flush(step):
             return
-        data = data_position(self._run.order, self._batch_of.of_step(step) + 1)
+        data = data_position(self._run.sampler, self._batch_of.of_step(step) + 1)
         self._checkpoints.save(
             state,
             Position(data=data, interval=self._recorder.interval()),

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax import strict_json
 from imagenet_jax.config import flatten
-from imagenet_jax.data.order import in_steps
+from imagenet_jax.data.sampler import in_steps
 from imagenet_jax.data.sources import open_source
 from imagenet_jax.debug.recipe_rows import recipe_of
 from imagenet_jax.errors import UserError, one_line

@@ -106,7 +106,7 @@ class Run:
       name: tells it from the others of the report.
       workdir: as the user gave it.
       status: "finished", "training", ..., in a few words.
-      config: {"optim.peak_lr": 0.1, ...}.
+      config: {"optim.base_lr": 0.1, ...}.
       recipe: (name, value) as a paper's table has them.
       provenance: provenance.json.
       metrics: lines of metrics.jsonl, in order.

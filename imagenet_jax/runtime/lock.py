@@ -30,7 +30,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
-class Running:
+class Lock:
     """While entered, this process is the one that trains in `workdir`; made if it is not there.
 
     Raises UserError on entry where another process trains there, or nothing can be written. Of
@@ -50,7 +50,7 @@ class Running:
         self._ended = threading.Event()
         self._beats = threading.Thread(target=self._beat, name="running.json", daemon=True)
 
-    def __enter__(self) -> "Running":
+    def __enter__(self) -> "Lock":
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             while not self._create():

@@ -37,7 +37,7 @@ def check_batch_size(
     """
     if batch_size % (mesh.size * parts):
         unit = math.lcm(mesh.size, group) * parts
-        by = f"config.optim.accumulate = {parts} times the " if parts > 1 else "the "
+        by = f"config.optim.grad_accum_steps = {parts} times the " if parts > 1 else "the "
         raise UserError(
             f"config.{field} = {batch_size} is not divisible by {by}{mesh.size} devices; "
             f"{use_multiple(field, batch_size, unit)}"
@@ -70,7 +70,7 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(spec, state)
 
 
-def place_batches(
+def prefetch_to_device(
     batches: Iterable[dict[str, Any]], mesh: Mesh, ahead: int = AHEAD
 ) -> Iterator[dict[str, Any]]:
     """Each process's rows as global arrays, `ahead` batches under way to the devices.

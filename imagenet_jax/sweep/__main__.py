@@ -1,10 +1,10 @@
 """Run an ablation, every setting with several seeds, and tell what differs and how surely.
 
   python -m imagenet_jax.sweep --config=configs/quickstart.py --seeds=3 --out=runs/ablation \\
-    --grid='optim.peak_lr=0.05,0.1 augment.mixup=0,0.2' --config.epochs=4
+    --grid='optim.base_lr=0.05,0.1 augment.mixup=0,0.2' --config.epochs=4
   python -m imagenet_jax.sweep --table --out=runs/ablation --plot=ablation.png
 
-Each cell is `python -m imagenet_jax.main` in the folder DIR/peak_lr=0.1,mixup=0.2,seed=1, output
+Each cell is `python -m imagenet_jax.main` in the folder DIR/base_lr=0.1,mixup=0.2,seed=1, output
 to its log.txt. Ctrl-C and SIGTERM let the cells save; the same command continues, and runs no
 finished cell again. More values and seeds may be added to a folder; another base config is refused.
 sweeps/quickstart_ablation.py is a file for --sweep. Exits with 0 when all cells have finished.

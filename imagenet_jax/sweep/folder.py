@@ -1,7 +1,7 @@
 """The folder of a sweep: sweep.json, and a workdir for each cell.
 
 OUT/sweep.json              base config, settings, cells, baseline
-OUT/peak_lr=0.1,seed=0/     the workdir of a cell; log.txt, and failed.json where it failed
+OUT/base_lr=0.1,seed=0/     the workdir of a cell; log.txt, and failed.json where it failed
 OUT/compiled/               XLA's programs, shared by the cells
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from imagenet_jax import config as config_io
 from imagenet_jax import strict_json
-from imagenet_jax.data.order import in_steps
+from imagenet_jax.data.sampler import in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.runtime.lock import is_training

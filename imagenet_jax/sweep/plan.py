@@ -17,7 +17,7 @@ from imagenet_jax import config as config_io
 from imagenet_jax.cli import Overrides
 from imagenet_jax.errors import UserError
 
-Values = Mapping[str, Any]  # {"optim.peak_lr": 0.1, ...}
+Values = Mapping[str, Any]  # {"optim.base_lr": 0.1, ...}
 
 _LONGEST_NAME = 200  # bytes; file systems take 255, and the seed is added
 
@@ -102,7 +102,7 @@ def read_sweep(path: str) -> Sweep:
 
 
 def parse_grid(text: str) -> dict[str, list[str]]:
-    """{field: texts} of "optim.peak_lr=0.1,0.2 augment.jitter=(0,0,0,0),(0.4,0.4,0.4,0.1)".
+    """{field: texts} of "optim.base_lr=0.1,0.2 augment.color_jitter=(0,0,0,0),(0.4,0.4,0.4,0.1)".
 
     Raises UserError where it reads otherwise.
     """
@@ -251,7 +251,7 @@ def _text(value: Any) -> str:
 
 
 def _name(values: Values, config: ConfigDict, swept: Sequence[str]) -> str:
-    """ "peak_lr=0.1,mixup=0": the values as the config read them, safe as a folder's name."""
+    """ "base_lr=0.1,mixup=0": the values as the config read them, safe as a folder's name."""
     flat = config_io.flatten(config)
     name = ",".join(f"{short(f, swept)}={_word(flat[f])}" for f in values) or "base"
     if len(name.encode()) > _LONGEST_NAME:

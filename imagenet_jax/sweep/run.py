@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.runtime.lock import Running
+from imagenet_jax.runtime.lock import Lock
 from imagenet_jax.sweep import folder
 from imagenet_jax.sweep.devices import Share, shares
 from imagenet_jax.sweep.plan import Cell, Plan
@@ -54,7 +54,7 @@ def run_here(plan: Plan, out: Path, *, jobs: int | None, retry_failed: bool, dry
         for cell in folder.joined(out, plan)[0].cells:
             print(shlex.join(_train(plan, cell, str(out / cell.name))))
         return 0
-    with Running(out, does="runs a sweep", flag="--out"), _Signals() as signals:
+    with Lock(out, does="runs a sweep", flag="--out"), _Signals() as signals:
         wanted, recorded = folder.joined(out, plan)
         states = folder.states_of(out, wanted.cells)
         folder.write_plan(out, recorded)

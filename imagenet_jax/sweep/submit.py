@@ -9,7 +9,7 @@ from pathlib import Path
 
 from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
-from imagenet_jax.runtime.lock import Running
+from imagenet_jax.runtime.lock import Lock
 from imagenet_jax.runtime.workdir import write_atomically
 from imagenet_jax.sweep import folder
 from imagenet_jax.sweep.plan import Cell, Plan
@@ -50,7 +50,7 @@ def submit(
     if dry_run:
         _submit(folder.joined(out, plan)[0].cells, plan, out, scheduler, flags, jobs, True)
         return 0
-    with Running(out, does="runs a sweep", flag="--out"):
+    with Lock(out, does="runs a sweep", flag="--out"):
         wanted, recorded = folder.joined(out, plan)
         before = _read_submitted(out)
         queued = _slurm_queue() if any(j["by"] == "slurm" for j in before.values()) else set()

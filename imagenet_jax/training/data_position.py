@@ -4,26 +4,26 @@ import dataclasses
 import decimal
 from typing import Any
 
-from imagenet_jax.data.order import Order
+from imagenet_jax.data.sampler import Sampler
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import rewind
 from imagenet_jax.training.checkpoint import Position
-from imagenet_jax.training.experiment import Experiment, with_order
+from imagenet_jax.training.experiment import Experiment, with_sampler
 
 
-def data_position(order: Order, batch: int) -> dict[str, Any]:
+def data_position(sampler: Sampler, batch: int) -> dict[str, Any]:
     """Return what a checkpoint keeps of `order` if `batch` is the next batch of the run.
 
     "next_record" counts the positions of the whole run that were trained on or skipped.
     """
     return {
-        "next_record": batch * order.batch_size + order.shift,
-        "records_per_epoch": order.records_per_epoch,
-        "length": order.length,
-        "batch_size": order.batch_size,
-        "repeats": order.repeats,
-        "balance": order.balance,
-        "seed": order.seed,
+        "next_record": batch * sampler.batch_size + sampler.shift,
+        "records_per_epoch": sampler.records_per_epoch,
+        "length": sampler.length,
+        "batch_size": sampler.batch_size,
+        "repeats": sampler.repeats,
+        "balance": sampler.balance,
+        "seed": sampler.seed,
     }
 
 
@@ -39,7 +39,7 @@ def continue_at(
     Raises UserError if the batch size changed where the remaining records cannot be determined
     exactly, and if config.epochs is less than what is already trained.
     """
-    saved, order = position.data, run.order
+    saved, sampler = position.data, run.sampler
     if "next_record" not in saved:
         raise UserError(
             f"checkpoint {step} was saved by a version that counts batches instead of records; "
@@ -48,26 +48,26 @@ def continue_at(
     size, per_epoch = saved["batch_size"], saved["records_per_epoch"]
     epoch, done = divmod(saved["next_record"], per_epoch)
     target, exact = saved["next_record"], True
-    if size != order.batch_size:
-        _require_exact(order, epoch, done, size)
-    if per_epoch != order.records_per_epoch:
-        exact = order.drops and done % order.batch_size == 0 and _same(saved, order)
-        part = done if exact else round(done / per_epoch * order.records_per_epoch)
-        target = epoch * order.records_per_epoch + part
-    elif not _same(saved, order):
+    if size != sampler.batch_size:
+        _require_exact(sampler, epoch, done, size)
+    if per_epoch != sampler.records_per_epoch:
+        exact = sampler.drops and done % sampler.batch_size == 0 and _same(saved, sampler)
+        part = done if exact else round(done / per_epoch * sampler.records_per_epoch)
+        target = epoch * sampler.records_per_epoch + part
+    elif not _same(saved, sampler):
         exact = False
-    if order.drops or order.repeats > 1:  # these need whole batches
-        target -= target % order.batch_size
+    if sampler.drops or sampler.repeats > 1:  # these need whole batches
+        target -= target % sampler.batch_size
     next_batch = rewind.Batches(rewinds).of_step(step) + 1
-    shift = target - next_batch * order.batch_size
+    shift = target - next_batch * sampler.batch_size
     if shift:
-        run = with_order(run, order.shifted(shift))
-    end = run.config.epochs * order.records_per_epoch
+        run = with_sampler(run, sampler.shifted(shift))
+    end = run.config.epochs * sampler.records_per_epoch
     if run.total_steps < step:
         # The last batch may reach beyond the end.
         if target - size >= end:
             trained = saved["next_record"] / per_epoch
-            enough = _enough(target, size, order)
+            enough = _enough(target, size, sampler)
             raise UserError(
                 f"config.epochs = {run.config.epochs:g} is less than the {trained:.4g} epochs that "
                 f"this run has trained (step {step}); use --config.epochs={enough} or more, or "
@@ -81,41 +81,41 @@ def continue_at(
     return run, "" if exact or not done else note
 
 
-def _enough(target: int, size: int, order: Order) -> str:
+def _enough(target: int, size: int, sampler: Sampler) -> str:
     """Return epochs that end within the batch of `size` that ends at `target`, or just after it.
 
     They are rounded up: a few records less would end before the batch.
     """
     context = decimal.Context(prec=6, rounding=decimal.ROUND_CEILING)
-    epochs = context.divide(decimal.Decimal(2 * target - size), 2 * order.records_per_epoch)
+    epochs = context.divide(decimal.Decimal(2 * target - size), 2 * sampler.records_per_epoch)
     return f"{epochs:f}"
 
 
-def _same(saved: dict[str, Any], order: Order) -> bool:
-    now = data_position(order, 0)
+def _same(saved: dict[str, Any], sampler: Sampler) -> bool:
+    now = data_position(sampler, 0)
     return all(
         saved.get(name, now[name]) == now[name] for name in ("seed", "repeats", "balance", "length")
     )
 
 
-def _require_exact(order: Order, epoch: int, done: int, size: int) -> None:
+def _require_exact(sampler: Sampler, epoch: int, done: int, size: int) -> None:
     """Raise UserError if batches of another `size` cannot continue with exactly what is left."""
-    change = f"config.batch_size: {size} -> {order.batch_size}"
+    change = f"config.batch_size: {size} -> {sampler.batch_size}"
     back = f"continue with --config.batch_size={size}, or use another --workdir"
     if not done:
-        if order.repeats > 1 and epoch * order.records_per_epoch % order.batch_size:
+        if sampler.repeats > 1 and epoch * sampler.records_per_epoch % sampler.batch_size:
             raise UserError(
-                f"{change}: with config.data.repeats = {order.repeats} a run can change it only "
-                f"where a batch of {order.batch_size} begins; {back}"
+                f"{change}: with config.data.repeated_aug = {sampler.repeats} a run can change it "
+                f"only where a batch of {sampler.batch_size} begins; {back}"
             )
         return
-    if order.repeats > 1:
+    if sampler.repeats > 1:
         raise UserError(
-            f"{change}: with config.data.repeats = {order.repeats} a run cannot change it within "
-            f"an epoch (epoch {epoch + 1} has trained {done:,} records); {back}"
+            f"{change}: with config.data.repeated_aug = {sampler.repeats} a run cannot change it "
+            f"within an epoch (epoch {epoch + 1} has trained {done:,} records); {back}"
         )
-    if order.drops and done % order.batch_size:
+    if sampler.drops and done % sampler.batch_size:
         raise UserError(
             f"{change}: with config.data.remainder = 'drop' the {done:,} records that epoch "
-            f"{epoch + 1} has trained must be whole batches of {order.batch_size}; {back}"
+            f"{epoch + 1} has trained must be whole batches of {sampler.batch_size}; {back}"
         )

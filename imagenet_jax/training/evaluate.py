@@ -24,7 +24,7 @@ from imagenet_jax.runtime.processes import (
     on_first,
     require_same,
 )
-from imagenet_jax.runtime.sharding import place_batches
+from imagenet_jax.runtime.sharding import prefetch_to_device
 from imagenet_jax.runtime.workdir import read_config, write_atomically
 from imagenet_jax.training.checkpoint import open_to_read
 from imagenet_jax.training.experiment import Evaluation, evaluation_of
@@ -73,7 +73,7 @@ class Evaluator:
             process_count=jax.process_count(),
         )
         per_batch, skipped = [], []
-        for batch in watched(place_batches(batches, self._evaluation.mesh)):
+        for batch in watched(prefetch_to_device(batches, self._evaluation.mesh)):
             skipped += batch.pop("skipped", [])
             per_batch.append(self._step(weights, batch))
         if config.data.undecodable == "skip":

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from imagenet_jax.config.rules import step_window
 from imagenet_jax.data import pipeline, sources
 from imagenet_jax.data.known_classes import KnownClasses, outputs_of
-from imagenet_jax.data.order import Order, in_steps
+from imagenet_jax.data.sampler import Sampler, in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime.sharding import check_batch_size, make_mesh
 from imagenet_jax.training import ema, optim
@@ -44,7 +44,7 @@ class Experiment:
     """What training a config takes.
 
     Attributes:
-      order: of the records of the training split.
+      sampler: of the records of the training split.
       steps_per_epoch: batches that the training split fills, fractional where batches run across
         epochs.
       total_steps: optimizer steps of the whole run.
@@ -54,7 +54,7 @@ class Experiment:
     config: ConfigDict
     mesh: Mesh
     source: sources.Source
-    order: Order
+    sampler: Sampler
     evaluation: Evaluation
     graph: nnx.GraphDef
     schedule: optax.Schedule
@@ -66,7 +66,7 @@ class Experiment:
 
     def epoch_at(self, step: int) -> float:
         """Return the epochs of images that the first `step` steps train on."""
-        return float((step + _shift(self.order)) / self.steps_per_epoch)
+        return float((step + _shift(self.sampler)) / self.steps_per_epoch)
 
     def steps_at(self, every_epochs: float) -> set[int]:
         """Return the steps that end every `every_epochs` epochs, plus the final step.
@@ -78,7 +78,7 @@ class Experiment:
         if in_steps(every_epochs, self.steps_per_epoch) <= 1:
             return set(range(1, self.total_steps + 1))
         count = int(self.epoch_at(self.total_steps) / every_epochs)
-        marks = {_steps(i * every_epochs, self.order) for i in range(1, count + 1)}
+        marks = {_steps(i * every_epochs, self.sampler) for i in range(1, count + 1)}
         return marks | {self.total_steps}
 
     @property
@@ -114,7 +114,7 @@ def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     """Raises UserError where model, data and devices do not fit each other; writes nothing."""
     mesh = mesh or make_mesh(config.mesh.fsdp)
     group = config.model.get("bn_group", 0) or 1
-    check_batch_size("batch_size", config.batch_size, mesh, config.optim.accumulate, group)
+    check_batch_size("batch_size", config.batch_size, mesh, config.optim.grad_accum_steps, group)
     source = sources.open_source(config.data, config.data.train_split)
     _check_classes(config, source, config.data.train_split)
     evaluation = evaluation_of(config, mesh)
@@ -123,8 +123,10 @@ def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
             f"splits {config.data.train_split!r} and {config.data.eval_split!r} of "
             f"{config.data.path} have different classes"
         )
-    order = pipeline.order_of(source, config.data, seed=config.seed, batch_size=config.batch_size)
-    total = _steps(config.epochs, order)
+    sampler = pipeline.make_sampler(
+        source, config.data, seed=config.seed, batch_size=config.batch_size
+    )
+    total = _steps(config.epochs, sampler)
     if total < 1:
         raise UserError(
             f"config.batch_size = {config.batch_size} leaves no step of the {len(source)} images "
@@ -139,28 +141,28 @@ def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
         raise UserError(
             f"config.profile.steps = {config.profile.steps!r} is not within the run's {total} steps"
         )
-    course = _course(config, order)
+    course = _course(config, sampler)
     return Experiment(
         config=config,
         mesh=mesh,
         source=source,
-        order=order,
+        sampler=sampler,
         evaluation=evaluation,
         graph=evaluation.graph,
         abstract=abstract_state(config.model, course["tx"], config.ema.decay > 0, mesh),
-        steps_per_epoch=order.steps_per_epoch,
+        steps_per_epoch=sampler.steps_per_epoch,
         **course,
     )
 
 
-def with_order(run: Experiment, order: Order) -> Experiment:
+def with_sampler(run: Experiment, sampler: Sampler) -> Experiment:
     """Return `run` on another order of its records, which its steps and schedules follow."""
-    return dataclasses.replace(run, order=order, **_course(run.config, order))
+    return dataclasses.replace(run, sampler=sampler, **_course(run.config, sampler))
 
 
-def _course(config: ConfigDict, order: Order) -> dict[str, Any]:
+def _course(config: ConfigDict, sampler: Sampler) -> dict[str, Any]:
     """Return the fields of an Experiment that depend on where its epochs lie in steps."""
-    per_epoch, shift = order.steps_per_epoch, _shift(order)
+    per_epoch, shift = sampler.steps_per_epoch, _shift(sampler)
     schedule = optim.learning_rate(
         config.optim,
         batch_size=config.batch_size,
@@ -181,18 +183,18 @@ def _course(config: ConfigDict, order: Order) -> dict[str, Any]:
             epochs=config.epochs,
             warmup_steps=math.ceil(in_steps(config.optim.warmup_epochs, per_epoch) - shift),
         ),
-        "total_steps": _steps(config.epochs, order),
+        "total_steps": _steps(config.epochs, sampler),
     }
 
 
-def _steps(epochs: float, order: Order) -> int:
+def _steps(epochs: float, sampler: Sampler) -> int:
     """Return the step that completes `epochs`."""
-    return math.ceil(in_steps(epochs, order.steps_per_epoch) - _shift(order))
+    return math.ceil(in_steps(epochs, sampler.steps_per_epoch) - _shift(sampler))
 
 
-def _shift(order: Order) -> Fraction:
-    """Return `order.shift` in steps."""
-    return Fraction(order.shift, order.batch_size)
+def _shift(sampler: Sampler) -> Fraction:
+    """Return `sampler.shift` in steps."""
+    return Fraction(sampler.shift, sampler.batch_size)
 
 
 def _check_classes(config: ConfigDict, source: sources.Source, split: str) -> None:

@@ -9,7 +9,7 @@ import optax
 from ml_collections import ConfigDict
 
 from imagenet_jax import models
-from imagenet_jax.data.order import in_steps
+from imagenet_jax.data.sampler import in_steps
 from imagenet_jax.training.layer_groups import by_group
 
 

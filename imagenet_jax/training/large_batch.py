@@ -39,7 +39,7 @@ def lamb(
     With Adam's bias-corrected step a = m / (sqrt(v) + eps), weights w, decay d and rate r,
         u = a + d * w,    w <- w - r * |w| / |u| * u
     and a ratio of 1 where |w| or |u| is 0. timm's Lamb also clips the gradient to a global norm of
-    1: config.optim.clip_norm.
+    1: config.optim.grad_clip_norm.
     """
     return optax.chain(
         optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),

@@ -130,7 +130,7 @@ def _require_finite(step: int, values: dict[str, float]) -> None:
         raise NonFiniteError(
             f"{bad[0]} is {values[bad[0]]} at step {step}, learning rate "
             f"{values['learning_rate']:.4g}; the last checkpoint is kept: lower "
-            "config.optim.peak_lr, warm up longer, or set config.optim.clip_norm; "
+            "config.optim.base_lr, warm up longer, or set config.optim.grad_clip_norm; "
             "--config.nonfinite.policy=rewind skips the batches before it",
             int(step),
         )

@@ -12,7 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from imagenet_jax.config.rules import lr_scaling_of
-from imagenet_jax.data.order import in_steps
+from imagenet_jax.data.sampler import in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import large_batch
 from imagenet_jax.training.fine_tuning import FineTuning, head_first, scale_layers, zero_frozen
@@ -24,11 +24,11 @@ def peak_learning_rate(optim: ConfigDict, batch_size: int) -> float:
     "linear" is Goyal et al. 2017 (arXiv:1706.02677, section 2.1); "sqrt" keeps the variance of
     the update (Krizhevsky 2014, arXiv:1404.5997).
     """
-    return optim.peak_lr * _scale(optim, batch_size)
+    return optim.base_lr * _scale(optim, batch_size)
 
 
 def _scale(optim: ConfigDict, batch_size: int) -> float:
-    ratio = batch_size / optim.reference_batch_size
+    ratio = batch_size / optim.base_batch_size
     rule = lr_scaling_of(optim.name, optim.lr_scaling)
     return {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[rule]
 
@@ -96,7 +96,7 @@ class _Times(NamedTuple):
 def _curve(optim: ConfigDict, batch_size: int, times: _Times) -> optax.Schedule:
     """The formulas of `learning_rate`, in the unit of `times`."""
     scale = _scale(optim, batch_size)
-    peak, start, end = (r * scale for r in (optim.peak_lr, optim.warmup_start_lr, optim.end_lr))
+    peak, start, end = (r * scale for r in (optim.base_lr, optim.warmup_start_lr, optim.end_lr))
     warmup, shift = times.warmup, times.shift
     # By how much the decay begins before the warm-up ends.
     early = 0 if times.decay_from < 0 else warmup - times.decay_from
@@ -105,7 +105,7 @@ def _curve(optim: ConfigDict, batch_size: int, times: _Times) -> optax.Schedule:
         at = jnp.array(times.milestones)
 
         def decayed(step: Any) -> jax.Array:
-            return peak * jnp.prod(jnp.where(step >= at, optim.factor, 1.0))
+            return peak * jnp.prod(jnp.where(step >= at, optim.decay_factor, 1.0))
 
     else:
         if optim.schedule == "cosine":
@@ -166,10 +166,10 @@ def optimizer(
     mask = None if optim.decay_bias_and_norm else decay_mask
     frozen = tuning.frozen_steps if tuning else 0
     parts = []
-    if tuning and frozen and optim.clip_norm:
+    if tuning and frozen and optim.grad_clip_norm:
         parts.append(zero_frozen(tuning.model, frozen))
-    if optim.clip_norm:
-        parts.append(optax.clip_by_global_norm(optim.clip_norm))
+    if optim.grad_clip_norm:
+        parts.append(optax.clip_by_global_norm(optim.grad_clip_norm))
     if optim.name == "lars":
         parts.append(optax.chain(*_l1(optim, mask), large_batch.lars(optim, schedule, mask)))
     elif optim.name == "lamb":

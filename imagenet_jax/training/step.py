@@ -133,7 +133,7 @@ def gradient(
         (loss, (stats, top1)), grads = gradient(state.params, stats, *micro)
         return stats, (loss, top1, grads)
 
-    parts = config.optim.accumulate
+    parts = config.optim.grad_accum_steps
     if parts == 1:
         stats, (loss, top1, grads) = micro_step(
             state.batch_stats, (pixels, targets, (weight, loss_weight), dropout_key)

@@ -96,7 +96,7 @@ def test_another_seed_is_found_at_the_first_step(spoiled, reproduce, exact, monk
 
 @pytest.mark.full
 def test_another_learning_rate_is_found_at_the_step_after_the_first(spoiled, reproduce):
-    folder = spoiled("config.json", lambda tree: tree["optim"].update(peak_lr=0.0505))
+    folder = spoiled("config.json", lambda tree: tree["optim"].update(base_lr=0.0505))
     code, last = reproduce(folder, "--steps=2")
     assert code == 1
     assert last.startswith("FAIL tiny: step 2, loss: published ")
@@ -161,8 +161,8 @@ def test_what_makes_no_sense_is_refused(baseline, finished, tmp_path, fails):
     fails(door, [baseline, "--steps=9"], "--steps=9", "first 8", "--full")
     fails(door, [baseline, "--steps=0"], "--steps=0")
     fails(door, [baseline, "--steps=1", "--full"], "either --steps=N or --full")
-    fails(door, [baseline, "--config.optim.peak_lr=1"], "config.optim.peak_lr changes what is")
-    fails(door, [baseline, "--config.optim.peek_lr=1"], "did you mean config.optim.peak_lr")
+    fails(door, [baseline, "--config.optim.base_lr=1"], "config.optim.base_lr changes what is")
+    fails(door, [baseline, "--config.optim.bass_lr=1"], "did you mean config.optim.base_lr")
     before = sorted(finished.workdir.iterdir())
     fails(door, [baseline, f"--workdir={finished.workdir}"], "holds another run")
     assert sorted(finished.workdir.iterdir()) == before

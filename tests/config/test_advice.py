@@ -70,7 +70,7 @@ def test_every_field_and_flag_in_a_text_exists(path):
 
 
 def test_a_wrong_name_would_be_seen():
-    assert "optim.peak_lr" in FIELDS and "optim.rate" not in FIELDS and "optim" in FIELDS
+    assert "optim.base_lr" in FIELDS and "optim.rate" not in FIELDS and "optim" in FIELDS
     assert "--workdir" in FLAGS and "--work_dir" not in FLAGS and "--layer" in FLAGS
 
 
@@ -120,16 +120,16 @@ REFUSED = [
     ("resnet50.py", [("model.norm", "layer")]),
     ("resnet50.py", [("model.blur_pool", "zang")]),
     ("resnet50.py", [("data.balance", "ovre")]),
-    ("resnet50.py", [("optim.accumulate", "3")]),
+    ("resnet50.py", [("optim.grad_accum_steps", "3")]),
     ("resnet50.py", [("model.bn_group", "24")]),
     ("resnet50.py", [("eval.image_size", "300")]),
     ("resnet50.py", [("optim.warmup_epochs", "90")]),
     ("resnet50.py", [("optim.decay_from", "95"), ("optim.schedule", "cosine")]),
     ("resnet50.py", [("optim.freeze_epochs", "1")]),
-    ("resnet50.py", [("augment.mixup", "0.2"), ("augment.mix_probability", "0")]),
-    ("resnet50.py", [("augment.rand_num_ops", "0"), ("augment.auto", "randaugment")]),
-    ("resnet50.py", [("augment.erase_fill", "noise")]),
-    ("resnet50.py", [("augment.rand_magnitude", "5")]),
+    ("resnet50.py", [("augment.mixup", "0.2"), ("augment.mix_prob", "0")]),
+    ("resnet50.py", [("augment.auto_num_ops", "0"), ("augment.auto_augment", "randaugment")]),
+    ("resnet50.py", [("augment.random_erase_fill", "noise")]),
+    ("resnet50.py", [("augment.auto_magnitude", "5")]),
     ("resnet50.py", [("augment.size_ramp", "(1,2)")]),
     ("resnet50.py", [("debug.nans", "true"), ("nonfinite.policy", "rewind")]),
     ("resnet50.py", [("log.histograms_every_epochs", "1"), ("log.tensorboard", "false")]),
@@ -140,7 +140,7 @@ REFUSED = [
     ("resnet50.py:a3", [("optim.name", "sgd")]),
     ("resnet50.py:a3", [("optim.schedule", "step")]),
     ("resnet50.py:a3", [("loss.name", "softmax")]),
-    ("resnet50.py:a1", [("augment.auto", "none")]),
+    ("resnet50.py:a1", [("augment.auto_augment", "none")]),
     ("resnet50.py:v2", [("ema.decay", "0")]),
     ("quickstart.py", [("optim.name", "adam")]),
     ("quickstart.py", [("ema.decay", "0"), ("ema.form", "timm")]),
@@ -165,7 +165,7 @@ def test_the_batch_sizes_that_a_message_proposes_work(size, parts, group):
     assert ways
     for ((field, text),) in ways:
         config = defaults.defaults("resnet50")
-        config.batch_size, config.optim.accumulate, config.model.bn_group = 24, parts, group
+        config.batch_size, config.optim.grad_accum_steps, config.model.bn_group = 24, parts, group
         config_io.apply_overrides(config, [(field, text)])
         config_io.check(config)
         check_batch_size("batch_size", config.batch_size, mesh, parts, group)

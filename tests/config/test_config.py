@@ -46,16 +46,16 @@ def test_no_config_is_longer_than_60_lines_and_20_for_each_further_variant(path)
 
 def test_published_recipe_of_resnet50():
     c = config_io.load(RESNET50)
-    assert (c.batch_size, c.epochs, c.optim.peak_lr, c.optim.momentum) == (256, 90, 0.1, 0.9)
+    assert (c.batch_size, c.epochs, c.optim.base_lr, c.optim.momentum) == (256, 90, 0.1, 0.9)
     assert (c.optim.weight_decay, c.optim.decay_bias_and_norm) == (1e-4, True)
-    assert (c.optim.milestones, c.optim.factor) == ((30, 60), 0.1)
+    assert (c.optim.milestones, c.optim.decay_factor) == ((30, 60), 0.1)
 
 
 @pytest.mark.parametrize(
     ("field", "text", "value"),
     [
-        ("optim.peak_lr", "1", 1.0),
-        ("optim.peak_lr", "1e-3", 0.001),
+        ("optim.base_lr", "1", 1.0),
+        ("optim.base_lr", "1e-3", 0.001),
         ("optim.nesterov", "true", True),
         ("batch_size", "512", 512),
         ("model.name", "resnet18", "resnet18"),
@@ -75,24 +75,28 @@ def test_override_takes_the_type_of_the_field(field, text, value):
 @pytest.mark.parametrize(
     ("field", "text", "message"),
     [
-        ("optim.peek_lr", "1", r"config\.optim\.peek_lr .* did you mean config\.optim\.peak_lr\?"),
-        ("peak_lr", "1", r"did you mean config\.optim\.peak_lr\?"),
-        ("optm.peak_lr", "1", r"did you mean config\.optim\.peak_lr\?"),
+        ("optim.bass_lr", "1", r"config\.optim\.bass_lr .* did you mean config\.optim\.base_lr\?"),
+        ("base_lr", "1", r"did you mean config\.optim\.base_lr\?"),
+        ("optm.base_lr", "1", r"did you mean config\.optim\.base_lr\?"),
         ("nonsense", "1", r"config\.nonsense is not a field; imagenet_jax/config/fields\.py"),
         ("batch_size", "12.5", r"config\.batch_size = '12\.5' should be an integer"),
         ("batch_size", "many", r"config\.batch_size = 'many' should be an integer"),
-        ("optim.peak_lr", "high", r"config\.optim\.peak_lr = 'high' should be a number"),
+        ("optim.base_lr", "high", r"config\.optim\.base_lr = 'high' should be a number"),
         ("optim.nesterov", "maybe", r"should be true or false"),
         ("optim.milestones", "(a,b)", r"should be a list of numbers"),
         ("optim", "3", r"config\.optim is a group; set one of its fields: "),
-        ("optim.peak_lr.x", "3", r"'peak_lr' is a value, it has no fields"),
+        ("optim.base_lr.x", "3", r"'base_lr' is a value, it has no fields"),
         ("model.name", "resnet5", r"did you mean 'resnet50'\?"),
         ("model.dtype", "float16", r"config\.model\.dtype = 'float16': use float32 \| bfloat16"),
         ("optim.schedule", "cosin", r"did you mean 'cosine'\?"),
         ("batch_size", "0", r"config\.batch_size = 0 must be above 0"),
         ("optim.weight_decay", "-1", r"must not be negative"),
         ("ema.decay", "1", r"must be at least 0 and below 1"),
-        ("optim.accumulate", "3", r"config\.batch_size = 256 is not divisible by .*accumulate = 3"),
+        (
+            "optim.grad_accum_steps",
+            "3",
+            r"config\.batch_size = 256 is not divisible by .*grad_accum_steps = 3",
+        ),
         ("eval.image_size", "300", r"larger than config\.eval\.resize = 256"),
         ("optim.warmup_epochs", "100", r"leaves nothing of config\.epochs"),
         ("augment.crop_scale", "(0.5,0.1)", r"must be \(low, high\)"),
@@ -161,8 +165,8 @@ def test_json_and_back_is_the_same_config(name):
 def test_a_config_json_is_loaded_like_a_config_file(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(config_io.to_json(config_io.load(RESNET50, [("batch_size", "64")])))
-    config = config_io.load(str(path), [("optim.peak_lr", "0.5")])
-    assert (config.batch_size, config.optim.peak_lr) == (64, 0.5)
+    config = config_io.load(str(path), [("optim.base_lr", "0.5")])
+    assert (config.batch_size, config.optim.base_lr) == (64, 0.5)
     path.write_text("{")
     for bad in (path, tmp_path / "none.json"):
         with pytest.raises(UserError, match=bad.name):
@@ -173,7 +177,7 @@ def test_a_config_json_is_loaded_like_a_config_file(tmp_path):
 @given(st.data())
 def test_a_json_written_before_a_field_existed_has_its_default(data):
     config = defaults.defaults("resnet18")
-    config.batch_size, config.optim.peak_lr = 64, 0.5
+    config.batch_size, config.optim.base_lr = 64, 0.5
     tree = json.loads(config_io.to_json(config_io.check(config)))
     usual = config_io.flatten(config_io.check(defaults.defaults("resnet18")))
     removable = sorted(usual.keys() - {"model.name"})
@@ -192,9 +196,9 @@ def test_a_json_written_before_a_field_existed_has_its_default(data):
 def test_differences_name_exactly_what_differs(lr, batch, note):
     a = defaults.defaults("resnet50")
     b = defaults.defaults("resnet50")
-    b.optim.peak_lr, b.batch_size, b.data.threads = lr, batch, 7
+    b.optim.base_lr, b.batch_size, b.data.threads = lr, batch, 7
     named = {line.split(":")[0] for line in config_io.differences(a, b)}
-    want = {f for f, x, y in (("optim.peak_lr", 0.1, lr), ("batch_size", 256, batch)) if x != y}
+    want = {f for f, x, y in (("optim.base_lr", 0.1, lr), ("batch_size", 256, batch)) if x != y}
     assert named == want
 
 

@@ -17,8 +17,8 @@ from imagenet_jax import models
 from imagenet_jax import train as loop
 from imagenet_jax.config import fields as defaults
 from imagenet_jax.config.rules import warnings
-from imagenet_jax.data.order import steps_per_epoch
 from imagenet_jax.data.resolution import resolution_of
+from imagenet_jax.data.sampler import steps_per_epoch
 from imagenet_jax.data.sources import open_source
 from imagenet_jax.debug.recipe_rows import recipe_of
 from imagenet_jax.errors import UserError, expand_user
@@ -180,7 +180,7 @@ def test_a_changed_field_of_the_old_family_is_refused_until_the_advice_is_taken(
 )
 def test_adams_rates_are_those_that_are_written(name, rule):
     config = defaults.defaults()
-    config.optim.update({"name": name, "peak_lr": 0.001})
+    config.optim.update({"name": name, "base_lr": 0.001})
     assert config_io.check(config).optim.lr_scaling == rule
     factor = 32 / 256 if rule == "linear" else 1
     assert optim.peak_learning_rate(config.optim, 32) == 0.001 * factor
@@ -226,8 +226,8 @@ def test_an_optimizer_by_name_brings_its_scaling_to_a_written_config(
 
 def test_the_rate_of_adam_is_shown_where_a_run_starts(digits_path):
     config = tiny_config(digits_path)
-    config.optim.update({"name": "adam", "lr_scaling": "auto", "peak_lr": 0.003})
-    config.optim.reference_batch_size = 256
+    config.optim.update({"name": "adam", "lr_scaling": "auto", "base_lr": 0.003})
+    config.optim.base_batch_size = 256
     headline = loop._headline(experiment_of(config), {}, 0)
     assert "steps of 48 on" in headline and headline.endswith("; peak learning rate 0.003")
     rows = dict(recipe_of(config_io.check(config), None, None))

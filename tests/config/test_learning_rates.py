@@ -12,7 +12,7 @@ import pytest
 
 from configs import resnet50
 from imagenet_jax import config as config_io
-from imagenet_jax.data.order import steps_per_epoch
+from imagenet_jax.data.sampler import steps_per_epoch
 from imagenet_jax.training import optim
 
 CONFIGS = Path(__file__).parents[2] / "configs"

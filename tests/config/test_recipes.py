@@ -26,7 +26,7 @@ def load(spec: str):
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_recipe_makes_its_state_and_its_update(spec):
     config = load(spec)
-    tx = optim.optimizer(config.optim, lambda step: config.optim.peak_lr)
+    tx = optim.optimizer(config.optim, lambda step: config.optim.base_lr)
     state = jax.eval_shape(
         lambda key: initial_state(config.model, tx, config.ema.decay > 0, key), jax.random.key(0)
     )
@@ -89,7 +89,14 @@ AUGMENTATION = {
 def test_augmentations_are_the_published_ones(variant):
     c = load(f"resnet50.py:{variant}")
     a = c.augment
-    got = (a.mixup, a.cutmix, a.auto, a.erase, c.data.repeats, c.model.drop_path)
+    got = (
+        a.mixup,
+        a.cutmix,
+        a.auto_augment,
+        a.random_erase,
+        c.data.repeated_aug,
+        c.model.drop_path,
+    )
     assert got == AUGMENTATION[variant]
     assert (c.optim.name, c.loss.name) == (
         ("lamb", "bce") if variant.startswith("a") else ("sgd", "softmax")
@@ -128,4 +135,4 @@ def test_vggs_train_at_0_01_without_and_0_1_with_batch_norm(depth):
     for suffix, rate in (("", 0.01), ("_bn", 0.1)):
         c = load(f"vgg{depth}{suffix}.py")
         assert c.model.name == f"vgg{depth}{suffix}"
-        assert (c.optim.peak_lr, c.optim.schedule, c.model.dropout) == (rate, "step", 0.5)
+        assert (c.optim.base_lr, c.optim.schedule, c.model.dropout) == (rate, "step", 0.5)

@@ -11,7 +11,7 @@ from odd_jpegs import encode
 from PIL import Image
 
 from imagenet_jax.data import decode
-from imagenet_jax.data.order import record_uniforms
+from imagenet_jax.data.sampler import record_uniforms
 
 OUT = np.zeros((32, 32, 3), np.uint8)
 CROP = {"scale": (0.3, 0.3), "ratio": (1.0, 1.0)}

@@ -98,9 +98,11 @@ def _run():
         if not facts.height:
             found.append(str(i))
     evaluated = list(pipeline.eval_batches(source, config.data, config.eval))
-    order = pipeline.order_of(source, config.data, seed=0, batch_size=50)
+    sampler = pipeline.make_sampler(source, config.data, seed=0, batch_size=50)
     trained = list(
-        pipeline.train_batches(source, order, config.data, config.augment, total_steps=COUNT // 50)
+        pipeline.train_batches(
+            source, sampler, config.data, config.augment, total_steps=COUNT // 50
+        )
     )
     print(
         json.dumps(

@@ -10,7 +10,7 @@ from odd_jpegs import encode
 from PIL import Image
 
 from imagenet_jax.data import decode
-from imagenet_jax.data.order import record_uniforms
+from imagenet_jax.data.sampler import record_uniforms
 
 ODD = odd_jpegs.odd_jpegs()
 

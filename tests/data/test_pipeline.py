@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagenet_jax.data import pipeline, sources
-from imagenet_jax.data.order import permutation
+from imagenet_jax.data.sampler import permutation
 from imagenet_jax.errors import UserError
 
 
@@ -45,7 +45,7 @@ def _train(source, config, *, steps=6, batch_size=8, start=0, index=0, count=1):
     return list(
         pipeline.train_batches(
             source,
-            pipeline.order_of(source, config.data, seed=config.seed, batch_size=batch_size),
+            pipeline.make_sampler(source, config.data, seed=config.seed, batch_size=batch_size),
             config.data,
             config.augment,
             total_steps=steps,
@@ -79,7 +79,7 @@ def test_global_batches_do_not_depend_on_who_loads_them(
     digits, seed, threads, processes, length, start, remainder, repeats, balance
 ):
     config = tiny_config("")
-    config.data.repeats, config.data.balance = repeats, balance
+    config.data.repeated_aug, config.data.balance = repeats, balance
     if balance == "under":
         config.data.remainder = remainder = "carry"  # a balanced epoch may be below a batch
     config.seed, config.data.remainder, config.data.threads = seed, remainder, 1
@@ -236,7 +236,7 @@ def test_prefetch_is_bounded_in_bytes(digits):
     config.augment.image_size = 256  # 1.5 MiB a batch of 8
     config.data.prefetch_mb, config.data.threads = 3, 4
     source = Recording(digits)
-    order = pipeline.order_of(source, config.data, seed=0, batch_size=8)
+    order = pipeline.make_sampler(source, config.data, seed=0, batch_size=8)
     batches = pipeline.train_batches(source, order, config.data, config.augment, total_steps=50)
     next(batches)
     time.sleep(1.0)

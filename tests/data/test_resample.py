@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imagenet_jax.data import decode, resample
-from imagenet_jax.data.order import record_uniforms
+from imagenet_jax.data.sampler import record_uniforms
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 

@@ -51,11 +51,13 @@ def test_batches_take_the_side_of_their_step_wherever_a_run_begins(digits_path):
     config.augment.start_size, config.augment.image_size = 8, 24
     config.augment.size_ramp, config.augment.size_multiple = (1.0, 3.0), 8
     source = sources.Subset(sources.open_source(config.data, "train"), np.arange(40))
-    order = pipeline.order_of(source, config.data, seed=0, batch_size=16)  # 2.5 steps an epoch
+    sampler = pipeline.make_sampler(
+        source, config.data, seed=0, batch_size=16
+    )  # 2.5 steps an epoch
 
     def sides(start):
         batches = pipeline.train_batches(
-            source, order, config.data, config.augment, total_steps=10, start_step=start
+            source, sampler, config.data, config.augment, total_steps=10, start_step=start
         )
         return [batch["image"].shape[1:3] for batch in batches]
 

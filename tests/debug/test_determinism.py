@@ -19,7 +19,7 @@ def checked(tiny):
 
 def test_a_source_that_changes_is_named_with_its_batch(checked, tmp_path, monkeypatch):
     """One pixel by one level, in the third batch of the second reading."""
-    real, readings = loop.place_batches, []
+    real, readings = loop.prefetch_to_device, []
 
     def place(batches, mesh):
         readings.append(0)
@@ -31,7 +31,7 @@ def test_a_source_that_changes_is_named_with_its_batch(checked, tmp_path, monkey
                 batch["image"] = jax.device_put(image, batch["image"].sharding)
             yield batch
 
-    monkeypatch.setattr(loop, "place_batches", place)
+    monkeypatch.setattr(loop, "prefetch_to_device", place)
     with pytest.raises(UserError, match="batch 3 is not repeatable: image has other bits"):
         loop.train(checked, tmp_path)
     assert not (tmp_path / "metrics.jsonl").read_text()

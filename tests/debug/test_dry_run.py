@@ -42,11 +42,11 @@ def test_resnet50_states_the_published_numbers(capsys, monkeypatch):
 def test_every_field_that_is_not_as_default_is_shown():
     config = config_io.load(
         f"{REPOSITORY}/configs/resnet18.py",
-        [("augment.mixup", "0.2"), ("data.repeats", "3"), ("loss.label_smoothing", "0.1"),
+        [("augment.mixup", "0.2"), ("data.repeated_aug", "3"), ("loss.label_smoothing", "0.1"),
          ("data.threads", "7"), ("ema.decay", "0.5")],
     )  # fmt: skip
     rows = dict(recipe_rows(config, images=10, steps=20, peak_lr=0.1, parameters=100, decayed=90))
-    assert rows["augment.mixup"] == "0.2" and rows["data.repeats"] == "3"
+    assert rows["augment.mixup"] == "0.2" and rows["data.repeated_aug"] == "3"
     assert rows["loss.label_smoothing"] == "0.1" and rows["ema.decay"] == "0.5"
     assert "data.threads" not in rows  # how it is carried out, not what is computed
 

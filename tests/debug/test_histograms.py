@@ -26,7 +26,7 @@ def _config(path):
     config = tiny_config(path, "vgg11")  # a network that compiles fast
     config.epochs, config.checkpoint.every_epochs = 3 * EPOCH, EPOCH
     config.log.every_steps, config.log.images, config.mesh.fsdp = 1, 0, 4
-    config.optim.schedule, config.optim.peak_lr = "constant", RATE
+    config.optim.schedule, config.optim.base_lr = "constant", RATE
     config.optim.momentum = config.optim.weight_decay = 0.0
     return config
 

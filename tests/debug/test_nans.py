@@ -66,7 +66,7 @@ def test_names_an_operation_of_the_gradient(tiny, tmp_path, monkeypatch):
 @pytest.mark.full
 def test_a_rate_beyond_all_bounds_is_found_in_the_package(tiny, tmp_path):
     tiny.debug.nans = True
-    tiny.optim.peak_lr = 1e30
+    tiny.optim.base_lr = 1e30
     with pytest.raises(UserError, match=r"NaN at step \d: first in .* at .*/imagenet_jax/.*\.py:"):
         loop.train(tiny, tmp_path)
 

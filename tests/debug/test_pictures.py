@@ -12,7 +12,7 @@ from imagenet_jax import train as loop
 from imagenet_jax.data import augment, pipeline
 from imagenet_jax.debug import pictures
 from imagenet_jax.logs.throughput import MEASURED
-from imagenet_jax.runtime.sharding import place_batches
+from imagenet_jax.runtime.sharding import prefetch_to_device
 from imagenet_jax.training.experiment import evaluation_of, experiment_of
 from imagenet_jax.training.state import create_state
 from imagenet_jax.training.step import predict, train_step
@@ -21,9 +21,9 @@ from imagenet_jax.training.step import predict, train_step
 def _first_batch(run):
     config = run.config
     batches = pipeline.train_batches(
-        run.source, run.order, config.data, config.augment, start_step=0, total_steps=1
+        run.source, run.sampler, config.data, config.augment, start_step=0, total_steps=1
     )
-    return next(iter(place_batches(batches, run.mesh, ahead=0)))
+    return next(iter(prefetch_to_device(batches, run.mesh, ahead=0)))
 
 
 class _Seen(Exception):
@@ -31,7 +31,7 @@ class _Seen(Exception):
 
 
 def test_inputs_are_the_pixels_that_the_first_step_trains_on(tiny, monkeypatch):
-    tiny.augment.update({"mixup": 0.4, "cutmix": 1.0, "lighting": 0.5, "erase": 0.5})
+    tiny.augment.update({"mixup": 0.4, "cutmix": 1.0, "lighting": 0.5, "random_erase": 0.5})
     run = experiment_of(tiny)
     batch = _first_batch(run)
     augment_apply = augment.apply

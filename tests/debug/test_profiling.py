@@ -67,7 +67,7 @@ def test_continues_after_a_restart_in_mid_window_and_is_silent_beyond(tiny, tmp_
 @pytest.mark.full
 def test_an_exception_in_the_window_leaves_what_there_is(tiny, tmp_path, monkeypatch):
     """And a profiler that can be started again."""
-    real = loop.place_batches
+    real = loop.prefetch_to_device
 
     def batches(*args):
         for i, batch in enumerate(real(*args)):
@@ -75,7 +75,7 @@ def test_an_exception_in_the_window_leaves_what_there_is(tiny, tmp_path, monkeyp
                 raise UserError("no fifth batch")
             yield batch
 
-    monkeypatch.setattr(loop, "place_batches", batches)
+    monkeypatch.setattr(loop, "prefetch_to_device", batches)
     tiny.profile.steps = "3:7"
     with pytest.raises(UserError, match="no fifth batch"):
         loop.train(tiny, tmp_path / "failed")

@@ -238,7 +238,7 @@ def test_operations_of_a_step_that_is_compiled_once():
     watching = False
     compiled = [name for name in compiled if "backend_compile" in name]
     assert compiled == []
-    config.optim.accumulate = 4
+    config.optim.grad_accum_steps = 4
     assert StepFlops(step, abstract, config, mesh)({"image": image}) == 4 * 2 * 64 * 32 * 16
 
 

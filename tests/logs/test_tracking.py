@@ -80,11 +80,11 @@ def _wandb_rows(workdir, runs=1):
 def test_wandb_continues_its_run_and_doubles_nothing(offline, tmp_path):
     from imagenet_jax.logs.wandb import WandbWriter
 
-    first = WandbWriter("project", tmp_path, {"optim": {"peak_lr": 0.1}})
+    first = WandbWriter("project", tmp_path, {"optim": {"base_lr": 0.1}})
     _send(first, [10, 20, 30])
     first.close()  # as a kill: it did not end as it should
     run = json.loads((tmp_path / "wandb.json").read_text())["run"]
-    again = WandbWriter("project", tmp_path, {"optim": {"peak_lr": 0.1}})
+    again = WandbWriter("project", tmp_path, {"optim": {"base_lr": 0.1}})
     _send(again, [20, 30, 40])  # back at the checkpoint of step 10
     again.end("finished")
     again.close()
@@ -246,5 +246,5 @@ def test_a_run_writes_to_both(offline, tmp_path, digits_path):
     (run,) = client.search_runs([client.get_experiment_by_name("experiment").experiment_id])
     history = client.get_metric_history(run.info.run_id, "train/loss")
     assert [(m.step, m.value) for m in history] == expected
-    assert run.data.params["optim.peak_lr"] == "0.05"
+    assert run.data.params["optim.base_lr"] == "0.05"
     assert run.info.status == "FINISHED"

@@ -13,7 +13,7 @@ from sklearn.datasets import load_sample_image  # noqa: E402
 from torchvision.transforms import v2  # noqa: E402
 
 from imagenet_jax.data import decode  # noqa: E402
-from imagenet_jax.data.order import record_uniforms  # noqa: E402
+from imagenet_jax.data.sampler import record_uniforms  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

@@ -41,8 +41,8 @@ ROWS = 8
 RULES = {
     "sgd": {"name": "sgd", "weight_decay": 1e-2},
     "nesterov": {"name": "sgd", "nesterov": True, "weight_decay": 1e-2},
-    "adam": {"name": "adam", "peak_lr": 1e-3, "eps": 1e-4, "weight_decay": 1e-2},
-    "adamw": {"name": "adamw", "peak_lr": 1e-3, "eps": 1e-4, "weight_decay": 0.5},
+    "adam": {"name": "adam", "base_lr": 1e-3, "eps": 1e-4, "weight_decay": 1e-2},
+    "adamw": {"name": "adamw", "base_lr": 1e-3, "eps": 1e-4, "weight_decay": 0.5},
 }
 
 

@@ -99,8 +99,8 @@ def config_of(name, side, mixup):
     c.ema.update({"decay": 0.9, "form": "torchvision", "every_steps": EVERY})
     c.optim.update(
         {
-            "peak_lr": 0.003,
-            "reference_batch_size": ROWS,
+            "base_lr": 0.003,
+            "base_batch_size": ROWS,
             "schedule": "cosine",
             "warmup_epochs": float(WARMUP),
             "warmup_start_lr": 0.0003,

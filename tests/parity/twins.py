@@ -88,10 +88,10 @@ def torch_optimizer(optim: ConfigDict, model: torch.nn.Module) -> torch.optim.Op
     ]
     if optim.name == "sgd":
         return torch.optim.SGD(
-            groups, lr=optim.peak_lr, momentum=optim.momentum, nesterov=optim.nesterov
+            groups, lr=optim.base_lr, momentum=optim.momentum, nesterov=optim.nesterov
         )
     rule = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
-    return rule(groups, lr=optim.peak_lr, betas=(optim.b1, optim.b2), eps=optim.eps)
+    return rule(groups, lr=optim.base_lr, betas=(optim.b1, optim.b2), eps=optim.eps)
 
 
 def kept_gradients() -> optax.GradientTransformation:

@@ -15,7 +15,7 @@ import pytest
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import lock as running
-from imagenet_jax.runtime.lock import Running, is_training
+from imagenet_jax.runtime.lock import Lock, is_training
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ def _write(workdir, **mark):
 def test_mark_is_there_while_it_runs_and_gone_afterwards(tmp_path):
     workdir = tmp_path / "new" / "run"
     assert not is_training(workdir)
-    with Running(workdir):
+    with Lock(workdir):
         mark = json.loads((workdir / "running.json").read_text())
         assert (mark["host"], mark["pid"]) == (socket.gethostname(), os.getpid())
         assert is_training(workdir)
@@ -52,7 +52,7 @@ def test_second_process_is_refused_naming_host_and_pid(tmp_path, other_process):
     host = socket.gethostname()
     with (
         pytest.raises(UserError, match=f"process {other_process.pid} on {host} trains in"),
-        Running(tmp_path),
+        Lock(tmp_path),
     ):
         pass
     assert is_training(tmp_path)
@@ -64,7 +64,7 @@ def test_mark_of_a_killed_process_is_stale(tmp_path, other_process):
     other_process.wait()
     _write(tmp_path, host=socket.gethostname(), pid=other_process.pid)
     assert not is_training(tmp_path)
-    with Running(tmp_path):
+    with Lock(tmp_path):
         assert json.loads((tmp_path / "running.json").read_text())["pid"] == os.getpid()
 
 
@@ -74,13 +74,13 @@ def test_a_later_process_of_the_same_number_is_another_one(tmp_path, other_proce
     for pid in (os.getpid(), other_process.pid):
         _write(tmp_path, host=socket.gethostname(), pid=pid, started="another boot 17")
         assert not is_training(tmp_path)
-        with Running(tmp_path):
+        with Lock(tmp_path):
             pass
 
 
 def test_a_process_on_another_host_is_watched(tmp_path, capsys):
     _write(tmp_path, host="elsewhere", pid=1)
-    with Running(tmp_path):  # nothing touched the mark: the host is gone
+    with Lock(tmp_path):  # nothing touched the mark: the host is gone
         pass
     assert "watching" in capsys.readouterr().out
 
@@ -94,7 +94,7 @@ def test_a_process_on_another_host_is_watched(tmp_path, capsys):
     thread = threading.Thread(target=touch)
     thread.start()
     try:
-        with pytest.raises(UserError, match="process 1 on elsewhere"), Running(tmp_path):
+        with pytest.raises(UserError, match="process 1 on elsewhere"), Lock(tmp_path):
             pass
     finally:
         stop.set()
@@ -107,12 +107,12 @@ def test_a_process_on_another_host_is_watched(tmp_path, capsys):
 @pytest.mark.parametrize("text", ["", "{", "[]", "3"])
 def test_a_torn_mark_is_stale_when_nobody_touches_it(tmp_path, text):
     (tmp_path / "running.json").write_text(text)
-    with Running(tmp_path):
+    with Lock(tmp_path):
         pass
 
 
 def test_the_mark_is_touched(tmp_path):
-    with Running(tmp_path):
+    with Lock(tmp_path):
         before = (tmp_path / "running.json").stat().st_mtime_ns
         deadline = time.time() + 10
         while (tmp_path / "running.json").stat().st_mtime_ns == before:
@@ -123,7 +123,7 @@ def test_the_mark_is_touched(tmp_path):
 def test_a_process_whose_mark_was_taken_over_ends(tmp_path, monkeypatch, capfd):
     codes = []
     monkeypatch.setattr(running.os, "_exit", codes.append)
-    with Running(tmp_path):
+    with Lock(tmp_path):
         _write(tmp_path, host="elsewhere", pid=7)
         deadline = time.time() + 10
         while not codes:
@@ -140,11 +140,11 @@ def test_of_many_that_find_a_stale_mark_one_gets_it(tmp_path, other_process):
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from imagenet_jax.runtime.lock import Running\n"
+        "from imagenet_jax.runtime.lock import Lock\n"
         "from imagenet_jax.errors import UserError\n"
         "print('ready', flush=True); input()\n"
         "try:\n"
-        "    with Running(Path(sys.argv[1])):\n"
+        "    with Lock(Path(sys.argv[1])):\n"
         "        print('got it', flush=True); input()\n"
         "except UserError:\n"
         "    print('refused', flush=True); input()\n"
@@ -170,7 +170,7 @@ def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(UserError, match="--workdir=.*cannot be written"),
-        Running(tmp_path / "file" / "x"),
+        Lock(tmp_path / "file" / "x"),
     ):
         pass
 
@@ -180,10 +180,10 @@ def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    with Running(tmp_path):
+    with Lock(tmp_path):
         mark = json.loads((tmp_path / "running.json").read_text())
         assert mark["pid"] == os.getpid()
-        with pytest.raises(UserError, match=f"process {os.getpid()} on"), Running(tmp_path):
+        with pytest.raises(UserError, match=f"process {os.getpid()} on"), Lock(tmp_path):
             pass
     assert list(tmp_path.iterdir()) == []
 
@@ -212,13 +212,13 @@ def test_a_process_of_another_container_is_watched_though_its_number_is_free_her
     thread = threading.Thread(target=_touching, args=(tmp_path / "running.json", stop))
     thread.start()
     try:
-        with pytest.raises(UserError, match=f"process {other_process.pid} on"), Running(tmp_path):
+        with pytest.raises(UserError, match=f"process {other_process.pid} on"), Lock(tmp_path):
             pass
         assert is_training(tmp_path)
     finally:
         stop.set()
         thread.join()
-    with Running(tmp_path):  # the touches have stopped
+    with Lock(tmp_path):  # the touches have stopped
         pass
 
 
@@ -231,13 +231,13 @@ def test_a_process_number_is_looked_up_in_its_own_namespace(
     other_process.kill()
     other_process.wait()
     assert not is_training(tmp_path)
-    with Running(tmp_path):
+    with Lock(tmp_path):
         pass
     assert "watching" not in capsys.readouterr().out
 
 
 def test_the_namespace_is_that_of_the_kernel(tmp_path):
-    with Running(tmp_path):
+    with Lock(tmp_path):
         mark = json.loads((tmp_path / "running.json").read_text())
     assert f"pid:[{Path('/proc/self/ns/pid').stat().st_ino}]" in mark["namespace"]
 
@@ -252,9 +252,9 @@ def test_two_processes_of_the_same_number_and_start_tell_their_marks_apart(
     monkeypatch.setattr(os, "getpid", lambda: 1)
     monkeypatch.setattr(running, "_start_of", lambda _: None)
     monkeypatch.setattr(os, "link", lambda a, b: (names.append(a), link(a, b)))
-    with Running(tmp_path):
+    with Lock(tmp_path):
         (tmp_path / "running.json").unlink()
-        with Running(tmp_path):
+        with Lock(tmp_path):
             deadline = time.time() + 10
             while not codes:
                 assert time.time() < deadline

@@ -41,7 +41,7 @@ def test_a_variant_leaves_the_runs_own_result_alone(workdir, digits_path):
     moved = workdir.parent / "digits" / "1.0.0"
     moved.parent.mkdir()
     moved.symlink_to(digits_path)
-    for same in (("data.path", str(moved)), ("eval.batch_size", "40"), ("optim.peak_lr", "9")):
+    for same in (("data.path", str(moved)), ("eval.batch_size", "40"), ("optim.base_lr", "9")):
         write(workdir, same)
     assert [p.name for p in (workdir / "eval").iterdir()] == ["3.json"]
 

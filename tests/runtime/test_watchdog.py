@@ -79,10 +79,10 @@ def test_a_stalled_input_ends_the_training(tiny, tmp_path):
         "import sys, time\n"
         "from imagenet_jax import cli, main\n"
         "from imagenet_jax.training import loop\n"
-        "def place_batches(batches, mesh):\n"
+        "def prefetch_to_device(batches, mesh):\n"
         "    def stalled_reader():\n        time.sleep(500)\n"
         "    stalled_reader()\n    yield next(batches)\n"
-        "loop.place_batches = place_batches\n"
+        "loop.prefetch_to_device = prefetch_to_device\n"
         "cli.run(main.main)\n"
     )
     done = subprocess.run(

@@ -20,24 +20,24 @@ def plan(overrides=(), **fields):
 
 
 def test_every_combination_with_every_seed():
-    p = plan(grid={"optim.peak_lr": (0.1, 0.2), "augment.mixup": (0.0, 0.2)}, seeds=3)
+    p = plan(grid={"optim.base_lr": (0.1, 0.2), "augment.mixup": (0.0, 0.2)}, seeds=3)
     assert len(p.cells) == 12
-    assert p.cells[0].name == "peak_lr=0.1,mixup=0,seed=0"
-    assert p.cells[-1].name == "peak_lr=0.2,mixup=0.2,seed=2"
-    found = [(c.config.optim.peak_lr, c.config.augment.mixup, c.config.seed) for c in p.cells]
+    assert p.cells[0].name == "base_lr=0.1,mixup=0,seed=0"
+    assert p.cells[-1].name == "base_lr=0.2,mixup=0.2,seed=2"
+    found = [(c.config.optim.base_lr, c.config.augment.mixup, c.config.seed) for c in p.cells]
     assert found == list(itertools.product((0.1, 0.2), (0.0, 0.2), (0, 1, 2)))
-    assert p.baseline == "peak_lr=0.1,mixup=0"
+    assert p.baseline == "base_lr=0.1,mixup=0"
 
 
 def test_cells_alone_and_beside_a_grid():
-    cells = [{}, {"optim.name": "lars", "optim.peak_lr": 1e-3}]
+    cells = [{}, {"optim.name": "lars", "optim.base_lr": 1e-3}]
     assert [c.name for c in plan(cells=cells).cells] == [
         "base,seed=0",
-        "name=lars,peak_lr=0.001,seed=0",
+        "name=lars,base_lr=0.001,seed=0",
     ]
     p = plan(grid={"ema.decay": (0.0, 0.5)}, cells=cells, seeds=(7,), baseline={"ema.decay": 0.5})
     assert [c.setting.name for c in p.cells] == [
-        "decay=0", "decay=0.5", "base", "name=lars,peak_lr=0.001"
+        "decay=0", "decay=0.5", "base", "name=lars,base_lr=0.001"
     ]  # fmt: skip
     assert {c.config.seed for c in p.cells} == {7}
     assert p.baseline == "decay=0.5"
@@ -104,8 +104,8 @@ def test_names_are_safe_and_tell_runs_apart(values, seeds):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"grid": {"optim.peak_rl": (1,)}}, ["optim.peak_rl", "optim.peak_lr"]),
-        ({"grid": {"optim.peak_lr": ("fast",)}}, ["optim.peak_lr", "fast", "a number"]),
+        ({"grid": {"optim.base_rl": (1,)}}, ["optim.base_rl", "optim.base_lr"]),
+        ({"grid": {"optim.base_lr": ("fast",)}}, ["optim.base_lr", "fast", "a number"]),
         ({"grid": {"optim.name": ("sgd", "sdg")}}, ["optim.name", "sdg"]),
         ({"grid": {"ema.decay": (0.1, 0.10)}}, ["decay=0.1", "same run"]),
         ({"grid": {"ema.decay": (0.1,)}, "cells": [{"ema.decay": 0.1}]}, ["same run"]),

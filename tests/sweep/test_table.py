@@ -26,7 +26,7 @@ NOTES = ["a note of 5 % & _more_"]
 
 
 def outcome(name, metric, states, seconds=(30.0,)):
-    return Outcome(name, {"peak_lr": name, "a_b": "(1, 2)"}, metric, states, seconds, [400.0] * 2)
+    return Outcome(name, {"base_lr": name, "a_b": "(1, 2)"}, metric, states, seconds, [400.0] * 2)
 
 
 def ablation():
@@ -36,7 +36,7 @@ def ablation():
             outcome("0.1", BASE, dict.fromkeys(range(3), done)),
             outcome("0.2", BETTER, dict.fromkeys(range(3), done), (60.0, 120.0)),
             outcome("0.3", PART, {0: done, 1: "failed", 2: done}),
-            Outcome("9", {"peak_lr": "9", "a_b": ""}, BROKEN, {0: "failed", 1: "failed"}, [], []),
+            Outcome("9", {"base_lr": "9", "a_b": ""}, BROKEN, {0: "failed", 1: "failed"}, [], []),
         ],
         "0.1",
     )

@@ -24,8 +24,8 @@ def get_config(arg: str = "60") -> ConfigDict:
     c.eval.resize = c.eval.image_size = 16
     c.eval.batch_size = 120
     c.eval.every_epochs = 30 * STEP
-    c.optim.peak_lr = 0.05
-    c.optim.reference_batch_size = 48
+    c.optim.base_lr = 0.05
+    c.optim.base_batch_size = 48
     c.optim.schedule = "cosine"
     c.ema.decay = 0.9
     c.log.every_steps = 2

@@ -18,7 +18,7 @@ from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.runtime.integrity import problems
-from imagenet_jax.runtime.lock import Running
+from imagenet_jax.runtime.lock import Lock
 from imagenet_jax.training import disk
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.experiment import experiment_of
@@ -170,7 +170,7 @@ def test_a_start_on_a_full_disk_is_one_line_and_leaves_no_part(small_disk):
         (small_disk / "other").write_bytes(b"x" * 4_000_000)
     with pytest.raises(UserError, match=f"--workdir={small_disk} cannot be written: No space"):
         workdirs.write_classes(small_disk, ("cat", "dog"))
-    with pytest.raises(UserError, match="No space"), Running(small_disk):
+    with pytest.raises(UserError, match="No space"), Lock(small_disk):
         pass
     assert [p.name for p in small_disk.iterdir()] == ["other"]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from imagenet_jax import train as loop
-from imagenet_jax.data.order import Order, in_steps
+from imagenet_jax.data.sampler import Sampler, in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.checkpoint import Position
 from imagenet_jax.training.data_position import continue_at, data_position
@@ -38,14 +38,14 @@ def runs(digits_path, light):
 
 def _at(run, step):
     """The position that a checkpoint of `step` keeps."""
-    return Position(data=data_position(run.order, step), interval={})
+    return Position(data=data_position(run.sampler, step), interval={})
 
 
 def _records(run, first, last):
     """(epoch, index) of all rows of steps first + 1 .. last."""
     found = []
     for step in range(first, last):
-        epochs, indices, _ = run.order.rows(step, range(run.order.batch_size))
+        epochs, indices, _ = run.sampler.rows(step, range(run.sampler.batch_size))
         found += zip(epochs.tolist(), indices.tolist(), strict=True)
     return found
 
@@ -90,7 +90,9 @@ def test_an_unchanged_run_is_itself(runs):
 
 
 def test_what_cannot_be_exact_is_refused(runs):
-    with pytest.raises(UserError, match=r"batch_size: 48 -> 96: .*repeats = 3 .*batch_size=48"):
+    with pytest.raises(
+        UserError, match=r"batch_size: 48 -> 96: .*repeated_aug = 3 .*batch_size=48"
+    ):
         continue_at(runs(96, repeats=3), _at(runs(48, repeats=3), 5), 5, [])
     with pytest.raises(UserError, match=r"remainder = 'drop'.*240 records.*batches of 96"):
         continue_at(runs(96, remainder="drop"), _at(runs(48, remainder="drop"), 5), 5, [])
@@ -107,7 +109,9 @@ def test_dropping_a_remainder_continues_at_whole_batches(runs, done):
     assert not note
     epoch, batches = divmod(done, 29)
     left = _records(run, done, run.total_steps)
-    expected = runs(96, remainder="drop").order.records(epoch * 14 * 96 + batches * 48, 2 * 14 * 96)
+    expected = runs(96, remainder="drop").sampler.records(
+        epoch * 14 * 96 + batches * 48, 2 * 14 * 96
+    )
     assert left == list(zip(expected[0].tolist(), expected[1].tolist(), strict=True))
 
 
@@ -128,9 +132,9 @@ def test_a_rewind_after_the_batch_size_changed_leaves_out_its_batches(runs):
     position = _at(runs(96), 5)
     run, note = continue_at(runs(48), position, 5, [Rewind(7, 5, (5, 6), 48)])
     first = Batches([Rewind(7, 5, (5, 6), 48)]).of_step(6)
-    _, indices, _ = run.order.rows(first, range(48))
+    _, indices, _ = run.sampler.rows(first, range(48))
     start = 5 * 96 + 2 * 48
-    assert indices.tolist() == runs(48).order.records(start, start + 48)[1].tolist()
+    assert indices.tolist() == runs(48).sampler.records(start, start + 48)[1].tolist()
     assert not note
 
 
@@ -150,7 +154,7 @@ def test_other_data_with_copies_of_records_continues_at_a_whole_batch(runs):
     half = runs(48, repeats=3, train_split="train[:50%]")
     run, note = continue_at(half, _at(runs(48, repeats=3), 19), 19, [])
     assert "within epoch 1" in note
-    _, indices, _ = run.order.rows(19, range(48))
+    _, indices, _ = run.sampler.rows(19, range(48))
     assert sorted(np.unique(indices, return_counts=True)[1]) == [3] * 16
     assert run.epoch_at(19) == pytest.approx(19 * 48 / COUNT, abs=48 / 718)
 
@@ -171,25 +175,25 @@ class Length:
     """What `continue_at` reads of an Experiment whose batch size stays."""
 
     config: ConfigDict
-    order: Order
+    sampler: Sampler
     total_steps: int
 
 
-def _length(epochs, order):
-    total = math.ceil(in_steps(epochs, order.steps_per_epoch))
-    return Length(ConfigDict({"epochs": epochs}), order, total)
+def _length(epochs, sampler):
+    total = math.ceil(in_steps(epochs, sampler.steps_per_epoch))
+    return Length(ConfigDict({"epochs": epochs}), sampler, total)
 
 
 @given(st.integers(1, 15_000_000), st.integers(2, 2_000_000), st.integers(1, 70_000))
 @example(1_281_167, 750_900, 256)
 @example(1437, 31, 48)
 def test_the_advice_works_at_any_size(length, step, batch_size):
-    order = Order(length, seed=0, batch_size=batch_size)
-    position = Position(data=data_position(order, step), interval={})
+    sampler = Sampler(length, seed=0, batch_size=batch_size)
+    position = Position(data=data_position(sampler, step), interval={})
     with pytest.raises(UserError, match=r"use --config\.epochs=[\d.]+ or more") as refused:
-        continue_at(_length(1e-9, order), position, step, [])
+        continue_at(_length(1e-9, sampler), position, step, [])
     epochs = float(str(refused.value).partition("epochs=")[2].partition(" ")[0])
-    assert continue_at(_length(epochs, order), position, step, [])[0].total_steps >= step
+    assert continue_at(_length(epochs, sampler), position, step, [])[0].total_steps >= step
     assert epochs * length < step * batch_size * (1 + 1e-5)
 
 

@@ -11,15 +11,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from imagenet_jax.config.fields import defaults
-from imagenet_jax.data.order import Order
 from imagenet_jax.data.resolution import resolution_of
+from imagenet_jax.data.sampler import Sampler
 from imagenet_jax.training import optim
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.fine_tuning import fine_tuning_of
 
 # 60 * 1328 / 320 = 249 exactly; in floats the product is above it.
-ORDER = Order(1328, seed=0, batch_size=320)
-PER_EPOCH = ORDER.steps_per_epoch
+SAMPLER = Sampler(1328, seed=0, batch_size=320)
+PER_EPOCH = SAMPLER.steps_per_epoch
 
 
 def test_a_milestone_and_a_warm_up_of_60_epochs():
@@ -52,7 +52,7 @@ class Run(NamedTuple):
 
     total_steps: int = 373
     steps_per_epoch: Fraction = PER_EPOCH
-    order: Order = ORDER
+    sampler: Sampler = SAMPLER
 
     def epoch_at(self, step):
         return Experiment.epoch_at(self, step)
@@ -91,11 +91,11 @@ def test_a_schedule_by_epoch_keeps_its_rate_within_an_epoch():
 def test_a_milestone_stays_where_it_is_after_another_batch_size(length, old, new, switch, by):
     """Step t trains on records from switch * old + (t - switch) * new on."""
     config = defaults().optim
-    config.update({"milestones": (2.0, 3.5, 9.0), "factor": 0.5, "schedule_by": by})
-    order = Order(length, seed=0, batch_size=new)
-    end = math.ceil(10 * order.steps_per_epoch)
+    config.update({"milestones": (2.0, 3.5, 9.0), "decay_factor": 0.5, "schedule_by": by})
+    sampler = Sampler(length, seed=0, batch_size=new)
+    end = math.ceil(10 * sampler.steps_per_epoch)
     schedule = optim.learning_rate(
-        config, batch_size=256, steps_per_epoch=order.steps_per_epoch, total_steps=end,
+        config, batch_size=256, steps_per_epoch=sampler.steps_per_epoch, total_steps=end,
         shift=Fraction(switch * old, new) - switch,
     )  # fmt: skip
     last = switch + (10 * length - switch * old) // new

@@ -89,7 +89,7 @@ def test_frozen_layers_stay_then_start_as_if_new_while_the_head_learns(rule):
 
 def test_frozen_gradients_do_not_count_for_clipping():
     config = tiny_config("")
-    config.optim.clip_norm, config.optim.weight_decay, config.optim.momentum = 1.0, 0.0, 0.0
+    config.optim.grad_clip_norm, config.optim.weight_decay, config.optim.momentum = 1.0, 0.0, 0.0
     params = _params("resnet18")
     grads = jax.tree.map(np.ones_like, params)
     (after,) = _run(config, FineTuning("resnet18", 1.0, 5), 1, params, grads)

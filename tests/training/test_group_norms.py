@@ -33,7 +33,7 @@ def run(digits_path, tmp_path_factory):
     config.log.every_steps = 1
     config.log.group_norms = True
     config.mesh.fsdp = 4
-    config.optim.schedule, config.optim.peak_lr = "constant", RATE
+    config.optim.schedule, config.optim.base_lr = "constant", RATE
     config.optim.momentum = config.optim.weight_decay = 0.0
     assert loop.train(config, workdir) == 0
     checkpoints = Checkpoints(workdir / "checkpoints", write=False)

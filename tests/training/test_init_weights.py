@@ -101,7 +101,7 @@ def test_the_head_of_another_number_of_classes_stays_random(name, head, tmp_path
 def test_a_run_starts_from_the_file_once(tiny, weights, tmp_path, monkeypatch, capsys):
     tiny.epochs, tiny.checkpoint.every_epochs = 2 * 48 / 1437, 0.0
     tiny.data.eval_split = "validation[:8]"
-    tiny.optim.peak_lr = tiny.optim.weight_decay = 0.0  # nothing moves but statistics
+    tiny.optim.base_lr = tiny.optim.weight_decay = 0.0  # nothing moves but statistics
     tiny.log.every_steps = 1
     path = tmp_path / "w.safetensors"
     assert loop.train(tiny, tmp_path / "run") == 0

@@ -50,7 +50,7 @@ def stop_after(monkeypatch):
     """Send this process a signal when the loop asks for the batch after `step`."""
 
     def arm(step, number=signal.SIGTERM):
-        real = loop.place_batches
+        real = loop.prefetch_to_device
 
         def batches(*args):
             for i, batch in enumerate(real(*args)):
@@ -58,7 +58,7 @@ def stop_after(monkeypatch):
                     os.kill(os.getpid(), number)
                 yield batch
 
-        monkeypatch.setattr(loop, "place_batches", batches)
+        monkeypatch.setattr(loop, "prefetch_to_device", batches)
 
     yield arm
     monkeypatch.undo()
@@ -99,7 +99,7 @@ def test_workdir_holds_what_the_contract_says(tiny, tmp_path):
     tiny.log.tensorboard = True
     assert loop.train(tiny, tmp_path) == 0
     config = json.loads((tmp_path / "config.json").read_text())
-    assert config["optim"]["peak_lr"] == 0.05
+    assert config["optim"]["base_lr"] == 0.05
     provenance = json.loads((tmp_path / "provenance.json").read_text())
     assert {"git_revision", "git_dirty", "packages", "devices", "data"} <= provenance.keys()
     assert provenance["packages"]["jax"] == jax.__version__
@@ -153,7 +153,7 @@ def test_keeps_the_last_n_and_the_best(tiny, tmp_path):
 
 def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tiny, tmp_path):
     tiny.checkpoint.every_epochs = 3 * 48 / 1437
-    tiny.optim.update({"schedule": "polynomial", "peak_lr": 0.0, "end_lr": 1e38, "momentum": 0.0})
+    tiny.optim.update({"schedule": "polynomial", "base_lr": 0.0, "end_lr": 1e38, "momentum": 0.0})
     with pytest.raises(NonFiniteError, match=r"at step \d+, learning rate .*last checkpoint"):
         loop.train(tiny, tmp_path)
     kept = Checkpoints(tmp_path / "checkpoints", write=False).steps()
@@ -169,9 +169,9 @@ def test_workdir_of_another_config_is_refused_unless_told(tiny, tmp_path, digits
     loop.train(tiny, tmp_path)
     before = (tmp_path / "config.json").read_text()
     other = tiny_config(digits_path)
-    other.optim.peak_lr = 0.01
+    other.optim.base_lr = 0.01
     other.seed = 5
-    with pytest.raises(UserError, match=r"optim\.peak_lr: 0\.05 -> 0\.01; seed: 0 -> 5") as e:
+    with pytest.raises(UserError, match=r"optim\.base_lr: 0\.05 -> 0\.01; seed: 0 -> 5") as e:
         loop.train(other, tmp_path)
     assert "resume_with_changes=true" in str(e.value)
     assert (tmp_path / "config.json").read_text() == before

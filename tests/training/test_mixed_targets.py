@@ -68,7 +68,7 @@ def test_mixed_targets_reach_the_loss_and_the_dominant_one_top1(digits_path):
     right = logits.argmax(axis=1) == np.asarray(targets).argmax(axis=1)
     np.testing.assert_allclose(whole["top1"], right.mean(), atol=1e-6)
 
-    config.optim.accumulate = 4
+    config.optim.grad_accum_steps = 4
     _, parts = _step(config, 8)
     np.testing.assert_allclose(parts["loss"], whole["loss"], rtol=1e-4)
     np.testing.assert_allclose(parts["grad_norm"], whole["grad_norm"], rtol=1e-3)

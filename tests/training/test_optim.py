@@ -96,7 +96,7 @@ def test_mask_decays_kernels_and_neither_biases_nor_norm_parameters():
 
 def _numpy_updates(p, grads, config, decayed):
     """Textbook updates of one parameter, float64."""
-    lr, wd = config.peak_lr, config.weight_decay * decayed
+    lr, wd = config.base_lr, config.weight_decay * decayed
     m, v, nu = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
     decoupled = config.name == "adamw" or config.weight_decay_form == "decoupled"
     for t, g in enumerate(grads, start=1):
@@ -131,7 +131,7 @@ def _numpy_updates(p, grads, config, decayed):
 )
 def test_optimizer_follows_the_textbook(rule, everything):
     config = _optim(
-        **rule, schedule="constant", peak_lr=0.05, weight_decay=0.1, decay_bias_and_norm=everything
+        **rule, schedule="constant", base_lr=0.05, weight_decay=0.1, decay_bias_and_norm=everything
     )
     schedule = optim.learning_rate(config, batch_size=256, steps_per_epoch=10, total_steps=100)
     tx = optim.optimizer(config, schedule)
@@ -153,7 +153,9 @@ def test_optimizer_follows_the_textbook(rule, everything):
 
 
 def test_clipping_bounds_the_global_norm_before_the_update():
-    config = _optim(schedule="constant", peak_lr=1.0, momentum=0.0, weight_decay=0.0, clip_norm=0.5)
+    config = _optim(
+        schedule="constant", base_lr=1.0, momentum=0.0, weight_decay=0.0, grad_clip_norm=0.5
+    )
     tx = optim.optimizer(config, lambda step: 1.0)
     params = jax.tree.map(jnp.float32, PARAMS)
     grads = jax.tree.map(lambda p: jnp.full(p.shape, 3.0), params)

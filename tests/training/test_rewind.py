@@ -82,7 +82,7 @@ def seen(monkeypatch):
     """Labels of batch k are all k; the batches in `bad` make the loss infinite."""
     seen, bad = [], set()
     real = loop.compile_train_step
-    iterate = loop.place_batches
+    iterate = loop.prefetch_to_device
 
     def batches(source, mesh):
         for batch in iterate(source, mesh):
@@ -101,7 +101,7 @@ def seen(monkeypatch):
         run.lower = step.lower
         return run
 
-    monkeypatch.setattr(loop, "place_batches", batches)
+    monkeypatch.setattr(loop, "prefetch_to_device", batches)
     monkeypatch.setattr(loop, "compile_train_step", compiled)
     return seen, bad
 
@@ -115,7 +115,7 @@ def _fingerprints(config):
     return [
         int(np.asarray(batch["label"], np.int64).dot(np.arange(48)) % 1009)
         for batch in pipeline.train_batches(
-            run.source, run.order, config.data, config.augment, total_steps=24
+            run.source, run.sampler, config.data, config.augment, total_steps=24
         )
     ]
 
@@ -187,7 +187,7 @@ def test_a_rewind_before_the_first_checkpoint_of_another_batch_size(light, tiny,
     taken = np.concatenate(light.records[-5:])  # steps 4 to 8, without the fifth's batch
     from imagenet_jax.training.experiment import experiment_of
 
-    _, indices, _ = experiment_of(tiny).order.records(3 * 48, 3 * 48 + 6 * 24)
+    _, indices, _ = experiment_of(tiny).sampler.records(3 * 48, 3 * 48 + 6 * 24)
     assert taken.tolist() == np.delete(indices, range(24, 48)).tolist()
     tiny.batch_size = 48
     with pytest.raises(UserError, match="--config.batch_size=24"):

@@ -24,7 +24,7 @@ from imagenet_jax.training.experiment import experiment_of
 SETTINGS = (
     "batch_size=48", "epochs=0.7", "model.width=0.0625", "augment.image_size=16",
     "eval.image_size=16", "eval.resize=16", "eval.batch_size=100", "log.every_steps=2",
-    "log.tensorboard=false", "data.threads=1", "optim.peak_lr=0.001", "ema.decay=0.9",
+    "log.tensorboard=false", "data.threads=1", "optim.base_lr=0.001", "ema.decay=0.9",
     "optim.warmup_epochs=0", "checkpoint.every_epochs=0",
 )  # fmt: skip
 

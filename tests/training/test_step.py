@@ -122,7 +122,7 @@ def test_accumulating_4_of_8_equals_32(digits_path):
     config = tiny_config(digits_path, "vgg11")
     config.model.dropout = 0.0
     whole, m_whole = _train(config, 1, steps=2)
-    config.optim.accumulate = 4
+    config.optim.grad_accum_steps = 4
     parts, m_parts = _train(config, 1, steps=2)
     eight, _ = _train(config, 8, steps=2)
     np.testing.assert_allclose(m_whole[0]["loss"], m_parts[0]["loss"], rtol=1e-6)
@@ -133,7 +133,7 @@ def test_accumulating_4_of_8_equals_32(digits_path):
 
 def test_accumulation_moves_batch_statistics_once_a_micro_batch(tiny):
     tiny.augment.flip = False
-    tiny.optim.accumulate = 2
+    tiny.optim.grad_accum_steps = 2
     state, _ = _train(tiny, 1, steps=1)
     start = _train(tiny, 1, steps=0)[0]
     # A constant activation's variance moves as 0.9 ** updates from its start at 1.

@@ -152,7 +152,7 @@ def test_input_that_stalls_is_closed_last(light, config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.pipeline, "train_batches", train_batches)
     monkeypatch.setattr(loop, "Evaluator", evaluator)
     monkeypatch.setattr(loop.Recorder, "close", noting("recorder", loop.Recorder.close))
-    monkeypatch.setattr(loop.Running, "__exit__", noting("running", loop.Running.__exit__))
+    monkeypatch.setattr(loop.Lock, "__exit__", noting("running", loop.Lock.__exit__))
     monkeypatch.setattr(signals, "exit_soon", lambda code: (events.append(code), Deadline())[1])
     assert loop.train(config, tmp_path) == 143
     assert events[:3] == ["recorder", "running", 143]

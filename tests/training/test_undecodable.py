@@ -36,13 +36,13 @@ def test_rows_that_do_not_count_leave_the_step_of_the_others(accumulate):
     config = tiny_config("", "vgg11")
     config.model.dropout, config.augment.flip, config.ema.decay = 0.0, False, 0.0
     config.loss.label_smoothing = 0.1
-    config.optim.accumulate = accumulate
+    config.optim.grad_accum_steps = accumulate
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
     labels = rng.integers(0, 10, 8).astype(np.int32)
     mask = np.array([1, 1, 0, 1, 1, 1, 0, 1], np.float32)
     masked, m = _after_a_step(config, {"image": images, "label": labels, "mask": mask})
-    config.optim.accumulate = 1
+    config.optim.grad_accum_steps = 1
     kept = mask > 0
     fewer, f = _after_a_step(config, {"image": images[kept], "label": labels[kept]})
     np.testing.assert_allclose(m["loss"], f["loss"], rtol=1e-6)
@@ -100,7 +100,7 @@ def test_a_run_names_and_counts_what_it_skips(damaged, tmp_path, capsys):
 def test_the_count_survives_a_stop(damaged, tmp_path, capsys, monkeypatch):
     loop.train(damaged, tmp_path / "whole")
     whole = _lines(tmp_path / "whole")
-    real = loop.place_batches
+    real = loop.prefetch_to_device
 
     def stopped_at_four(*args):
         for step, batch in enumerate(real(*args), 1):
@@ -108,7 +108,7 @@ def test_the_count_survives_a_stop(damaged, tmp_path, capsys, monkeypatch):
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    monkeypatch.setattr(loop, "place_batches", stopped_at_four)
+    monkeypatch.setattr(loop, "prefetch_to_device", stopped_at_four)
     assert loop.train(damaged, tmp_path / "run") == 128 + 15
     monkeypatch.undo()
     capsys.readouterr()

@@ -71,34 +71,36 @@ def apply(
 
     if augment.flip:
         images = random_flip(images, key)
-    if augment.auto == "randaugment":
+    if augment.auto_augment == "randaugment":
         images = policies.randaugment(
             images,
             part(_AUTO),
-            augment.rand_num_ops,
-            augment.rand_magnitude,
+            augment.auto_num_ops,
+            augment.auto_magnitude,
             augment.auto_interpolation,
         )
-    elif augment.auto == "randaugment_timm":
+    elif augment.auto_augment == "randaugment_timm":
         images = timm_policy.randaugment(
             images,
             part(_AUTO),
-            augment.rand_num_ops,
-            augment.rand_magnitude,
-            augment.rand_deviation,
+            augment.auto_num_ops,
+            augment.auto_magnitude,
+            augment.auto_magnitude_std,
             augment.auto_interpolation,
             tuple(round(255 * m) for m in mean),
         )
-    elif augment.auto == "trivialaugment":
+    elif augment.auto_augment == "trivialaugment":
         images = policies.trivialaugment(images, part(_AUTO), augment.auto_interpolation)
-    if any(augment.jitter):
-        images = color.jitter(images, part(_JITTER), augment.jitter)
+    if any(augment.color_jitter):
+        images = color.jitter(images, part(_JITTER), augment.color_jitter)
     pixels = normalize(images, mean, std)
     if augment.lighting > 0:
         shift = color.lighting(part(_LIGHTING), len(images), augment.lighting)
         pixels = pixels + shift / jnp.asarray(std, jnp.float32)
-    if augment.erase > 0:
-        pixels = erasing.random_erasing(pixels, part(_ERASE), augment.erase, augment.erase_fill)
+    if augment.random_erase > 0:
+        pixels = erasing.random_erasing(
+            pixels, part(_ERASE), augment.random_erase, augment.random_erase_fill
+        )
     if not mixes(augment):
         return pixels.astype(dtype), labels
     pixels, targets = mixing.mix(
@@ -107,8 +109,8 @@ def apply(
         part(_MIX),
         mixup=augment.mixup,
         cutmix=augment.cutmix,
-        switch=augment.mix_switch,
-        probability=augment.mix_probability,
+        switch=augment.mix_switch_prob,
+        probability=augment.mix_prob,
         valid=valid,
     )
     return pixels.astype(dtype), targets

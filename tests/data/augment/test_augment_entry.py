@@ -17,10 +17,10 @@ IMAGES = RNG.integers(0, 256, (ROWS, SIDE, SIDE, 3)).astype(np.uint8)
 LABELS = (np.arange(ROWS) % CLASSES).astype(np.int32)
 
 EACH = {
-    "auto": "trivialaugment",
-    "jitter": (0.4, 0.4, 0.4, 0.1),
+    "auto_augment": "trivialaugment",
+    "color_jitter": (0.4, 0.4, 0.4, 0.1),
     "lighting": 0.1,
-    "erase": 0.9,
+    "random_erase": 0.9,
     "mixup": 0.2,
     "cutmix": 1.0,
 }
@@ -78,7 +78,7 @@ def test_each_field_does_something_of_its_own(field):
 
 @pytest.mark.full
 def test_everything_at_once_sharded_and_in_bfloat16():
-    function = _compiled("bfloat16", **EACH | {"auto": "randaugment_timm"})
+    function = _compiled("bfloat16", **EACH | {"auto_augment": "randaugment_timm"})
     key = jax.random.key(3)
     pixels, targets = function(IMAGES, LABELS, key)
     assert pixels.dtype == jnp.bfloat16 and pixels.shape == IMAGES.shape
@@ -94,27 +94,33 @@ def test_everything_at_once_sharded_and_in_bfloat16():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"auto": "randaument"}, r"augment\.auto .* did you mean 'randaugment'"),
+        ({"auto_augment": "randaument"}, r"augment\.auto_augment .* did you mean 'randaugment'"),
         (
-            {"auto": "randaugment", "rand_magnitude": 31},
-            r"rand_magnitude = 31 must be from 0 to 30",
+            {"auto_augment": "randaugment", "auto_magnitude": 31},
+            r"auto_magnitude = 31 must be from 0 to 30",
         ),
-        ({"auto": "randaugment_timm", "rand_magnitude": 11}, r"must be from 0 to 10"),
-        ({"auto": "randaugment", "rand_deviation": 0.5}, r"rand_deviation = 0\.5 would do nothing"),
-        ({"auto": "randaugment", "rand_num_ops": 0}, r"rand_num_ops = 0 must be above 0"),
-        ({"auto": "trivialaugment", "rand_magnitude": 7}, r"rand_magnitude = 7 would do nothing"),
-        ({"auto_interpolation": "nearest"}, r"would do nothing: augment\.auto is none"),
-        ({"erase": 1.5}, r"augment\.erase = 1\.5 must be from 0 to 1"),
-        ({"erase_fill": "noise"}, r"would do nothing: augment\.erase is 0"),
+        ({"auto_augment": "randaugment_timm", "auto_magnitude": 11}, r"must be from 0 to 10"),
         (
-            {"jitter": (0.4, 0.4, 0.4)},
-            r"augment\.jitter .* \(brightness, contrast, saturation, hue\)",
+            {"auto_augment": "randaugment", "auto_magnitude_std": 0.5},
+            r"auto_magnitude_std = 0\.5 would do nothing",
         ),
-        ({"jitter": (0.4, 0.4, 0.4, 0.6)}, r"the hue at most 0\.5"),
+        ({"auto_augment": "randaugment", "auto_num_ops": 0}, r"auto_num_ops = 0 must be above 0"),
+        (
+            {"auto_augment": "trivialaugment", "auto_magnitude": 7},
+            r"auto_magnitude = 7 would do nothing",
+        ),
+        ({"auto_interpolation": "nearest"}, r"would do nothing: augment\.auto_augment is none"),
+        ({"random_erase": 1.5}, r"augment\.random_erase = 1\.5 must be from 0 to 1"),
+        ({"random_erase_fill": "noise"}, r"would do nothing: augment\.random_erase is 0"),
+        (
+            {"color_jitter": (0.4, 0.4, 0.4)},
+            r"augment\.color_jitter .* \(brightness, contrast, saturation, hue\)",
+        ),
+        ({"color_jitter": (0.4, 0.4, 0.4, 0.6)}, r"the hue at most 0\.5"),
         ({"mixup": -0.1}, r"augment\.mixup = -0\.1 must not be negative"),
-        ({"mixup": 0.2, "mix_switch": 0.7}, r"mix_switch = 0\.7 would do nothing"),
-        ({"mix_probability": 0.5}, r"mix_probability = 0\.5 would do nothing"),
-        ({"mixup": 0.2, "mix_probability": 0.0}, r"turns mixup and cutmix off"),
+        ({"mixup": 0.2, "mix_switch_prob": 0.7}, r"mix_switch_prob = 0\.7 would do nothing"),
+        ({"mix_prob": 0.5}, r"mix_prob = 0\.5 would do nothing"),
+        ({"mixup": 0.2, "mix_prob": 0.0}, r"turns mixup and cutmix off"),
         ({"lighting": -1.0}, r"augment\.lighting = -1\.0 must not be negative"),
     ],
 )
@@ -127,5 +133,5 @@ def test_a_field_that_cannot_be_meant_is_refused(fields, message):
 
 def test_every_field_together_is_accepted():
     config = defaults("resnet18")
-    config.augment.update(EACH | {"mix_switch": 0.3, "mix_probability": 0.8})
+    config.augment.update(EACH | {"mix_switch_prob": 0.3, "mix_prob": 0.8})
     configs.check(config)

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagenet_jax.data.order import Order, in_steps, permutation, record_uniforms, steps_per_epoch
+from imagenet_jax.data.sampler import (
+    Sampler,
+    in_steps,
+    permutation,
+    record_uniforms,
+    steps_per_epoch,
+)
 
 MASK = 2**64 - 1
 
@@ -85,11 +91,11 @@ def test_any_window_of_the_run_is_the_same_sequence(length, batch, remainder, se
     whole = [
         (epoch, int(i)) for epoch in range(4) for i in permutation(length, seed, epoch)[:per_epoch]
     ]
-    order = Order(length, seed=seed, batch_size=batch, remainder=remainder)
-    order = data.draw(st.sampled_from([order, pickle.loads(pickle.dumps(order))]))
+    sampler = Sampler(length, seed=seed, batch_size=batch, remainder=remainder)
+    sampler = data.draw(st.sampled_from([sampler, pickle.loads(pickle.dumps(sampler))]))
     start = data.draw(st.integers(0, len(whole) - 1))
     stop = data.draw(st.integers(start, len(whole)))
-    epochs, indices, copies = order.records(start, stop)
+    epochs, indices, copies = sampler.records(start, stop)
     assert not copies.any()
     assert list(zip(epochs.tolist(), indices.tolist(), strict=True)) == whole[start:stop]
 
@@ -142,14 +148,14 @@ def test_all_copies_of_an_image_are_in_one_global_batch(
     batch *= hosts
     if remainder == "drop" and length < batch:
         return
-    order = Order(length, seed=seed, batch_size=batch, remainder=remainder, repeats=repeats)
+    sampler = Sampler(length, seed=seed, batch_size=batch, remainder=remainder, repeats=repeats)
     per_epoch = length if remainder == "carry" else length // batch * batch
-    assert order.steps_per_epoch == Fraction(per_epoch, batch)
+    assert sampler.steps_per_epoch == Fraction(per_epoch, batch)
     seen = {}  # epoch -> its records in the order of their first copies
     for step in range(-(-12 * per_epoch // batch)):
         share = batch // hosts
         parts = [
-            order.records(step * batch + h * share, step * batch + (h + 1) * share)
+            sampler.records(step * batch + h * share, step * batch + (h + 1) * share)
             for h in range(hosts)
         ]
         rows = list(zip(*np.concatenate(parts, axis=1).tolist(), strict=True))
@@ -182,9 +188,9 @@ def test_as_many_copies_stay_together_as_where_an_epoch_starts_with_a_batch(batc
         return (times[place] == repeats).sum()
 
     kept = theirs = rows = 0
-    order = Order(length, seed=0, batch_size=batch, repeats=repeats)
+    sampler = Sampler(length, seed=0, batch_size=batch, repeats=repeats)
     for step in range(epochs * length // batch):
-        epoch, index, _ = order.records(step * batch, (step + 1) * batch)
+        epoch, index, _ = sampler.records(step * batch, (step + 1) * batch)
         kept += together(epoch * length + index)
     for epoch in range(epochs):
         in_place = np.repeat(permutation(length, 0, epoch), repeats)[:length]
@@ -197,9 +203,9 @@ def test_as_many_copies_stay_together_as_where_an_epoch_starts_with_a_batch(batc
 
 
 def test_neighbors_of_a_batch_are_different_images_and_each_has_all_its_copies():
-    order = Order(1000, seed=0, batch_size=48, repeats=3)
+    sampler = Sampler(1000, seed=0, batch_size=48, repeats=3)
     for step in range(20):
-        _, indices, copies = order.records(48 * step, 48 * step + 48)
+        _, indices, copies = sampler.records(48 * step, 48 * step + 48)
         assert (indices != np.roll(indices, 1)).all()
         assert len(set(indices)) == 16
         assert sorted(zip(indices, copies, strict=True)) == sorted(
@@ -216,13 +222,13 @@ def test_neighbors_of_a_batch_are_different_images_and_each_has_all_its_copies()
 def test_over_sampling_shows_every_class_as_often_as_the_largest(sizes, repeats, seed):
     labels = np.repeat(np.arange(len(sizes)), sizes)
     labels = labels[permutation(len(labels), 1, 0)]
-    order = Order(
+    sampler = Sampler(
         len(labels), seed=seed, batch_size=4, repeats=repeats, balance="over", labels=labels
     )
     present = [size for size in sizes if size]
     length = len(present) * max(present)
-    assert order.steps_per_epoch == Fraction(length, 4)
-    epochs, indices, copies = order.records(0, length)
+    assert sampler.steps_per_epoch == Fraction(length, 4)
+    epochs, indices, copies = sampler.records(0, length)
     assert len(set(zip(epochs, indices, copies, strict=True))) == length
     if repeats == 1:
         assert np.bincount(labels[indices], minlength=len(sizes)).tolist() == [
@@ -240,8 +246,8 @@ def test_over_sampling_shows_every_class_as_often_as_the_largest(sizes, repeats,
 
 def test_over_sampling_picks_other_extras_and_another_order_each_epoch():
     labels = np.repeat([0, 1], [40, 30])
-    order = Order(70, seed=0, batch_size=8, balance="over", labels=labels)
-    epochs = [order.records(80 * e, 80 * (e + 1))[1] for e in range(2)]
+    sampler = Sampler(70, seed=0, batch_size=8, balance="over", labels=labels)
+    epochs = [sampler.records(80 * e, 80 * (e + 1))[1] for e in range(2)]
     twice = [set(np.flatnonzero(np.bincount(indices, minlength=70) == 2)) for indices in epochs]
     assert len(twice[0]) == len(twice[1]) == 10 and twice[0] != twice[1]
     runs = np.flatnonzero(np.diff(labels[epochs[0]]) != 0)
@@ -255,10 +261,10 @@ def test_over_sampling_picks_other_extras_and_another_order_each_epoch():
 )
 def test_under_sampling_shows_as_many_of_each_class_as_the_smallest_has(sizes, seed):
     labels = np.repeat(np.arange(len(sizes)), sizes)
-    order = Order(len(labels), seed=seed, batch_size=4, balance="under", labels=labels)
+    sampler = Sampler(len(labels), seed=seed, batch_size=4, balance="under", labels=labels)
     present = [size for size in sizes if size]
     length = len(present) * min(present)
-    _, indices, copies = order.records(0, length)
+    _, indices, copies = sampler.records(0, length)
     assert not copies.any() and len(set(indices.tolist())) == length
     assert np.bincount(labels[indices], minlength=len(sizes)).tolist() == [
         min(present) if size else 0 for size in sizes
@@ -267,8 +273,8 @@ def test_under_sampling_shows_as_many_of_each_class_as_the_smallest_has(sizes, s
 
 def test_under_sampling_covers_a_large_class_over_the_epochs():
     labels = np.repeat([0, 1], [40, 4])
-    order = Order(44, seed=0, batch_size=8, balance="under", labels=labels)
-    _, indices, _ = order.records(0, 8 * 60)
+    sampler = Sampler(44, seed=0, batch_size=8, balance="under", labels=labels)
+    _, indices, _ = sampler.records(0, 8 * 60)
     assert set(indices.tolist()) == set(range(44))
 
 

@@ -75,7 +75,7 @@ def _mix(z: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-class Order:
+class Sampler:
     """The sequence of records of a whole run: position 0, 1, 2, ... -> (epoch, index, copy)."""
 
     def __init__(
@@ -115,7 +115,7 @@ class Order:
         self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def shifted(self, shift: int) -> "Order":
+    def shifted(self, shift: int) -> "Sampler":
         """Return the same order for a run whose batch k starts at k * batch_size + shift.
 
         Such a run had another batch size in its first steps.
@@ -201,7 +201,7 @@ class Order:
 
 
 def balanced_length(labels: np.ndarray, balance: str) -> int:
-    """Positions of an epoch in which each class that is there has equally many, see `Order`."""
+    """Positions of an epoch in which each class that is there has equally many, see `Sampler`."""
     counts = class_sizes(labels)
     each = {"over": counts.max(), "under": counts.min()}
     return int(len(counts) * each[balance]) if balance in each else len(labels)
