@@ -11,10 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from imagenet_jax import strict_json
-from imagenet_jax.doctor.findings import printable
 from imagenet_jax.errors import UserError
 from imagenet_jax.files import part_of
-from imagenet_jax.markup import data_uri, escape
+from imagenet_jax.markup import data_uri, escape, printable
 
 _STYLE = """
 :root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }

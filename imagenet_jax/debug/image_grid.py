@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from imagenet_jax.doctor.findings import printable
+from imagenet_jax.markup import printable
 
 _WHITE = 255
 _SMALLEST = 128  # pixels of a side, so that a caption below it can be read

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from imagenet_jax.data.imagenet_classes import wnids
-from imagenet_jax.doctor.findings import ERRORS, Finding, printable
+from imagenet_jax.doctor.findings import ERRORS, Finding
 from imagenet_jax.doctor.splits import DataSet, open_splits
 from imagenet_jax.doctor.survey import Survey
+from imagenet_jax.markup import printable
 from imagenet_jax.prepare.imagenet import OFFICIAL
 
 

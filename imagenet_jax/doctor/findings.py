@@ -4,7 +4,6 @@ Errors stop a training run or make its numbers wrong; ImageNet as it was publish
 perhaps `leakage`. It does have a few of the warnings, CMYK files and duplicates among them.
 """
 
-import unicodedata
 from typing import NamedTuple
 
 ERRORS = {
@@ -49,20 +48,9 @@ class Finding(NamedTuple):
     detail: str
 
 
-_ESCAPED = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, line separators
-
-
 def describe() -> str:
     """Every kind with its meaning, for --help."""
     lines = []
     for title, kinds in (("errors (exit code 1)", ERRORS), ("warnings (exit code 0)", WARNINGS)):
         lines += [f"{title}:", *(f"  {kind:<20}{text}" for kind, text in kinds.items())]
     return "\n".join(lines)
-
-
-def printable(text: str) -> str:
-    """Return `text` on one line; control characters and what is not UTF-8 become escapes."""
-    return "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in _ESCAPED else c
-        for c in text
-    )

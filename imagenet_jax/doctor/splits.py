@@ -7,8 +7,9 @@ from imagenet_jax.data.folder import LayoutSource
 from imagenet_jax.data.recognize import recognize
 from imagenet_jax.data.sources import Source, open_tfds
 from imagenet_jax.data.walk import Note
-from imagenet_jax.doctor.findings import Finding, printable
+from imagenet_jax.doctor.findings import Finding
 from imagenet_jax.errors import UserError, one_line, reading_files
+from imagenet_jax.markup import printable
 
 
 @dataclass

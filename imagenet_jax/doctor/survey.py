@@ -11,9 +11,10 @@ import numpy as np
 
 from imagenet_jax.data.pool import Pool
 from imagenet_jax.data.sources import Source
-from imagenet_jax.doctor.findings import Finding, printable
+from imagenet_jax.doctor.findings import Finding
 from imagenet_jax.doctor.inspection import HASH_BYTES, Facts, inspect
 from imagenet_jax.errors import one_line
+from imagenet_jax.markup import printable
 from imagenet_jax.prepare.progress import Reporter
 
 _NO_LABEL = -1  # tfds's mark of test images, and ours of a record that cannot be read

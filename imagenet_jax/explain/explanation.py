@@ -15,10 +15,10 @@ from imagenet_jax.classify.images import predict_images
 from imagenet_jax.classify.page import Failure
 from imagenet_jax.data.augment import normalize
 from imagenet_jax.data.loose_images import LooseImage, find_images
-from imagenet_jax.doctor.findings import printable
 from imagenet_jax.errors import UserError
 from imagenet_jax.explain import gradcam, guided, layers, occlusion, pictures
 from imagenet_jax.explain.sheet import Explanation, Picture, write
+from imagenet_jax.markup import printable
 from imagenet_jax.training.load_weights import Weights
 from imagenet_jax.training.state import graph_of
 
