@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from imagenet_jax import strict_json
-from imagenet_jax.data import pipeline, sources
+from imagenet_jax.data import pipeline
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime.integrity import RemovedCheckpoint
 from imagenet_jax.runtime.lock import is_training
@@ -30,7 +29,7 @@ from imagenet_jax.training.checkpoint import open_to_read
 from imagenet_jax.training.experiment import Evaluation, evaluation_of
 from imagenet_jax.training.load_weights import known_to_file, known_to_run, place, read_file
 from imagenet_jax.training.state import TrainState
-from imagenet_jax.training.step import compile_eval_step, predict
+from imagenet_jax.training.step import compile_eval_step
 
 Result = dict[str, Any]
 Watched = Callable[[Iterator[dict[str, Any]]], Iterator[dict[str, Any]]]
@@ -195,28 +194,3 @@ def evaluate_file(file: Path, config: ConfigDict, key: str = "") -> Result:
     what = {"measured": measured(config, evaluation.source.fingerprint)}
     split = config.data.eval_split
     return {"step": 0, "split": split, **result, "also": [], **what, "file": str(file), **note}
-
-
-def predict_samples(
-    workdir: Path, count: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Some images of the evaluation split, evenly spread, and what the last checkpoint says.
-
-    Returns:
-      images u8[N, S, S, 3], labels i32[N], probabilities f32[N, C], class names. N is `count`, or
-      the size of the split where that is less.
-    """
-    config = read_config(workdir)
-    evaluation = evaluation_of(config, known=known_to_run(workdir, config))
-    source = evaluation.source
-    checkpoints = open_to_read(workdir, config)
-    state, _ = checkpoints.restore_chosen(evaluation.abstract, "latest")
-    chosen = sources.Subset(source, np.linspace(0, len(source) - 1, min(count, len(source))))
-    batches = list(pipeline.eval_batches(chosen, config.data, config.eval))
-    images = np.concatenate([b["image"] for b in batches])[: len(chosen)]
-    labels = np.concatenate([b["label"] for b in batches])[: len(chosen)]
-    weights = state.weights("raw" if state.ema is None else "ema")
-    probabilities = predict(
-        weights, images, graph=evaluation.graph, config=config, outputs=evaluation.outputs
-    )
-    return images, labels, np.asarray(probabilities), source.class_names
