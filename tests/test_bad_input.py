@@ -78,7 +78,8 @@ def test_bad_values(folder, tmp_path, fails, override, words):
 
 def test_missing_data_says_what_was_looked_for_and_how_to_make_it(tmp_path, fails):
     args = _args(tmp_path, tmp_path / "nowhere")
-    fails(main_door, args, f"{tmp_path}/nowhere", "dataset_info.json", "train/CLASS", "README.md")
+    words = f"{tmp_path}/nowhere", "dataset_info.json", "train/CLASS", "docs/data.md"
+    fails(main_door, args, *words)
     assert not (tmp_path / "run").exists()
 
 

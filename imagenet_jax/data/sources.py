@@ -78,7 +78,7 @@ def open_source(data: ConfigDict, split: str) -> Source:
         raise UserError(
             f"no data in config.data.path = {data.path!r}: looked for dataset_info.json (a tfds "
             f"directory), {split}/CLASS/*.JPEG, CLASS/*.JPEG, tars and parquet files; point "
-            f"--config.data.path= at one, README.md (section Data) says how to make it{hint}"
+            f"--config.data.path= at one, docs/data.md says how to make it{hint}"
         )
     if data.holdout and not isinstance(source, LayoutSource):
         raise UserError(

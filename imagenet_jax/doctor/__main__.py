@@ -3,8 +3,8 @@
   python -m imagenet_jax.doctor /data/imagenet2012/5.1.0
   python -m imagenet_jax.doctor /images --json=report.json
 
-DATA is a tfds directory of ArrayRecord files or a folder in one of the layouts that README.md
-(section Data) lists; the first line names the layout. The table has, by split, counts, a histogram
+DATA is a tfds directory of ArrayRecord files or a folder in one of the layouts that
+docs/data.md lists; the first line names the layout. The table has, by split, counts, a histogram
 of images per class, sizes and formats, then what was found and what is left out. The fingerprint is
 of the images and their classes, so equal for the same data wherever and however they are stored.
 What is called imagenet2012, or has its classes, must have 1,281,167 + 50,000 images in 1,000

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
         "--val_labels", metavar="FILE",
         help="instead of the kit's: a WordNet id per line in file order, or 'FILE_NAME ID' lines",
     )  # fmt: skip
-    parser.add_argument("--folder", metavar="DIR", help="in a layout of README.md, section Data")
+    parser.add_argument("--folder", metavar="DIR", help="in a layout of docs/data.md")
     parser.add_argument("--name", help="of the data set that --folder makes")
     parser.add_argument("--out", metavar="DIR", required=True, help="where NAME/VERSION goes")
     parser.add_argument(

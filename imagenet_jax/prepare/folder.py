@@ -29,7 +29,7 @@ def dataset(path: Path, name: str) -> Dataset:
     if not layout or ALL in layout.splits:
         raise UserError(
             f"--folder={path} has no train/; it should hold train/CLASS/*.JPEG, or another layout "
-            "that README.md (section Data) lists"
+            "that docs/data.md lists"
         )
     wanted = [split for split in ("train", "validation") if split in layout.splits] or ["train"]
     splits = {split: list_split(layout, split) for split in wanted}
