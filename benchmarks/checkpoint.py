@@ -19,7 +19,7 @@ import jax
 
 from imagenet_jax import cli
 from imagenet_jax import config as config_io
-from imagenet_jax.debug.cost import bare_step, initial_state_of, random_batch
+from imagenet_jax.debug.cost import create_initial_state, make_bare_step, random_batch
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 
 SAVE_EVERY = 500  # steps
@@ -27,8 +27,8 @@ SAVE_EVERY = 500  # steps
 
 def measure(config: Any, rounds: int, steps: int) -> dict[str, float]:
     """Medians over rounds of `steps` steps without and with a save."""
-    bare = bare_step(config)
-    state, batch = initial_state_of(config, bare), random_batch(config, bare.mesh)
+    bare = make_bare_step(config)
+    state, batch = create_initial_state(config, bare), random_batch(config, bare.mesh)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     plain, saving, calls = [], [], []
     with tempfile.TemporaryDirectory() as directory:

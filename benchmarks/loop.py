@@ -24,7 +24,7 @@ from imagenet_jax import cli, strict_json
 from imagenet_jax import config as config_io
 from imagenet_jax import train as loop
 from imagenet_jax.runtime.sharding import batch_sharding
-from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.state import create_state
 from imagenet_jax.training.step import compile_train_step
 
@@ -46,7 +46,7 @@ class Ready:
 
 def measure(config: Any, rounds: int) -> dict[str, float]:
     """Medians over `rounds` of images per second, bare and in the loop."""
-    run = experiment_of(config)
+    run = make_experiment(config)
     ready = Ready(config)
     step = compile_train_step(
         run.abstract, run.mesh, run.graph, run.tx, run.schedule, config, run.averaging

@@ -43,9 +43,9 @@ def compiled_here(config: Any) -> dict[str, Any]:
     """Of the step of `config` on this process's devices."""
     import jax
 
-    from imagenet_jax.debug.cost import abstract_batch, bare_step
+    from imagenet_jax.debug.cost import abstract_batch, make_bare_step
 
-    bare = bare_step(config)
+    bare = make_bare_step(config)
     compiled = bare.step.lower(bare.abstract, abstract_batch(config, bare.mesh)).compile()
     program = compiled.as_text() or ""
     state = sum(

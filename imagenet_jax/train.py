@@ -42,9 +42,9 @@ from imagenet_jax.runtime.signals import StopRequested, StopSignal
 from imagenet_jax.runtime.watchdog import Watchdog
 from imagenet_jax.training import rewind
 from imagenet_jax.training.checkpoint import Checkpoints, Position
-from imagenet_jax.training.data_position import continue_at
+from imagenet_jax.training.data_position import resume_at
 from imagenet_jax.training.evaluate import Evaluator
-from imagenet_jax.training.experiment import Experiment, experiment_of
+from imagenet_jax.training.experiment import Experiment, make_experiment
 from imagenet_jax.training.init_weights import (
     InitialWeights,
     read_initial_weights,
@@ -81,7 +81,7 @@ def train(
     (config.nonfinite may go back to it first).
     """
     on_first(functools.partial(require_services, config))
-    run = experiment_of(config)
+    run = make_experiment(config)
     initial = None if workdirs.has_checkpoint(workdir) else read_initial_weights(config)
     provenance = workdirs.provenance_of(run.fingerprints)
     if initial:
@@ -148,7 +148,7 @@ def _start(
     if checkpoints.steps():
         first = checkpoints.find("latest")
         state, position = checkpoints.restore(run.abstract, first)
-        run, note = continue_at(run, position, first, rewinds)
+        run, note = resume_at(run, position, first, rewinds)
         return _Start(run, first, state, position, rewinds, note)
     state = create_state(config.model, run.tx, config.ema.decay > 0, run.mesh, config.seed)
     if initial:

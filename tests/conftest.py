@@ -165,11 +165,11 @@ def saved_run(tmp_path_factory, digits_path):
 
     from imagenet_jax.runtime import workdir as workdirs
     from imagenet_jax.training.checkpoint import Checkpoints, Position
-    from imagenet_jax.training.data_position import data_position
-    from imagenet_jax.training.experiment import experiment_of
+    from imagenet_jax.training.data_position import get_data_position
+    from imagenet_jax.training.experiment import make_experiment
 
     config = tiny_config(digits_path)
-    run, rng = experiment_of(config), np.random.default_rng(0)
+    run, rng = make_experiment(config), np.random.default_rng(0)
 
     def draw(x):  # kernels of mean 0; scales and variances above 0
         values = rng.normal(0, 0.2, x.shape) if x.ndim > 1 else rng.uniform(0.5, 1.5, x.shape)
@@ -180,7 +180,7 @@ def saved_run(tmp_path_factory, digits_path):
     workdirs.claim(workdir, config, workdirs.provenance_of(run.fingerprints))
     workdirs.write_classes(workdir, run.source.class_names)
     checkpoints = Checkpoints(workdir / "checkpoints")
-    position = Position(data=data_position(run.sampler, 3), interval={})
+    position = Position(data=get_data_position(run.sampler, 3), interval={})
     checkpoints.save(state, position, config=config.to_dict(), provenance={}, metrics=None)
     checkpoints.wait()
     checkpoints.close()

@@ -14,7 +14,7 @@ from imagenet_jax.data import sources
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import evaluate, leaves
 from imagenet_jax.training.evaluate import Evaluator, evaluate_workdir
-from imagenet_jax.training.experiment import evaluation_of
+from imagenet_jax.training.experiment import make_evaluation
 from imagenet_jax.training.state import create_state
 
 
@@ -23,7 +23,7 @@ from imagenet_jax.training.state import create_state
 def test_every_image_is_counted_once_whatever_the_batch(tiny, batch_size, split):
     tiny.eval.batch_size = batch_size
     tiny.data.eval_split = split
-    evaluate = evaluation_of(tiny)
+    evaluate = make_evaluation(tiny)
     state = create_state(tiny.model, optax.identity(), False, evaluate.mesh, 0)
     (result,) = Evaluator(evaluate)(state)
     assert result["count"] == len(sources.open_source(tiny.data, split))
@@ -35,7 +35,7 @@ def test_metrics_do_not_depend_on_the_batch(tiny):
     results = []
     for batch_size in (8, 120, 368):
         tiny.eval.batch_size = batch_size
-        evaluate = evaluation_of(tiny)
+        evaluate = make_evaluation(tiny)
         state = create_state(tiny.model, optax.identity(), False, evaluate.mesh, 0)
         results.append(Evaluator(evaluate)(state)[0])
     for result in results[1:]:

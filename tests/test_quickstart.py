@@ -11,7 +11,7 @@ import pytest
 from imagenet_jax import config as config_io
 from imagenet_jax.runtime.sharding import make_mesh
 from imagenet_jax.training.checkpoint import Checkpoints
-from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.experiment import make_experiment
 
 
 def _start(run_module, workdir, data, *more):
@@ -27,7 +27,7 @@ def _start(run_module, workdir, data, *more):
 def _final_state(workdir):
     config = config_io.from_json((workdir / "config.json").read_text())
     checkpoints = Checkpoints(workdir / "checkpoints", write=False)
-    one_device = experiment_of(config, make_mesh(1, jax.devices()[:1]))
+    one_device = make_experiment(config, make_mesh(1, jax.devices()[:1]))
     step = checkpoints.find("latest")
     return step, jax.device_get(checkpoints.restore(one_device.abstract, step))
 

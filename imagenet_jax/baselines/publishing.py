@@ -25,7 +25,7 @@ from imagenet_jax.runtime.measured import require_own_settings
 from imagenet_jax.runtime.revision import ROOT, revision_of
 from imagenet_jax.training.checkpoint import open_to_read
 from imagenet_jax.training.evaluate import evaluate_workdir
-from imagenet_jax.training.experiment import Experiment, experiment_of
+from imagenet_jax.training.experiment import Experiment, make_experiment
 from imagenet_jax.training.load_weights import Weights, of_workdir
 from imagenet_jax.weights import torch_names
 
@@ -69,7 +69,7 @@ def publish(
         raise UserError(f"a process trains in {workdir}: publish when it has finished")
     if not allow_dirty:
         _require_known_code(workdir, provenance)
-    run = experiment_of(workdirs.read_config(workdir, overrides))
+    run = make_experiment(workdirs.read_config(workdir, overrides))
     _require_same_data(workdir, provenance, run)
     _require_one_batch_size(workdir, run)
     checkpoints = open_to_read(workdir, config)

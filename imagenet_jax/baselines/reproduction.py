@@ -20,7 +20,7 @@ from imagenet_jax.baselines.folder import Baseline
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.training.evaluate import evaluate_workdir
-from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.init_weights import read_initial_weights
 from imagenet_jax.training.load_weights import of_workdir
 from imagenet_jax.weights import torch_names
@@ -65,7 +65,7 @@ def reproduce(
             f"--steps={steps}: {folder} has the first {len(first_steps)}; --full goes to the end"
         )
     config = _config_of(published, overrides)
-    fingerprints = experiment_of(config).fingerprints
+    fingerprints = make_experiment(config).fingerprints
     _require_same_data(published, config, fingerprints)
     here = workdirs.provenance_of(fingerprints)
     different = environment_differences(published.provenance, here)

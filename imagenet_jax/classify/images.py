@@ -17,7 +17,7 @@ from imagenet_jax.data.loose_images import LooseImage
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import xla
 from imagenet_jax.runtime.sharding import batch_sharding, replicated
-from imagenet_jax.training.experiment import evaluation_of
+from imagenet_jax.training.experiment import make_evaluation
 from imagenet_jax.training.load_weights import Weights
 from imagenet_jax.training.state import graph_of
 from imagenet_jax.training.step import predict
@@ -85,7 +85,7 @@ def predict_split(weights: Weights, fingerprint: str = "") -> Predictions:
     is given.
     """
     config = weights.config
-    evaluation = evaluation_of(config, weights.mesh, weights.known)
+    evaluation = make_evaluation(config, weights.mesh, weights.known)
     source, outputs = evaluation.source, evaluation.outputs
     if fingerprint and source.fingerprint != fingerprint:
         raise UserError(

@@ -62,31 +62,31 @@ class BareStep(NamedTuple):
     step: jax.stages.Wrapped
 
 
-def bare_step(config: ConfigDict) -> BareStep:
+def make_bare_step(config: ConfigDict) -> BareStep:
     """As training builds it, for a schedule of any length; UserError as for training."""
     mesh = make_mesh(config.mesh.fsdp)
     group = config.model.get("bn_group", 0) or 1
     check_batch_size("batch_size", config.batch_size, mesh, config.optim.grad_accum_steps, group)
-    schedule = optim.learning_rate(
+    schedule = optim.make_schedule(
         config.optim,
         batch_size=config.batch_size,
         steps_per_epoch=_STEPS_PER_EPOCH,
         total_steps=int(_EPOCHS * _STEPS_PER_EPOCH),
     )
-    averaging = ema.new_share(
+    averaging = ema.make_step_size(
         config.ema,
         batch_size=config.batch_size,
         epochs=_EPOCHS,
         warmup_steps=math.ceil(in_steps(config.optim.warmup_epochs, _STEPS_PER_EPOCH)),
     )
-    tx = optim.optimizer(config.optim, schedule, fine_tuning_of(config, _STEPS_PER_EPOCH))
+    tx = optim.make_optimizer(config.optim, schedule, fine_tuning_of(config, _STEPS_PER_EPOCH))
     abstract = abstract_state(config.model, tx, config.ema.decay > 0, mesh)
     graph = graph_of(config.model)
     step = compile_train_step(abstract, mesh, graph, tx, schedule, config, averaging)
     return BareStep(mesh, abstract, tx, step)
 
 
-def initial_state_of(config: ConfigDict, bare: BareStep) -> TrainState:
+def create_initial_state(config: ConfigDict, bare: BareStep) -> TrainState:
     """The state before the first step, on the devices."""
     return create_state(config.model, bare.tx, config.ema.decay > 0, bare.mesh, config.seed)
 
@@ -96,7 +96,7 @@ def step_cost(config: ConfigDict, *, repeats: int = 5, steps: int = 10) -> StepC
 
     The batch is random and on the device already. Two steps come before, to warm up.
     """
-    bare = bare_step(config)
+    bare = make_bare_step(config)
     compiled = bare.step.lower(bare.abstract, abstract_batch(config, bare.mesh)).compile()
     memory = compiled.memory_analysis()
     cost = StepCost(
@@ -106,7 +106,7 @@ def step_cost(config: ConfigDict, *, repeats: int = 5, steps: int = 10) -> StepC
     )
     if not repeats:
         return cost
-    state, batch = initial_state_of(config, bare), random_batch(config, bare.mesh)
+    state, batch = create_initial_state(config, bare), random_batch(config, bare.mesh)
     return dataclasses.replace(cost, seconds=_time(compiled, state, batch, repeats, steps))
 
 

@@ -9,7 +9,7 @@ from imagenet_jax.config.rules import warnings
 from imagenet_jax.debug.cost import StepCost, step_cost
 from imagenet_jax.debug.recipe import schedule_picture
 from imagenet_jax.debug.recipe_rows import recipe_of
-from imagenet_jax.training.experiment import Experiment, experiment_of
+from imagenet_jax.training.experiment import Experiment, make_experiment
 
 # A large step takes minutes on a CPU: beyond so many operations fewer images are timed.
 _CPU_FLOPS, _CPU_ROWS = 1e12, 8
@@ -17,7 +17,7 @@ _CPU_FLOPS, _CPU_ROWS = 1e12, 8
 
 def dry_run(config: ConfigDict) -> None:
     """Print the recipe, then compile the step and time a few; UserError as for training."""
-    run = experiment_of(config)
+    run = make_experiment(config)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     table = Table(show_header=False)
     for row in recipe_of(config, len(run.source), run.total_steps):

@@ -6,7 +6,7 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.logs.recorder import Recorder
 from imagenet_jax.runtime import processes
 from imagenet_jax.training.checkpoint import Checkpoints, Position
-from imagenet_jax.training.data_position import data_position
+from imagenet_jax.training.data_position import get_data_position
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.rewind import Batches
 from imagenet_jax.training.state import TrainState
@@ -74,7 +74,7 @@ class Saver:
     def _start(self, state: TrainState, step: int, results: list[dict] | None) -> None:
         if not self._flush(step):
             return
-        data = data_position(self._run.sampler, self._batch_of.of_step(step) + 1)
+        data = get_data_position(self._run.sampler, self._batch_of.of_step(step) + 1)
         self._checkpoints.save(
             state,
             Position(data=data, interval=self._recorder.interval()),

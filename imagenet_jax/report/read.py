@@ -19,7 +19,7 @@ from imagenet_jax.runtime.lock import is_training
 from imagenet_jax.runtime.measured import is_own, own_measured, require_own_settings
 from imagenet_jax.runtime.workdir import has_checkpoint, read_config
 from imagenet_jax.training.checkpoint import open_to_read
-from imagenet_jax.training.experiment import Experiment, experiment_of
+from imagenet_jax.training.experiment import Experiment, make_experiment
 from imagenet_jax.training.load_weights import of_workdir
 
 _EVALUATION = ("step", "split", "weights", "count", "top1", "top5", "loss")
@@ -78,7 +78,7 @@ def _lengths(
     """(training images, steps per epoch, steps of the run), without the data as far as the metrics
     tell them."""
     try:
-        run = experiment_of(config)
+        run = make_experiment(config)
         per_epoch, total = float(run.steps_per_epoch), run.total_steps
         trained = [line for line in metrics if "epoch" in line]
         if trained:

@@ -181,7 +181,7 @@ def _history(path: Path) -> tuple[dict[str, Any], ...]:
 
 
 def _total_steps(history: tuple[dict[str, Any], ...], epochs: float) -> int:
-    """Steps of the whole run, as `experiment_of` counts them; 0 where no line tells."""
+    """Steps of the whole run, as `make_experiment` counts them; 0 where no line tells."""
     for line in history:
         if line.get("epoch"):
             return math.ceil(in_steps(epochs, line["step"] / line["epoch"]))

@@ -11,7 +11,7 @@ from imagenet_jax.training.checkpoint import Position
 from imagenet_jax.training.experiment import Experiment, with_sampler
 
 
-def data_position(sampler: Sampler, batch: int) -> dict[str, Any]:
+def get_data_position(sampler: Sampler, batch: int) -> dict[str, Any]:
     """Return what a checkpoint keeps of `order` if `batch` is the next batch of the run.
 
     "next_record" counts the positions of the whole run that were trained on or skipped.
@@ -27,7 +27,7 @@ def data_position(sampler: Sampler, batch: int) -> dict[str, Any]:
     }
 
 
-def continue_at(
+def resume_at(
     run: Experiment, position: Position, step: int, rewinds: list[rewind.Rewind]
 ) -> tuple[Experiment, str]:
     """Return `run` as it continues after `step` at `position`, and a note, "" if it is exact.
@@ -92,7 +92,7 @@ def _enough(target: int, size: int, sampler: Sampler) -> str:
 
 
 def _same(saved: dict[str, Any], sampler: Sampler) -> bool:
-    now = data_position(sampler, 0)
+    now = get_data_position(sampler, 0)
     return all(
         saved.get(name, now[name]) == now[name] for name in ("seed", "repeats", "balance", "length")
     )

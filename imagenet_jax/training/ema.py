@@ -15,7 +15,7 @@ from imagenet_jax.errors import UserError
 Share = Callable[[jax.Array], jax.Array | float]
 
 
-def new_share(ema: ConfigDict, *, batch_size: int, epochs: float, warmup_steps: int) -> Share:
+def make_step_size(ema: ConfigDict, *, batch_size: int, epochs: float, warmup_steps: int) -> Share:
     """The share of the weights after step 0, 1, ... in the average after it.
 
     "constant"     1 - decay: as in flax's ImageNet example and timm's ModelEmaV2.
@@ -64,5 +64,5 @@ def share_at(ema: ConfigDict, averaging: Share | None, step: jax.Array) -> jax.A
     if averaging is not None:
         return averaging(step)
     if ema.form != "constant" or ema.every_steps != 1:
-        raise ValueError(f"config.ema.form = {ema.form!r}: pass averaging=ema.new_share(...)")
+        raise ValueError(f"config.ema.form = {ema.form!r}: pass averaging=ema.make_step_size(...)")
     return 1.0 - ema.decay

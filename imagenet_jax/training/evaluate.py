@@ -26,7 +26,7 @@ from imagenet_jax.runtime.processes import (
 from imagenet_jax.runtime.sharding import prefetch_to_device
 from imagenet_jax.runtime.workdir import read_config, write_atomically
 from imagenet_jax.training.checkpoint import open_to_read
-from imagenet_jax.training.experiment import Evaluation, evaluation_of
+from imagenet_jax.training.experiment import Evaluation, make_evaluation
 from imagenet_jax.training.load_weights import known_to_file, known_to_run, place, read_file
 from imagenet_jax.training.state import TrainState
 from imagenet_jax.training.step import compile_eval_step
@@ -133,7 +133,7 @@ def evaluate_workdir(
     evaluate.
     """
     config = read_config(workdir, overrides)
-    evaluation = evaluation_of(config, known=known_to_run(workdir, config))
+    evaluation = make_evaluation(config, known=known_to_run(workdir, config))
     require_same({"config": config.to_dict(), "data": evaluation.source.fingerprint})
     checkpoints = open_to_read(workdir, config)
     evaluate = Evaluator(evaluation)
@@ -178,7 +178,7 @@ def evaluate_file(file: Path, config: ConfigDict, key: str = "") -> Result:
     does not fit the model, or the data not the config.
     """
     tree, content = read_file(file, config, key)
-    evaluation = evaluation_of(config, known=known_to_file(file, config))
+    evaluation = make_evaluation(config, known=known_to_file(file, config))
     require_same(
         {
             "config": config.to_dict(),

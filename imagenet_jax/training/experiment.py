@@ -91,7 +91,7 @@ class Experiment:
         }
 
 
-def evaluation_of(
+def make_evaluation(
     config: ConfigDict, mesh: Mesh | None = None, known: KnownClasses | None = None
 ) -> Evaluation:
     """Return what evaluating takes; with `known`, the classes of weights made elsewhere.
@@ -110,14 +110,14 @@ def evaluation_of(
     return Evaluation(config, mesh, source, graph_of(config.model), abstract, outputs)
 
 
-def experiment_of(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
+def make_experiment(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     """Raises UserError where model, data and devices do not fit each other; writes nothing."""
     mesh = mesh or make_mesh(config.mesh.fsdp)
     group = config.model.get("bn_group", 0) or 1
     check_batch_size("batch_size", config.batch_size, mesh, config.optim.grad_accum_steps, group)
     source = sources.open_source(config.data, config.data.train_split)
     _check_classes(config, source, config.data.train_split)
-    evaluation = evaluation_of(config, mesh)
+    evaluation = make_evaluation(config, mesh)
     if source.class_names != evaluation.source.class_names:
         raise UserError(
             f"splits {config.data.train_split!r} and {config.data.eval_split!r} of "
@@ -163,7 +163,7 @@ def with_sampler(run: Experiment, sampler: Sampler) -> Experiment:
 def _course(config: ConfigDict, sampler: Sampler) -> dict[str, Any]:
     """Return the fields of an Experiment that depend on where its epochs lie in steps."""
     per_epoch, shift = sampler.steps_per_epoch, _shift(sampler)
-    schedule = optim.learning_rate(
+    schedule = optim.make_schedule(
         config.optim,
         batch_size=config.batch_size,
         steps_per_epoch=per_epoch,
@@ -176,8 +176,8 @@ def _course(config: ConfigDict, sampler: Sampler) -> dict[str, Any]:
         tuning = tuning._replace(frozen_steps=frozen)
     return {
         "schedule": schedule,
-        "tx": optim.optimizer(config.optim, schedule, tuning),
-        "averaging": ema.new_share(
+        "tx": optim.make_optimizer(config.optim, schedule, tuning),
+        "averaging": ema.make_step_size(
             config.ema,
             batch_size=config.batch_size,
             epochs=config.epochs,

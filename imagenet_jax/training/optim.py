@@ -33,7 +33,7 @@ def _scale(optim: ConfigDict, batch_size: int) -> float:
     return {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[rule]
 
 
-def learning_rate(
+def make_schedule(
     optim: ConfigDict,
     *,
     batch_size: int,
@@ -94,7 +94,7 @@ class _Times(NamedTuple):
 
 
 def _curve(optim: ConfigDict, batch_size: int, times: _Times) -> optax.Schedule:
-    """The formulas of `learning_rate`, in the unit of `times`."""
+    """The formulas of `make_schedule`, in the unit of `times`."""
     scale = _scale(optim, batch_size)
     peak, start, end = (r * scale for r in (optim.base_lr, optim.warmup_start_lr, optim.end_lr))
     warmup, shift = times.warmup, times.shift
@@ -154,7 +154,7 @@ def add_l1_gradient(strength: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def optimizer(
+def make_optimizer(
     optim: ConfigDict, schedule: optax.Schedule, tuning: FineTuning | None = None
 ) -> optax.GradientTransformation:
     """The update rule: clip, L1, L2 decay, preconditioner, decoupled decay, learning rate, in turn.

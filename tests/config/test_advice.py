@@ -12,7 +12,7 @@ from imagenet_jax import models
 from imagenet_jax.config import fields as defaults
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime.sharding import check_batch_size, make_mesh
-from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.experiment import make_experiment
 
 PACKAGE = Path(__file__).parents[2] / "imagenet_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -182,7 +182,7 @@ def test_the_number_of_classes_that_a_message_proposes_works(digits_path):
     config = tiny_config(digits_path)
     config.model.num_classes = 7
     with pytest.raises(UserError) as e:
-        experiment_of(config)
+        make_experiment(config)
     ((pair,),) = ways_out(str(e.value))
     config_io.apply_overrides(config, [pair])
-    assert experiment_of(config).config.model.num_classes == 10
+    assert make_experiment(config).config.model.num_classes == 10

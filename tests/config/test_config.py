@@ -24,10 +24,10 @@ RESNET50 = str(Path(__file__).parents[2] / "configs/resnet50.py")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_builds_its_model_and_schedule(path):
     config = config_io.load(str(path))
-    schedule = optim.learning_rate(
+    schedule = optim.make_schedule(
         config.optim, batch_size=config.batch_size, steps_per_epoch=5004.57, total_steps=450_411
     )
-    tx = optim.optimizer(config.optim, schedule)
+    tx = optim.make_optimizer(config.optim, schedule)
     state = jax.eval_shape(
         lambda key: initial_state(config.model, tx, config.ema.decay > 0, key), jax.random.key(0)
     )

@@ -23,7 +23,7 @@ from imagenet_jax.data.sources import open_source
 from imagenet_jax.debug.recipe_rows import recipe_of
 from imagenet_jax.errors import UserError, expand_user
 from imagenet_jax.training import ema, losses, optim
-from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.fine_tuning import fine_tuning_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -43,7 +43,7 @@ FIELDS = sorted({(model, field) for model in FAMILIES for field in numeric_field
 def use(config):
     """Compute what a run computes from the numbers of a config before it reads data."""
     per_epoch = steps_per_epoch(1000, config.batch_size)
-    schedule = optim.learning_rate(
+    schedule = optim.make_schedule(
         config.optim, batch_size=config.batch_size, steps_per_epoch=per_epoch,
         total_steps=min(max(1, math.ceil(config.epochs * per_epoch)), 2**31 - 1),
     )  # fmt: skip
@@ -51,7 +51,9 @@ def use(config):
     assert rate.shape == ()
     fine_tuning_of(config, per_epoch)
     resolution_of(config.augment, per_epoch).at(7)
-    ema.new_share(config.ema, batch_size=config.batch_size, epochs=config.epochs, warmup_steps=1)
+    ema.make_step_size(
+        config.ema, batch_size=config.batch_size, epochs=config.epochs, warmup_steps=1
+    )
     assert 0 <= config.seed < 2**32  # all that jax.random.key looks at
     json.loads(config_io.to_json(config), parse_constant=pytest.fail)
 
@@ -193,7 +195,7 @@ def test_a_run_of_too_many_steps_is_refused_before_its_schedule_is_made(digits_p
     config = tiny_config(digits_path)
     config.epochs, config.optim.schedule_by = 1e9, by
     with pytest.raises(UserError, match="takes more than 2,147,483,647 steps"):
-        experiment_of(config)
+        make_experiment(config)
 
 
 def test_a_schedule_by_epoch_has_an_end():
@@ -228,7 +230,7 @@ def test_the_rate_of_adam_is_shown_where_a_run_starts(digits_path):
     config = tiny_config(digits_path)
     config.optim.update({"name": "adam", "lr_scaling": "auto", "base_lr": 0.003})
     config.optim.base_batch_size = 256
-    headline = loop._headline(experiment_of(config), {}, 0)
+    headline = loop._headline(make_experiment(config), {}, 0)
     assert "steps of 48 on" in headline and headline.endswith("; peak learning rate 0.003")
     rows = dict(recipe_of(config_io.check(config), None, None))
     assert rows["learning rate"] == "0.003 (at any batch size), cosine"
@@ -248,10 +250,10 @@ def test_an_evaluation_size_that_does_not_follow_the_training_size_is_warned_of(
     ("group", "change", "call"),
     [
         ("loss", {"name": "softmx"}, lambda c: losses.per_image(None, None, c)),
-        ("ema", {"form": "tim"}, lambda c: ema.new_share(
+        ("ema", {"form": "tim"}, lambda c: ema.make_step_size(
             c, batch_size=1, epochs=1, warmup_steps=1)),
-        ("optim", {"name": "sdg"}, lambda c: optim.optimizer(c, lambda t: 0.1)),
-        ("optim", {"schedule": "cos"}, lambda c: optim.learning_rate(
+        ("optim", {"name": "sdg"}, lambda c: optim.make_optimizer(c, lambda t: 0.1)),
+        ("optim", {"schedule": "cos"}, lambda c: optim.make_schedule(
             c, batch_size=1, steps_per_epoch=1, total_steps=1)),
     ],
 )  # fmt: skip

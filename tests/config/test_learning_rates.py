@@ -24,7 +24,7 @@ def curve(spec, images=IMAGES):
     config = config_io.load(str(CONFIGS / spec))
     per_epoch = steps_per_epoch(images, config.batch_size, config.data.remainder)
     total = math.ceil(Fraction(config.epochs) * per_epoch)
-    schedule = optim.learning_rate(
+    schedule = optim.make_schedule(
         config.optim, batch_size=config.batch_size, steps_per_epoch=per_epoch, total_steps=total
     )
     steps = np.arange(total)

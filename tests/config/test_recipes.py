@@ -26,7 +26,7 @@ def load(spec: str):
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_recipe_makes_its_state_and_its_update(spec):
     config = load(spec)
-    tx = optim.optimizer(config.optim, lambda step: config.optim.base_lr)
+    tx = optim.make_optimizer(config.optim, lambda step: config.optim.base_lr)
     state = jax.eval_shape(
         lambda key: initial_state(config.model, tx, config.ema.decay > 0, key), jax.random.key(0)
     )

@@ -12,7 +12,7 @@ from imagenet_jax.debug import dry_run
 from imagenet_jax.debug.recipe import recipe_rows, schedule_picture
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import optim
-from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.experiment import make_experiment
 
 
 def _dry_run(args, capsys):
@@ -56,7 +56,7 @@ def test_the_picture_shows_warm_up_peak_and_end():
         f"{REPOSITORY}/configs/resnet18.py",
         [("optim.schedule", "cosine"), ("optim.warmup_epochs", "30")],
     )
-    schedule = optim.learning_rate(
+    schedule = optim.make_schedule(
         config.optim, batch_size=256, steps_per_epoch=10, total_steps=900
     )
     lines = schedule_picture(schedule, 900, 90.0)
@@ -74,7 +74,7 @@ def test_quickstart_from_recipe_to_time(tiny, digits_path, tmp_path, monkeypatch
     out = capsys.readouterr().out
     for words in ("memory of each device: ", "GFLOP an image", "img/s on 8 x cpu", " minutes for"):
         assert words in out
-    run = experiment_of(tiny)
+    run = make_experiment(tiny)
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.abstract))
     shown = float(re.search(r"device: ([\d.]+) MiB of state", out)[1]) * 2**20
     batch = tiny.batch_size / 8 * (16 * 16 * 3 + 4)

@@ -15,7 +15,7 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.logs.tensorboard import TensorBoardWriter
 from imagenet_jax.runtime.sharding import make_mesh, state_sharding
 from imagenet_jax.training.checkpoint import Checkpoints
-from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.experiment import make_experiment
 
 RATE = 0.05
 EPOCH = 48 / 1437  # of one step
@@ -33,7 +33,7 @@ def _config(path):
 
 def _states(config, workdir):
     checkpoints = Checkpoints(workdir / "checkpoints", write=False)
-    abstract = experiment_of(config).abstract
+    abstract = make_experiment(config).abstract
     return {step: jax.device_get(checkpoints.restore(abstract, step)[0]) for step in (1, 2, 3)}
 
 

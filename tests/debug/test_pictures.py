@@ -13,7 +13,7 @@ from imagenet_jax.data import augment, pipeline
 from imagenet_jax.debug import pictures
 from imagenet_jax.logs.throughput import MEASURED
 from imagenet_jax.runtime.sharding import prefetch_to_device
-from imagenet_jax.training.experiment import evaluation_of, experiment_of
+from imagenet_jax.training.experiment import make_evaluation, make_experiment
 from imagenet_jax.training.state import create_state
 from imagenet_jax.training.step import predict, train_step
 
@@ -32,7 +32,7 @@ class _Seen(Exception):
 
 def test_inputs_are_the_pixels_that_the_first_step_trains_on(tiny, monkeypatch):
     tiny.augment.update({"mixup": 0.4, "cutmix": 1.0, "lighting": 0.5, "random_erase": 0.5})
-    run = experiment_of(tiny)
+    run = make_experiment(tiny)
     batch = _first_batch(run)
     augment_apply = augment.apply
 
@@ -54,7 +54,7 @@ def test_inputs_are_the_pixels_that_the_first_step_trains_on(tiny, monkeypatch):
 
 def test_without_augmentation_the_inputs_are_the_batch(tiny):
     tiny.augment.flip = False
-    run = experiment_of(tiny)
+    run = make_experiment(tiny)
     batch = _first_batch(run)
     shown = pictures.augmented(batch, 1, tiny, run.mesh, 5)
     np.testing.assert_array_equal(shown, np.asarray(batch["image"])[:5])
@@ -62,7 +62,7 @@ def test_without_augmentation_the_inputs_are_the_batch(tiny):
 
 def test_mistakes_are_the_most_confident_wrong_ones(saved_run):
     config, state = saved_run.config, saved_run.state
-    evaluation = evaluation_of(config)
+    evaluation = make_evaluation(config)
     worst = pictures.mistakes(evaluation, state, 7)
     images, labels = [], []
     for batch in pipeline.eval_batches(evaluation.source, config.data, config.eval):
@@ -83,7 +83,7 @@ def test_mistakes_are_the_most_confident_wrong_ones(saved_run):
 
 
 def test_no_more_mistakes_than_there_are(saved_run):
-    worst = pictures.mistakes(evaluation_of(saved_run.config), saved_run.state, 400)
+    worst = pictures.mistakes(make_evaluation(saved_run.config), saved_run.state, 400)
     evaluated = [len(x) for x in worst]
     assert len(set(evaluated)) == 1
     assert 0 < evaluated[0] <= 360
@@ -109,7 +109,7 @@ def test_a_run_shows_both_in_tensorboard(shown_run):
         (image,) = events.Images(name)
         assert image.step == step
         shown[name] = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
-    run = experiment_of(config)
+    run = make_experiment(config)
     batch = _first_batch(run)
     expected = pictures.augmented(batch, 1, config, run.mesh, 5)
     # 3 across, 2 down, 2 pixels of white between: the fourth is the first of the second row.

@@ -9,7 +9,7 @@ import pytest
 from imagenet_jax import main
 from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
-from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.experiment import make_experiment
 
 QUICKSTART = "--config=configs/quickstart.py"
 
@@ -103,4 +103,4 @@ def test_bad_forms_are_told(fails, tmp_path, text):
 def test_a_window_beyond_the_run_is_told(tiny):
     tiny.profile.steps = "3:9"
     with pytest.raises(UserError, match="'3:9' is not within the run's 8 steps"):
-        experiment_of(tiny)
+        make_experiment(tiny)

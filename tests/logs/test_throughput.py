@@ -12,7 +12,7 @@ from conftest import tiny_config
 from imagenet_jax import train as loop
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.debug import histograms
-from imagenet_jax.debug.cost import StepFlops, abstract_batch, bare_step, flops_of
+from imagenet_jax.debug.cost import StepFlops, abstract_batch, flops_of, make_bare_step
 from imagenet_jax.logs import memory, recorder, throughput
 from imagenet_jax.logs.peak_flops import peak_flops
 from imagenet_jax.logs.throughput import Throughput
@@ -245,7 +245,7 @@ def test_operations_of_a_step_that_is_compiled_once():
 def test_operations_of_a_resnet_are_those_of_its_layers():
     config = defaults("resnet18")
     config.batch_size, config.augment.image_size, config.model.num_classes = 8, 64, 10
-    bare = bare_step(config)
+    bare = make_bare_step(config)
     lowered = bare.step.lower(bare.abstract, abstract_batch(config, bare.mesh))
     counted = flops_of(lowered, config, make_mesh(devices=jax.devices()[:1]))  # not partitioned
     # What is left is norms, activations and the update.

@@ -100,7 +100,7 @@ def test_l1_is_the_gradient_of_the_penalty():
     config = defaults().optim
     config.update({"l1": 0.03, "weight_decay": 0.1})
     start, gradient = RNG.normal(size=(5, 4)), RNG.normal(size=(5, 4))
-    tx = optim.optimizer(config, lambda step: 0.2)
+    tx = optim.make_optimizer(config, lambda step: 0.2)
     params = jnp.float32(start)
     updates, _ = tx.update(jnp.float32(gradient), tx.init(params), params)
 

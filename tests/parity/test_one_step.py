@@ -89,10 +89,10 @@ def compare(name, rule, decayed, dtype, side, parity_table):
     config.loss.label_smoothing = 0.1
     config.optim.update(RULES[rule] | {"schedule": "constant", "lr_scaling": "none"})
     config.optim.decay_bias_and_norm = decayed == "all"
-    schedule = optim.learning_rate(
+    schedule = optim.make_schedule(
         config.optim, batch_size=ROWS, steps_per_epoch=1, total_steps=100
     )
-    tx = optax.chain(twins.kept_gradients(), optim.optimizer(config.optim, schedule))
+    tx = optax.chain(twins.kept_gradients(), optim.make_optimizer(config.optim, schedule))
 
     model = twins.torch_model(name)
     state = twins.state_of(model, config, tx, dtype)

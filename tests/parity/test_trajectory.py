@@ -125,11 +125,11 @@ def already_mixed(config, steps, dtype):
 
 def ours(config, model, batches, dtype):
     """(losses, state after the last step)."""
-    schedule = optim.learning_rate(
+    schedule = optim.make_schedule(
         config.optim, batch_size=ROWS, steps_per_epoch=1, total_steps=STEPS
     )
-    tx = optim.optimizer(config.optim, schedule)
-    averaging = ema.new_share(
+    tx = optim.make_optimizer(config.optim, schedule)
+    averaging = ema.make_step_size(
         config.ema, batch_size=ROWS, epochs=config.epochs, warmup_steps=WARMUP
     )
     step = twins.compiled_step(config, tx, schedule, averaging)

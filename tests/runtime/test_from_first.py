@@ -162,7 +162,7 @@ def fake_evaluation(monkeypatch):
     """Evaluation of the listed steps without a model; the result is the step in "top1"."""
     monkeypatch.setattr(
         evaluation,
-        "evaluation_of",
+        "make_evaluation",
         lambda config, known: SimpleNamespace(
             config=config, abstract=None, source=SimpleNamespace(fingerprint="", class_names=())
         ),

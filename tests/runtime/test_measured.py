@@ -11,7 +11,7 @@ from imagenet_jax.runtime.measured import require_own_settings, why_variant
 from imagenet_jax.runtime.workdir import read_config
 from imagenet_jax.training import evaluate
 from imagenet_jax.training.evaluate import write_result
-from imagenet_jax.training.experiment import evaluation_of
+from imagenet_jax.training.experiment import make_evaluation
 
 RESULT = {"weights": "ema", "count": 360, "top1": 0.5, "top5": 0.75, "loss": 1.25}
 
@@ -24,7 +24,7 @@ def workdir(saved_run, tmp_path):
 
 
 def write(workdir, *overrides):
-    what = evaluation_of(read_config(workdir, overrides))
+    what = make_evaluation(read_config(workdir, overrides))
     return write_result(workdir, 3, what, [RESULT, RESULT | {"weights": "raw"}])
 
 
@@ -34,7 +34,7 @@ def test_a_variant_leaves_the_runs_own_result_alone(workdir, digits_path):
     keys = ["step", "split", "weights", "count", "top1", "top5", "loss"]
     assert list(own)[:7] == keys
     assert own["measured"]["eval.resize"] == 16
-    assert own["measured"]["data"] == evaluation_of(read_config(workdir)).source.fingerprint
+    assert own["measured"]["data"] == make_evaluation(read_config(workdir)).source.fingerprint
     content = (workdir / "eval" / "3.json").read_text()
     assert json.loads(content)["measured"]["data.mean"] == list(own["measured"]["data.mean"])
 
@@ -77,7 +77,7 @@ def test_why_a_result_is_not_the_runs_is_said(workdir, tmp_path, monkeypatch, ca
         eval_door.main([f"--workdir={workdir}"])
         assert capsys.readouterr().out.count(f"{why}\n") == count
     # The same images, but in a folder.
-    source = evaluation_of(read_config(workdir)).source
+    source = make_evaluation(read_config(workdir)).source
     for i in range(len(source)):
         record = source[i]
         directory = tmp_path / "folder" / "validation" / source.class_names[record["label"]]

@@ -164,14 +164,16 @@ def contents(workdir: Path, data: Path, steps: int) -> dict[str, Any]:
     from imagenet_jax import config as config_io
     from imagenet_jax.runtime.integrity import problems
     from imagenet_jax.training.checkpoint import Checkpoints
-    from imagenet_jax.training.experiment import experiment_of
+    from imagenet_jax.training.experiment import make_experiment
 
     config = config_io.load(f"{CONFIG}:{steps}", [("data.path", str(data))])
     checkpoints = Checkpoints(workdir / "checkpoints", write=False)
     found: dict[str, Any] = {"checkpoints": checkpoints.steps()}
     for step in checkpoints.steps():
         found[f"damage of {step}"] = problems(workdir / "checkpoints" / str(step))
-    state, position = checkpoints.restore(experiment_of(config).abstract, found["checkpoints"][-1])
+    state, position = checkpoints.restore(
+        make_experiment(config).abstract, found["checkpoints"][-1]
+    )
     for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(state)):
         found[f"state{jax.tree_util.keystr(path)}"] = (str(leaf.dtype), leaf.shape, leaf.tobytes())
     found["position"] = dataclasses.asdict(position)

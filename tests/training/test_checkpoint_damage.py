@@ -16,7 +16,7 @@ from imagenet_jax.runtime.integrity import problems
 from imagenet_jax.runtime.recovery import set_aside_damaged
 from imagenet_jax.training import leaves
 from imagenet_jax.training.checkpoint import Checkpoints, Position
-from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.experiment import make_experiment
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def _history(workdir):
 
 def _state(config, workdir):
     checkpoints = Checkpoints(workdir / "checkpoints", write=False)
-    return jax.device_get(checkpoints.restore(experiment_of(config).abstract, 8)[0])
+    return jax.device_get(checkpoints.restore(make_experiment(config).abstract, 8)[0])
 
 
 def test_every_file_but_those_of_the_commit_is_recorded_with_its_hash(trained):
@@ -167,7 +167,7 @@ def test_evaluation_names_the_damaged_file(run):
     path = _flip(workdir / "checkpoints" / "8")
     checkpoints = Checkpoints(workdir / "checkpoints", write=False)
     with pytest.raises(UserError, match="sha256 differs") as e:
-        checkpoints.restore_weights(experiment_of(config).abstract, 8)
+        checkpoints.restore_weights(make_experiment(config).abstract, 8)
     assert str(path) in str(e.value)
 
 
@@ -207,13 +207,13 @@ def test_evaluation_says_that_it_cannot_verify(run, capsys):
     path = workdir / "checkpoints" / "8" / "checksums.json"
     path.unlink()
     checkpoints = Checkpoints(workdir / "checkpoints", write=False)
-    checkpoints.restore_weights(experiment_of(config).abstract, 8)
+    checkpoints.restore_weights(make_experiment(config).abstract, 8)
     assert capsys.readouterr().err.startswith(f"warning: {path} is missing")
 
 
 def test_arrays_that_the_code_changed_are_named(trained):
     config, workdir = trained
-    abstract = experiment_of(config).abstract
+    abstract = make_experiment(config).abstract
     name = next(iter(abstract.params))
     renamed = {("renamed" if k == name else k): v for k, v in abstract.params.items()}
     checkpoints = Checkpoints(workdir / "checkpoints", write=False)
@@ -250,7 +250,7 @@ def test_changes_compares_path_shape_and_dtype():
 def test_checksums_are_there_when_a_checkpoint_is(trained, tmp_path):
     """They are written before the rename that commits it, in the thread that writes."""
     config, _ = trained
-    run = experiment_of(config)
+    run = make_experiment(config)
     state = jax.tree.map(
         lambda x: jax.device_put(jnp.ones(x.shape, x.dtype), x.sharding), run.abstract
     )

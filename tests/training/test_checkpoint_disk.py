@@ -21,7 +21,7 @@ from imagenet_jax.runtime.integrity import problems
 from imagenet_jax.runtime.lock import Lock
 from imagenet_jax.training import disk
 from imagenet_jax.training.checkpoint import Checkpoints, Position
-from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.state import TrainState
 
 EVERY_2_STEPS = 2 * 48 / 1437
@@ -102,7 +102,7 @@ def test_training_goes_on_each_failure_is_told_and_the_end_counts(
     assert "finished" not in out
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", write=False)
     assert checkpoints.steps() == [2]
-    checkpoints.restore(experiment_of(tiny).abstract, 2)
+    checkpoints.restore(make_experiment(tiny).abstract, 2)
 
     with _failing_saves(monkeypatch, {4, 6}, full):
         assert loop.train(tiny, tmp_path / "run") == 0  # what counts is the end

@@ -15,8 +15,8 @@ from imagenet_jax import train as loop
 from imagenet_jax.data.sampler import Sampler, in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.checkpoint import Position
-from imagenet_jax.training.data_position import continue_at, data_position
-from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.data_position import get_data_position, resume_at
+from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.rewind import Batches, Rewind
 
 COUNT = 1437  # training digits
@@ -31,14 +31,14 @@ def runs(digits_path, light):
         config.batch_size, config.epochs = batch_size, epochs
         for field, value in fields.items():
             config.data[field] = value
-        return experiment_of(config)
+        return make_experiment(config)
 
     return make
 
 
 def _at(run, step):
     """The position that a checkpoint of `step` keeps."""
-    return Position(data=data_position(run.sampler, step), interval={})
+    return Position(data=get_data_position(run.sampler, step), interval={})
 
 
 def _records(run, first, last):
@@ -55,7 +55,7 @@ def test_each_record_comes_once_an_epoch_whatever_the_batch_sizes(runs):
     for batch_size, last in ((96, 5), (24, 9), (48, 60)):
         taken += _records(run, step, last)
         position, step = _at(run, last), last
-        run, note = continue_at(runs(batch_size), position, step, [])
+        run, note = resume_at(runs(batch_size), position, step, [])
         assert not note
     taken += _records(run, step, run.total_steps)
     counts = collections.Counter(taken)
@@ -69,7 +69,7 @@ def test_each_record_comes_once_an_epoch_whatever_the_batch_sizes(runs):
 
 def test_schedules_and_marks_follow_the_records(runs):
     position = _at(runs(48), 10)
-    run, _ = continue_at(runs(96), position, 10, [])
+    run, _ = resume_at(runs(96), position, 10, [])
     total = math.ceil(2 * COUNT / 96)
     for step in (10, 14, 30):
         done = (480 + (step - 10) * 96) / 96  # steps of 96
@@ -81,29 +81,29 @@ def test_schedules_and_marks_follow_the_records(runs):
 
 def test_an_unchanged_run_is_itself(runs):
     run = runs(48)
-    assert continue_at(run, _at(run, 7), 7, []) == (run, "")
+    assert resume_at(run, _at(run, 7), 7, []) == (run, "")
     # After a rewind that left batches 5 and 6 out, step 7 trains on batch 8.
     rewinds = [Rewind(7, 5, (5, 6), 48)]
-    assert continue_at(run, _at(run, 9), 7, rewinds) == (run, "")
+    assert resume_at(run, _at(run, 9), 7, rewinds) == (run, "")
     # And after one from the checkpoint of step 5, saved before it.
-    assert continue_at(run, _at(run, 5), 5, rewinds) == (run, "")
+    assert resume_at(run, _at(run, 5), 5, rewinds) == (run, "")
 
 
 def test_what_cannot_be_exact_is_refused(runs):
     with pytest.raises(
         UserError, match=r"batch_size: 48 -> 96: .*repeated_aug = 3 .*batch_size=48"
     ):
-        continue_at(runs(96, repeats=3), _at(runs(48, repeats=3), 5), 5, [])
+        resume_at(runs(96, repeats=3), _at(runs(48, repeats=3), 5), 5, [])
     with pytest.raises(UserError, match=r"remainder = 'drop'.*240 records.*batches of 96"):
-        continue_at(runs(96, remainder="drop"), _at(runs(48, remainder="drop"), 5), 5, [])
+        resume_at(runs(96, remainder="drop"), _at(runs(48, remainder="drop"), 5), 5, [])
     with pytest.raises(UserError, match="counts batches instead of records"):
-        continue_at(runs(48), Position(data={"next_index": 5}, interval={}), 5, [])
+        resume_at(runs(48), Position(data={"next_index": 5}, interval={}), 5, [])
 
 
 @pytest.mark.parametrize("done", [4, 29, 33])
 def test_dropping_a_remainder_continues_at_whole_batches(runs, done):
     """29 batches of 48 are an epoch, and 14 of 96; 33 are 192 records into the second."""
-    run, note = continue_at(
+    run, note = resume_at(
         runs(96, remainder="drop"), _at(runs(48, remainder="drop"), done), done, []
     )
     assert not note
@@ -119,10 +119,10 @@ def test_another_order_within_an_epoch_is_said(runs, digits_path):
     other = tiny_config(digits_path)
     other.seed = 1
     before = runs(48, epochs=3.0)
-    run, note = continue_at(experiment_of(other), _at(before, 2), 2, [])
+    run, note = resume_at(make_experiment(other), _at(before, 2), 2, [])
     assert "within epoch 1" in note
     # Other images: as far into the epoch as before.
-    run, note = continue_at(runs(48, train_split="train[:50%]"), _at(before, 15), 15, [])
+    run, note = resume_at(runs(48, train_split="train[:50%]"), _at(before, 15), 15, [])
     assert "within epoch 1" in note
     assert run.epoch_at(15) == pytest.approx(15 * 48 / COUNT, abs=1 / 700)
 
@@ -130,7 +130,7 @@ def test_another_order_within_an_epoch_is_said(runs, digits_path):
 def test_a_rewind_after_the_batch_size_changed_leaves_out_its_batches(runs):
     """The checkpoint is of 5 batches of 96; batches 5 and 6 of 48 after it are left out."""
     position = _at(runs(96), 5)
-    run, note = continue_at(runs(48), position, 5, [Rewind(7, 5, (5, 6), 48)])
+    run, note = resume_at(runs(48), position, 5, [Rewind(7, 5, (5, 6), 48)])
     first = Batches([Rewind(7, 5, (5, 6), 48)]).of_step(6)
     _, indices, _ = run.sampler.rows(first, range(48))
     start = 5 * 96 + 2 * 48
@@ -142,17 +142,17 @@ def test_other_data_with_a_dropped_remainder_is_said(runs):
     """As far into the epoch as before, at the whole batch before it."""
     before = runs(48, remainder="drop")  # epochs of 29 batches
     half = runs(48, remainder="drop", train_split="train[:50%]")  # of 14
-    run, note = continue_at(half, _at(before, 20), 20, [])
+    run, note = resume_at(half, _at(before, 20), 20, [])
     assert "within epoch 1" in note
     assert run.epoch_at(20) == pytest.approx(20 / 29, abs=1 / 14)
     # Epochs of as many batches, of more records.
     more = runs(48, remainder="drop", train_split="train[:1400]")
-    assert "within epoch 1" in continue_at(more, _at(before, 20), 20, [])[1]
+    assert "within epoch 1" in resume_at(more, _at(before, 20), 20, [])[1]
 
 
 def test_other_data_with_copies_of_records_continues_at_a_whole_batch(runs):
     half = runs(48, repeats=3, train_split="train[:50%]")
-    run, note = continue_at(half, _at(runs(48, repeats=3), 19), 19, [])
+    run, note = resume_at(half, _at(runs(48, repeats=3), 19), 19, [])
     assert "within epoch 1" in note
     _, indices, _ = run.sampler.rows(19, range(48))
     assert sorted(np.unique(indices, return_counts=True)[1]) == [3] * 16
@@ -162,17 +162,17 @@ def test_other_data_with_copies_of_records_continues_at_a_whole_batch(runs):
 def test_fewer_epochs_than_trained_is_an_error_whose_advice_works(runs):
     position = _at(runs(48), 31)  # 1.0355 epochs
     with pytest.raises(UserError, match=r"less than the 1\.035 epochs.*epochs=1\.01879 or"):
-        continue_at(runs(48, epochs=1.0), position, 31, [])
-    assert continue_at(runs(48, epochs=1.01879), position, 31, [])[0].total_steps == 31
+        resume_at(runs(48, epochs=1.0), position, 31, [])
+    assert resume_at(runs(48, epochs=1.01879), position, 31, [])[0].total_steps == 31
     # A run that has finished is finished with any batch size.
     for batch_size in (8, 96):
-        run, _ = continue_at(runs(batch_size, epochs=1.0), _at(runs(48), 30), 30, [])
+        run, _ = resume_at(runs(batch_size, epochs=1.0), _at(runs(48), 30), 30, [])
         assert run.total_steps == 30
 
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """What `continue_at` reads of an Experiment whose batch size stays."""
+    """What `resume_at` reads of an Experiment whose batch size stays."""
 
     config: ConfigDict
     sampler: Sampler
@@ -189,20 +189,20 @@ def _length(epochs, sampler):
 @example(1437, 31, 48)
 def test_the_advice_works_at_any_size(length, step, batch_size):
     sampler = Sampler(length, seed=0, batch_size=batch_size)
-    position = Position(data=data_position(sampler, step), interval={})
+    position = Position(data=get_data_position(sampler, step), interval={})
     with pytest.raises(UserError, match=r"use --config\.epochs=[\d.]+ or more") as refused:
-        continue_at(_length(1e-9, sampler), position, step, [])
+        resume_at(_length(1e-9, sampler), position, step, [])
     epochs = float(str(refused.value).partition("epochs=")[2].partition(" ")[0])
-    assert continue_at(_length(epochs, sampler), position, step, [])[0].total_steps >= step
+    assert resume_at(_length(epochs, sampler), position, step, [])[0].total_steps >= step
     assert epochs * length < step * batch_size * (1 + 1e-5)
 
 
 def test_the_advice_works_with_more_data_than_before(runs):
     position = _at(runs(48, train_split="train[:25%]"), 20)
     with pytest.raises(UserError, match="less than the") as refused:
-        continue_at(runs(48, epochs=0.01), position, 20, [])
+        resume_at(runs(48, epochs=0.01), position, 20, [])
     epochs = float(str(refused.value).partition("epochs=")[2].partition(" ")[0])
-    continue_at(runs(48, epochs=epochs), position, 20, [])
+    resume_at(runs(48, epochs=epochs), position, 20, [])
 
 
 def test_the_loop_trains_on_what_is_left(light, tiny, tmp_path, history):

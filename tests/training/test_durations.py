@@ -25,12 +25,12 @@ PER_EPOCH = SAMPLER.steps_per_epoch
 def test_a_milestone_and_a_warm_up_of_60_epochs():
     config = defaults().optim
     config.milestones = (60.0,)
-    schedule = optim.learning_rate(
+    schedule = optim.make_schedule(
         config, batch_size=256, steps_per_epoch=PER_EPOCH, total_steps=373
     )
     assert [float(schedule(t)) for t in (248, 249)] == pytest.approx([0.1, 0.01])
     config.update({"warmup_epochs": 60.0, "milestones": ()})
-    schedule = optim.learning_rate(
+    schedule = optim.make_schedule(
         config, batch_size=256, steps_per_epoch=PER_EPOCH, total_steps=373
     )
     assert float(schedule(248)) == pytest.approx(0.1 * 248 / 249)
@@ -73,7 +73,7 @@ def test_a_schedule_by_epoch_keeps_its_rate_within_an_epoch():
     """Batches of 320 of 1,328 images: the epochs begin at steps 0, 5, 9, 13 and 17."""
     config = defaults().optim
     config.update({"schedule": "polynomial", "schedule_by": "epoch"})
-    schedule = optim.learning_rate(
+    schedule = optim.make_schedule(
         config, batch_size=256, steps_per_epoch=PER_EPOCH, total_steps=17
     )
     rates = [float(schedule(jnp.int32(t))) for t in range(17)]
@@ -94,7 +94,7 @@ def test_a_milestone_stays_where_it_is_after_another_batch_size(length, old, new
     config.update({"milestones": (2.0, 3.5, 9.0), "decay_factor": 0.5, "schedule_by": by})
     sampler = Sampler(length, seed=0, batch_size=new)
     end = math.ceil(10 * sampler.steps_per_epoch)
-    schedule = optim.learning_rate(
+    schedule = optim.make_schedule(
         config, batch_size=256, steps_per_epoch=sampler.steps_per_epoch, total_steps=end,
         shift=Fraction(switch * old, new) - switch,
     )  # fmt: skip

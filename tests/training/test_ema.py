@@ -15,7 +15,9 @@ from imagenet_jax.training import ema
 def _shares(steps, *, batch_size=8, epochs=10.0, warmup_steps=0, **changes):
     config = defaults().ema
     config.update(changes)
-    share = ema.new_share(config, batch_size=batch_size, epochs=epochs, warmup_steps=warmup_steps)
+    share = ema.make_step_size(
+        config, batch_size=batch_size, epochs=epochs, warmup_steps=warmup_steps
+    )
     return np.array([float(share(jnp.int32(t))) for t in range(steps)])
 
 

@@ -49,7 +49,7 @@ def test_resnets_stages_count_from_the_head():
 
 
 def _run(config, tuning, steps, params, grads):
-    tx = optim.optimizer(config.optim, lambda t: 0.1 / (1 + t), tuning)
+    tx = optim.make_optimizer(config.optim, lambda t: 0.1 / (1 + t), tuning)
     state = tx.init(params)
     update = jax.jit(tx.update)
     history = []
@@ -75,7 +75,7 @@ def test_frozen_layers_stay_then_start_as_if_new_while_the_head_learns(rule):
     for t in range(2):
         jax.tree.map(np.testing.assert_array_equal, got[t]["layer1"], params["layer1"])
     # From update 2 on: a new optimizer, at the learning rates and gradients of updates 2 and 3.
-    fresh = optim.optimizer(config.optim, lambda t: 0.1 / (3 + t))
+    fresh = optim.make_optimizer(config.optim, lambda t: 0.1 / (3 + t))
     state, later = fresh.init(params), params
     for t in (2, 3):
         scaled = jax.tree.map(lambda g, t=t: g * (1 + t), grads)

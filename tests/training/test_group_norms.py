@@ -15,7 +15,7 @@ from imagenet_jax import train as loop
 from imagenet_jax.runtime.sharding import make_mesh
 from imagenet_jax.training import optim
 from imagenet_jax.training.checkpoint import Checkpoints
-from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.group_norms import group_norms
 from imagenet_jax.training.metrics import Interval
 from imagenet_jax.training.state import abstract_state
@@ -37,7 +37,7 @@ def run(digits_path, tmp_path_factory):
     config.optim.momentum = config.optim.weight_decay = 0.0
     assert loop.train(config, workdir) == 0
     checkpoints = Checkpoints(workdir / "checkpoints", write=False)
-    states = [checkpoints.restore(experiment_of(config).abstract, step)[0] for step in (1, 2)]
+    states = [checkpoints.restore(make_experiment(config).abstract, step)[0] for step in (1, 2)]
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     (last,) = [line for line in lines if line["split"] == "train" and line["step"] == 2]
     return last, *(state.params for state in states)
@@ -76,7 +76,7 @@ def test_squares_add_up_to_the_whole_models(run):
 
 @functools.cache
 def _shapes(name):
-    tx = optim.optimizer(tiny_config("").optim, lambda step: 0.1)
+    tx = optim.make_optimizer(tiny_config("").optim, lambda step: 0.1)
     return abstract_state(tiny_model(name), tx, False, make_mesh()).params
 
 

@@ -13,7 +13,7 @@ from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
 from imagenet_jax.logs.throughput import MEASURED
 from imagenet_jax.training.checkpoint import Checkpoints
-from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.metrics import NonFiniteError
 
 
@@ -21,7 +21,7 @@ def _final(config, workdir):
     """(step, state on the host, position) of the last checkpoint."""
     checkpoints = Checkpoints(workdir / "checkpoints", write=False)
     step = checkpoints.find("latest")
-    state, position = checkpoints.restore(experiment_of(config).abstract, step)
+    state, position = checkpoints.restore(make_experiment(config).abstract, step)
     return step, jax.device_get(state), position
 
 
@@ -159,7 +159,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tin
     kept = Checkpoints(tmp_path / "checkpoints", write=False).steps()
     for step in kept:
         state, _ = Checkpoints(tmp_path / "checkpoints", write=False).restore(
-            experiment_of(tiny).abstract, step
+            make_experiment(tiny).abstract, step
         )
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
     assert not (tmp_path / "running.json").exists()

@@ -27,10 +27,10 @@ def _batch(side):
 def _step(config, devices):
     """(state before, metrics) of one step."""
     mesh = make_mesh(1, jax.devices()[:devices])
-    schedule = optim.learning_rate(
+    schedule = optim.make_schedule(
         config.optim, batch_size=ROWS, steps_per_epoch=10, total_steps=100
     )
-    tx = optim.optimizer(config.optim, schedule)
+    tx = optim.make_optimizer(config.optim, schedule)
     state = create_state(config.model, tx, False, mesh, config.seed)
     before = jax.device_get(state.weights("raw"))
     abstract = abstract_state(config.model, tx, False, mesh)

@@ -20,7 +20,7 @@ def _optim(**changes):
 
 
 def _rates(config, steps, *, batch_size=256, steps_per_epoch=10.0):
-    schedule = optim.learning_rate(
+    schedule = optim.make_schedule(
         config, batch_size=batch_size, steps_per_epoch=steps_per_epoch, total_steps=steps
     )
     return np.array([float(schedule(jnp.int32(t))) for t in range(steps)])
@@ -133,8 +133,8 @@ def test_optimizer_follows_the_textbook(rule, everything):
     config = _optim(
         **rule, schedule="constant", base_lr=0.05, weight_decay=0.1, decay_bias_and_norm=everything
     )
-    schedule = optim.learning_rate(config, batch_size=256, steps_per_epoch=10, total_steps=100)
-    tx = optim.optimizer(config, schedule)
+    schedule = optim.make_schedule(config, batch_size=256, steps_per_epoch=10, total_steps=100)
+    tx = optim.make_optimizer(config, schedule)
     rng = np.random.default_rng(0)
     grads = [jax.tree.map(lambda p: rng.normal(size=p.shape), PARAMS) for _ in range(4)]
 
@@ -156,7 +156,7 @@ def test_clipping_bounds_the_global_norm_before_the_update():
     config = _optim(
         schedule="constant", base_lr=1.0, momentum=0.0, weight_decay=0.0, grad_clip_norm=0.5
     )
-    tx = optim.optimizer(config, lambda step: 1.0)
+    tx = optim.make_optimizer(config, lambda step: 1.0)
     params = jax.tree.map(jnp.float32, PARAMS)
     grads = jax.tree.map(lambda p: jnp.full(p.shape, 3.0), params)
     updates, _ = tx.update(grads, tx.init(params), params)

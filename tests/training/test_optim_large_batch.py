@@ -24,7 +24,7 @@ def _run(params=PARAMS, grads=GRADS, **changes):
     """Our parameters after the gradients, float32."""
     config = defaults().optim
     config.update(changes)
-    tx = optim.optimizer(config, lambda t: jnp.asarray(RATES)[t])
+    tx = optim.make_optimizer(config, lambda t: jnp.asarray(RATES)[t])
     ours = jax.tree.map(jnp.float32, params)
     state = tx.init(ours)
     update = jax.jit(tx.update)

@@ -6,13 +6,13 @@ import pytest
 
 from imagenet_jax.runtime.sharding import make_mesh
 from imagenet_jax.training.checkpoint import Checkpoints, Position
-from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.state import create_state
 
 
 def _experiment(config, devices, fsdp):
     config.mesh.fsdp = fsdp
-    return experiment_of(config, make_mesh(fsdp, jax.devices()[:devices]))
+    return make_experiment(config, make_mesh(fsdp, jax.devices()[:devices]))
 
 
 def _save(run, directory):

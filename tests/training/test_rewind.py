@@ -109,9 +109,9 @@ def seen(monkeypatch):
 def _fingerprints(config):
     """What `seen` notes of batches 0, 1, ... of the run."""
     from imagenet_jax.data import pipeline
-    from imagenet_jax.training.experiment import experiment_of
+    from imagenet_jax.training.experiment import make_experiment
 
-    run = experiment_of(config)
+    run = make_experiment(config)
     return [
         int(np.asarray(batch["label"], np.int64).dot(np.arange(48)) % 1009)
         for batch in pipeline.train_batches(
@@ -185,9 +185,9 @@ def test_a_rewind_before_the_first_checkpoint_of_another_batch_size(light, tiny,
         assert loop.train(tiny, tmp_path, stop_after=8) == 0
     assert rewind.read(tmp_path) == [Rewind(5, 3, (4, 4), 24)]
     taken = np.concatenate(light.records[-5:])  # steps 4 to 8, without the fifth's batch
-    from imagenet_jax.training.experiment import experiment_of
+    from imagenet_jax.training.experiment import make_experiment
 
-    _, indices, _ = experiment_of(tiny).sampler.records(3 * 48, 3 * 48 + 6 * 24)
+    _, indices, _ = make_experiment(tiny).sampler.records(3 * 48, 3 * 48 + 6 * 24)
     assert taken.tolist() == np.delete(indices, range(24, 48)).tolist()
     tiny.batch_size = 48
     with pytest.raises(UserError, match="--config.batch_size=24"):

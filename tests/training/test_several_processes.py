@@ -18,7 +18,7 @@ from imagenet_jax.logs.throughput import MEASURED
 from imagenet_jax.runtime.sharding import make_mesh
 from imagenet_jax.runtime.workdir import read_config
 from imagenet_jax.training.checkpoint import Checkpoints
-from imagenet_jax.training.experiment import experiment_of
+from imagenet_jax.training.experiment import make_experiment
 
 # A small rate: rounding must not grow from step to step, so that a loss tells its images.
 SETTINGS = (
@@ -86,7 +86,7 @@ def _wait_for(path, processes):
 
 def _last_state(workdir):
     """Weights, EMA, optimizer and step of the last checkpoint, on the host."""
-    run = experiment_of(read_config(workdir), make_mesh(1, jax.devices()[:2]))
+    run = make_experiment(read_config(workdir), make_mesh(1, jax.devices()[:2]))
     checkpoints = Checkpoints(workdir / "checkpoints", write=False)
     return jax.device_get(checkpoints.restore(run.abstract, checkpoints.find("latest"))[0])
 

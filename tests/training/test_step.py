@@ -25,10 +25,10 @@ def _batch(rows, side, mask=None):
 def _train(config, devices, fsdp=1, steps=3, rows=32, wide=False):
     """(state after some steps, metrics of each) on the first `devices` devices; wide: float64."""
     mesh = make_mesh(fsdp, jax.devices()[:devices])
-    schedule = optim.learning_rate(
+    schedule = optim.make_schedule(
         config.optim, batch_size=rows, steps_per_epoch=10, total_steps=100
     )
-    tx = optim.optimizer(config.optim, schedule)
+    tx = optim.make_optimizer(config.optim, schedule)
     ema = config.ema.decay > 0
     abstract = abstract_state(config.model, tx, ema, mesh)
     state = create_state(config.model, tx, ema, mesh, config.seed)
@@ -93,7 +93,7 @@ def test_eight_devices_stay_with_one_in_float64(tiny, fsdp):
 def test_fsdp_shards_parameters_optimizer_and_ema(tiny):
     tiny.model.width = 0.125  # every kernel has an axis that 4 divides
     mesh = make_mesh(4)
-    tx = optim.optimizer(tiny.optim, lambda step: 0.1)
+    tx = optim.make_optimizer(tiny.optim, lambda step: 0.1)
     state = create_state(tiny.model, tx, True, mesh, 0)
     on_one = sum(
         shard.data.nbytes
@@ -107,8 +107,8 @@ def test_fsdp_shards_parameters_optimizer_and_ema(tiny):
 
 def test_the_whole_state_is_donated(tiny):
     mesh = make_mesh(1, jax.devices()[:1])
-    schedule = optim.learning_rate(tiny.optim, batch_size=48, steps_per_epoch=10, total_steps=100)
-    tx = optim.optimizer(tiny.optim, schedule)
+    schedule = optim.make_schedule(tiny.optim, batch_size=48, steps_per_epoch=10, total_steps=100)
+    tx = optim.make_optimizer(tiny.optim, schedule)
     abstract = abstract_state(tiny.model, tx, True, mesh)
     state = create_state(tiny.model, tx, True, mesh, 0)
     step = compile_train_step(abstract, mesh, graph_of(tiny.model), tx, schedule, tiny)
@@ -190,7 +190,7 @@ def test_learning_rate_reported_is_the_one_applied(digits_path):
 @pytest.mark.parametrize("devices", [1, 8])
 def test_eval_step_ignores_padding_whatever_it_holds(tiny, devices):
     mesh = make_mesh(1, jax.devices()[:devices])
-    tx = optim.optimizer(tiny.optim, lambda step: 0.1)
+    tx = optim.make_optimizer(tiny.optim, lambda step: 0.1)
     abstract = abstract_state(tiny.model, tx, True, mesh)
     state = create_state(tiny.model, tx, True, mesh, 0)
     step = compile_eval_step(abstract, mesh, graph_of(tiny.model), tiny)
@@ -215,7 +215,7 @@ def test_eval_step_ignores_padding_whatever_it_holds(tiny, devices):
 
 def test_every_start_from_a_seed_is_the_same_and_seeds_differ(tiny):
     mesh = make_mesh()
-    tx = optim.optimizer(tiny.optim, lambda step: 0.1)
+    tx = optim.make_optimizer(tiny.optim, lambda step: 0.1)
     a, b, c = (create_state(tiny.model, tx, False, mesh, seed) for seed in (3, 3, 4))
     kernels = [np.asarray(s.params["conv1"]["kernel"]) for s in (a, b, c)]
     assert (kernels[0] == kernels[1]).all()

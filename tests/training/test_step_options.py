@@ -14,7 +14,7 @@ from imagenet_jax.training.step import compile_train_step
 def one_step(config, devices: int, rows: int = 32):
     """(state, metrics) after one step in float64, so that rounding hides no difference."""
     mesh = make_mesh(1, jax.devices()[:devices])
-    tx = optim.optimizer(config.optim, lambda step: 0.05)
+    tx = optim.make_optimizer(config.optim, lambda step: 0.05)
     abstract = abstract_state(config.model, tx, True, mesh)
     state = create_state(config.model, tx, True, mesh, config.seed)
     state = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state)

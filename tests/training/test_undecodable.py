@@ -21,8 +21,8 @@ from imagenet_jax.training.step import compile_train_step
 
 def _after_a_step(config, batch):
     mesh = make_mesh(1, jax.devices()[:1])
-    schedule = optim.learning_rate(config.optim, batch_size=8, steps_per_epoch=10, total_steps=100)
-    tx = optim.optimizer(config.optim, schedule)
+    schedule = optim.make_schedule(config.optim, batch_size=8, steps_per_epoch=10, total_steps=100)
+    tx = optim.make_optimizer(config.optim, schedule)
     abstract = abstract_state(config.model, tx, False, mesh)
     state = create_state(config.model, tx, False, mesh, config.seed)
     step = compile_train_step(abstract, mesh, graph_of(config.model), tx, schedule, config)
