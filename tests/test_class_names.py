@@ -13,7 +13,7 @@ from imagenet_jax import main as main_door
 from imagenet_jax import predict as predict_door
 from imagenet_jax.data import digits, pipeline, sources
 from imagenet_jax.data.augment import normalize
-from imagenet_jax.explain.explanation import model_of
+from imagenet_jax.explain.explain import build_model
 from imagenet_jax.training.init_weights import read_initial_weights, require_its_classes
 from imagenet_jax.training.load_weights import of_workdir
 
@@ -112,7 +112,7 @@ def test_some_of_the_classes_are_measured_by_their_logits_alone(
     there, labels = batch["mask"] > 0, batch["label"][batch["mask"] > 0]
     images = normalize(batch["image"], config.data.mean, config.data.std, "float32")
     forward = nnx.jit(lambda model, images: model(images, train=False))
-    logits = np.asarray(forward(model_of(weights), images), np.float64)[there]
+    logits = np.asarray(forward(build_model(weights), images), np.float64)[there]
     assert not set(logits.argmax(1)) <= set(SOME)  # the others would win
     logits = logits[:, SOME]
     own = logits[np.arange(len(labels)), labels]

@@ -1,1 +1,1 @@
-"""Explanations of predictions."""
+"""Pictures of what a model's predictions depend on."""

@@ -1,4 +1,4 @@
-"""Show what a network looks at.
+"""Show what a model's predictions depend on.
 
   python -m imagenet_jax.explain cat.jpg --workdir=runs/resnet50 --out=cat_explained.png
   python -m imagenet_jax.explain photos/ --workdir=runs/resnet50 --methods=gradcam --out=maps/
@@ -6,16 +6,19 @@
     --config=configs/resnet50.py --class=tabby --layer=layer3.5.conv3 --out=cat_explained.png
   python -m imagenet_jax.explain --workdir=runs/resnet50 '--layer=?'
 
-gradcam    where a layer speaks for the class (Selvaraju et al. 2017)
-occlusion  what the class's probability loses where a grey square hides the image: red where it
-           falls, blue where it rises (Zeiler & Fergus 2014)
-guided     guided backpropagation: which pixels excite the class (Springenberg et al. 2015)
-features   what a layer puts out, the 64 strongest channels
-filters    the first convolution's weights, of the model, not of an image
+Methods:
+  gradcam    where a layer responds in favor of the class (Selvaraju et al. 2017)
+  occlusion  how the class's probability changes when a gray square hides a part of the image:
+             red where it falls, blue where it rises (Zeiler & Fergus 2014)
+  guided     guided backpropagation: the pixels that raise the class's score
+             (Springenberg et al. 2015)
+  features   the output of a layer, 64 strongest channels
+  filters    the weights of the first convolution; needs no image
 
-IMAGE is a file, a folder (with all below it) or - for an image on standard input, resized and
-cropped as evaluation does it. With --out=FILE.png all is on one sheet, else each picture is a PNG
-in the folder. A bad file is reported and the others are done; the exit code is then 1.
+IMAGE is a file, a folder (with its subfolders) or - for an image on standard input. Images are
+resized and cropped as in evaluation. --out=FILE.png puts all pictures on one sheet; any other name
+is a folder of PNG files. An image that cannot be read is reported and skipped; the exit code is
+then 1.
 """
 
 import argparse
@@ -49,11 +52,12 @@ def main(argv: Sequence[str]) -> int:
     if args.layer != "?":
         _check(args, methods)
 
-    from imagenet_jax.explain.explanation import Request, explain_files, print_layers
+    from imagenet_jax.explain.explain import Request, explain_files, print_layers
 
     weights = cli.open_weights(args, overrides)
     if args.layer == "?":
-        return print_layers(weights)
+        print_layers(weights)
+        return 0
     request = Request(methods, args.layer or "", args.class_name or "", args.square or 0)
     return explain_files(weights, args.images, request, expand_user(args.out))
 

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.data.augment import normalize
-from imagenet_jax.explain import gradcam, layers, pictures
+from imagenet_jax.explain import layers, methods, pictures
 from imagenet_jax.report.records import Explained, FeatureMaps, Sample
 from imagenet_jax.training.load_weights import Weights
 from imagenet_jax.training.state import graph_of
@@ -30,7 +30,7 @@ def explain(weights: Weights, samples: Sequence[Sample], predicted: np.ndarray) 
     kernel = np.asarray(layers.first_kernel(model), np.float32)
     tiles = [pictures.signed(tile) for tile in np.moveaxis(kernel, -1, 0)[:_FILTERS]]
     shown = [names[int(i)] for i in np.unique(np.linspace(0, len(names) - 1, _LAYERS).round())]
-    heats = np.asarray(gradcam.grad_cam(model, images, jnp.asarray(predicted), names[-1]))
+    heats = np.asarray(methods.grad_cam(model, images, jnp.asarray(predicted), names[-1]))
     return Explained(
         filters=np.stack(tiles),
         filters_layer=names[0],

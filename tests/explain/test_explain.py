@@ -1,4 +1,4 @@
-"""The explain door: images and weights in, PNGs out."""
+"""The explain command: images and weights in, PNG files out."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def run(call_door):
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Two images of one name, in two folders, as large as the network's input."""
+    """Two images with the same name in two folders, of the size of the model's input."""
     root = tmp_path_factory.mktemp("explained")
     for i, folder in enumerate(("a", "b")):
         (root / folder).mkdir()
@@ -35,7 +35,7 @@ def pixels(path):
         return np.asarray(image)
 
 
-def test_a_folder_gets_a_picture_of_each_method(run, saved_run, photos, tmp_path):
+def test_a_folder_receives_a_picture_for_each_method(run, saved_run, photos, tmp_path):
     out = tmp_path / "maps"
     code, printed, err = run(photos, f"--workdir={saved_run.workdir}", f"--out={out}")
     assert (code, err) == (0, "")
@@ -45,7 +45,7 @@ def test_a_folder_gets_a_picture_of_each_method(run, saved_run, photos, tmp_path
     assert {path.name for path in out.iterdir()} == {"filters.png", *(f"{k}.png" for k in kinds)}
     assert set(printed.split()) == {str(path) for path in out.iterdir()}
     for stem, folder in (("photo", "a"), ("photo_2", "b")):
-        # Evaluation neither resizes nor crops 16x16 pixels; pictures are fourteen times as large.
+        # Evaluation neither resizes nor crops 16x16 pixels; pictures are 14 times as large.
         given = pixels(photos / folder / "photo.png")
         np.testing.assert_array_equal(
             pixels(out / f"{stem}.png"), given.repeat(14, 0).repeat(14, 1)
@@ -82,7 +82,7 @@ def test_weights_and_a_config_make_one_sheet(run, call_door, saved_run, photos, 
     code, printed, err = run(photos / "a" / "photo.png", *flags, f"--out={sheet}")
     assert (code, printed, err) == (0, f"{sheet}\n", "")
     height, width = pixels(sheet).shape[:2]
-    assert width > 2 * height  # image, gradient and filters beside each other
+    assert width > 2 * height  # image, gradient and filters side by side
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "config.py",
         "sheet.png",
@@ -132,7 +132,7 @@ def test_bad_flags(fails, saved_run, photos, tmp_path, flags, words):
     assert not (tmp_path / "x").exists()
 
 
-def test_nowhere_to_write(fails, saved_run, photos, tmp_path):
+def test_unwritable_output(fails, saved_run, photos, tmp_path):
     given = (photos / "a", f"--workdir={saved_run.workdir}", "--methods=guided")
     fails(explain, given, "--out=DIR")
     (tmp_path / "file").write_text("")

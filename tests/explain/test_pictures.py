@@ -1,26 +1,26 @@
-"""Pictures whose pixels can be said in advance."""
+"""Pictures with pixels that are known in advance."""
 
 import numpy as np
 
 from imagenet_jax.explain import pictures
 
-GREY = np.full((1, 3, 3), 128, np.uint8)
+GRAY = np.full((1, 3, 3), 128, np.uint8)
 
 
-def test_heat_is_blue_to_red_over_the_image():
-    low, _, high = pictures.overlay(GREY, np.array([[0.0, 0.5, 1.0]]))[0].astype(int)
+def test_overlays_go_from_blue_to_red():
+    low, _, high = pictures.overlay(GRAY, np.array([[0.0, 0.5, 1.0]]))[0].astype(int)
     assert low[2] > low[0]
     assert high[0] > high[2]
 
 
-def test_signed_heat_shows_the_image_where_it_is_0():
-    against, nothing, in_favour = pictures.signed_overlay(GREY, np.array([[-0.2, 0, 0.2]]))[0]
+def test_signed_overlays_show_the_image_where_the_heat_is_0():
+    against, nothing, in_favor = pictures.signed_overlay(GRAY, np.array([[-0.2, 0, 0.2]]))[0]
     assert len(set(nothing)) == 1
     assert against[2] > against[0]
-    assert in_favour[0] > in_favour[2]
+    assert in_favor[0] > in_favor[2]
 
 
-def test_signed_values_are_symmetric_about_grey():
+def test_signed_values_are_symmetric_about_gray():
     found = pictures.signed(np.array([-2.0, -1.0, 0.0, 1.0, 2.0])).astype(int)
     np.testing.assert_array_equal(found, [0, 64, 128, 191, 255])
     np.testing.assert_array_equal(pictures.signed(np.zeros(2)), [128, 128])
@@ -30,7 +30,7 @@ def test_each_filter_is_scaled_by_itself():
     kernel = np.zeros((1, 1, 3, 2))
     kernel[0, 0, :, 0] = [0.01, 0, -0.01]
     kernel[0, 0, :, 1] = [100, 50, 0]
-    sheet = pictures.filters(kernel, zoom=2)
+    sheet = pictures.grid(pictures.filter_tiles(kernel), zoom=2)
     assert sheet.shape == (2, 5, 3)
     np.testing.assert_array_equal(sheet[0, 0], [255, 128, 0])
     np.testing.assert_array_equal(sheet[1, 1], [255, 128, 0])
@@ -38,7 +38,7 @@ def test_each_filter_is_scaled_by_itself():
     np.testing.assert_array_equal(sheet[0, 3], [255, 191, 128])
 
 
-def test_the_strongest_maps_are_shown_in_their_order():
+def test_the_strongest_maps_keep_their_order():
     maps = np.zeros((4, 5, 6))
     maps[..., 1], maps[..., 4], maps[..., 5] = 3, -9, 5
     np.testing.assert_array_equal(pictures.strongest(maps, 2), [4, 5])

@@ -10,7 +10,7 @@ from flax import nnx
 
 from imagenet_jax import models
 from imagenet_jax.config import fields
-from imagenet_jax.explain import gradcam, guided, layers, occlusion
+from imagenet_jax.explain import layers, methods
 from imagenet_jax.weights import torch_names
 
 torch = pytest.importorskip("torch")
@@ -95,7 +95,7 @@ def test_grad_cam_is_that_of_hooks(pair, images, parity_table):
         maps = torch.relu((weights * kept["output"]).sum(1, keepdim=True))
         maps = torch.nn.functional.interpolate(maps, (SIDE, SIDE), mode="bilinear")[:, 0]
         maps = maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-30)
-        found = gradcam.grad_cam(ours, as_ours(images), LABELS, layer)
+        found = methods.grad_cam(ours, as_ours(images), LABELS, layer)
         close(found, maps.detach().numpy(), parity_table, name, "Grad-CAM")
 
 
@@ -114,7 +114,7 @@ def test_guided_backpropagation_is_that_of_hooks(pair, images, parity_table):
     for handle in handles:
         handle.remove()
     expected = pixels.grad.numpy().transpose(0, 2, 3, 1)
-    found = guided.guided_backpropagation(ours, as_ours(images), LABELS)
+    found = methods.guided_backpropagation(ours, as_ours(images), LABELS)
     close(found, expected, parity_table, name, "guided backpropagation")
     plain = torch.autograd.grad(theirs(pixels)[range(2), LABELS].sum(), pixels)[0]
     assert not np.allclose(plain.numpy().transpose(0, 2, 3, 1), expected, rtol=0.1)
@@ -130,5 +130,5 @@ def test_occlusion_is_that_of_hiding_squares(pair, images, parity_table):
                 hidden[:, top : top + 24, left : left + 24] = 0
                 shares = torch.softmax(theirs(as_torch(hidden)), -1)
                 expected[:, i, j] = shares[range(2), LABELS].numpy()
-    found = occlusion.probabilities(ours, as_ours(images), LABELS, size=24, stride=20)
+    found = methods.occluded_probabilities(ours, as_ours(images), LABELS, square=24, stride=20)
     close(found, expected, parity_table, name, "occlusion")

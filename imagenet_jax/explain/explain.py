@@ -1,0 +1,190 @@
+"""Explanations of images: choice of the class, pictures by each method, files."""
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image
+
+from imagenet_jax.classify.images import predict_images
+from imagenet_jax.classify.page import Failure
+from imagenet_jax.data.augment import normalize
+from imagenet_jax.data.loose_images import LooseImage, find_images
+from imagenet_jax.errors import UserError
+from imagenet_jax.explain import layers, methods, pictures
+from imagenet_jax.explain.pictures import Explanation, Picture
+from imagenet_jax.markup import printable
+from imagenet_jax.training.load_weights import Weights
+from imagenet_jax.training.state import graph_of
+
+_MIN_SIDE = 224  # pixels; smaller images are enlarged
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to explain, and how.
+
+    Attributes:
+      methods: any of "gradcam", "occlusion", "guided", "features" and "filters".
+      layer: of Grad-CAM and feature maps, one of `layers.conv_layers`; "": the last.
+      class_name: a name or an index; "": each image's most likely class.
+      square: side of occlusion's square in pixels; 0: a fifth of the image's.
+    """
+
+    methods: Sequence[str]
+    layer: str = ""
+    class_name: str = ""
+    square: int = 0
+
+
+def build_model(weights: Weights) -> nnx.Module:
+    """Return the model with its weights."""
+    graph = graph_of(weights.config.model)
+    return nnx.merge(graph, weights.tree["params"], weights.tree["batch_stats"])
+
+
+def print_layers(weights: Weights) -> None:
+    """Print the names that --layer accepts, from input to output, one per line."""
+    print("\n".join(layers.conv_layers(build_model(weights))))
+
+
+def explain_files(weights: Weights, names: Sequence[str], request: Request, out: Path) -> int:
+    """Write the pictures of files and folders; print the files written, and errors on stderr.
+
+    `out` is a sheet if it ends in .png, else a folder.
+
+    Returns the exit code: 1 if anything failed. Raises the UserErrors of `explain`, and UserError
+    if `out` cannot be written.
+    """
+    images, failures = find_images(names)
+    explanations = []
+    for result in explain(weights, images, request) if images else ():
+        if isinstance(result, Failure):
+            failures.append(result.reason)
+        else:
+            explanations.append(result)
+    of_model = [draw_filters(weights)] if "filters" in request.methods else []
+    for failure in failures:
+        print(f"error: {printable(failure)}", file=sys.stderr)
+    if explanations or not names:
+        is_sheet = out.suffix.lower() == ".png"
+        write = pictures.write_sheet if is_sheet else pictures.write_folder
+        for path in write(out, explanations, of_model):
+            print(path)
+    return 1 if failures else 0
+
+
+def explain(
+    weights: Weights, images: Sequence[LooseImage], request: Request
+) -> Iterator[Explanation | Failure]:
+    """Yield an Explanation for each image in order, and a Failure, possibly earlier, for a bad one.
+
+    Images are decoded and classified as by `predict_images`. With config.eval.flip, the class is
+    that of the image and its mirror image, but only the image itself is explained.
+
+    Raises UserError for an unknown layer or class, or a square larger than the images.
+    """
+    model, side = build_model(weights), weights.config.eval.image_size
+    layer = request.layer or layers.conv_layers(model)[-1]
+    layers.check(model, layer)
+    classes = weights.config.model.num_classes
+    wanted = _find_label(request.class_name, weights.class_names, classes)
+    square = request.square or methods.default_square(side)
+    if "occlusion" in request.methods:  # fail before any image is decoded
+        methods.square_starts(side, square, methods.default_stride(square))
+    request = dataclasses.replace(request, layer=layer, square=square)
+    data, dtype = weights.config.data, weights.config.model.dtype
+    for result in predict_images(weights, images, top=classes):
+        if isinstance(result, Failure):
+            yield result
+            continue
+        place = 0 if wanted is None else int(np.flatnonzero(result.labels == wanted)[0])
+        zoom = -(-_MIN_SIDE // len(result.pixels))
+        inputs = normalize(jnp.asarray(result.pixels[None]), data.mean, data.std, dtype)
+        subject = _Subject(_enlarge(result.pixels, zoom), inputs, result.labels[place : place + 1])
+        shown = tuple(
+            _draw(method, model, subject, request)
+            for method in request.methods
+            if method != "filters"
+        )
+        name, probability = result.classes[place], float(result.probabilities[place])
+        yield Explanation(result.name, subject.pixels, name, probability, shown)
+
+
+def draw_filters(weights: Weights) -> Picture:
+    """Return the filters of the first convolution as a picture."""
+    model = build_model(weights)
+    tiles = pictures.filter_tiles(np.asarray(layers.first_kernel(model), np.float32))
+    title = f"filters of {layers.conv_layers(model)[0]}"
+    return Picture("filters", title, pictures.grid(tiles, zoom=6))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Subject:
+    """An image to explain: u8[Z * H, Z * W, 3] enlarged pixels, f[1, H, W, 3] input, i[1] label."""
+
+    pixels: np.ndarray
+    inputs: jax.Array
+    label: np.ndarray
+
+
+def _draw(method: str, model: nnx.Module, subject: _Subject, request: Request) -> Picture:
+    given = (model, subject.inputs)
+    zoom = len(subject.pixels) // subject.inputs.shape[1]
+    if method == "gradcam":
+        [heat] = methods.grad_cam(*given, subject.label, request.layer)
+        drawn = pictures.overlay(subject.pixels, _enlarge_smoothly(heat, zoom))
+        title = f"Grad-CAM of {request.layer}"
+    elif method == "occlusion":
+        square, stride = request.square, methods.default_stride(request.square)
+        [heat] = methods.occlusion(*given, subject.label, square=square, stride=stride)
+        drawn = pictures.signed_overlay(subject.pixels, _enlarge_smoothly(heat, zoom))
+        title = f"occlusion, {square}x{square}: {-heat.max():+.1%} to {-heat.min():+.1%}"
+    elif method == "guided":
+        [gradient] = methods.guided_backpropagation(*given, subject.label)
+        drawn = _enlarge(pictures.signed(np.asarray(gradient)), zoom)
+        title = "guided backpropagation"
+    else:
+        maps = np.asarray(layers.activations(*given, request.layer)[0], np.float32)
+        drawn = pictures.feature_maps(maps)
+        shown, channels = len(pictures.strongest(maps)), maps.shape[-1]
+        count = f"{channels}" if shown == channels else f"{shown} of {channels}"
+        title = f"{request.layer}: {count} channels"
+    return Picture(method, title, drawn)
+
+
+def _enlarge(pixels: np.ndarray, zoom: int) -> np.ndarray:
+    return pixels.repeat(zoom, 0).repeat(zoom, 1)
+
+
+def _enlarge_smoothly(heat: jax.Array | np.ndarray, zoom: int) -> np.ndarray:
+    """Return f32[H, W] enlarged bilinearly to f32[zoom * H, zoom * W]."""
+    image = Image.fromarray(np.asarray(heat, np.float32))
+    size = (image.width * zoom, image.height * zoom)
+    return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+
+
+def _find_label(text: str, names: Sequence[str], classes: int) -> int | None:
+    """Return the label that `text` names, None for ""; a name comes before an index.
+
+    Raises UserError if there is no such class, or several.
+    """
+    if not text:
+        return None
+    found = [i for i, name in enumerate(names) if name.lower() == text.lower()]
+    if len(found) > 1:
+        indices = ", ".join(map(str, found))
+        raise UserError(f"--class={text} is the name of classes {indices}; give the index")
+    if found:
+        return found[0]
+    if text.isdecimal() and int(text) < classes:
+        return int(text)
+    near = difflib.get_close_matches(text, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"--class={text}: give a class's name or its index, 0 to {classes - 1}{hint}")
