@@ -23,6 +23,7 @@ import numpy as np
 from imagenet_jax import cli, strict_json
 from imagenet_jax import config as config_io
 from imagenet_jax import train as loop
+from imagenet_jax.files import read_json_lines
 from imagenet_jax.runtime.sharding import batch_sharding
 from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.state import create_state
@@ -83,7 +84,7 @@ def _loop_rate(config: Any, workdir: Path, ready: Ready) -> float:
         loop.train(config, workdir)
     finally:
         loop.pipeline.train_batches = real
-    lines = [strict_json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    lines = read_json_lines(workdir / "metrics.jsonl")
     rates = [line["images_per_second"] for line in lines if "images_per_second" in line]
     return len(rates) / sum(1 / rate for rate in rates)
 

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this"."""
+"""UserError, the exception for bad input, and the texts of errors."""
 
 import os
 from collections.abc import Iterator
@@ -7,19 +7,19 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """Bad input, told in one line that names the file, field or value and the way out.
+    """Bad input, reported in one line: the file, field or value, what is wrong, how to fix it.
 
-    The doors print it and exit 1; a traceback is kept for defects (or `--debug`).
+    Commands print that line and exit with 1. Tracebacks are for defects, or shown by `--debug`.
     """
 
 
 def one_line(reason: object, length: int | None = 300) -> str:
-    """Return what `reason` says, without line breaks and not longer than `length`."""
+    """Return the text of an error without line breaks, cut off after `length` characters."""
     return " ".join(str(reason).split())[:length]
 
 
 def expand_user(path: str | Path) -> Path:
-    """Return `path` with a leading `~` or `~user` replaced; UserError for an unknown user."""
+    """Return `path` with a leading `~` or `~user` replaced. Raises UserError: unknown user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as e:
@@ -30,7 +30,7 @@ def expand_user(path: str | Path) -> Path:
 
 @contextmanager
 def reading_files() -> Iterator[None]:
-    """Raise a UserError that names the file or folder for an OSError; also works as a decorator."""
+    """Turn an OSError into a UserError that names the file or folder. Also a decorator."""
     try:
         yield
     except OSError as e:
@@ -38,8 +38,17 @@ def reading_files() -> Iterator[None]:
         raise UserError(f"{path} {why_unreadable(path, e)}") from e
 
 
+@contextmanager
+def writing(what: object) -> Iterator[None]:
+    """Turn an OSError into the UserError "WHAT cannot be written: reason"."""
+    try:
+        yield
+    except OSError as e:
+        raise UserError(f"{what} cannot be written: {e.strerror or one_line(e)}") from e
+
+
 def why_unreadable(path: Path, error: OSError) -> str:
-    """Return what is wrong with a file or folder, to follow its name."""
+    """Return why `path` cannot be read, as a text that follows its name."""
     if isinstance(error, FileNotFoundError) and path.is_symlink():
         return f"is a link to {path.readlink()}, which does not exist; remove the link"
     return f"cannot be read: {error.strerror}"

@@ -1,19 +1,75 @@
-"""Temporary names: processes that share a directory and a number do not share a file."""
+"""Atomic writes and JSON-lines files."""
 
 import os
 import threading
 from pathlib import Path
 
-from imagenet_jax.files import part_of
-from imagenet_jax.runtime.workdir import write_atomically
+import pytest
+
+from imagenet_jax.files import read_json, read_json_lines, write_atomically, write_json
 
 
-def test_a_name_is_hidden_beside_its_file_and_never_the_same(tmp_path):
-    path = tmp_path / "run.1" / "config.json"
-    names = {part_of(path, ".html") for _ in range(100)}
+@pytest.mark.parametrize(
+    "content", ["caf\u00e9", b"\xff\x00", lambda part: part.write_bytes(b"\xff\x00")]
+)
+def test_the_file_has_the_content_and_nothing_stays_beside_it(tmp_path, content):
+    path = tmp_path / "x.png"
+    path.write_text("old")
+    write_atomically(path, content)
+    wanted = "caf\u00e9".encode() if isinstance(content, str) else b"\xff\x00"
+    assert path.read_bytes() == wanted
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_temporary_name_is_hidden_beside_its_file_and_never_the_same(tmp_path):
+    path = tmp_path / "run.1" / "page.html"
+    path.parent.mkdir()
+    names = set()
+
+    def write(part):
+        names.add(part)
+        part.touch()
+
+    for _ in range(100):
+        write_atomically(path, write)
     assert len(names) == 100
     assert {name.parent for name in names} == {path.parent}
-    assert all(n.name.startswith(".config.json.") and n.name.endswith(".html") for n in names)
+    assert all(n.name.startswith(".page.html.") and n.suffix == ".html" for n in names)
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt(), ValueError("bug")])
+def test_a_failed_write_keeps_the_old_file(tmp_path, error):
+    path = tmp_path / "config.json"
+    path.write_text("old")
+
+    def fail(part):
+        part.write_text("half")
+        raise error
+
+    with pytest.raises(type(error)):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_content_is_on_disk_before_the_name_and_the_name_afterwards(tmp_path, monkeypatch):
+    """Also after a power failure the file is the old one or the new one."""
+    path, calls = tmp_path / "config.json", []
+    fsync, replace = os.fsync, Path.replace
+
+    def flushed(file):
+        calls.append(("fsync", Path(f"/proc/self/fd/{file}").readlink()))
+        fsync(file)
+
+    def replaced(part, target):
+        calls.append(("replace", part))
+        return replace(part, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(Path, "replace", replaced)
+    write_atomically(path, "text")
+    (_, part), *_ = calls
+    assert calls == [("fsync", part), ("replace", part), ("fsync", tmp_path)]
 
 
 def test_two_writers_of_the_same_number_write_whole_files(tmp_path, monkeypatch):
@@ -33,3 +89,27 @@ def test_two_writers_of_the_same_number_write_whole_files(tmp_path, monkeypatch)
     write_atomically(path, "first")
     assert path.read_text() == "first"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("indent", [None, 0, 2])
+def test_json_is_read_back(tmp_path, indent):
+    value = {"loss": float("inf"), "names": ["caf\u00e9", None]}
+    write_json(tmp_path / "x.json", value, indent=indent)
+    assert (tmp_path / "x.json").read_text().endswith("\n")
+    assert read_json(tmp_path / "x.json") == value
+
+
+def test_json_lines_end_before_a_torn_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n')
+    assert read_json_lines(path) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"step": 1}\n{"step": 2')
+    assert read_json_lines(path) == [{"step": 1}]
+
+
+def test_a_damaged_json_line_is_named_or_skipped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": \n{"step": 3}\n')
+    with pytest.raises(ValueError, match="line 2: "):
+        read_json_lines(path)
+    assert read_json_lines(path, skip_damaged=True) == [{"step": 1}, {"step": 3}]

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from imagenet_jax import config as config_io
 from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
+from imagenet_jax.files import read_json_lines
 
 CONFIG, PROVENANCE, METRICS = "config.json", "provenance.json", "metrics.jsonl"
 RESULTS, FINGERPRINT = "results.json", "fingerprint.json"
@@ -66,7 +67,11 @@ def read(path: Path) -> Baseline:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a .jsonl file; UserError where it cannot be read."""
     try:
-        return [strict_json.loads(line) for line in _text(path).splitlines()]
+        return read_json_lines(path)
+    except FileNotFoundError as e:
+        raise UserError(f"{path} is missing; publish the run again") from e
+    except OSError as e:
+        raise UserError(f"{path} cannot be read: {e}") from e
     except ValueError as e:
         raise UserError(f"{path} is damaged: {e}") from e
 

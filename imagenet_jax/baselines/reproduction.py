@@ -11,13 +11,13 @@ import jax
 from ml_collections import ConfigDict
 
 from imagenet_jax import config as config_io
-from imagenet_jax import strict_json
 from imagenet_jax import train as loop
 from imagenet_jax.baselines import comparison
 from imagenet_jax.baselines import folder as baseline
 from imagenet_jax.baselines.checksums import checksums
 from imagenet_jax.baselines.folder import Baseline
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, writing
+from imagenet_jax.files import read_json, write_json
 from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.training.evaluate import evaluate_workdir
 from imagenet_jax.training.experiment import make_experiment
@@ -193,7 +193,7 @@ def _claim(workdir: Path, published: Baseline, here: dict[str, Any]) -> None:
     path = workdir / MARK
     if (workdir / "config.json").exists():
         try:
-            same = strict_json.loads(path.read_text()) == mark and not here["git_dirty"]
+            same = read_json(path) == mark and not here["git_dirty"]
         except (OSError, ValueError):
             same = False
         if not same:
@@ -201,11 +201,9 @@ def _claim(workdir: Path, published: Baseline, here: dict[str, Any]) -> None:
                 f"--workdir={workdir} holds another run, or one of other code: use a new one"
             )
         return
-    try:
+    with writing(f"--workdir={workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
-        workdirs.write_atomically(path, strict_json.dumps(mark, indent=2) + "\n")
-    except OSError as e:
-        raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
+        write_json(path, mark)
 
 
 def _compare_weights(

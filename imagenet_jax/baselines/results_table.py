@@ -5,9 +5,9 @@ from statistics import median
 
 from imagenet_jax.baselines import folder as baseline
 from imagenet_jax.baselines.folder import Baseline
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, writing
+from imagenet_jax.files import write_atomically
 from imagenet_jax.runtime.revision import code_name
-from imagenet_jax.runtime.workdir import write_atomically
 from imagenet_jax.training import optim
 
 BEGIN = "<!-- results: python -m imagenet_jax.publish --table -->"
@@ -42,10 +42,8 @@ def update(readme: Path, baselines: Path, *, check: bool = False) -> str:
             f"the results in {readme} are not those of {baselines}: run python -m "
             "imagenet_jax.publish --table, and commit what it changes"
         )
-    try:
+    with writing(f"--table={readme}"):
         write_atomically(readme, new)
-    except OSError as e:
-        raise UserError(f"--table={readme} cannot be written: {e.strerror}") from e
     return f"{readme}: results of {count} written"
 
 

@@ -175,4 +175,4 @@ def draw_confusion(report: ByClass, path: Path) -> None:
                 color="white" if shares[true, predicted] > 0.5 else "black",
             )  # fmt: skip
     figure.colorbar(picture, label="share of the true class", shrink=0.8)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, format="png")

@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from imagenet_jax import strict_json
-from imagenet_jax.errors import UserError
-from imagenet_jax.files import part_of
+from imagenet_jax.errors import writing
+from imagenet_jax.files import write_atomically
 from imagenet_jax.markup import data_uri, escape, printable
 
 _STYLE = """
@@ -140,12 +140,8 @@ def _write_html(path: Path, title: str, figures: Sequence[str], failures: Sequen
         items = "".join(f"<li>{escape(failure)}</li>" for failure in failures)
         parts.append(f"<h2>Not predicted</h2><ul>{items}</ul>")
     parts.append("</body></html>\n")
-    part = part_of(path)
-    try:
-        part.write_text("\n".join(parts), encoding="utf-8")
-        part.replace(path)
-    except OSError as e:
-        raise UserError(f"--html={path} cannot be written: {e.strerror}") from e
+    with writing(f"--html={path}"):
+        write_atomically(path, "\n".join(parts))
 
 
 def _figure(prediction: Prediction) -> str:

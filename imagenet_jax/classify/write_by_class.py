@@ -2,12 +2,11 @@
 
 from pathlib import Path
 
-from imagenet_jax import strict_json
 from imagenet_jax.classify.by_class import by_class, draw_confusion, print_by_class
 from imagenet_jax.classify.images import predict_split
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import writing
+from imagenet_jax.files import write_atomically, write_json
 from imagenet_jax.runtime.processes import on_first
-from imagenet_jax.runtime.workdir import write_atomically
 from imagenet_jax.training.load_weights import Weights
 
 
@@ -23,12 +22,10 @@ def write_by_class(weights: Weights, directory: Path, stem: str) -> None:
         print_by_class(report)
         table = directory / f"{stem}_by_class.json"
         picture = directory / f"{stem}_confusion.png"
-        try:
+        with writing(f"--by_class={directory}"):
             directory.mkdir(parents=True, exist_ok=True)
-            write_atomically(table, strict_json.dumps(report.as_json(), indent=2) + "\n")
-            draw_confusion(report, picture)
-        except OSError as e:
-            raise UserError(f"--by_class={directory} cannot be written: {e.strerror}") from e
+            write_json(table, report.as_json())
+            write_atomically(picture, lambda part: draw_confusion(report, part))
         print(f"by class: {table}  confusions: {picture}", flush=True)
 
     on_first(write)

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from imagenet_jax import cli, strict_json
 from imagenet_jax.doctor.findings import ERRORS, describe
-from imagenet_jax.errors import UserError, expand_user
+from imagenet_jax.errors import UserError, expand_user, writing
+from imagenet_jax.files import write_atomically
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,10 +53,8 @@ def main(argv: Sequence[str]) -> int:
     else:
         print_diagnosis(diagnosis)
         if args.json:
-            try:
-                Path(args.json).write_text(text + "\n")
-            except OSError as e:
-                raise UserError(f"--json={args.json} cannot be written: {e.strerror}") from e
+            with writing(f"--json={args.json}"):
+                write_atomically(Path(args.json), text + "\n")
     return 1 if diagnosis.errors else 0
 
 

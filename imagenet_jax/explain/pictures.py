@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from imagenet_jax.debug import image_grid
-from imagenet_jax.errors import UserError
-from imagenet_jax.files import part_of
+from imagenet_jax.errors import writing
+from imagenet_jax.files import write_atomically
 
 _OPACITY = 0.5  # of a heat map over its image
 _RED, _BLUE = np.array([1.0, 0.1, 0.05]), np.array([0.1, 0.3, 1.0])
@@ -178,13 +178,6 @@ def write_sheet(
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    part = part_of(path)
-    try:
+    with writing(f"--out={path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(part)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as e:
-        raise UserError(f"--out={path} cannot be written: {e.strerror}") from e
+        write_atomically(path, write)

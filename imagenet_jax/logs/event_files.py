@@ -13,7 +13,7 @@ from pathlib import Path
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from imagenet_jax.files import part_of
+from imagenet_jax.files import write_atomically
 from imagenet_jax.logs.append_file import AppendFile
 
 _HEADER = struct.Struct("<Q")
@@ -64,9 +64,7 @@ def truncate(directory: Path, step: int) -> None:
         content = path.read_bytes()
         kept = b"".join(frame(data) for data in records(content) if _is_kept(data, step))
         if kept != content:
-            part = part_of(path)
-            part.write_bytes(kept)
-            part.replace(path)
+            write_atomically(path, kept)
 
 
 def _is_kept(data: bytes, step: int) -> bool:

@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from imagenet_jax import strict_json
-from imagenet_jax.errors import UserError, expand_user
+from imagenet_jax import files, strict_json
+from imagenet_jax.errors import expand_user, writing
 
 
 def write_json(result: dict[str, Any], target: str) -> None:
@@ -19,10 +19,8 @@ def write_json(result: dict[str, Any], target: str) -> None:
     if target == "-":
         print(strict_json.dumps(result), flush=True)
         return
-    try:
-        expand_user(target).write_text(strict_json.dumps(result, indent=2) + "\n")
-    except OSError as e:
-        raise UserError(f"--json={target} cannot be written: {e.strerror}") from e
+    with writing(f"--json={target}"):
+        files.write_json(expand_user(target), result)
 
 
 def print_result(result: dict[str, Any], workdir: Path | None = None, stem: str = "") -> None:

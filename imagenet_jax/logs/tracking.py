@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError, one_line
-from imagenet_jax.files import part_of
+from imagenet_jax.files import read_json, write_json
 from imagenet_jax.logs.writers import Histogram, Values, Writer
 
 _PATIENCE = 60.0  # seconds that the end of a run waits for a service
@@ -44,7 +43,7 @@ class TrackedRun:
         record: dict[str, Any] = {}
         # Without it the run begins anew there: worth no more than that.
         with contextlib.suppress(OSError, ValueError):
-            record = strict_json.loads(path.read_text())
+            record = read_json(path)
         if record.get("project") != project:
             record = {}
         self.id: str | None = record.get("run")
@@ -67,10 +66,8 @@ class TrackedRun:
 
     def _save(self) -> None:
         record = {"project": self._project, "run": self.id, "sent": self._sent}
-        part = part_of(self._path)
         with contextlib.suppress(OSError):  # a full disk: the run goes on, and tries again
-            part.write_text(strict_json.dumps(record, indent=2) + "\n")
-            part.replace(self._path)
+            write_json(self._path, record)
 
 
 class BackgroundWriter(Writer):

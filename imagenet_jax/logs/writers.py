@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from imagenet_jax import strict_json
-from imagenet_jax.files import part_of
+from imagenet_jax.files import read_json_lines, write_atomically
 from imagenet_jax.logs.append_file import AppendFile
 
 Values = Mapping[str, Any]  # numbers, words, or lists of names
@@ -49,14 +49,14 @@ class JsonlWriter(Writer):
     def __init__(self, path: Path, resume_step: int = 0):
         """Keep the lines up to `resume_step`: later ones will be written again."""
         if path.exists():
-            part = part_of(path)
-            part.write_text("".join(_lines_up_to(path, resume_step)))
-            part.replace(path)
+            lines = read_json_lines(path, skip_damaged=True)
+            kept = [strict_json.dumps(line) for line in lines if line["step"] <= resume_step]
+            write_atomically(path, "".join(f"{line}\n" for line in kept))
         self._path, self._file = path, AppendFile(path)
 
     def records(self) -> list[dict[str, Any]]:
         """What the file holds."""
-        return [strict_json.loads(line) for line in self._path.read_text().splitlines()]
+        return read_json_lines(self._path)
 
     def write(self, step: int, split: str, values: Values) -> None:
         line = strict_json.dumps({"step": step, "split": split, **values}) + "\n"
@@ -67,17 +67,6 @@ class JsonlWriter(Writer):
 
     def close(self) -> None:
         self._file.close()
-
-
-def _lines_up_to(path: Path, step: int) -> list[str]:
-    lines = []
-    for line in path.read_text().splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and strict_json.loads(line)["step"] <= step:
-                lines.append(line)
-        except ValueError:
-            continue  # the line that a kill tore
-    return lines
 
 
 class Writers(Writer):

@@ -1,6 +1,5 @@
 """One shard: read its images, repair or resize them, write the records."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,8 +7,8 @@ from typing import Any
 from imagenet_jax.data.decode import UndecodableImage
 from imagenet_jax.data.stored_image import StoredImage
 from imagenet_jax.data.tfds_format import WRITER_OPTIONS, Record, serialize
-from imagenet_jax.errors import UserError
-from imagenet_jax.files import part_of
+from imagenet_jax.errors import UserError, writing
+from imagenet_jax.files import write_atomically
 from imagenet_jax.prepare import index
 from imagenet_jax.prepare.images import Storage, Stored, to_store
 
@@ -49,7 +48,7 @@ def plan(split_index: index.Index, name: str, split: str, shard_bytes: float) ->
 
 
 def write(path: Path, root: Path, entries: list[StoredImage], storage: Storage) -> Done:
-    """Write the shard `path`; it appears complete, by a rename.
+    """Write the shard `path`; it appears only once it is complete.
 
     Takes memory for the shard's input. Raises UserError with the name of an image that cannot be
     decoded or read.
@@ -58,8 +57,8 @@ def write(path: Path, root: Path, entries: list[StoredImage], storage: Storage) 
 
     done = Done(0, 0, 0)
     files = index.read(root, entries)
-    part = part_of(path, ".part")
-    try:
+
+    def write_records(part: Path) -> None:
         writer = ArrayRecordWriter(str(part), WRITER_OPTIONS)
         try:
             for entry, encoded in zip(entries, files, strict=True):
@@ -73,14 +72,10 @@ def write(path: Path, root: Path, entries: list[StoredImage], storage: Storage) 
                     done.repaired.append(entry.name)
         finally:
             writer.close()
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
         done.file_size = part.stat().st_size
-        part.replace(path)
-    except OSError as e:
-        raise UserError(f"{path} cannot be written: {e.strerror or e}") from e
-    finally:
-        part.unlink(missing_ok=True)
+
+    with writing(path):
+        write_atomically(path, write_records)
     return done
 
 

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
-from imagenet_jax.files import part_of
+from imagenet_jax.files import read_json, write_json
 from imagenet_jax.prepare.shards import Done
 
 MANIFEST = "prepared.json"  # stays in the finished directory: where its records came from
@@ -47,7 +47,7 @@ class Workspace:
             self._remove(lambda name: True)
             manifest = {"inputs": identity, "shards": {}}
         self._manifest: dict[str, Any] = manifest
-        self._remove(lambda name: name.endswith(".part"))
+        self._remove(lambda name: name.startswith("."))  # what a kill left
 
     def done(self, file: str) -> Done | None:
         """The shard `file`, if it is finished and still whole."""
@@ -59,9 +59,7 @@ class Workspace:
     def finished(self, file: str, done: Done) -> None:
         """The shard `file` is written; a kill from here on does not undo it."""
         self._manifest["shards"][file] = done.as_json()
-        part = part_of(self.path / MANIFEST, ".part")
-        part.write_text(strict_json.dumps(self._manifest, indent=1))
-        part.replace(self.path / MANIFEST)
+        write_json(self.path / MANIFEST, self._manifest, indent=1)
 
     def publish(self, files: list[str]) -> None:
         """Rename to the target, with `files`, the manifest and tfds's metadata, and no more."""
@@ -77,7 +75,7 @@ class Workspace:
 
     def _read(self) -> dict[str, Any] | None:
         try:
-            manifest = strict_json.loads((self.path / MANIFEST).read_text())
+            manifest = read_json(self.path / MANIFEST)
         except (OSError, ValueError):
             return None
         return manifest if isinstance(manifest, dict) and "shards" in manifest else None
@@ -91,6 +89,6 @@ class Workspace:
 def provenance(target: Path) -> str | None:
     """What the finished directory `target` was prepared from, in words; None where unknown."""
     try:
-        return strict_json.loads((target / MANIFEST).read_text())["inputs"]["source"]
+        return read_json(target / MANIFEST)["inputs"]["source"]
     except (OSError, ValueError, KeyError, TypeError):
         return None

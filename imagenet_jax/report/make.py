@@ -4,8 +4,8 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from imagenet_jax.errors import UserError
-from imagenet_jax.files import part_of
+from imagenet_jax.errors import UserError, writing
+from imagenet_jax.files import write_atomically
 from imagenet_jax.report import figures, markdown, page
 from imagenet_jax.report.read import read_run
 from imagenet_jax.runtime.workdir import read_config
@@ -41,14 +41,13 @@ def make_report(
             print(f"  without curves: {workdir / 'metrics.jsonl'} has no lines yet")
         runs.append(run)
     if out:
-        _write("--out", out, lambda part: part.write_text(page.page_of(runs), encoding="utf-8"))
+        _write("--out", out, page.page_of(runs))
     if png:
         names = figures.names_of(runs, png)
         for path, draw in names.items():
             _write("--png", path, draw)
     if text:
-        content = markdown.markdown_of(runs)
-        _write("--markdown", text, lambda part: part.write_text(content, encoding="utf-8"))
+        _write("--markdown", text, markdown.markdown_of(runs))
 
 
 def _names(workdirs: Sequence[Path]) -> list[str]:
@@ -74,16 +73,8 @@ def _require_writable(flag: str, path: Path) -> None:
         raise UserError(f"{flag}={path} cannot be written: {there} does not allow it")
 
 
-def _write(flag: str, path: Path, write: Callable[[Path], object]) -> None:
-    """The file has the old content or the new one at every moment."""
-    part = part_of(path, path.suffix)
-    try:
+def _write(flag: str, path: Path, content: str | Callable[[Path], object]) -> None:
+    with writing(f"{flag}={path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write(part)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-    except OSError as e:
-        raise UserError(f"{flag}={path} cannot be written: {e.strerror}") from e
+        write_atomically(path, content)
     print(path)

@@ -13,6 +13,7 @@ from imagenet_jax.data.sampler import in_steps
 from imagenet_jax.data.sources import open_source
 from imagenet_jax.debug.recipe_rows import recipe_of
 from imagenet_jax.errors import UserError, one_line
+from imagenet_jax.files import read_json_lines
 from imagenet_jax.report.images import look
 from imagenet_jax.report.records import Run
 from imagenet_jax.runtime.lock import is_training
@@ -122,22 +123,16 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; [] where there is none yet. A last line that is being written is
     left out."""
     try:
-        text = path.read_text()
+        lines = read_json_lines(path)
+        for number, values in enumerate(lines, 1):
+            if not (isinstance(values, dict) and {"step", "split"} <= values.keys()):
+                raise ValueError(f"line {number} has no step and split")
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path} cannot be read: {e}") from e
-    lines: list[dict[str, Any]] = []
-    whole = text[: text.rfind("\n") + 1]
-    for number, line in enumerate(whole.splitlines(), 1):
-        try:
-            values = strict_json.loads(line)
-            good = isinstance(values["step"], int) and isinstance(values["split"], str)
-        except (ValueError, KeyError, TypeError):
-            good = False
-        if not good:
-            raise UserError(f"{path}, line {number} is not what a run writes; remove the line")
-        lines.append(values)
+    except ValueError as e:
+        raise UserError(f"{path}, {e}; remove the line") from e
     return lines
 
 

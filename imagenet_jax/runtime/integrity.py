@@ -10,9 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
-from imagenet_jax.runtime.workdir import write_atomically
+from imagenet_jax.files import read_json, write_json
 
 FILE = "checksums.json"
 # What orbax writes or rewrites in the commit itself, after the checksums; restoring ignores it.
@@ -36,16 +35,16 @@ def write_checksums(directory: Path) -> None:
         for path in sorted(directory.rglob("*"))
         if path.is_file() and path.name not in (*_OF_THE_COMMIT, FILE)
     }
-    (directory / FILE).write_text(strict_json.dumps(record, indent=1) + "\n")
+    write_json(directory / FILE, record, indent=1)
 
 
 def add_checksum(directory: Path, name: str) -> None:
     """Add a file that was written into a complete checkpoint to its `checksums.json`."""
     path, file = directory / FILE, directory / name
     if path.exists():
-        record = strict_json.loads(path.read_text())
+        record = read_json(path)
         record[name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-        write_atomically(path, strict_json.dumps(record, indent=1) + "\n")
+        write_json(path, record, indent=1)
 
 
 def is_listed(directory: Path) -> bool:
@@ -62,7 +61,7 @@ def problems(directory: Path, item: str | None = None) -> list[str]:
     """
     path = directory / FILE
     try:
-        record: dict[str, dict[str, Any]] = strict_json.loads(path.read_text())
+        record: dict[str, dict[str, Any]] = read_json(path)
         files = {
             name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in record.items()
         }

@@ -18,7 +18,6 @@ from typing import Any
 
 from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
-from imagenet_jax.files import part_of
 
 BEAT_SECONDS = 5.0
 # Without a touch for so long, the process is gone: six are missed, more than a busy file server's.
@@ -68,9 +67,13 @@ class Lock:
             if _read(self._path) == self._mark:
                 self._path.unlink(missing_ok=True)
 
+    def _hidden(self) -> Path:
+        """Return a new name beside the file that no other process uses."""
+        return self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}")
+
     def _create(self) -> bool:
         """Whether the mark is ours now: it appears whole, or another one is there."""
-        part = part_of(self._path)
+        part = self._hidden()
         try:
             part.write_text(strict_json.dumps(self._mark) + "\n")
             os.link(part, self._path)
@@ -104,7 +107,7 @@ class Lock:
                 f"{self._path.parent}: wait for it, stop it, or use another {self._flag}"
             )
         # Renamed first: of two processes that find the same stale mark, one gets it.
-        stale = part_of(self._path)
+        stale = self._hidden()
         try:
             self._path.rename(stale)
         except FileNotFoundError:

@@ -1,6 +1,5 @@
 """The workdir: what a run writes, where, and which run may write there."""
 
-import contextlib
 import platform
 from collections.abc import Iterable
 from importlib import metadata
@@ -11,9 +10,8 @@ import jax
 from ml_collections import ConfigDict
 
 from imagenet_jax import config as config_io
-from imagenet_jax import strict_json
-from imagenet_jax.errors import UserError
-from imagenet_jax.files import part_of
+from imagenet_jax.errors import UserError, writing
+from imagenet_jax.files import read_json, write_atomically, write_json
 from imagenet_jax.runtime.machine import machine
 from imagenet_jax.runtime.processes import from_first
 from imagenet_jax.runtime.revision import revision_of
@@ -26,18 +24,6 @@ _PACKAGES = (
 SAME_IN_EVERY_PROCESS = (
     "git_revision", "git_dirty", "code_sha256", "packages", "processes", "data", "initial_weights",
 )  # fmt: skip
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file has the old content or the new one at every moment."""
-    part = part_of(path)
-    try:
-        part.write_text(text)
-        part.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
 
 
 def checked_provenance(
@@ -73,20 +59,17 @@ def claim(workdir: Path, config: ConfigDict, provenance: dict[str, Any]) -> None
     `checked_provenance` does, and if the files cannot be written.
     """
     record = checked_provenance(workdir, config, provenance)
-    try:
+    with writing(f"--workdir={workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
-        # config.json last: once it is there, everything is.
-        write_atomically(workdir / "provenance.json", strict_json.dumps(record, indent=2) + "\n")
-        write_atomically(workdir / "config.json", config_io.to_json(config))
-    except OSError as e:
-        raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
+        write_json(workdir / "provenance.json", record)
+        write_atomically(workdir / "config.json", config_io.to_json(config))  # last: all is there
 
 
 def read_provenance(workdir: Path) -> dict[str, Any]:
     """What `claim` wrote: provenance of the first start, and of later ones under "resumed"."""
     path = workdir / "provenance.json"
     try:
-        return strict_json.loads(path.read_text())
+        return read_json(path)
     except (OSError, ValueError) as e:
         raise UserError(f"{path} cannot be read ({e}); use another --workdir") from e
 
@@ -120,10 +103,8 @@ def has_checkpoint(workdir: Path) -> bool:
 
 def write_classes(workdir: Path, class_names: tuple[str, ...]) -> None:
     """classes.json: names by label, so that predictions need no data."""
-    try:
-        write_atomically(workdir / "classes.json", strict_json.dumps(class_names, indent=0) + "\n")
-    except OSError as e:
-        raise UserError(f"--workdir={workdir} cannot be written: {e.strerror}") from e
+    with writing(f"--workdir={workdir}"):
+        write_json(workdir / "classes.json", class_names, indent=0)
 
 
 def read_classes(workdir: Path) -> tuple[str, ...]:
@@ -135,7 +116,7 @@ def read_classes(workdir: Path) -> tuple[str, ...]:
 
     def read() -> list[str]:
         try:
-            return [str(name) for name in strict_json.loads(path.read_text())]
+            return [str(name) for name in read_json(path)]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, TypeError) as e:

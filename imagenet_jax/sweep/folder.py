@@ -14,7 +14,8 @@ from typing import Any
 from imagenet_jax import config as config_io
 from imagenet_jax import strict_json
 from imagenet_jax.data.sampler import in_steps
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, writing
+from imagenet_jax.files import read_json, read_json_lines, write_json
 from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.runtime.lock import is_training
 from imagenet_jax.sweep.plan import Cell, Plan, Setting, cell_of, config_of, identity
@@ -88,8 +89,7 @@ def states_of(out: Path, cells: Sequence[Cell]) -> dict[str, State]:
 def mark_failed(workdir: Path, code: int, reason: str) -> None:
     """Record that the cell's process ended with `code`; a later success outweighs it."""
     workdir.mkdir(parents=True, exist_ok=True)
-    text = strict_json.dumps({"exit_code": code, "reason": reason}) + "\n"
-    workdirs.write_atomically(workdir / "failed.json", text)
+    write_json(workdir / "failed.json", {"exit_code": code, "reason": reason}, indent=None)
 
 
 def read_plan(out: Path) -> Plan:
@@ -98,7 +98,7 @@ def read_plan(out: Path) -> Plan:
     if not path.is_file():
         raise UserError(f"no sweep.json in {out}: no sweep was run there")
     try:
-        tree = strict_json.loads(path.read_text())
+        tree = read_json(path)
         base = config_io.from_json(strict_json.dumps(tree["base"]), path)
         settings = [
             (Setting(s["name"], tuple(s["overrides"].items())), s["seeds"])
@@ -128,11 +128,9 @@ def write_plan(out: Path, plan: Plan) -> None:
         ],
         "base": plan.base.to_dict(),
     }
-    try:
+    with writing(f"--out={out}"):
         out.mkdir(parents=True, exist_ok=True)
-        workdirs.write_atomically(out / "sweep.json", strict_json.dumps(tree, indent=2) + "\n")
-    except OSError as e:
-        raise UserError(f"--out={out} cannot be written: {e.strerror}") from e
+        write_json(out / "sweep.json", tree)
 
 
 def joined(out: Path, plan: Plan) -> tuple[Plan, Plan]:
@@ -167,16 +165,10 @@ def joined(out: Path, plan: Plan) -> tuple[Plan, Plan]:
 
 def _history(path: Path) -> tuple[dict[str, Any], ...]:
     """The lines of metrics.jsonl; the last one may be half written."""
-    lines = []
     try:
-        text = path.read_text()
+        lines = read_json_lines(path, skip_damaged=True)
     except FileNotFoundError:
         return ()
-    for line in text.splitlines():
-        try:
-            lines.append(strict_json.loads(line))
-        except ValueError:
-            break
     return tuple(line for line in lines if isinstance(line, dict) and "step" in line)
 
 
@@ -190,7 +182,7 @@ def _total_steps(history: tuple[dict[str, Any], ...], epochs: float) -> int:
 
 def _reason(path: Path) -> str:
     try:
-        record = strict_json.loads(path.read_text())
+        record = read_json(path)
         return f"exit code {record['exit_code']}: {record['reason']}"
     except (OSError, ValueError, KeyError, TypeError):
         return f"{path} says so and cannot be read"

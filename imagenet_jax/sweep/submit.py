@@ -7,10 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
+from imagenet_jax.files import read_json, write_atomically, write_json
 from imagenet_jax.runtime.lock import Lock
-from imagenet_jax.runtime.workdir import write_atomically
 from imagenet_jax.sweep import folder
 from imagenet_jax.sweep.plan import Cell, Plan
 from imagenet_jax.sweep.run import command
@@ -163,7 +162,7 @@ def _slurm_queue() -> set[str]:
 
 def _read_submitted(out: Path) -> dict[str, dict[str, str]]:
     try:
-        return strict_json.loads((out / "submitted.json").read_text())
+        return read_json(out / "submitted.json")
     except FileNotFoundError:
         return {}
     except ValueError as e:
@@ -173,4 +172,4 @@ def _read_submitted(out: Path) -> dict[str, dict[str, str]]:
 def _record(out: Path, jobs: dict[str, dict[str, str]]) -> None:
     """Add jobs, as soon as they are submitted, to submitted.json."""
     known = _read_submitted(out) | jobs
-    write_atomically(out / "submitted.json", strict_json.dumps(known, indent=2) + "\n")
+    write_json(out / "submitted.json", known)

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from imagenet_jax import strict_json
 from imagenet_jax.data import pipeline
 from imagenet_jax.errors import UserError
+from imagenet_jax.files import write_json
 from imagenet_jax.runtime.integrity import RemovedCheckpoint
 from imagenet_jax.runtime.lock import is_training
 from imagenet_jax.runtime.measured import measured, result_stem, variant_of
@@ -24,7 +24,7 @@ from imagenet_jax.runtime.processes import (
     require_same,
 )
 from imagenet_jax.runtime.sharding import prefetch_to_device
-from imagenet_jax.runtime.workdir import read_config, write_atomically
+from imagenet_jax.runtime.workdir import read_config
 from imagenet_jax.training.checkpoint import open_to_read
 from imagenet_jax.training.experiment import Evaluation, make_evaluation
 from imagenet_jax.training.load_weights import known_to_file, known_to_run, place, read_file
@@ -109,7 +109,7 @@ def write_result(workdir: Path, step: int, evaluation: Evaluation, results: list
         directory = workdir / "eval"
         directory.mkdir(exist_ok=True)
         path = directory / f"{result_stem(record)}.json"
-        write_atomically(path, strict_json.dumps(record, indent=2) + "\n")
+        write_json(path, record)
 
     on_first(write)
     return record

@@ -12,10 +12,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
+from imagenet_jax.files import read_json, read_json_lines, write_json
 from imagenet_jax.runtime.processes import from_first
-from imagenet_jax.runtime.workdir import write_atomically
 from imagenet_jax.training.metrics import NonFiniteError
 
 FILE = "rewinds.json"
@@ -109,7 +108,7 @@ def _read(path: Path) -> list[list[int]]:
             [int(entry["nonfinite_step"]), int(entry["checkpoint"])]
             + [int(entry["skipped_batches"][i]) for i in range(2)]
             + [int(entry["batch_size"])]
-            for entry in strict_json.loads(path.read_text())
+            for entry in read_json(path)
         ]
     except FileNotFoundError:
         return []
@@ -138,12 +137,11 @@ def record(workdir: Path, error: NonFiniteError, checkpoint: int, config: Config
 
 def write(workdir: Path, rewinds: list[Rewind]) -> None:
     """Replace the list."""
-    text = strict_json.dumps([dataclasses.asdict(rewind) for rewind in rewinds], indent=1)
-    write_atomically(workdir / FILE, text + "\n")
+    write_json(workdir / FILE, [dataclasses.asdict(rewind) for rewind in rewinds], indent=1)
 
 
 def unrecorded(rewinds: list[Rewind], history: Path) -> list[dict[str, Any]]:
     """What metrics.jsonl does not say yet, as values of lines of the split "rewind"."""
-    lines = [strict_json.loads(line) for line in history.read_text().splitlines()]
+    lines = read_json_lines(history)
     known = sum(line["split"] == "rewind" for line in lines)
     return [dataclasses.asdict(rewind) for rewind in rewinds[known:]]

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax import models, strict_json
 from imagenet_jax.errors import UserError, expand_user, one_line
-from imagenet_jax.files import part_of
+from imagenet_jax.files import write_atomically
 from imagenet_jax.models import vgg
 from imagenet_jax.weights.identify import other_model
 from imagenet_jax.weights.weight_file_kind import kind
@@ -135,17 +135,14 @@ def save(state_dict: StateDict, path: str | Path, class_names: tuple[str, ...] =
         raise UserError(f"weights are written as .safetensors, not {path.name}")
     if not path.parent.is_dir():
         raise UserError(f"weights file {path}: the folder {path.parent} does not exist")
-    part = part_of(path)
     # safetensors writes the buffer behind an array, whatever its strides; ascontiguousarray would
     # give torch's counters, which have no axis, one.
     arrays = {k: np.asarray(v, order="C") for k, v in state_dict.items()}
     metadata = {_CLASS_NAMES: strict_json.dumps(class_names)} if class_names else None
     try:
-        # save_file would make the file its user's alone; here the umask decides.
-        part.write_bytes(safetensors_numpy.save(arrays, metadata))
-        part.replace(path)
+        # save_file would make the file readable by its owner only; here the umask decides.
+        write_atomically(path, safetensors_numpy.save(arrays, metadata))
     except (OSError, SafetensorError) as e:
-        part.unlink(missing_ok=True)
         raise UserError(f"weights file {path} cannot be written: {one_line(e)}") from e
 
 
