@@ -24,8 +24,8 @@ from imagenet_jax import cli, strict_json
 from imagenet_jax import config as config_io
 from imagenet_jax import train as loop
 from imagenet_jax.files import read_json_lines
-from imagenet_jax.runtime.sharding import batch_sharding
 from imagenet_jax.training.experiment import make_experiment
+from imagenet_jax.training.sharding import batch_sharding
 from imagenet_jax.training.state import create_state
 from imagenet_jax.training.step import compile_train_step
 

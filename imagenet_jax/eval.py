@@ -63,8 +63,8 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.classify.write_by_class import write_by_class
     from imagenet_jax.logs.tables import print_result, write_json
     from imagenet_jax.runtime import distributed
-    from imagenet_jax.runtime.measured import result_stem, why_variant
-    from imagenet_jax.runtime.processes import on_first
+    from imagenet_jax.runtime.eval_variants import explain_variant, result_stem
+    from imagenet_jax.runtime.processes import run_on_first
     from imagenet_jax.training.evaluate import evaluate_file, evaluate_workdir
     from imagenet_jax.training.load_weights import of_file, of_workdir
 
@@ -82,12 +82,12 @@ def main(argv: Sequence[str]) -> int:
         if args.json != "-":
             print_result(result, workdir, result_stem(result))
             if workdir and "variant" in result:
-                print(why_variant(workdir, result["measured"]), flush=True)
+                print(explain_variant(workdir, result["measured"]), flush=True)
         if args.json:
             write_json(result, args.json)
 
     for result in results:
-        on_first(functools.partial(tell, result))
+        run_on_first(functools.partial(tell, result))
         if args.by_class is not None:
             if workdir:
                 weights = of_workdir(workdir, str(result["step"]), overrides)

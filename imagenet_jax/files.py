@@ -1,6 +1,7 @@
-"""Files that are replaced as a whole, and JSON-lines files."""
+"""Atomic writes, JSON files, JSON-lines files and hashes."""
 
 import contextlib
+import hashlib
 import os
 import secrets
 from collections.abc import Callable
@@ -67,6 +68,14 @@ def read_json_lines(path: Path, *, skip_damaged: bool = False) -> list[Any]:
             if line.endswith("\n") and not skip_damaged:
                 raise ValueError(f"line {number}: {e}") from e
     return values
+
+
+def hash_texts(*texts: str) -> str:
+    """Return 16 hexadecimal digits that identify `texts`, given in this order."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()[:16]
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -34,10 +34,10 @@ from imagenet_jax.logs.saver import Saver
 from imagenet_jax.logs.services import require_services
 from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.runtime import xla
+from imagenet_jax.runtime.integrity import set_aside_damaged
 from imagenet_jax.runtime.lock import Lock
-from imagenet_jax.runtime.processes import StopAgreement, is_first, on_first, require_same
-from imagenet_jax.runtime.recovery import set_aside_damaged
-from imagenet_jax.runtime.sharding import AHEAD, prefetch_to_device
+from imagenet_jax.runtime.processes import StopAgreement, is_first, require_same, run_on_first
+from imagenet_jax.runtime.provenance import SAME_IN_EVERY_PROCESS, collect_provenance
 from imagenet_jax.runtime.signals import StopRequested, StopSignal
 from imagenet_jax.runtime.watchdog import Watchdog
 from imagenet_jax.training import rewind
@@ -53,6 +53,7 @@ from imagenet_jax.training.init_weights import (
 )
 from imagenet_jax.training.metrics import NonFiniteError
 from imagenet_jax.training.optim import peak_learning_rate
+from imagenet_jax.training.sharding import AHEAD, prefetch_to_device
 from imagenet_jax.training.state import TrainState, count_parameters, create_state
 from imagenet_jax.training.step import compile_train_step
 
@@ -80,28 +81,28 @@ def train(
     the loss, a gradient or a parameter left the numbers, with the last good checkpoint in place
     (config.nonfinite may go back to it first).
     """
-    on_first(functools.partial(require_services, config))
+    run_on_first(functools.partial(require_services, config))
     run = make_experiment(config)
     initial = None if workdirs.has_checkpoint(workdir) else read_initial_weights(config)
-    provenance = workdirs.provenance_of(run.fingerprints)
+    provenance = collect_provenance(run.fingerprints)
     if initial:
         require_its_classes(initial, run.source)
         provenance["initial_weights"] = {"file": config.init.weights, "sha256": initial.sha256}
-    everywhere = {name: provenance.get(name) for name in workdirs.SAME_IN_EVERY_PROCESS}
+    everywhere = {name: provenance.get(name) for name in SAME_IN_EVERY_PROCESS}
     require_same({"config": config_io.to_json(config)} | everywhere)
     with StopSignal() as stop, contextlib.ExitStack() as stack:
 
         def lock() -> None:
             stack.enter_context(Lock(workdir))
-            workdirs.checked_provenance(workdir, config, provenance)
+            workdirs.check_start(workdir, config, provenance)
             for note in set_aside_damaged(workdir, strict=strict_restore):
                 print(note)
 
         def claim() -> None:
-            workdirs.claim(workdir, config, provenance)
+            workdirs.record_start(workdir, config, provenance)
             workdirs.write_classes(workdir, run.source.class_names)
 
-        on_first(lock)
+        run_on_first(lock)
         stack.enter_context(xla.keep_programs(workdir / "compiled"))
         checkpoints = Checkpoints(
             workdir / "checkpoints",
@@ -111,7 +112,8 @@ def train(
         try:
             with Watchdog(config.log.watchdog_seconds) as watchdog:
                 start = _start(run, workdir, checkpoints, initial)
-                on_first(claim)  # a start that was refused until here has changed none of its files
+                # Not earlier: a refused start changes no file.
+                run_on_first(claim)
                 while True:
                     try:
                         parts = (workdir, checkpoints, provenance, stop, watchdog, initial)
@@ -121,7 +123,7 @@ def train(
                             raise
                         checkpoints.wait()
                         last = max(checkpoints.steps(), default=0)
-                        on_first(functools.partial(rewind.record, workdir, e, last, config))
+                        run_on_first(functools.partial(rewind.record, workdir, e, last, config))
                         start = _start(run, workdir, checkpoints, initial)
         finally:
             checkpoints.close()

@@ -164,6 +164,7 @@ def saved_run(tmp_path_factory, digits_path):
     import numpy as np
 
     from imagenet_jax.runtime import workdir as workdirs
+    from imagenet_jax.runtime.provenance import collect_provenance
     from imagenet_jax.training.checkpoint import Checkpoints, Position
     from imagenet_jax.training.data_position import get_data_position
     from imagenet_jax.training.experiment import make_experiment
@@ -177,7 +178,7 @@ def saved_run(tmp_path_factory, digits_path):
 
     state = jax.tree.map(draw, run.abstract).replace(step=jax.numpy.int32(3))
     workdir = tmp_path_factory.mktemp("saved") / "run"
-    workdirs.claim(workdir, config, workdirs.provenance_of(run.fingerprints))
+    workdirs.record_start(workdir, config, collect_provenance(run.fingerprints))
     workdirs.write_classes(workdir, run.source.class_names)
     checkpoints = Checkpoints(workdir / "checkpoints")
     position = Position(data=get_data_position(run.sampler, 3), interval={})

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from imagenet_jax import train
-from imagenet_jax.runtime.sharding import make_mesh, replicated
 from imagenet_jax.training import experiment
+from imagenet_jax.training.sharding import make_mesh, replicated
 from imagenet_jax.training.state import TrainState
 
 

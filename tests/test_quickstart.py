@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from imagenet_jax import config as config_io
-from imagenet_jax.runtime.sharding import make_mesh
 from imagenet_jax.training.checkpoint import Checkpoints
 from imagenet_jax.training.experiment import make_experiment
+from imagenet_jax.training.sharding import make_mesh
 
 
 def _start(run_module, workdir, data, *more):

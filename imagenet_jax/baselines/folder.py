@@ -27,7 +27,7 @@ class Baseline:
 
     Attributes:
       config: that trained it.
-      provenance: what else the numbers depend on; see `training.workdir.provenance_of`.
+      provenance: what else the numbers depend on; see `provenance.collect_provenance`.
       metrics: the lines of metrics.jsonl.
       results: {checkpoint, split, results: [{weights, count, top1, top5, loss}], by_class}; the
         first of the results is that of the published weights.

@@ -18,7 +18,7 @@ from imagenet_jax.baselines.folder import (
     WEIGHTS,
     Baseline,
 )
-from imagenet_jax.runtime.revision import code_name
+from imagenet_jax.runtime.provenance import describe_code
 
 _CLASSES = 10  # shown; results.json has all
 _Z = 1.959964  # of a 95 % interval
@@ -98,7 +98,7 @@ def _reproduce(baseline: Baseline, folder: Path) -> list[str]:
     steps = len(baseline.fingerprint["first_steps"])
     starts = [made_by, *made_by.get("resumed", [])]
     dirty = any(start["git_dirty"] for start in starts)
-    revisions = dict.fromkeys(code_name(start) or "unknown" for start in starts)
+    revisions = dict.fromkeys(describe_code(start) or "unknown" for start in starts)
     code = ", ".join(f"`{_escape(revision)}`" for revision in revisions)
     cpu = made_by.get("machine", {}).get("cpu", {})
     devices = made_by["devices"]

@@ -20,9 +20,9 @@ from imagenet_jax.debug.recipe_rows import recipe_of
 from imagenet_jax.errors import UserError
 from imagenet_jax.logs.recorder import FIRST_STEPS
 from imagenet_jax.runtime import workdir as workdirs
+from imagenet_jax.runtime.eval_variants import require_run_settings
 from imagenet_jax.runtime.lock import is_training
-from imagenet_jax.runtime.measured import require_own_settings
-from imagenet_jax.runtime.revision import ROOT, revision_of
+from imagenet_jax.runtime.provenance import ROOT, collect_provenance, find_revision
 from imagenet_jax.training.checkpoint import open_to_read
 from imagenet_jax.training.evaluate import evaluate_workdir
 from imagenet_jax.training.experiment import Experiment, make_experiment
@@ -62,7 +62,7 @@ def publish(
         raise UserError(f"--out={out} is there already: publish under another name, or remove it")
     if not out.resolve().name:
         raise UserError(f"--out={out} has no name; use baselines/NAME")
-    require_own_settings(workdir, overrides, "publish")
+    require_run_settings(workdir, overrides, "publish")
     config = workdirs.read_config(workdir)
     provenance = workdirs.read_provenance(workdir)
     if is_training(workdir):
@@ -91,7 +91,7 @@ def publish(
         "weights": {"checkpoint": step, "weights": results["results"][0]["weights"]}
         | checksums(tensors),
     }
-    here = workdirs.provenance_of(run.fingerprints)
+    here = collect_provenance(run.fingerprints)
     files = {
         baseline.CONFIG: config_io.to_json(config),
         baseline.PROVENANCE: strict_json.dumps(provenance | {"published_with": here}, indent=2)
@@ -126,7 +126,7 @@ def publish(
 def _require_known_code(workdir: Path, provenance: dict[str, Any]) -> None:
     """UserError unless one committed revision trained the run, and none is changed here."""
     way_out = "or publish with --allow_dirty, which the model card will say"
-    here = revision_of(CHECKOUT)
+    here = find_revision(CHECKOUT)
     if here.get("git_untracked"):
         raise UserError(f"git does not know {here['git_untracked'][0]}: commit it, {way_out}")
     if here["git_dirty"]:

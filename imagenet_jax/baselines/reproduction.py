@@ -18,7 +18,7 @@ from imagenet_jax.baselines.checksums import checksums
 from imagenet_jax.baselines.folder import Baseline
 from imagenet_jax.errors import UserError, writing
 from imagenet_jax.files import read_json, write_json
-from imagenet_jax.runtime import workdir as workdirs
+from imagenet_jax.runtime.provenance import collect_provenance
 from imagenet_jax.training.evaluate import evaluate_workdir
 from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.init_weights import read_initial_weights
@@ -67,7 +67,7 @@ def reproduce(
     config = _config_of(published, overrides)
     fingerprints = make_experiment(config).fingerprints
     _require_same_data(published, config, fingerprints)
-    here = workdirs.provenance_of(fingerprints)
+    here = collect_provenance(fingerprints)
     different = environment_differences(published.provenance, here)
     before, now = config_io.flatten(published.config), config_io.flatten(config)
     different += [(f, before[f], now[f]) for f in _ROUNDING if before[f] != now[f]]

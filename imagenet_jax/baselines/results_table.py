@@ -7,7 +7,7 @@ from imagenet_jax.baselines import folder as baseline
 from imagenet_jax.baselines.folder import Baseline
 from imagenet_jax.errors import UserError, writing
 from imagenet_jax.files import write_atomically
-from imagenet_jax.runtime.revision import code_name
+from imagenet_jax.runtime.provenance import describe_code
 from imagenet_jax.training import optim
 
 BEGIN = "<!-- results: python -m imagenet_jax.publish --table -->"
@@ -78,7 +78,7 @@ def _row(published: Baseline, folder: str) -> tuple[str, ...]:
         first["weights"],
         _device(published),
         _speed(published),
-        f"`{code_name(made_by, 7) or 'unknown'}`{' + changes' * dirty}",
+        f"`{describe_code(made_by, 7) or 'unknown'}`{' + changes' * dirty}",
     )
 
 

@@ -16,9 +16,9 @@ from imagenet_jax.data import decode, pipeline
 from imagenet_jax.data.loose_images import LooseImage
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import xla
-from imagenet_jax.runtime.sharding import batch_sharding, replicated
 from imagenet_jax.training.experiment import make_evaluation
 from imagenet_jax.training.load_weights import Weights
+from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import graph_of
 from imagenet_jax.training.step import predict
 

@@ -6,7 +6,7 @@ from imagenet_jax.classify.by_class import by_class, draw_confusion, print_by_cl
 from imagenet_jax.classify.images import predict_split
 from imagenet_jax.errors import writing
 from imagenet_jax.files import write_atomically, write_json
-from imagenet_jax.runtime.processes import on_first
+from imagenet_jax.runtime.processes import run_on_first
 from imagenet_jax.training.load_weights import Weights
 
 
@@ -28,4 +28,4 @@ def write_by_class(weights: Weights, directory: Path, stem: str) -> None:
             write_atomically(picture, lambda part: draw_confusion(report, part))
         print(f"by class: {table}  confusions: {picture}", flush=True)
 
-    on_first(write)
+    run_on_first(write)

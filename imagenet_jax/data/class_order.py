@@ -8,7 +8,7 @@ import numpy as np
 from imagenet_jax import strict_json
 from imagenet_jax.data.tfds_format import Record
 from imagenet_jax.errors import UserError, expand_user
-from imagenet_jax.fingerprint import fingerprint_of
+from imagenet_jax.files import hash_texts
 
 if TYPE_CHECKING:
     from imagenet_jax.data.sources import Source
@@ -24,7 +24,7 @@ class Reordered:
     def __init__(self, source: "Source", class_names: Sequence[str], numbers: Sequence[int]):
         self._source, self.name = source, source.name
         self.class_names, self.class_numbers = tuple(class_names), tuple(numbers)
-        self.fingerprint = fingerprint_of(source.fingerprint, *class_names)
+        self.fingerprint = hash_texts(source.fingerprint, *class_names)
         new = {name: label for label, name in enumerate(class_names)}
         self._new = np.array([new[name] for name in source.class_names], np.int32)
 

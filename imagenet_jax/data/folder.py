@@ -12,7 +12,7 @@ from imagenet_jax.data.stored_image import StoredImage, read_image
 from imagenet_jax.data.tfds_format import Record
 from imagenet_jax.data.walk import IMAGE_SUFFIXES, is_utf8
 from imagenet_jax.errors import UserError
-from imagenet_jax.fingerprint import fingerprint_of
+from imagenet_jax.files import hash_texts
 
 
 class LayoutSource:
@@ -22,7 +22,7 @@ class LayoutSource:
         """With `images`, these of the split's images only."""
         images = split.images if images is None else images
         self.name, self.class_names = split.name or str(split.root), split.class_names
-        self.fingerprint = fingerprint_of(*(_identity(image, split) for image in images))
+        self.fingerprint = hash_texts(*(_identity(image, split) for image in images))
         self._root = split.root
         # Arrays, because a list of a million tuples takes ten times the memory.
         shards = sorted({image.shard for image in images})

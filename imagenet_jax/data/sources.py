@@ -17,7 +17,7 @@ from imagenet_jax.data.folder import LayoutSource, open_held_out, open_layout
 from imagenet_jax.data.recognize import recognize
 from imagenet_jax.data.tfds_format import Record, parse
 from imagenet_jax.errors import UserError, expand_user, one_line, reading_files
-from imagenet_jax.fingerprint import fingerprint_of
+from imagenet_jax.files import hash_texts
 
 
 class Source(Protocol):
@@ -139,7 +139,7 @@ class Subset:
         self.name = f"{source.name} ({len(self._indices)} of {len(source)} records)"
         self.class_names = source.class_names
         self.class_numbers = getattr(source, "class_numbers", ())
-        self.fingerprint = fingerprint_of(source.fingerprint, self._indices.tobytes().hex())
+        self.fingerprint = hash_texts(source.fingerprint, self._indices.tobytes().hex())
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -206,7 +206,7 @@ def open_tfds(path: Path, split: str) -> ArrayRecordSource:
         raise UserError(f"{path} lacks {len(missing)} of {len(shards)} shards, first {missing[0]}")
     lengths = list(info.splits[split].shard_lengths)
     sizes = [Path(p).stat().st_size for p in shards]
-    fingerprint = fingerprint_of(
+    fingerprint = hash_texts(
         (path / "features.json").read_text(),
         split,
         strict_json.dumps([lengths, sizes]),
@@ -232,7 +232,7 @@ class SyntheticSource:
     def __init__(self, split: str, images: int, classes: int, height: int, width: int):
         self.name = f"synthetic {split}"
         self.class_names = tuple(f"class {i}" for i in range(classes))
-        self.fingerprint = fingerprint_of(split, str(images), str(classes), str(height), str(width))
+        self.fingerprint = hash_texts(split, str(images), str(classes), str(height), str(width))
         self._length = images
         rng = np.random.default_rng(0)
         self._encoded = [self._draw(rng, height, width) for _ in range(self._DISTINCT)]

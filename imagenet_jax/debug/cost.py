@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from imagenet_jax.data.sampler import in_steps
-from imagenet_jax.runtime.sharding import batch_sharding, check_batch_size, make_mesh
 from imagenet_jax.training import ema, optim
 from imagenet_jax.training.fine_tuning import fine_tuning_of
+from imagenet_jax.training.sharding import batch_sharding, check_batch_size, make_mesh
 from imagenet_jax.training.state import TrainState, abstract_state, create_state, graph_of
 from imagenet_jax.training.step import compile_train_step
 

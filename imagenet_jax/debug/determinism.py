@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from imagenet_jax.debug.nans import Step
 from imagenet_jax.errors import UserError
-from imagenet_jax.runtime.sharding import replicated
 from imagenet_jax.training.experiment import Experiment
+from imagenet_jax.training.sharding import replicated
 from imagenet_jax.training.state import TrainState, copy_state
 
 _ADVICE = (

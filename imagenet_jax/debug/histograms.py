@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from imagenet_jax.logs.recorder import Recorder
 from imagenet_jax.logs.writers import Histogram
 from imagenet_jax.runtime import xla
-from imagenet_jax.runtime.sharding import batch_sharding, replicated
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.layer_groups import named_groups
+from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import TrainState
 from imagenet_jax.training.step import Batch, gradient
 

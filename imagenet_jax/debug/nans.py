@@ -13,8 +13,8 @@ from jax.experimental import checkify
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import xla
-from imagenet_jax.runtime.sharding import batch_sharding, replicated
 from imagenet_jax.training.experiment import Experiment
+from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import TrainState, copy_state
 from imagenet_jax.training.step import Batch, Scalars, train_step
 

@@ -12,9 +12,9 @@ from imagenet_jax.data import augment, pipeline
 from imagenet_jax.debug.image_grid import captioned, grid
 from imagenet_jax.logs.recorder import Recorder
 from imagenet_jax.runtime import xla
-from imagenet_jax.runtime.sharding import batch_sharding, prefetch_to_device, replicated
 from imagenet_jax.training.evaluate import Watched
 from imagenet_jax.training.experiment import Evaluation, Experiment
+from imagenet_jax.training.sharding import batch_sharding, prefetch_to_device, replicated
 from imagenet_jax.training.state import TrainState
 from imagenet_jax.training.step import predict, step_keys
 

@@ -19,7 +19,7 @@ from imagenet_jax.logs.peak_flops import peak_flops
 from imagenet_jax.logs.services import service_writers
 from imagenet_jax.logs.throughput import Throughput
 from imagenet_jax.logs.writers import Histogram, JsonlWriter, Writers
-from imagenet_jax.runtime.processes import from_first, gather_names, is_first
+from imagenet_jax.runtime.processes import gather_names, is_first, run_on_first
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.metrics import Interval, MetricWindow
 
@@ -182,7 +182,7 @@ class Recorder:
 
     def has_evaluation(self, step: int) -> bool:
         """Return whether metrics.jsonl has the evaluation of `step` from an earlier start."""
-        return from_first(lambda: step in self._evaluated)
+        return run_on_first(lambda: step in self._evaluated)
 
     def interval(self) -> dict[str, Any]:
         """The sums of the interval under way, to be saved with a checkpoint after `report`."""

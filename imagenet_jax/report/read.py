@@ -16,8 +16,8 @@ from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.files import read_json_lines
 from imagenet_jax.report.images import look
 from imagenet_jax.report.records import Run
+from imagenet_jax.runtime.eval_variants import is_variant, require_run_settings, run_settings
 from imagenet_jax.runtime.lock import is_training
-from imagenet_jax.runtime.measured import is_own, own_measured, require_own_settings
 from imagenet_jax.runtime.workdir import has_checkpoint, read_config
 from imagenet_jax.training.checkpoint import open_to_read
 from imagenet_jax.training.experiment import Experiment, make_experiment
@@ -39,7 +39,7 @@ def read_run(
     Raises UserError where `workdir` is not one, or its files are damaged.
     """
     overrides = list(overrides)
-    require_own_settings(workdir, overrides, "report")
+    require_run_settings(workdir, overrides, "report")
     config = read_config(workdir)
     metrics = _read_metrics(workdir / "metrics.jsonl")
     evaluations = _evaluations(workdir, metrics)
@@ -51,7 +51,7 @@ def read_run(
             raise UserError(f"no checkpoint in {workdir} yet: train on, then make the report again")
         step = open_to_read(workdir, here).find(checkpoint)
         weights = of_workdir(workdir, str(step), overrides)
-        predicted, explained = look(weights, step, own_measured(workdir)["data"])
+        predicted, explained = look(weights, step, run_settings(workdir)["data"])
     except UserError as e:
         missing = _with_way_out(one_line(e, length=None))
         if checkpoint not in ("latest", "best") and "--checkpoint=" in missing:
@@ -146,7 +146,7 @@ def _evaluations(workdir: Path, metrics: list[dict[str, Any]]) -> list[dict[str,
         if not path.stem.isdecimal():
             continue  # a variant, or by class
         record = _read_object(path)
-        if not is_own(workdir, record):
+        if is_variant(workdir, record):
             continue
         for one in (record, *record.get("also", [])):
             whole = {name: one.get(name, record.get(name)) for name in _EVALUATION}

@@ -1,7 +1,7 @@
-"""Whether the files of a checkpoint are those that were written: sha256 of each, beside them.
+"""Checksums of checkpoints: write them, verify files, and set damaged checkpoints aside.
 
-`checksums.json` is written into a checkpoint before it is committed by its rename, so that a
-complete checkpoint has one. Without it the files cannot be verified, which counts as damage.
+`checksums.json` is written into a checkpoint before the rename that commits it, so that every
+complete checkpoint has one. A checkpoint without it cannot be verified and counts as damaged.
 """
 
 import hashlib
@@ -14,10 +14,9 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.files import read_json, write_json
 
 FILE = "checksums.json"
-# What orbax writes or rewrites in the commit itself, after the checksums; restoring ignores it.
-_OF_THE_COMMIT = ("commit_success.txt", "_CHECKPOINT_METADATA")
-
-# A removal under way takes a file away in that time.
+# Files that orbax writes while committing, after the checksums; restoring does not read them.
+_WRITTEN_BY_COMMIT = ("commit_success.txt", "_CHECKPOINT_METADATA")
+# A removal in progress deletes at least one file in this time.
 _REMOVAL_SECONDS = 0.5
 
 
@@ -29,35 +28,33 @@ class RemovedCheckpoint(UserError):
 
 
 def write_checksums(directory: Path) -> None:
-    """Hash every file below `directory` into its `checksums.json`."""
+    """Write `checksums.json` with the size and SHA-256 of every file below `directory`."""
     record = {
-        str(path.relative_to(directory)): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        str(path.relative_to(directory)): _entry(path)
         for path in sorted(directory.rglob("*"))
-        if path.is_file() and path.name not in (*_OF_THE_COMMIT, FILE)
+        if path.is_file() and path.name not in (*_WRITTEN_BY_COMMIT, FILE)
     }
     write_json(directory / FILE, record, indent=1)
 
 
 def add_checksum(directory: Path, name: str) -> None:
-    """Add a file that was written into a complete checkpoint to its `checksums.json`."""
-    path, file = directory / FILE, directory / name
-    if path.exists():
-        record = read_json(path)
-        record[name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-        write_json(path, record, indent=1)
+    """Add the file `name`, written into a complete checkpoint, to its `checksums.json`."""
+    if has_checksums(directory):
+        record = read_json(directory / FILE) | {name: _entry(directory / name)}
+        write_json(directory / FILE, record, indent=1)
 
 
-def is_listed(directory: Path) -> bool:
-    """Whether the checkpoint `directory` has its list of checksums."""
+def has_checksums(directory: Path) -> bool:
+    """Return whether the checkpoint `directory` has a `checksums.json`."""
     return (directory / FILE).exists()
 
 
-def problems(directory: Path, item: str | None = None) -> list[str]:
-    """One line per file that is not as it was written: its path, and what is wrong with it.
+def find_problems(directory: Path, item: str | None = None) -> list[str]:
+    """Return one line for each damaged file: its path and what is wrong with it.
 
     Args:
       directory: a complete checkpoint.
-      item: look at this item of it alone ("weights", "optimizer", ...).
+      item: check only this item of it ("weights", "optimizer", ...).
     """
     path = directory / FILE
     try:
@@ -69,31 +66,29 @@ def problems(directory: Path, item: str | None = None) -> list[str]:
         return [f"{path} is missing: the checkpoint cannot be verified"]
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as e:
         return [f"{path} cannot be read ({e})"]
-    found = []
-    for name, (size, digest) in files.items():
-        if item is not None and not name.startswith(f"{item}/"):
-            continue
-        wrong = _compare(directory / name, size, digest)
-        if wrong:
-            found.append(f"{directory / name} {wrong}")
-    return found
+    return [
+        f"{directory / name} {problem}"
+        for name, (size, digest) in files.items()
+        if item is None or name.startswith(f"{item}/")
+        if (problem := _find_problem(directory / name, size, digest))
+    ]
 
 
-def state_of(directory: Path, item: str) -> tuple[str, str]:
-    """Return "intact", "damaged", "unverified" or "removed" for an item, and a line that says why.
+def check_item(directory: Path, item: str) -> tuple[str, str]:
+    """Return "intact", "damaged", "unverified" or "removed", and a line that explains it.
 
-    "unverified": checksums.json is lost. "removed": the checkpoint is gone, or is being removed.
+    "unverified": checksums.json is lost. "removed": the checkpoint is, or is being, removed.
     """
-    found = problems(directory, item)
+    found = find_problems(directory, item)
     if not found:
         return "intact", ""
     if is_being_removed(directory):
         return "removed", ""
-    return ("damaged" if is_listed(directory) else "unverified"), found[0]
+    return ("damaged" if has_checksums(directory) else "unverified"), found[0]
 
 
 def is_being_removed(directory: Path) -> bool:
-    """Whether a checkpoint is gone, or goes: its files vanish one by one, its folder last."""
+    """Return whether a checkpoint is gone or losing its files; its folder disappears last."""
     before = None
     while directory.exists():
         files = sum(len(names) for _, _, names in os.walk(directory))
@@ -104,13 +99,82 @@ def is_being_removed(directory: Path) -> bool:
     return True
 
 
-def _compare(path: Path, size: int, digest: str) -> str | None:
+def set_aside_damaged(workdir: Path, *, strict: bool = False) -> list[str]:
+    """Move damaged checkpoints to `damaged/`, so that training continues from an intact one.
+
+    The newest intact checkpoint is verified completely; of older ones only the metrics, which
+    choose the best. If no checkpoint can be verified, training continues from the newest one
+    without checksums.json.
+
+    Call it before `Checkpoints` is made and, in a run of several processes, only on process 0.
+
+    Args:
+      strict: raise UserError instead of moving anything.
+
+    Returns:
+      One line for the console for each damaged file.
+
+    Raises UserError if no checkpoint is left; nothing is moved then.
+    """
+    directory = workdir / "checkpoints"
+    steps = sorted((int(p.name) for p in directory.glob("*") if p.name.isdecimal()), reverse=True)
+    damaged: dict[int, list[str]] = {}
+    intact: int | None = None
+    for step in steps:
+        path = directory / str(step)
+        found = find_problems(path, None if intact is None else "metrics")
+        if not found:
+            intact = step if intact is None else intact
+            continue
+        # An older checkpoint without checksums is the rest of a removal that was killed.
+        if strict and (intact is None or has_checksums(path)):
+            raise UserError(
+                f"{found[0]}; without --strict_restore the checkpoint is set aside and training "
+                "continues from the one before it"
+            )
+        damaged[step] = found
+    notes: list[str] = []
+    if steps and intact is None:
+        unverified = [step for step in damaged if not has_checksums(directory / str(step))]
+        if not unverified:
+            raise UserError(
+                f"no checkpoint of {directory} is intact ({damaged[steps[0]][0]}); start again in "
+                "another --workdir"
+            )
+        (problem,) = damaged.pop(unverified[0])
+        notes.append(
+            f"damaged: {problem}; no verified checkpoint is left; training continues from this one"
+        )
+    for step, found in damaged.items():
+        target = _free_name(workdir / "damaged", step)
+        try:
+            target.parent.mkdir(exist_ok=True)
+            (directory / str(step)).rename(target)
+        except OSError as e:
+            raise UserError(f"{found[0]}, and it cannot be moved to {target}: {e.strerror}") from e
+        notes += [f"damaged: {problem}; checkpoint moved to {target}" for problem in found]
+    return notes
+
+
+def _free_name(directory: Path, step: int) -> Path:
+    path, count = directory / str(step), 1
+    while path.exists():
+        count += 1
+        path = directory / f"{step}.{count}"
+    return path
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _find_problem(path: Path, size: int, digest: str) -> str | None:
     try:
         found = path.stat().st_size
         if found != size:
             return f"has {found:,} bytes instead of {size:,}"
         if _sha256(path) != digest:
-            return "has other bytes than were written (sha256 differs)"
+            return "has different content than was written (sha256 differs)"
     except FileNotFoundError:
         return "is missing"
     except OSError as e:

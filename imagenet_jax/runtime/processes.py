@@ -1,4 +1,4 @@
-"""What the processes of a run have to agree on: one workdir, one config, one moment to stop."""
+"""Agreement between the processes of a run: decisions of process 0, equal inputs, when to stop."""
 
 import contextvars
 import hashlib
@@ -10,84 +10,76 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
-from imagenet_jax.runtime.sharding import batch_sharding, replicated
 
-_EVERY = 4  # steps from one question to the next; the answer is used that many steps later
+# Steps between two reductions of the stop signals, and the steps until one's result is read.
+_STOP_PERIOD = 4
 
-# Set while process 0 decides, which the others do not: what it calls must not wait for them.
-_deciding = contextvars.ContextVar("_deciding", default=False)
+# True while process 0 runs a function that the others do not: it must not wait for them.
+_alone = contextvars.ContextVar("_alone", default=False)
 
 
 def count() -> int:
-    """Return the number of processes; devices are left alone if this one has joined no others."""
+    """Return the number of processes, without initializing devices if there is only this one."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this process writes: True in exactly one process."""
+    """Return whether this is process 0, the one that writes."""
     return count() == 1 or jax.process_index() == 0
 
 
-def from_first(decide: Callable[[], Any]) -> Any:
-    """Return in every process what `decide` returns on process 0: any value that JSON can hold.
+def run_on_first(function: Callable[[], Any]) -> Any:
+    """Call `function` on process 0 only and return its result, a JSON value, in every process.
 
-    If `decide` fails there, all fail. Every process must call it. Nested calls run `decide`
-    directly.
+    If it raises there, every process fails. Every process must make the call. Within `function`,
+    such calls run directly.
 
-    Every decision that is read from files goes through here, for a workdir may look different on
-    each host: listings are cached, files change in between, and one of them may not be shared.
-      training      has_checkpoint (whether initial weights are read), the lock, the check of
-                    config.json and provenance.json, set_aside_damaged, torn compiled programs, the
-                    step and the position in the data that it continues from, rewinds.json, whether
-                    a step is saved already, and whether it was saved at all
-      evaluation    config.json, classes.json, "latest", "best" and --follow's next step and end,
-                    whether a checkpoint is damaged, unverified or removed
-    What each process reads by itself (data, config, code, weights files) `require_same` compares.
+    Every decision based on files goes through this function, because a workdir may look different
+    on each host: listings are cached, files change in between, or a directory is not shared. These
+    are the lock, the checks of config.json and provenance.json, classes.json, rewinds.json, which
+    checkpoints exist and are intact, the step and data position to continue from, and the steps
+    that an evaluation follows. What each process reads itself (data, config, code, weights files)
+    is compared by `require_same`.
     """
-    if count() == 1 or _deciding.get():
-        return decide()
+    if count() == 1 or _alone.get():
+        return function()
     error: BaseException | None = None
     text = b""
     if is_first():
-        within = _deciding.set(True)
+        token = _alone.set(True)
         try:
-            text = strict_json.dumps(decide()).encode()
-        except BaseException as e:  # told to the others first, then raised again
+            text = strict_json.dumps(function()).encode()
+        except BaseException as e:  # raised again after the other processes know
             error = e
         finally:
-            _deciding.reset(within)
+            _alone.reset(token)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(-1 if error else len(text))))
     if error is not None:
         raise error
     if size < 0:
-        raise UserError("process 0 gave up; its own message says why")
-    # Of few lengths, for a program is compiled for each.
+        raise UserError("process 0 failed; see its error message")
+    # Padded to a power of two: a program is compiled for each length.
     padded = np.zeros(1 << max(size - 1, 63).bit_length(), np.uint8)
     padded[: len(text)] = np.frombuffer(text, np.uint8)
     return strict_json.loads(multihost_utils.broadcast_one_to_all(padded)[:size].tobytes())
 
 
-def on_first(action: Callable[[], None]) -> None:
-    """Run `action` on process 0 while the others wait; if it fails there, all fail."""
-    from_first(action)
+def require_same(values: Mapping[str, Any]) -> None:
+    """Raise a UserError that names the first entry of `values` that differs between processes.
 
-
-def require_same(what: Mapping[str, Any]) -> None:
-    """UserError naming the first entry of `what` that is not the same in every process.
-
-    Values are anything that JSON can hold.
+    The values are JSON values.
     """
     if count() == 1:
         return
     digests = np.stack(
-        [_digest(strict_json.dumps(value, sort_keys=True)) for value in what.values()]
+        [_digest(strict_json.dumps(value, sort_keys=True)) for value in values.values()]
     )
-    gathered = multihost_utils.process_allgather(digests)  # [processes, entries, bytes]
-    for i, name in enumerate(what):
+    gathered = multihost_utils.process_allgather(digests)  # u8[processes, entries, 32]
+    for i, name in enumerate(values):
         differ = np.flatnonzero((gathered[:, i] != gathered[0, i]).any(axis=-1))
         if len(differ):
             raise UserError(
@@ -101,7 +93,7 @@ def _digest(text: str) -> np.ndarray:
 
 
 def gather_names(names: list[str]) -> list[str]:
-    """The names of all processes, in the order of processes; every process must call it."""
+    """Return the names of all processes, in process order. Every process must call it."""
     if count() == 1:
         return names
     mine = np.frombuffer(strict_json.dumps(names).encode(), np.uint8)
@@ -114,25 +106,30 @@ def gather_names(names: list[str]) -> list[str]:
 
 
 class StopAgreement:
-    """The signal to stop by, at the same step in every process although one alone received it.
+    """Lets all processes stop at the same step for a signal that any of them received.
 
-    Asking is a reduction on the devices that nobody waits for; its answer is read some steps later.
+    The signals are reduced on the devices while training continues; the result is read some steps
+    later.
     """
 
     def __init__(self, mesh: Mesh):
-        self._sharding = batch_sharding(mesh)
-        self._largest = jax.jit(jnp.max, out_shardings=replicated(mesh))
-        self._asked: deque[jax.Array] = deque()
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        replicated = NamedSharding(mesh, PartitionSpec())
+        self._largest = jax.jit(jnp.max, out_shardings=replicated)
+        self._pending: deque[jax.Array] = deque()
 
     def __call__(self, step: int, received: int | None) -> int | None:
-        """The agreed signal's number, or None; `received` is this process's. Call at every step."""
+        """Return the number of the agreed signal, or None. Every process calls it at every step.
+
+        `received` is the signal of this process.
+        """
         if count() == 1:
             return received
-        if step % _EVERY:
+        if step % _STOP_PERIOD:
             return None
         mine = np.full(jax.local_device_count(), received or 0, np.int32)
-        flags = jax.make_array_from_process_local_data(self._sharding, mine)
-        self._asked.append(self._largest(flags))
-        if len(self._asked) < 2:
+        signals = jax.make_array_from_process_local_data(self._sharding, mine)
+        self._pending.append(self._largest(signals))
+        if len(self._pending) < 2:
             return None
-        return int(self._asked.popleft()) or None
+        return int(self._pending.popleft()) or None

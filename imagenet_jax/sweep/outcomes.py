@@ -7,7 +7,7 @@ from typing import Any
 from imagenet_jax import config as config_io
 from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
-from imagenet_jax.runtime.revision import code_name
+from imagenet_jax.runtime.provenance import describe_code
 from imagenet_jax.sweep import folder
 from imagenet_jax.sweep.compare import Line, Outcome, compare
 from imagenet_jax.sweep.plan import Cell, Plan, short, shown
@@ -128,7 +128,7 @@ def _notes(
             at = f" at step {state.step} of {state.total}" if state.total else ""
             notes.append(f"{state.kind}: {cell.name}{at}")
     finished = [cell for cell in plan.cells if states[cell.name].kind == folder.FINISHED]
-    revisions = {code_name(_provenance(out, cell), 10) for cell in finished} - {""}
+    revisions = {describe_code(_provenance(out, cell), 10) for cell in finished} - {""}
     if len(revisions) > 1:
         short_ones = ", ".join(sorted(revisions))
         notes.append(f"The cells were trained by different code: {short_ones}.")

@@ -26,7 +26,7 @@ from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.ranking import rank
 from imagenet_jax.runtime import integrity
-from imagenet_jax.runtime.processes import count, from_first, is_first, on_first
+from imagenet_jax.runtime.processes import count, is_first, run_on_first
 from imagenet_jax.training import disk, leaves
 from imagenet_jax.training.state import TrainState
 
@@ -101,7 +101,7 @@ class Checkpoints:
         """
         step = int(state.step)
         self._settle()
-        if from_first(lambda: step in self._manager.all_steps()):
+        if run_on_first(lambda: step in self._manager.all_steps()):
             return
         self._saving = step
         self._remove_parts()
@@ -149,7 +149,7 @@ class Checkpoints:
                 )
 
         if self.lacks_metrics(step):
-            on_first(write)
+            run_on_first(write)
             self._manager.reload()
 
     def lacks_metrics(self, step: int) -> bool:
@@ -158,7 +158,7 @@ class Checkpoints:
         def lacks() -> bool:
             return step in self._manager.all_steps() and self._manager.metrics(step) is None
 
-        return from_first(lacks)
+        return run_on_first(lacks)
 
     def _settle(self) -> None:
         """Until the save under way is complete or has failed."""
@@ -204,7 +204,7 @@ class Checkpoints:
         """The state at `step` in the shardings of `abstract`, and the position beside it.
 
         Raises UserError where the code's arrays are not those of the checkpoint, naming them. The
-        files are taken as they are: `recovery.set_aside_damaged` has looked at them.
+        files are taken as they are: `integrity.set_aside_damaged` has looked at them.
         """
         optimizer = {"step": abstract.step, "opt_state": abstract.opt_state}
         path = self.directory.absolute() / str(step)
@@ -223,7 +223,7 @@ class Checkpoints:
             batch_stats=got.weights["batch_stats"],
             ema=got.weights.get("ema"),
         )
-        return state, Position(**from_first(lambda: got.position))
+        return state, Position(**run_on_first(lambda: got.position))
 
     def restore_chosen(self, abstract: TrainState, which: str) -> tuple[TrainState, int]:
         """Restore the weights that "latest", "best" or a number names, and return their step too.
@@ -246,7 +246,7 @@ class Checkpoints:
         or the code's arrays are different. That they cannot be verified is printed.
         """
         path = self.directory.absolute() / str(step)
-        state, problem = from_first(lambda: integrity.state_of(path, "weights"))
+        state, problem = run_on_first(lambda: integrity.check_item(path, "weights"))
         if state == "removed":
             raise integrity.RemovedCheckpoint(step)
         if state == "damaged":
@@ -287,14 +287,14 @@ class Checkpoints:
             self._manager.reload()
             return sorted(self._manager.all_steps())
 
-        return from_first(read)
+        return run_on_first(read)
 
     def find(self, which: str) -> int:
         """Return the step that "latest", "best" or a number names; UserError if there is none.
 
         Every process must call it.
         """
-        return from_first(lambda: self._find(which))
+        return run_on_first(lambda: self._find(which))
 
     def _find(self, which: str) -> int:
         steps = self.steps()

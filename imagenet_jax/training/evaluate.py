@@ -13,21 +13,20 @@ from ml_collections import ConfigDict
 from imagenet_jax.data import pipeline
 from imagenet_jax.errors import UserError
 from imagenet_jax.files import write_json
+from imagenet_jax.runtime.eval_variants import evaluation_settings, name_variant, result_stem
 from imagenet_jax.runtime.integrity import RemovedCheckpoint
 from imagenet_jax.runtime.lock import is_training
-from imagenet_jax.runtime.measured import measured, result_stem, variant_of
 from imagenet_jax.runtime.processes import (
-    from_first,
     gather_names,
     is_first,
-    on_first,
     require_same,
+    run_on_first,
 )
-from imagenet_jax.runtime.sharding import prefetch_to_device
 from imagenet_jax.runtime.workdir import read_config
 from imagenet_jax.training.checkpoint import open_to_read
 from imagenet_jax.training.experiment import Evaluation, make_evaluation
 from imagenet_jax.training.load_weights import known_to_file, known_to_run, place, read_file
+from imagenet_jax.training.sharding import prefetch_to_device
 from imagenet_jax.training.state import TrainState
 from imagenet_jax.training.step import compile_eval_step
 
@@ -100,8 +99,8 @@ def write_result(workdir: Path, step: int, evaluation: Evaluation, results: list
     file is `eval/STEP-VARIANT.json`, and "variant" says in which way.
     """
     config = evaluation.config
-    what = measured(config, evaluation.source.fingerprint)
-    variant = from_first(lambda: variant_of(workdir, what))
+    what = evaluation_settings(config, evaluation.source.fingerprint)
+    variant = run_on_first(lambda: name_variant(workdir, what))
     record = {"step": step, "split": config.data.eval_split, **results[0], "also": results[1:]}
     record |= {"measured": what} | ({"variant": variant} if variant else {})
 
@@ -111,7 +110,7 @@ def write_result(workdir: Path, step: int, evaluation: Evaluation, results: list
         path = directory / f"{result_stem(record)}.json"
         write_json(path, record)
 
-    on_first(write)
+    run_on_first(write)
     return record
 
 
@@ -141,7 +140,7 @@ def evaluate_workdir(
     def measure(state: TrainState, step: int) -> Result:
         return write_result(workdir, step, evaluation, evaluate(state))
 
-    while follow and from_first(lambda: is_training(workdir) and not checkpoints.steps()):
+    while follow and run_on_first(lambda: is_training(workdir) and not checkpoints.steps()):
         time.sleep(poll_seconds)
     state, last = checkpoints.restore_chosen(evaluation.abstract, which)
     yield measure(state, last)
@@ -152,7 +151,7 @@ def evaluate_workdir(
         return next((step for step in checkpoints.steps() if step > last), None), running
 
     while follow:
-        step, running = from_first(find_next)
+        step, running = run_on_first(find_next)
         if step is not None:
             last = step
             try:
@@ -191,6 +190,6 @@ def evaluate_file(file: Path, config: ConfigDict, key: str = "") -> Result:
     (result,) = Evaluator(evaluation)(state)
     result["weights"] = "ema" if content.is_ema else "raw"
     note = {"note": content.note} if content.note else {}
-    what = {"measured": measured(config, evaluation.source.fingerprint)}
+    what = {"measured": evaluation_settings(config, evaluation.source.fingerprint)}
     split = config.data.eval_split
     return {"step": 0, "split": split, **result, "also": [], **what, "file": str(file), **note}

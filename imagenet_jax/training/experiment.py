@@ -16,9 +16,9 @@ from imagenet_jax.data import pipeline, sources
 from imagenet_jax.data.known_classes import KnownClasses, outputs_of
 from imagenet_jax.data.sampler import Sampler, in_steps
 from imagenet_jax.errors import UserError
-from imagenet_jax.runtime.sharding import check_batch_size, make_mesh
 from imagenet_jax.training import ema, optim
 from imagenet_jax.training.fine_tuning import fine_tuning_of
+from imagenet_jax.training.sharding import check_batch_size, make_mesh
 from imagenet_jax.training.state import TrainState, abstract_state, graph_of
 
 

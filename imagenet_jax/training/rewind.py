@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.files import read_json, read_json_lines, write_json
-from imagenet_jax.runtime.processes import from_first
+from imagenet_jax.runtime.processes import run_on_first
 from imagenet_jax.training.metrics import NonFiniteError
 
 FILE = "rewinds.json"
@@ -85,7 +85,7 @@ def read(workdir: Path) -> list[Rewind]:
     """Return the rewinds of a run so far, oldest first; every process must call it."""
     return [
         Rewind(nonfinite_step, checkpoint, (first, last), batch_size)
-        for nonfinite_step, checkpoint, first, last, batch_size in from_first(
+        for nonfinite_step, checkpoint, first, last, batch_size in run_on_first(
             lambda: _read(workdir / FILE)
         )
     ]

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax import models
 from imagenet_jax.runtime import xla
-from imagenet_jax.runtime.sharding import state_sharding
+from imagenet_jax.training.sharding import state_sharding
 
 
 @flax.struct.dataclass

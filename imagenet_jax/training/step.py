@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from imagenet_jax.data import augment
 from imagenet_jax.data.augment import normalize
 from imagenet_jax.runtime import xla
-from imagenet_jax.runtime.sharding import batch_sharding, replicated
 from imagenet_jax.training import ema, losses
 from imagenet_jax.training.group_norms import group_norms
 from imagenet_jax.training.metrics import label_rank
+from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]

@@ -11,8 +11,8 @@ from imagenet_jax import config as config_io
 from imagenet_jax import models
 from imagenet_jax.config import fields as defaults
 from imagenet_jax.errors import UserError
-from imagenet_jax.runtime.sharding import check_batch_size, make_mesh
 from imagenet_jax.training.experiment import make_experiment
+from imagenet_jax.training.sharding import check_batch_size, make_mesh
 
 PACKAGE = Path(__file__).parents[2] / "imagenet_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))

@@ -13,9 +13,9 @@ from imagenet_jax import train as loop
 from imagenet_jax.debug.histograms import group_histograms
 from imagenet_jax.errors import UserError
 from imagenet_jax.logs.tensorboard import TensorBoardWriter
-from imagenet_jax.runtime.sharding import make_mesh, state_sharding
 from imagenet_jax.training.checkpoint import Checkpoints
 from imagenet_jax.training.experiment import make_experiment
+from imagenet_jax.training.sharding import make_mesh, state_sharding
 
 RATE = 0.05
 EPOCH = 48 / 1437  # of one step

@@ -16,7 +16,7 @@ from imagenet_jax.debug.cost import StepFlops, abstract_batch, flops_of, make_ba
 from imagenet_jax.logs import memory, recorder, throughput
 from imagenet_jax.logs.peak_flops import peak_flops
 from imagenet_jax.logs.throughput import Throughput
-from imagenet_jax.runtime.sharding import batch_sharding, make_mesh, replicated
+from imagenet_jax.training.sharding import batch_sharding, make_mesh, replicated
 
 
 def _convolution(size, channels, filters, kernel, stride):

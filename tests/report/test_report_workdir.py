@@ -12,7 +12,7 @@ from imagenet_jax.data import sources
 from imagenet_jax.report import __main__ as door
 from imagenet_jax.report import images as report_images
 from imagenet_jax.report.read import read_run
-from imagenet_jax.runtime.measured import own_measured
+from imagenet_jax.runtime.eval_variants import run_settings
 from imagenet_jax.training.evaluate import evaluate_workdir
 
 
@@ -150,7 +150,7 @@ def test_later_evaluations_count_too(copy):
 def test_evaluations_by_other_settings_or_of_other_data_are_not_the_runs(copy):
     one = {"weights": "ema", "count": 9, "top1": 0.125, "top5": 0.5, "loss": 2.5, "also": []}
     before = read_run(without_checkpoints(copy), "copy", "latest", []).evaluations
-    own = own_measured(copy)
+    own = run_settings(copy)
     (copy / "eval").mkdir(exist_ok=True)
     for step, name, what in (
         (4, "4", own | {"eval.resize": 99}),

@@ -162,7 +162,7 @@ def contents(workdir: Path, data: Path, steps: int) -> dict[str, Any]:
     import jax
 
     from imagenet_jax import config as config_io
-    from imagenet_jax.runtime.integrity import problems
+    from imagenet_jax.runtime.integrity import find_problems
     from imagenet_jax.training.checkpoint import Checkpoints
     from imagenet_jax.training.experiment import make_experiment
 
@@ -170,7 +170,7 @@ def contents(workdir: Path, data: Path, steps: int) -> dict[str, Any]:
     checkpoints = Checkpoints(workdir / "checkpoints", write=False)
     found: dict[str, Any] = {"checkpoints": checkpoints.steps()}
     for step in checkpoints.steps():
-        found[f"damage of {step}"] = problems(workdir / "checkpoints" / str(step))
+        found[f"damage of {step}"] = find_problems(workdir / "checkpoints" / str(step))
     state, position = checkpoints.restore(
         make_experiment(config).abstract, found["checkpoints"][-1]
     )

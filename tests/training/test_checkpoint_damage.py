@@ -12,8 +12,7 @@ from conftest import tiny_config
 from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
 from imagenet_jax.logs.throughput import MEASURED
-from imagenet_jax.runtime.integrity import problems
-from imagenet_jax.runtime.recovery import set_aside_damaged
+from imagenet_jax.runtime.integrity import find_problems, set_aside_damaged
 from imagenet_jax.training import leaves
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.experiment import make_experiment
@@ -95,7 +94,7 @@ def test_every_file_but_those_of_the_commit_is_recorded_with_its_hash(trained):
         for name, entry in record.items():
             data = (directory / name).read_bytes()
             assert entry == {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        assert problems(directory) == []
+        assert find_problems(directory) == []
 
 
 @pytest.mark.parametrize(
@@ -159,7 +158,7 @@ def test_an_unreadable_list_of_checksums_is_damage(run):
     directory = workdir / "checkpoints" / "8"
     for text in ("{", "[]", '{"weights/d": {}}', '{"weights/d": 3}'):
         (directory / "checksums.json").write_text(text)
-        assert "checksums.json cannot be read" in problems(directory)[0]
+        assert "checksums.json cannot be read" in find_problems(directory)[0]
 
 
 def test_evaluation_names_the_damaged_file(run):

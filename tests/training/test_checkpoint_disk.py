@@ -17,7 +17,7 @@ from conftest import REPOSITORY
 from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import workdir as workdirs
-from imagenet_jax.runtime.integrity import problems
+from imagenet_jax.runtime.integrity import find_problems
 from imagenet_jax.runtime.lock import Lock
 from imagenet_jax.training import disk
 from imagenet_jax.training.checkpoint import Checkpoints, Position
@@ -66,7 +66,7 @@ def test_a_save_that_fails_leaves_the_one_before_and_the_next_one_succeeds(limit
     assert lines[1].startswith("2|[1]|checkpoint 2 could not be saved: File too large")
     assert lines[2] == "3|[3]"
     assert [p.name for p in directory.iterdir()] == ["3"]  # the space of the others is free
-    assert problems(directory / "3") == []
+    assert find_problems(directory / "3") == []
 
 
 @contextlib.contextmanager
@@ -148,7 +148,7 @@ def test_a_disk_that_is_full_then_read_only_then_well_again(small_disk, monkeypa
     (small_disk / "other").unlink()
     remount("ro")
     assert save(4) == ([1], ["Read-only file system"])
-    assert problems(directory / "1") == []
+    assert find_problems(directory / "1") == []
     remount("rw")
     assert save(5) == ([5], [])
     checkpoints.close()

@@ -6,7 +6,7 @@ import optax
 import pytest
 from conftest import tiny_config
 
-from imagenet_jax.runtime.sharding import make_mesh
+from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import create_state, graph_of
 from imagenet_jax.training.step import eval_step, predict
 

@@ -10,9 +10,9 @@ from conftest import tiny_config
 from imagenet_jax import config as config_io
 from imagenet_jax import models
 from imagenet_jax.errors import UserError
-from imagenet_jax.runtime.sharding import make_mesh
 from imagenet_jax.training import optim
 from imagenet_jax.training.fine_tuning import FineTuning, layer_scales
+from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import abstract_state
 
 FAMILIES = ("resnet18", "resnet50", "vgg11", "vgg11_bn", "bit_r50x1")

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from imagenet_jax import models
 from imagenet_jax import train as loop
-from imagenet_jax.runtime.sharding import make_mesh
 from imagenet_jax.training import optim
 from imagenet_jax.training.checkpoint import Checkpoints
 from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.group_norms import group_norms
 from imagenet_jax.training.metrics import Interval
+from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import abstract_state
 
 PLACES = {"conv1": ("conv1", "bn1")} | {n: (n,) for n in ("layer1", "layer2", "layer3", "layer4")}

@@ -14,8 +14,9 @@ from imagenet_jax import main as main_door
 from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import workdir as workdirs
-from imagenet_jax.runtime.sharding import make_mesh
+from imagenet_jax.runtime.provenance import collect_provenance
 from imagenet_jax.training.init_weights import read_initial_weights, start_from
+from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import abstract_state
 from imagenet_jax.weights import torch_names
 
@@ -163,4 +164,4 @@ def load_tiny(tiny, overrides):
 def test_another_file_is_another_run(tiny, weights, saved_run):
     tiny.init.weights = "other.safetensors"
     with pytest.raises(UserError, match=r"init\.weights: '' -> 'other\.safetensors'"):
-        workdirs.claim(saved_run.workdir, tiny, workdirs.provenance_of({}))
+        workdirs.record_start(saved_run.workdir, tiny, collect_provenance({}))

@@ -39,7 +39,7 @@ def test_a_config_whose_arrays_are_different_is_refused_before_it_is_written(
         loop.train(config, workdir)
     assert [(workdir / name).read_bytes() for name in FILES] == before
     # The command that trained it is still accepted.
-    workdirs.checked_provenance(workdir, tiny_config(digits_path), json.loads(before[1]))
+    workdirs.check_start(workdir, tiny_config(digits_path), json.loads(before[1]))
 
 
 def test_strict_restore_is_refused_before_anything_is_written(workdir, digits_path):

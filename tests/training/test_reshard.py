@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from imagenet_jax.runtime.sharding import make_mesh
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.experiment import make_experiment
+from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import create_state
 
 

@@ -15,10 +15,10 @@ import pytest
 from conftest import REPOSITORY
 
 from imagenet_jax.logs.throughput import MEASURED
-from imagenet_jax.runtime.sharding import make_mesh
 from imagenet_jax.runtime.workdir import read_config
 from imagenet_jax.training.checkpoint import Checkpoints
 from imagenet_jax.training.experiment import make_experiment
+from imagenet_jax.training.sharding import make_mesh
 
 # A small rate: rounding must not grow from step to step, so that a loss tells its images.
 SETTINGS = (

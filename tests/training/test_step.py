@@ -7,8 +7,8 @@ import pytest
 from conftest import tiny_config
 from flax import nnx
 
-from imagenet_jax.runtime.sharding import batch_sharding, make_mesh
 from imagenet_jax.training import optim
+from imagenet_jax.training.sharding import batch_sharding, make_mesh
 from imagenet_jax.training.state import abstract_state, count_parameters, create_state, graph_of
 from imagenet_jax.training.step import compile_eval_step, compile_train_step
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagenet_jax.runtime.sharding import batch_sharding, make_mesh
 from imagenet_jax.training import optim
+from imagenet_jax.training.sharding import batch_sharding, make_mesh
 from imagenet_jax.training.state import abstract_state, create_state, graph_of
 from imagenet_jax.training.step import compile_train_step
 

@@ -13,8 +13,8 @@ from PIL import Image
 from imagenet_jax import eval as eval_door
 from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
-from imagenet_jax.runtime.sharding import make_mesh
 from imagenet_jax.training import optim
+from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import abstract_state, create_state, graph_of
 from imagenet_jax.training.step import compile_train_step
 

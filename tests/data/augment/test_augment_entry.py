@@ -9,7 +9,7 @@ from imagenet_jax import config as configs
 from imagenet_jax.config.fields import IMAGENET_MEAN, IMAGENET_STD, defaults
 from imagenet_jax.data import augment
 from imagenet_jax.errors import UserError
-from imagenet_jax.runtime.sharding import batch_sharding, make_mesh
+from imagenet_jax.training.sharding import batch_sharding, make_mesh
 
 ROWS, SIDE, CLASSES = 16, 24, 10
 RNG = np.random.default_rng(0)

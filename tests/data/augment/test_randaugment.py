@@ -14,7 +14,7 @@ from scipy import stats
 from imagenet_jax.data.augment import color as colour
 from imagenet_jax.data.augment import geometry
 from imagenet_jax.data.augment import randaugment as policies
-from imagenet_jax.runtime.sharding import batch_sharding, make_mesh
+from imagenet_jax.training.sharding import batch_sharding, make_mesh
 
 ROWS, HEIGHT, WIDTH = 16, 31, 42  # the batch divides over eight devices
 

@@ -1,5 +1,6 @@
-"""What provenance.json says of the code, against git and coreutils."""
+"""Code and machine in provenance.json, against git, coreutils and NumPy."""
 
+import platform
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 
 import imagenet_jax
 from imagenet_jax import config as config_io
-from imagenet_jax.runtime.revision import ROOT, code_name, revision_of
+from imagenet_jax.runtime.provenance import ROOT, describe_code, describe_machine, find_revision
 
 
 @pytest.fixture
@@ -43,15 +44,15 @@ def test_a_changed_file_makes_a_checkout_dirty_and_results_do_not(checkout, git)
     clean = {
         "git_revision": git("rev-parse", "HEAD").strip(), "git_dirty": False, "git_untracked": [],
     }  # fmt: skip
-    assert revision_of(checkout) == clean
+    assert find_revision(checkout) == clean
     for name in ("notes.txt", "unused.py", "runs/first/metrics.jsonl"):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).write_text("mine\n")
     (checkout / "baselines/README.md").unlink()  # to be published again
-    assert revision_of(checkout) == clean
+    assert find_revision(checkout) == clean
     (checkout / "imagenet_jax/step.py").write_text("lr = 2\n")
-    assert revision_of(checkout) == clean | {"git_dirty": True}
-    assert code_name(clean, 7) == clean["git_revision"][:7]
+    assert find_revision(checkout) == clean | {"git_dirty": True}
+    assert describe_code(clean, 7) == clean["git_revision"][:7]
 
 
 CONFIG = """from imagenet_jax.config.fields import defaults
@@ -68,14 +69,14 @@ def test_a_config_that_git_does_not_know_makes_it_dirty(checkout, git, where):
     path.parent.mkdir(exist_ok=True)
     path.write_text(CONFIG)
     config_io.load(str(path))
-    got = revision_of(checkout)
+    got = find_revision(checkout)
     assert (got["git_dirty"], got["git_untracked"]) == (True, [where])
     config_io.load(str(ROOT / "configs/quickstart.py"))
-    assert where not in revision_of(checkout)["git_untracked"]
+    assert where not in find_revision(checkout)["git_untracked"]
     git("add", "-f", where)
     git("commit", "-q", "-m", "Add a config")
     config_io.load(str(path))
-    assert not revision_of(checkout)["git_dirty"]
+    assert not find_revision(checkout)["git_dirty"]
 
 
 def test_a_neighbor_of_the_config_and_a_module_of_the_package_count(checkout, monkeypatch):
@@ -87,7 +88,7 @@ def test_a_neighbor_of_the_config_and_a_module_of_the_package_count(checkout, mo
     extra = types.ModuleType("extra")
     extra.__file__ = str(checkout / "imagenet_jax/extra.py")
     monkeypatch.setitem(sys.modules, "imagenet_jax.extra", extra)
-    got = revision_of(checkout)
+    got = find_revision(checkout)
     assert got["git_untracked"] == ["configs_beside.py", "imagenet_jax/extra.py"]
 
 
@@ -97,7 +98,7 @@ def test_a_module_without_a_file_does_not_count(checkout, monkeypatch):
     made_up = types.ModuleType("made_up")
     made_up.__file__ = "_classes.py"
     monkeypatch.setitem(sys.modules, "made_up", made_up)
-    assert revision_of(checkout)["git_untracked"] == []
+    assert find_revision(checkout)["git_untracked"] == []
 
 
 def test_an_installed_package_is_not_the_repository_around_it(checkout):
@@ -112,20 +113,42 @@ def test_an_installed_package_is_not_the_repository_around_it(checkout):
         "tr '\\n' '\\0' | xargs -0 sha256sum | sha256sum",
         shell=True, text=True, cwd=site,
     )  # fmt: skip
-    got = revision_of(site)
+    got = find_revision(site)
     assert got == {
         "git_revision": None,
         "git_dirty": False,
         "version": imagenet_jax.__version__,
         "code_sha256": sums.split()[0],
     }
-    assert code_name(got, 7) == f"{imagenet_jax.__version__}+{sums[:7]}"
+    assert describe_code(got, 7) == f"{imagenet_jax.__version__}+{sums[:7]}"
     (package / "a b.py").write_text("x = 2\n")
-    assert revision_of(site)["code_sha256"] != got["code_sha256"]
+    assert find_revision(site)["code_sha256"] != got["code_sha256"]
 
 
 def test_this_checkout_has_a_revision():
     assert (
-        revision_of()["git_revision"]
+        find_revision()["git_revision"]
         == subprocess.check_output(["git", "-C", ROOT, "rev-parse", "HEAD"], text=True).strip()
     )
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="/proc/cpuinfo is Linux's")
+def test_cpu_is_as_nproc_and_numpy_see_it():
+    cpu = describe_machine()["cpu"]
+    assert cpu["cores"] == int(subprocess.check_output(["nproc"], text=True))
+    assert cpu["architecture"] == platform.describe_machine()
+    if platform.describe_machine() == "x86_64":
+        from numpy._core._multiarray_umath import __cpu_features__ as numpy_sees
+
+        for vector, feature in (("avx", "AVX"), ("avx2", "AVX2"), ("avx512f", "AVX512F")):
+            assert (vector in cpu["vectors"]) == numpy_sees[feature]
+        assert cpu["model name"] in subprocess.check_output(["lscpu"], text=True)
+
+
+def test_settings_that_change_the_bits_are_told_and_others_are_not(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX2")
+    monkeypatch.setenv("JAX_ENABLE_X64", "")
+    monkeypatch.setenv("JAX_TRACEBACK_FILTERING", "off")
+    settings = describe_machine()["environment"]
+    assert settings["XLA_FLAGS"] == "--xla_cpu_max_isa=AVX2"
+    assert settings.keys().isdisjoint({"JAX_ENABLE_X64", "JAX_TRACEBACK_FILTERING"})

@@ -13,7 +13,7 @@ from imagenet_jax import eval as eval_door
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import processes
 from imagenet_jax.runtime import workdir as workdirs
-from imagenet_jax.runtime.processes import from_first, on_first
+from imagenet_jax.runtime.processes import run_on_first
 from imagenet_jax.training import evaluate as evaluation
 from imagenet_jax.training import rewind
 from imagenet_jax.training.checkpoint import Checkpoints
@@ -75,24 +75,24 @@ def in_two_processes(monkeypatch):
     [None, True, 68, "", "\u00e9", [], {"a": [1, {"b": None}]}, "x" * 70_000, list(range(999))],
 )
 def test_all_get_the_value_of_the_first(in_two_processes, value):
-    assert in_two_processes(lambda i: from_first(lambda: [value, "other"][i])) == [value, value]
+    assert in_two_processes(lambda i: run_on_first(lambda: [value, "other"][i])) == [value, value]
 
 
 def test_all_fail_with_the_first(in_two_processes):
     def decide(i):
-        from_first(lambda: 1 / i)
+        run_on_first(lambda: 1 / i)
 
     first, second = in_two_processes(decide)
     assert isinstance(first, ZeroDivisionError)
     assert isinstance(second, UserError)
-    assert "process 0 gave up" in str(second)
+    assert "process 0 failed" in str(second)
 
 
 def test_a_decision_within_a_decision_waits_for_nobody(in_two_processes):
     seen = []
-    answers = in_two_processes(lambda i: from_first(lambda: from_first(lambda: 10 + i) + 1))
+    answers = in_two_processes(lambda i: run_on_first(lambda: run_on_first(lambda: 10 + i) + 1))
     assert answers == [11, 11]
-    assert in_two_processes(lambda i: on_first(lambda: seen.append(i))) == [None, None]
+    assert in_two_processes(lambda i: run_on_first(lambda: seen.append(i))) == [None, None]
     assert seen == [0]
 
 
@@ -100,7 +100,7 @@ def test_one_process_touches_no_device(monkeypatch):
     """A command that starts others, such as a sweep, must leave them the devices."""
     monkeypatch.setattr(jax, "process_count", lambda: pytest.fail("asked the devices"))
     monkeypatch.setattr(jax, "process_index", lambda: pytest.fail("asked the devices"))
-    assert from_first(lambda: 3) == 3
+    assert run_on_first(lambda: 3) == 3
     assert processes.is_first()
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from imagenet_jax import eval as eval_door
 from imagenet_jax.errors import UserError
-from imagenet_jax.runtime.measured import require_own_settings, why_variant
+from imagenet_jax.runtime.eval_variants import explain_variant, require_run_settings
 from imagenet_jax.runtime.workdir import read_config
 from imagenet_jax.training import evaluate
 from imagenet_jax.training.evaluate import write_result
@@ -63,14 +63,14 @@ def test_a_variant_leaves_the_runs_own_result_alone(workdir, digits_path):
 
 
 def test_commands_that_show_a_runs_result_take_no_other_settings(workdir):
-    require_own_settings(workdir, [("eval.batch_size", "8"), ("data.path", "/x")], "report")
+    require_run_settings(workdir, [("eval.batch_size", "8"), ("data.path", "/x")], "report")
     with pytest.raises(UserError, match=r"config\.eval\.flip.*imagenet_jax\.eval"):
-        require_own_settings(workdir, [("eval.flip", "true")], "report")
+        require_run_settings(workdir, [("eval.flip", "true")], "report")
 
 
 def test_why_a_result_is_not_the_runs_is_said(workdir, tmp_path, monkeypatch, capsys):
     large = write(workdir, ("eval.resize", "20"))
-    why = why_variant(workdir, large["measured"])
+    why = explain_variant(workdir, large["measured"])
     assert why == "never reported as the run's result: config.eval.resize = 20, not 16"
     for result, count in ((large, 1), (write(workdir), 0)):
         monkeypatch.setattr(evaluate, "evaluate_workdir", lambda *_, r=result, **__: [r])
@@ -86,7 +86,7 @@ def test_why_a_result_is_not_the_runs_is_said(workdir, tmp_path, monkeypatch, ca
     stored = [("data.source", "auto"), ("data.path", str(tmp_path / "folder"))]
     folder = write(workdir, *stored)
     assert folder["variant"].startswith("data-")
-    assert why_variant(workdir, folder["measured"]) == (
-        "never reported as the run's result: other images than the run's, or the same stored "
-        "otherwise"
+    assert explain_variant(workdir, folder["measured"]) == (
+        "never reported as the run's result: the images differ from the run's, or are stored "
+        "differently"
     )
