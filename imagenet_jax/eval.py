@@ -65,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.runtime import distributed
     from imagenet_jax.runtime.eval_variants import explain_variant, result_stem
     from imagenet_jax.runtime.processes import run_on_first
+    from imagenet_jax.runtime.workdir import read_config
     from imagenet_jax.training.evaluate import evaluate_file, evaluate_workdir
     from imagenet_jax.training.load_weights import of_file, of_workdir
 
@@ -72,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
     workdir = expand_user(args.workdir) if args.workdir else None
     results: Iterable[dict]
     if workdir:
+        config = read_config(workdir, overrides)
         which = args.checkpoint or "latest"
         results = evaluate_workdir(workdir, which, overrides, follow=args.follow)
     else:
@@ -80,7 +82,8 @@ def main(argv: Sequence[str]) -> int:
 
     def tell(result: dict) -> None:
         if args.json != "-":
-            print_result(result, workdir, result_stem(result))
+            num_classes = result.get("classes", config.model.num_classes)
+            print_result(result, num_classes, workdir, result_stem(result))
             if workdir and "variant" in result:
                 print(explain_variant(workdir, result["measured"]), flush=True)
         if args.json:

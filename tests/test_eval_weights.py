@@ -45,7 +45,7 @@ def test_a_converted_checkpoint_measures_what_the_checkpoint_does(
     note = again.pop("note")
     assert note.startswith(f"weights file {wrapped}: renamed 122, such as module.")
     assert again == {**result, "file": str(wrapped)}
-    print_result({**result, "note": note})
+    print_result({**result, "note": note}, num_classes=10)
     assert note in capsys.readouterr().out
 
 

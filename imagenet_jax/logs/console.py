@@ -1,6 +1,7 @@
 """What a run says on the console: plain lines, or on a terminal a live panel below them."""
 
 import sys
+from collections.abc import Sequence
 from typing import TextIO
 
 from rich.console import Console, RenderableType
@@ -9,6 +10,7 @@ from rich.text import Text
 
 from imagenet_jax.logs.panel import Panel, duration, speed_text
 from imagenet_jax.logs.writers import Values, Writer
+from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS, Metric
 
 _REFRESHES = 4  # a second
 
@@ -22,6 +24,7 @@ class ConsoleWriter(Writer):
         batch_size: int,
         stream: TextIO | None = None,
         *,
+        metrics: Sequence[Metric] = tuple(METRICS.values()),
         quiet: bool = False,
         silent: bool = False,
         console: Console | None = None,
@@ -29,6 +32,7 @@ class ConsoleWriter(Writer):
         """
         Args:
           stream: to write to; None: standard output.
+          metrics: to print, of those that are measured.
           quiet: print only warnings, errors and the final result.
           silent: print nothing: of several processes one speaks.
           console: in place of one for `stream`.
@@ -45,7 +49,7 @@ class ConsoleWriter(Writer):
             quiet=silent,
         )
         self._total, self._batch_size = total_steps, batch_size
-        self._quiet, self._silent = quiet, silent
+        self._metrics, self._quiet, self._silent = metrics, quiet, silent
         self._last_evaluation: tuple[int | None, str] = (None, "")
         self._panel: Panel | None = None
         self._live: Live | None = None
@@ -117,11 +121,11 @@ class ConsoleWriter(Writer):
                 f"batches {first} to {last}"
             )
             return
-        weights = f" ({values['weights']} weights)" if "weights" in values else ""
+        weights = f" ({WEIGHTS_LABELS[values['weights']]} weights)" if "weights" in values else ""
+        measured = ", ".join(self._measured(values))
         line = (
             f"step {step:>7}  {split}{weights}: {values['count']} images, "
-            f"top-1 {_percent(values['top1'])}, top-5 {_percent(values['top5'])}, "
-            f"loss {values['loss']:.4f}{_skipped(values)}"
+            f"{measured}{_skipped(values)}"
         )
         if self._last_evaluation[0] != step:  # the first is of the average weights
             self._last_evaluation = (step, line)
@@ -129,14 +133,21 @@ class ConsoleWriter(Writer):
 
     def _training_line(self, step: int, v: Values) -> str:
         line = (
-            f"step {step:>7}/{self._total}  epoch {v['epoch']:7.2f}  loss {v['loss']:7.4f}  "
-            f"top-1 {_percent(v['top1'])}  lr {v['learning_rate']:.3g}{_skipped(v)}"
+            f"step {step:>7}/{self._total}  epoch {v['epoch']:7.2f}  "
+            f"{'  '.join(self._measured(v))}  lr {v['learning_rate']:.3g}{_skipped(v)}"
         )
         if "images_per_second" not in v:
             return line
         speed = speed_text(v)
         left = duration((self._total - step) * self._batch_size / v["images_per_second"])
         return f"{line}  {'  '.join(speed)}  ETA {left}"
+
+    def _measured(self, values: Values) -> list[str]:
+        return [
+            f"{metric.label} {metric.text(values[metric.name]):>7}"
+            for metric in self._metrics
+            if metric.name in values
+        ]
 
     def flush(self) -> None:
         self._console.file.flush()
@@ -145,10 +156,6 @@ class ConsoleWriter(Writer):
         if self._live:
             self._live.stop()
             self._live = None
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:5.1f} %"
 
 
 def _skipped(values: Values) -> str:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from imagenet_jax.logs.writers import Values
+from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS, Metric
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _CURVE = 32  # characters of a curve, where there is room
@@ -31,12 +33,15 @@ class Panel:
         batch_size: int,
         step: int = 0,
         memory_limit: int | None = None,
+        metrics: Sequence[Metric] = tuple(METRICS.values()),
     ):
         """
         Args:
           step: the run continues after it, and it is its last checkpoint; 0: there is none.
           memory_limit: bytes of a device; None: not known.
+          metrics: to show, of those that are measured.
         """
+        self._metrics = metrics
         self._memory_limit = memory_limit
         self._title, self._total, self._batch_size = title, total_steps, batch_size
         self._step = step
@@ -69,8 +74,11 @@ class Panel:
             speed = {name: v for name, v in self._train.items() if name not in values}
             self._train = speed | dict(values)
             self._losses.append(float(values["loss"]))
-        elif "top5" in values and step != self._evaluated:  # the first is of the average weights
-            self._evaluated, self._eval = step, evaluation_text(step, values)
+        elif "count" in values and step != self._evaluated:  # the first is of the EMA weights
+            text = f"step {step:,}: {'  '.join(self._measured(values))}"
+            if "weights" in values:
+                text += f"  {WEIGHTS_LABELS[values['weights']]} weights"
+            self._evaluated, self._eval = step, text
 
     def end(self) -> None:
         """Nothing moves any more."""
@@ -109,12 +117,8 @@ class Panel:
             clock.insert(0, f"epoch {v['epoch']:.2f}")
         rows = [("time", _joined(*clock))]
         if v:
-            loss = _joined(
-                f"loss {v['loss']:.4f}",
-                f"top-1 {percent(v['top1'])}",
-                f"learning rate {v['learning_rate']:.3g}",
-            )
-            rows.append(("train", loss.append("  " + curve(self._losses, room), "cyan")))
+            measured = _joined(*self._measured(v), f"learning rate {v['learning_rate']:.3g}")
+            rows.append(("train", measured.append("  " + curve(self._losses, room), "cyan")))
         if rate:
             rows.append(("speed", _joined(*speed_text(v | {"images_per_second": rate}))))
         if "device_memory" in v:
@@ -126,6 +130,9 @@ class Panel:
         rows.append(("saved", Text(self._saved_text(now))))
         return rows
 
+    def _measured(self, values: Values) -> list[str]:
+        return [f"{m.label} {m.text(values[m.name])}" for m in self._metrics if m.name in values]
+
     def _saved_text(self, now: float) -> str:
         if self._saved is None:
             return "not yet"
@@ -133,27 +140,15 @@ class Panel:
         return f"step {step:,}" + ("" if when is None else f", {duration(now - when)} ago")
 
 
-def evaluation_text(step: int, values: Values) -> str:
-    weights = f"  {values['weights']} weights" if "weights" in values else ""
-    return (
-        f"step {step:,}: top-1 {percent(values['top1'], 2)}  top-5 {percent(values['top5'], 2)}"
-        f"  loss {values['loss']:.4f}{weights}"
-    )
-
-
 def speed_text(v: Values) -> list[str]:
     """What there is of images and operations a second, share of the peak and wait for input."""
     parts = [f"{v['images_per_second']:,.0f} img/s"]
     if "flops_per_second" in v:
-        share = f" ({percent(v['peak_share'])} of peak)" if "peak_share" in v else ""
+        share = f" ({v['peak_share']:.1%} of peak)" if "peak_share" in v else ""
         parts.append(flops(v["flops_per_second"]) + share)
     if "input_wait" in v:
-        parts.append(f"input wait {percent(v['input_wait'])}")
+        parts.append(f"input wait {v['input_wait']:.1%}")
     return parts
-
-
-def percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f} %"
 
 
 def duration(seconds: float) -> str:

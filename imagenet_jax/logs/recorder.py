@@ -21,7 +21,7 @@ from imagenet_jax.logs.throughput import Throughput
 from imagenet_jax.logs.writers import Histogram, JsonlWriter, Writers
 from imagenet_jax.runtime.processes import gather_names, is_first, run_on_first
 from imagenet_jax.training.experiment import Experiment
-from imagenet_jax.training.metrics import Interval, MetricWindow
+from imagenet_jax.training.metrics import Interval, MetricWindow, shown_metrics
 
 # Steps whose own loss and gradient norm are kept, for another run to be compared with.
 FIRST_STEPS = 50
@@ -54,8 +54,9 @@ class Recorder:
         peak = peak_flops(devices[0].device_kind)
         self._throughput = Throughput(config.batch_size, peak and peak * len(devices))
         self._speed: dict[int, dict[str, float]] = {}
+        shown = shown_metrics(len(run.source.class_names))
         self._console = ConsoleWriter(
-            run.total_steps, config.batch_size, quiet=quiet, silent=not is_first()
+            run.total_steps, config.batch_size, metrics=shown, quiet=quiet, silent=not is_first()
         )
         self._panel = Panel(
             f"{config.model.name}  {workdir}",
@@ -63,6 +64,7 @@ class Recorder:
             config.batch_size,
             first,
             memory.limit(),
+            shown,
         )
         self._writers = Writers(self._console)
         self._first_steps: JsonlWriter | None = None

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from imagenet_jax import files, strict_json
 from imagenet_jax.errors import expand_user, writing
+from imagenet_jax.training.metrics import WEIGHTS_LABELS, shown_metrics
 
 
 def write_json(result: dict[str, Any], target: str) -> None:
@@ -23,22 +24,27 @@ def write_json(result: dict[str, Any], target: str) -> None:
         files.write_json(expand_user(target), result)
 
 
-def print_result(result: dict[str, Any], workdir: Path | None = None, stem: str = "") -> None:
+def print_result(
+    result: dict[str, Any], num_classes: int, workdir: Path | None = None, stem: str = ""
+) -> None:
     """Print an evaluation as a table and, if it is of a run, where its files are.
 
-    `stem` is the name of the result's file in eval/ of the workdir, without suffix.
+    Args:
+      num_classes: of the data.
+      stem: name of the result's file in eval/ of the workdir, without suffix.
     """
+    metrics = shown_metrics(num_classes)
     table = Table(title=f"checkpoint {stem}" if workdir else Path(result["file"]).name)
-    for column in ("split", "weights", "images", "top-1", "top-5", "loss"):
-        table.add_column(column, justify="left" if column in ("split", "weights") else "right")
+    table.add_column("split")
+    table.add_column("weights")
+    for column in ("images", *(metric.label for metric in metrics)):
+        table.add_column(column, justify="right")
     for row in (result, *result["also"]):
         table.add_row(
             result["split"],
-            row["weights"],
+            WEIGHTS_LABELS[row["weights"]],
             f"{row['count']:,}",
-            f"{row['top1']:.2%}",
-            f"{row['top5']:.2%}",
-            f"{row['loss']:.4f}",
+            *(metric.text(row[metric.name]) for metric in metrics),
         )
     Console(file=sys.stdout).print(table)
     if "note" in result:

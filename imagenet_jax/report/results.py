@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from imagenet_jax.ranking import rank
 from imagenet_jax.report.records import Run
+from imagenet_jax.training.metrics import score
 
 Table = list[tuple[str, ...]]
 
@@ -44,7 +44,7 @@ def marked_steps(run: Run) -> list[tuple[str, int]]:
     lines = [line for line in run.evaluations if line["weights"] == weights_of(run)]
     if not lines:
         return []
-    best = max(lines, key=lambda line: (rank(line, run.best_metric), line["step"]))["step"]
+    best = max(lines, key=lambda line: (score(line, run.best_metric), line["step"]))["step"]
     last = lines[-1]["step"]
     metric = {"top1": "top-1", "top5": "top-5"}.get(run.best_metric, run.best_metric)
     if best == last:
@@ -93,7 +93,7 @@ def _last(field: str):
 
 def _best(run: Run) -> float | None:
     lines = [line for line in run.evaluations if line["weights"] == weights_of(run)]
-    return max(lines, key=lambda line: rank(line, "top1"))["top1"] if lines else None
+    return max(lines, key=lambda line: score(line, "top1"))["top1"] if lines else None
 
 
 def _trained(field: str):

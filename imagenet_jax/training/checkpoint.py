@@ -24,10 +24,10 @@ from orbax.checkpoint import checkpoint_managers
 
 from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError, one_line
-from imagenet_jax.ranking import rank
 from imagenet_jax.runtime import integrity
 from imagenet_jax.runtime.processes import count, is_first, run_on_first
 from imagenet_jax.training import disk, leaves
+from imagenet_jax.training.metrics import score
 from imagenet_jax.training.state import TrainState
 
 
@@ -60,7 +60,7 @@ class Checkpoints:
             raise UserError(f"{directory} cannot be opened: {e.strerror}") from e
 
     def _open(self, *, create: bool) -> ocp.CheckpointManager:
-        by_metric = functools.partial(rank, name=self._metric)
+        by_metric = functools.partial(score, name=self._metric)
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(self._keep),
@@ -309,7 +309,7 @@ class Checkpoints:
                     f"no checkpoint in {self.directory} was evaluated, so none is best; "
                     "use --checkpoint=latest"
                 )
-            if rank(self._manager.metrics(best), self._metric) == -math.inf:
+            if score(self._manager.metrics(best), self._metric) == -math.inf:
                 raise UserError(
                     f"no checkpoint in {self.directory} has a finite {self._metric}, so none is "
                     "best; use --checkpoint=latest"

@@ -26,6 +26,7 @@ from imagenet_jax.runtime.workdir import read_config
 from imagenet_jax.training.checkpoint import open_to_read
 from imagenet_jax.training.experiment import Evaluation, make_evaluation
 from imagenet_jax.training.load_weights import known_to_file, known_to_run, place, read_file
+from imagenet_jax.training.metrics import METRICS, finish_means
 from imagenet_jax.training.sharding import prefetch_to_device
 from imagenet_jax.training.state import TrainState
 from imagenet_jax.training.step import compile_eval_step
@@ -48,7 +49,7 @@ class Evaluator:
         )
 
     def __call__(self, state: TrainState, watched: Watched = iter) -> list[Result]:
-        """{weights, count, top1, top5, loss} for the EMA weights, if kept, then the raw ones.
+        """{weights, count, and each of METRICS} for the EMA weights, if kept, then the raw ones.
 
         Where the data has only some of the classes, also how many ("classes") of how many
         ("of_classes"): the others are left out of every logit vector.
@@ -86,7 +87,7 @@ class Evaluator:
             raise AssertionError(f"{count} images evaluated of the {len(source)} in {source.name}")
         if not count:
             raise UserError(f"none of the {len(source)} images of {source.name} can be decoded")
-        means = {name: sums[name] / count for name in ("top1", "top5", "loss")}
+        means = finish_means({name: sums[name] / count for name in METRICS})
         classes = {"classes": len(source.class_names), "of_classes": config.model.num_classes}
         some = classes if classes["classes"] < classes["of_classes"] else {}
         return {"count": count} | means | some | ({"skipped": skipped} if skipped else {})

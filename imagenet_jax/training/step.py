@@ -17,7 +17,7 @@ from imagenet_jax.data.augment import normalize
 from imagenet_jax.runtime import xla
 from imagenet_jax.training import ema, losses
 from imagenet_jax.training.group_norms import group_norms
-from imagenet_jax.training.metrics import label_rank
+from imagenet_jax.training.metrics import METRICS
 from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import TrainState
 
@@ -40,19 +40,19 @@ def train_step(
     Args:
       state: before the step.
       batch: "image" u8[B, H, W, 3] and "label" i32[B]; with config.data.undecodable = "skip" also
-        "mask" f32[B]: rows of 0 enter neither loss nor top1.
+        "mask" f32[B]: rows of 0 enter neither the loss nor the metrics.
       graph: structure of the model.
       tx, schedule: the optimizer, and the learning rate to report.
       config: the run's; seed, model, data, augment, loss, optim, ema and log.group_norms are read.
       averaging: the share of each step in the EMA; None: 1 - config.ema.decay throughout.
 
     Returns:
-      The state after it, and f32[] scalars: loss and top1 over the batch, both before the update,
-      grad_norm (before clipping), param_norm (after the update) and learning_rate; with
-      config.log.group_norms also those of `group_norms`. Where images are mixed, top1 is against
-      the label with the larger share (the first class, at a half).
+      The state after it, and f32[] scalars: loss and the metrics with `in_training`, means over the
+      batch before the update, grad_norm (before clipping), param_norm (after the update) and
+      learning_rate; with config.log.group_norms also those of `group_norms`. The label of a mixed
+      image is the class with the larger share (the first class, at a half).
     """
-    grads, stats, loss, top1 = gradient(state, batch, graph=graph, config=config)
+    grads, stats, means = gradient(state, batch, graph=graph, config=config)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.ema
@@ -61,8 +61,7 @@ def train_step(
         share = ema.share_at(config.ema, averaging, state.step)
         average = optax.incremental_update(new, average, share)
     metrics = {
-        "loss": loss,
-        "top1": top1,
+        **means,
         "grad_norm": optax.tree.norm(grads),
         "param_norm": optax.tree.norm(params),
         "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
@@ -84,13 +83,12 @@ class Gradient(NamedTuple):
     Attributes:
       grads: like the parameters, before clipping.
       batch_stats: after the batch.
-      loss, top1: f32[], of the batch.
+      means: {"loss" and the metrics with `in_training`: f32[]}, of the batch.
     """
 
     grads: Any
     batch_stats: Any
-    loss: jax.Array
-    top1: jax.Array
+    means: Scalars
 
 
 def gradient(
@@ -125,24 +123,28 @@ def gradient(
         logits = model(pixels, train=True, rngs=nnx.Rngs(dropout=key))
         loss = mean(losses.per_image(logits, targets, config.loss), loss_weight)
         labels = targets if targets.ndim == 1 else jnp.argmax(targets, axis=-1)
-        top1 = mean(label_rank(logits, labels) == 0, weight)
-        return loss, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), top1)
+        metrics = {
+            metric.name: mean(metric.per_image(logits, labels), weight)
+            for metric in METRICS.values()
+            if metric.in_training
+        }
+        return loss, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), metrics)
 
     def micro_step(stats: Any, micro: tuple[Any, ...]):
         gradient = jax.value_and_grad(loss_and_stats, has_aux=True)
-        (loss, (stats, top1)), grads = gradient(state.params, stats, *micro)
-        return stats, (loss, top1, grads)
+        (loss, (stats, metrics)), grads = gradient(state.params, stats, *micro)
+        return stats, (grads, metrics | {"loss": loss})
 
     parts = config.optim.grad_accum_steps
     if parts == 1:
-        stats, (loss, top1, grads) = micro_step(
+        stats, (grads, means) = micro_step(
             state.batch_stats, (pixels, targets, (weight, loss_weight), dropout_key)
         )
     else:
         rows = jax.tree.map(lambda x: _split(x, parts), (pixels, targets, (weight, loss_weight)))
         micros = (*rows, jax.random.split(dropout_key, parts))
-        stats, (loss, top1, grads) = _accumulate(micro_step, state, micros, parts)
-    return Gradient(grads, stats, loss, top1)
+        stats, (grads, means) = _accumulate(micro_step, state, micros, parts)
+    return Gradient(grads, stats, means)
 
 
 def _weights(mask: jax.Array) -> jax.Array:
@@ -159,15 +161,16 @@ def _split(x: jax.Array, parts: int) -> jax.Array:
 
 
 def _accumulate(micro_step: Callable, state: TrainState, micros: Any, parts: int):
-    """Means of loss, top1 and gradients over micro-batches; one gradient tree is held."""
+    """Return the batch statistics after all micro-batches, and the means of what each gives."""
+    first = jax.tree.map(lambda x: x[0], micros)
+    _, shapes = jax.eval_shape(micro_step, state.batch_stats, first)
 
     def body(carry: Any, micro: Any):
         stats, total = carry
         stats, out = micro_step(stats, micro)
         return (stats, jax.tree.map(jnp.add, total, out)), None
 
-    scalar = jnp.zeros((), jnp.float32)
-    zeros = (scalar, scalar, jax.tree.map(jnp.zeros_like, state.params))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # one tree of gradients
     (stats, total), _ = jax.lax.scan(body, (state.batch_stats, zeros), micros)
     return stats, jax.tree.map(lambda x: x / parts, total)
 
@@ -189,21 +192,15 @@ def eval_step(
         each output is a label.
 
     Returns:
-      f32[] sums: count, loss (softmax cross-entropy in nats, whatever config.loss trains on),
-      top1, top5.
+      f32[] sums over the images: count, and `per_image` of every metric; the loss is the softmax
+      cross-entropy, whatever config.loss trains on.
     """
     model = nnx.merge(graph, weights["params"], weights["batch_stats"])
     pixels = normalize(batch["image"], config.data.mean, config.data.std, config.model.dtype)
     logits = _logits(model, pixels, config.eval.flip, outputs)
-    rank = label_rank(logits, batch["label"])
     mask = batch["mask"]
-    per_image = {
-        "count": jnp.ones_like(mask),
-        "loss": losses.cross_entropy(logits, batch["label"]),
-        "top1": rank < 1,
-        # At most all classes: a row with a NaN, ranked after the last, is never right.
-        "top5": rank < min(5, logits.shape[-1]),
-    }
+    per_image = {name: m.per_image(logits, batch["label"]) for name, m in METRICS.items()}
+    per_image["count"] = jnp.ones_like(mask)
     # where, not a product: a padded row's loss may be infinite, and 0 * inf is NaN.
     return {k: jnp.sum(jnp.where(mask > 0, v, 0), dtype=jnp.float32) for k, v in per_image.items()}
 

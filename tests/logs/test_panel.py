@@ -64,9 +64,9 @@ def test_panel_shows_every_number(clock):
     for part in (
         "resnet50  runs/a", "600/1,000", "60.0%", "epoch 1.50", "1:02:05 so far",
         "0:00:51 left",  # 400 steps of 256 at 2,000 a second
-        "loss 2.2500", "top-1 43.8 %", "learning rate 0.125", "2,000 img/s",
-        "440 TFLOP/s (44.4 % of peak)", "input wait 1.5 %", "30.0 GiB of 80.0 GiB",
-        "step 500: top-1 76.13 %  top-5 92.86 %  loss 0.9600  ema weights",
+        "top-1 43.75%  loss 2.2500  learning rate 0.125", "2,000 img/s",
+        "440 TFLOP/s (44.4% of peak)", "input wait 1.5%", "30.0 GiB of 80.0 GiB",
+        "step 500: top-1 76.13%  top-5 92.86%  loss 0.9600  EMA weights",
         "step 500, 1:02:05 ago", "training", "█▄▁",
     ):  # fmt: skip
         assert part in text, part
@@ -97,7 +97,7 @@ def test_a_run_without_average_shows_its_newest_evaluation(clock):
     panel = Panel("m", 1000, 100)
     panel.write(100, "validation", EVAL | {"weights": "raw"})
     panel.write(200, "validation", EVAL | {"weights": "raw", "top1": 0.8})
-    assert "step 200: top-1 80.00 %" in _shown(panel)
+    assert "step 200: top-1 80.00%" in _shown(panel)
 
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 200])
@@ -106,7 +106,7 @@ def test_no_line_is_wider_than_the_terminal(clock, width):
     assert max(map(len, lines)) <= width
     assert len(lines) == 9  # none is wrapped
     if width >= 60:
-        assert "loss 2.2500  top-1 43.8 %" in "\n".join(lines)
+        assert "top-1 43.75%  loss 2.2500" in "\n".join(lines)
 
 
 def test_words_of_a_run_are_not_taken_for_markup(clock):
@@ -152,7 +152,7 @@ def test_quiet_says_what_goes_wrong_and_how_it_ends():
     console.close()
     wrong, evaluated, end = console._console.file.getvalue().splitlines()
     assert wrong == "the disk is full"
-    assert "top-1  76.1 %" in evaluated
+    assert "top-1  76.13%" in evaluated
     assert end == "finished: 10 steps"
 
 
@@ -209,7 +209,7 @@ def train_in_terminal(tmp_path, config_file):
 def test_training_in_a_terminal_that_is_resized_interrupted_and_continued(train_in_terminal):
     terminal = train_in_terminal(90, 24)
     terminal.until(r"compiling")
-    terminal.until(r"loss \d\.\d{4}  top-1 .* learning rate")
+    terminal.until(r"top-1 .*  loss \d\.\d{4}  learning rate")
     assert not terminal.screen.cursor.hidden  # a process that is killed could not show it again
     terminal.resize(60, 16)
     os.kill(terminal.pid, signal.SIGINT)
@@ -236,5 +236,5 @@ def test_quiet_is_a_flag(call_door, tmp_path, config_file):
     )
     assert (code, err) == (0, "")
     evaluated, end = out.splitlines()
-    assert "validation (ema weights): 360 images" in evaluated
+    assert "validation (EMA weights): 360 images" in evaluated
     assert end == f"finished: 3 steps in {tmp_path}/q"

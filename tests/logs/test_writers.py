@@ -30,10 +30,10 @@ def test_console_line_has_every_number_in_plain_text():
     console.write(600, "validation", EVAL)
     console.close()
     train, evaluated = stream.getvalue().splitlines()
-    for part in ("600/1000", "1.50", "0.2500", "87.5 %", "lr 0.1", "2,000 img/s", "wait 1.5 %"):
+    for part in ("600/1000", "1.50", "0.2500", "87.50%", "lr 0.1", "2,000 img/s", "wait 1.5%"):
         assert part in train
     assert "ETA 0:00:51" in train  # 400 steps of 256 at 2,000 a second
-    for part in ("validation (ema weights)", "50000 images", "76.1 %", "92.9 %", "0.9600"):
+    for part in ("validation (EMA weights)", "50000 images", "76.13%", "92.86%", "0.9600"):
         assert part in evaluated
     assert "\x1b" not in stream.getvalue()
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.ranking import rank
 from imagenet_jax.training.checkpoint import Checkpoints, Position
+from imagenet_jax.training.metrics import score
 from imagenet_jax.training.state import TrainState
 
 NAN, INF = math.nan, math.inf
@@ -57,9 +57,9 @@ def test_no_checkpoint_is_best_where_no_value_is_finite(tmp_path):
     assert json.loads(file.read_text(), parse_constant=refuse)["loss"] is None
 
 
-def test_rank_orders_all_numbers():
+def test_score_orders_all_numbers():
     values = [NAN, 3.0, INF, 1.0, 2.0, -INF, None]
-    order = sorted(range(7), key=lambda i: rank({"loss": values[i]}, "loss"))
+    order = sorted(range(7), key=lambda i: score({"loss": values[i]}, "loss"))
     assert order[-3:] == [1, 4, 3]
-    order = sorted(range(7), key=lambda i: rank({"top1": values[i]}, "top1"))
+    order = sorted(range(7), key=lambda i: score({"top1": values[i]}, "top1"))
     assert order[-3:] == [3, 4, 1]

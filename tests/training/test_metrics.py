@@ -1,12 +1,26 @@
 """Ranks against a stable NumPy sort; interval averages; detection of what is not finite."""
 
+import dataclasses
+import json
+import math
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagenet_jax.training.metrics import Interval, MetricWindow, NonFiniteError, label_rank
+from imagenet_jax.errors import UserError
+from imagenet_jax.training.metrics import (
+    METRICS,
+    Interval,
+    Metric,
+    MetricWindow,
+    NonFiniteError,
+    label_rank,
+    score,
+    shown_metrics,
+)
 
 
 @settings(max_examples=60)
@@ -111,3 +125,58 @@ def test_nan_is_wrong_in_top5_however_few_the_classes():
     weights = {"params": nnx.State({}), "batch_stats": nnx.State({})}
     sums = eval_step(weights, batch, graph=graph, config=defaults())
     assert (sums["count"], sums["top1"], sums["top5"]) == (3, 0, 0)
+
+
+def test_top5_of_five_classes_is_not_shown():
+    assert [m.name for m in shown_metrics(5)] == ["top1", "loss"]
+    assert [m.name for m in shown_metrics(6)] == ["top1", "top5", "loss"]
+
+
+def test_best_metric_may_name_every_metric_that_ranks_checkpoints():
+    from imagenet_jax.config import check
+    from imagenet_jax.config.fields import defaults
+
+    usable = [metric.name for metric in METRICS.values() if metric.ranks_checkpoints]
+    config = defaults()
+    for name in usable:
+        config.checkpoint.best_metric = name
+        check(config.copy_and_resolve_references())
+    config.checkpoint.best_metric = "nonsense"
+    with pytest.raises(UserError, match="best_metric") as e:
+        check(config)
+    assert " | ".join(usable) in str(e.value)
+
+
+@pytest.fixture
+def more_metrics(monkeypatch):
+    """Two more entries: top-3, also in training, and the perplexity, lower is better."""
+    top3 = Metric(
+        "top3", "top-3", lambda logits, labels: label_rank(logits, labels) < 3, in_training=True
+    )
+    perplexity = dataclasses.replace(
+        METRICS["loss"], name="perplexity", label="perplexity", format=".3f", finish=math.exp
+    )
+    for metric in (top3, perplexity):
+        monkeypatch.setitem(METRICS, metric.name, metric)
+
+
+def test_a_metric_is_one_entry(more_metrics, tiny, tmp_path, capsys):
+    from imagenet_jax import train as loop
+    from imagenet_jax.training.evaluate import evaluate_workdir
+
+    tiny.epochs = 6 * 48 / 1437
+    tiny.log.every_steps = 6
+    loop.train(tiny, tmp_path)
+    out = capsys.readouterr().out
+    train, *evaluations = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert train["top1"] <= train["top3"] <= 1
+    assert f"top-3  {train['top3']:.2%}" in out
+    for line in evaluations:
+        assert line["top1"] <= line["top3"] <= line["top5"]
+        assert line["perplexity"] == pytest.approx(math.exp(line["loss"]))
+        assert f"perplexity {line['perplexity']:7.3f}" in out
+    (result,) = evaluate_workdir(tmp_path, "latest")
+    assert result["top3"] == pytest.approx(evaluations[0]["top3"])
+    assert result["perplexity"] == pytest.approx(evaluations[0]["perplexity"], rel=1e-5)
+    assert score(result, "perplexity") == -result["perplexity"]
+    assert score(result, "top3") == result["top3"]
