@@ -108,7 +108,7 @@ def test_what_tfds_writes_we_read(tmp_path):
 def test_tensorflow_is_never_imported(digits_path):
     code = (
         "import sys; from imagenet_jax.data import sources, digits\n"
-        "from imagenet_jax.training import loop\n"
+        "from imagenet_jax import train as loop\n"
         f"s = sources.open_tfds(__import__('pathlib').Path({str(digits_path)!r}), 'train')\n"
         "s[0]; assert not {'tensorflow', 'torch'} & set(sys.modules)"
     )

@@ -141,7 +141,7 @@ def test_jax_notes_a_tpu_vm_in_the_environment():
 
 SUM = """
 import sys
-from imagenet_jax.training import distributed
+from imagenet_jax.runtime import distributed
 flags = sys.argv[1:]
 start = distributed.start(flags[0], int(flags[1]), int(flags[2])) if flags else distributed.start()
 import jax, numpy as np
@@ -212,7 +212,7 @@ def test_two_processes_meet_and_agree_on_a_sum(source, launch):
 
 
 def test_who_waits_in_vain_says_so_in_one_line():
-    script = "from imagenet_jax.training import distributed as d; d.INITIALIZATION_TIMEOUT_S = 2; "
+    script = "from imagenet_jax.runtime import distributed as d; d.INITIALIZATION_TIMEOUT_S = 2; "
     run = subprocess.run(
         [sys.executable, "-c", f"{script} d.start('127.0.0.1:{free_port()}', 2, 1)"],
         env=clean(), cwd=REPOSITORY, capture_output=True, text=True, timeout=120,

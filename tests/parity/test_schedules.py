@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from test_learning_rates import SOURCES, curve  # noqa: E402
+from config.test_learning_rates import SOURCES, curve  # noqa: E402
 
 pytestmark = pytest.mark.parity
 

@@ -78,7 +78,7 @@ def test_a_stalled_input_ends_the_training(tiny, tmp_path):
     code = (
         "import sys, time\n"
         "from imagenet_jax import cli, main\n"
-        "from imagenet_jax.training import loop\n"
+        "from imagenet_jax import train as loop\n"
         "def prefetch_to_device(batches, mesh):\n"
         "    def stalled_reader():\n        time.sleep(500)\n"
         "    stalled_reader()\n    yield next(batches)\n"

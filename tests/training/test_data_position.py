@@ -93,7 +93,7 @@ def test_what_cannot_be_exact_is_refused(runs):
     with pytest.raises(
         UserError, match=r"batch_size: 48 -> 96: .*repeated_aug = 3 .*batch_size=48"
     ):
-        resume_at(runs(96, repeats=3), _at(runs(48, repeats=3), 5), 5, [])
+        resume_at(runs(96, repeated_aug=3), _at(runs(48, repeated_aug=3), 5), 5, [])
     with pytest.raises(UserError, match=r"remainder = 'drop'.*240 records.*batches of 96"):
         resume_at(runs(96, remainder="drop"), _at(runs(48, remainder="drop"), 5), 5, [])
     with pytest.raises(UserError, match="counts batches instead of records"):
@@ -151,8 +151,8 @@ def test_other_data_with_a_dropped_remainder_is_said(runs):
 
 
 def test_other_data_with_copies_of_records_continues_at_a_whole_batch(runs):
-    half = runs(48, repeats=3, train_split="train[:50%]")
-    run, note = resume_at(half, _at(runs(48, repeats=3), 19), 19, [])
+    half = runs(48, repeated_aug=3, train_split="train[:50%]")
+    run, note = resume_at(half, _at(runs(48, repeated_aug=3), 19), 19, [])
     assert "within epoch 1" in note
     _, indices, _ = run.sampler.rows(19, range(48))
     assert sorted(np.unique(indices, return_counts=True)[1]) == [3] * 16
