@@ -1,7 +1,7 @@
-"""Start-up of a run on several processes: who coordinates, how many there are, which one this is.
+"""Start-up of a run of several processes: coordinator, number of processes, index of this one.
 
-`plan` reads that from the flags or from what the scheduler put into the environment; `start`
-calls `jax.distributed.initialize` with it, before any device is touched. First match:
+`plan` takes them from the flags or from the scheduler's environment variables; `start` passes them
+to `jax.distributed.initialize`, before any device is used. The first match counts:
 
     --coordinator, --num_processes, --process_id     as given; --num_processes=1: no detection
     TPU VM or GKE with several hosts                  jax asks the metadata server or reads TPU_*
@@ -21,10 +21,10 @@ from typing import Any
 
 from imagenet_jax.errors import UserError
 
-# jax's default is 100 s. Processes whose peer was killed sit in a collective, with their devices
-# paid for, until its heartbeat is missed.
+# jax's default is 100 s. If a process is killed, the others wait in a collective, on paid devices,
+# until its heartbeat is missed.
 HEARTBEAT_TIMEOUT_S = 30
-# How long processes wait for each other at the start: image pulls and VMs differ by minutes.
+# How long processes wait for each other: image pulls and VM starts differ by minutes.
 INITIALIZATION_TIMEOUT_S = 600
 
 _JOBSET = ("JOBSET_COORDINATOR", "JOBSET_PROCESSES", "JOB_COMPLETION_INDEX")
@@ -32,12 +32,12 @@ _JOBSET = ("JOBSET_COORDINATOR", "JOBSET_PROCESSES", "JOB_COMPLETION_INDEX")
 
 @dataclass(frozen=True)
 class Start:
-    """What to do at start-up.
+    """How to start.
 
     Attributes:
-      source: where it was read: "flags", "TPU", "SLURM", "JobSet" or "one process".
-      arguments: of jax.distributed.initialize; what is missing in them jax detects itself. None:
-        do not call it.
+      source: "flags", "TPU", "SLURM", "JobSet" or "one process".
+      arguments: of jax.distributed.initialize, which detects missing ones itself. None: do not
+        call it.
     """
 
     source: str
@@ -53,12 +53,12 @@ def plan(
     num_processes: int | None = None,
     process_id: int | None = None,
 ) -> Start:
-    """How to start, as a function of the flags (None: not given) and the environment alone.
+    """Return how to start, given the environment variables and the flags (None: not given).
 
-    `environment` is read after `import jax`, which notes in it whether this is a TPU VM.
+    `import jax` must come first: it sets the variables that say whether this is a TPU VM.
 
-    Raises UserError for flags or variables that are incomplete or contradict each other, and for
-    a SLURM allocation of several nodes whose other nodes would idle.
+    Raises UserError for incomplete or contradictory flags or variables, and for a SLURM job of
+    several nodes that was not started by srun, as the other nodes would be idle.
     """
     if (coordinator, num_processes, process_id) != (None, None, None):
         return _from_flags(coordinator, num_processes, process_id)
@@ -74,20 +74,20 @@ def plan(
 def start(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> Start:
-    """Join the other processes, if there are any; returns what `plan` decided.
+    """Connect to the other processes, if any; return the result of `plan`.
 
-    Raises UserError as `plan` does. Processes that do not find each other within
-    INITIALIZATION_TIMEOUT_S seconds exit with 1 and one line that says so.
+    Raises UserError as `plan` does, and if connecting fails. If not all processes connect within
+    INITIALIZATION_TIMEOUT_S seconds, prints one line and exits with 1.
     """
     import jax
 
     decided = plan(os.environ, coordinator, num_processes, process_id)
     if decided.arguments is None:
         return decided
-    # When its time is up jaxlib aborts the process with a stack dump; ours is up earlier.
-    patience = threading.Timer(INITIALIZATION_TIMEOUT_S, _give_up, [decided])
-    patience.daemon = True
-    patience.start()
+    # At its own timeout jaxlib aborts the process with a stack dump; this timer fires earlier.
+    timer = threading.Timer(INITIALIZATION_TIMEOUT_S, _give_up, [decided])
+    timer.daemon = True
+    timer.start()
     try:
         jax.distributed.initialize(
             **decided.arguments,
@@ -96,24 +96,24 @@ def start(
         )
     except (ValueError, OSError) as e:  # nothing detected, no metadata server, port in use
         raise UserError(
-            f"{decided.source}: could not join the other processes: {e}; --num_processes=1 runs "
-            "alone"
+            f"{decided.source}: could not connect to the other processes: {e}; "
+            "--num_processes=1 runs one process only"
         ) from e
     finally:
-        patience.cancel()
+        timer.cancel()
     return decided
 
 
 def _give_up(decided: Start) -> None:
     where = (decided.arguments or {}).get("coordinator_address", "the coordinator")
     print(
-        f"error: {decided.source}: not all processes met at {where} within "
-        f"{INITIALIZATION_TIMEOUT_S} s; is each one started, and the port open between the hosts? "
-        "--num_processes=1 runs alone",
+        f"error: {decided.source}: not all processes connected to {where} within "
+        f"{INITIALIZATION_TIMEOUT_S} s; check that each one was started and that the port is open "
+        "between the hosts. --num_processes=1 runs one process only",
         file=sys.stderr,
         flush=True,
     )
-    os._exit(1)  # the main thread waits in jaxlib, where no exception reaches it
+    os._exit(1)  # no exception reaches the main thread, which waits in jaxlib
 
 
 def _from_flags(coordinator: str | None, count: int | None, index: int | None) -> Start:
@@ -133,7 +133,7 @@ def _from_flags(coordinator: str | None, count: int | None, index: int | None) -
 
 
 def _from_slurm(environment: Mapping[str, str]) -> Start:
-    if "SLURM_STEP_NODELIST" not in environment:  # in the batch script itself, not under srun
+    if "SLURM_STEP_NODELIST" not in environment:  # the batch script, not srun
         if int(environment.get("SLURM_JOB_NUM_NODES", 1)) > 1:
             raise UserError(
                 f"SLURM gave this job {environment['SLURM_JOB_NUM_NODES']} nodes but this process "
@@ -143,9 +143,9 @@ def _from_slurm(environment: Mapping[str, str]) -> Start:
         return _ONE_PROCESS
     if int(environment.get("SLURM_NTASKS", 1)) == 1:
         return _ONE_PROCESS
-    # jax would give each task the one GPU of its local number. That is right for one task per GPU
-    # with all of a node's GPUs visible; else the task has every GPU that SLURM shows it, which an
-    # empty list says to jax.
+    # By default jax gives each task the one GPU with its local index. This is right for one task
+    # per GPU if every task sees all GPUs of the node. Otherwise a task uses all GPUs that SLURM
+    # shows it, which jax does for an empty list.
     alone_on_node = re.fullmatch(
         r"1(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "1(x1)")
     )
@@ -186,7 +186,7 @@ def _explicit(source: str, coordinator: str, count: int, index: int) -> Start:
 
 
 def _on_tpu_pod(environment: Mapping[str, str]) -> bool:
-    if environment.get("TPU_ML_PLATFORM") != "JAX":  # set by `import jax` where it finds TPU chips
+    if environment.get("TPU_ML_PLATFORM") != "JAX":  # set by `import jax` on TPU hosts
         return False
     if hosts := environment.get("TPU_WORKER_HOSTNAMES"):  # GKE; "localhost" on hosted notebooks
         return "," in hosts or int(environment.get("MEGASCALE_NUM_SLICES", 1)) > 1

@@ -1,8 +1,8 @@
-"""`running.json`: which process trains in a workdir. At most one does; followers see it end.
+"""The lock `running.json`, which names the process that trains in a workdir.
 
-The mark names the process and is touched every few seconds. It is stale if the process is gone,
-which is looked up where its number means the same, or if the touches have stopped, which is watched
-from another host or container. A run that was killed is continued without anything to clean up.
+The holder touches the file every few seconds. The lock is stale if the process is gone, which is
+checked directly in the same process namespace, or if the touches have stopped, which works from
+another host or container too. A killed run needs no clean-up before it continues.
 """
 
 import contextlib
@@ -17,110 +17,106 @@ from pathlib import Path
 from typing import Any
 
 from imagenet_jax import strict_json
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, writing
 
-BEAT_SECONDS = 5.0
-# Without a touch for so long, the process is gone: six are missed, more than a busy file server's.
+TOUCH_SECONDS = 5.0
+# Six missed touches, longer than a busy file server delays them: the process is gone.
 STALE_SECONDS = 30.0
-# As a follower judges by two hosts' clocks, which may differ.
-_FOLLOWED_SECONDS = 300.0
+# For `is_training`, which compares the clocks of two hosts.
+_STALE_SECONDS_BY_CLOCK = 300.0
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class Lock:
-    """While entered, this process is the one that trains in `workdir`; made if it is not there.
+    """While entered, no other process trains in `workdir`, which is created if needed.
 
-    Raises UserError on entry where another process trains there, or nothing can be written. Of
-    several processes of one run the first one enters.
+    In a run of several processes only process 0 enters it.
+
+    Raises UserError on entry if another process holds the lock or nothing can be written.
     """
 
     def __init__(self, workdir: Path, *, does: str = "trains", flag: str = "--workdir"):
-        """The error that names another process says what it `does`, and which `flag` to change."""
+        """Errors say what the other process `does`, and which `flag` to change."""
         self._path, self._does, self._flag = workdir / "running.json", does, flag
-        self._mark = {
+        self._holder = {
             "host": socket.gethostname(),
-            "namespace": _namespace(),
+            "namespace": _process_namespace(),
             "pid": os.getpid(),
-            "started": _start_of(os.getpid()),
-            "token": secrets.token_hex(8),  # of this mark: the rest may be equal in two containers
+            "started": _start_time(os.getpid()),
+            "token": secrets.token_hex(8),  # two containers may be equal in everything else
         }
-        self._ended = threading.Event()
-        self._beats = threading.Thread(target=self._beat, name="running.json", daemon=True)
+        self._released = threading.Event()
+        self._thread = threading.Thread(
+            target=self._keep_touching, name="running.json", daemon=True
+        )
 
     def __enter__(self) -> "Lock":
-        try:
+        with writing(f"{self._flag}={self._path.parent}"):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             while not self._create():
                 self._remove_stale()
-        except OSError as e:
-            where = f"{self._flag}={self._path.parent}"
-            raise UserError(f"{where} cannot be written: {e.strerror}") from e
-        self._beats.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._beats.join()
-        with contextlib.suppress(OSError):  # a workdir that became read-only: it goes stale
-            if _read(self._path) == self._mark:
+        self._released.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):  # in a workdir that became read-only it goes stale
+            if _read(self._path) == self._holder:
                 self._path.unlink(missing_ok=True)
 
-    def _hidden(self) -> Path:
-        """Return a new name beside the file that no other process uses."""
+    def _hidden_path(self) -> Path:
         return self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}")
 
     def _create(self) -> bool:
-        """Whether the mark is ours now: it appears whole, or another one is there."""
-        part = self._hidden()
+        """Create the complete file, unless there is one; return whether this process holds it."""
+        text = strict_json.dumps(self._holder) + "\n"
+        part = self._hidden_path()
         try:
-            part.write_text(strict_json.dumps(self._mark) + "\n")
+            part.write_text(text)
             os.link(part, self._path)
         except FileExistsError:
-            return _read(self._path) == self._mark  # a file server may answer a request twice
+            return _read(self._path) == self._holder  # a file server may repeat a request
         except OSError as e:
-            if e.errno not in _NO_LINKS:
+            if e.errno not in _NO_HARD_LINKS:
                 raise
-            return self._create_in_place()
+            try:
+                with self._path.open("x") as file:  # empty for a moment
+                    file.write(text)
+            except FileExistsError:
+                return False
         finally:
             part.unlink(missing_ok=True)
         return True
 
-    def _create_in_place(self) -> bool:
-        """As `_create`, on a file system without hard links: for a moment the mark is empty."""
-        try:
-            with self._path.open("x") as file:
-                file.write(strict_json.dumps(self._mark) + "\n")
-        except FileExistsError:
-            return False
-        return True
-
     def _remove_stale(self) -> None:
-        """Take the mark of a process that is gone away; UserError where it is not."""
-        mark = _read(self._path)
-        if mark is None:
-            return  # it has ended in between
-        if _runs(mark) or (_runs(mark) is None and self._is_touched(mark)):
+        """Remove the lock of a process that is gone. Raises UserError if it is not."""
+        holder = _read(self._path)
+        if holder is None:
+            return  # released in between
+        exists = _process_exists(holder)
+        if exists or (exists is None and self._is_touched(holder)):
             raise UserError(
-                f"process {mark.get('pid')} on {mark.get('host')} {self._does} in "
+                f"process {holder.get('pid')} on {holder.get('host')} {self._does} in "
                 f"{self._path.parent}: wait for it, stop it, or use another {self._flag}"
             )
-        # Renamed first: of two processes that find the same stale mark, one gets it.
-        stale = self._hidden()
+        # Renamed first: if two processes find the same stale lock, one of them gets it.
+        stale = self._hidden_path()
         try:
             self._path.rename(stale)
         except FileNotFoundError:
             return
-        if _read(stale) != mark:  # another process was quicker: this is its mark
+        if _read(stale) != holder:  # another process was faster: this is its new lock
             with contextlib.suppress(FileExistsError):
                 os.link(stale, self._path)
         stale.unlink()
 
-    def _is_touched(self, mark: dict[str, Any]) -> bool:
-        """Whether a process that cannot be looked up from here is alive."""
+    def _is_touched(self, holder: dict[str, Any]) -> bool:
+        """Watch whether the holder, on another host or in another container, is alive."""
         print(
-            f"{self._path} names process {mark.get('pid')} on {mark.get('host')}; watching "
+            f"{self._path} names process {holder.get('pid')} on {holder.get('host')}; watching for "
             f"{STALE_SECONDS:.0f} s whether it is alive",
             flush=True,
         )
@@ -130,23 +126,23 @@ class Lock:
             time.sleep(min(1.0, STALE_SECONDS / 10))
             now = _touched(self._path)
             if now != before:
-                return now is not None  # None: it has ended
+                return now is not None  # None: the lock was released
         return False
 
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT_SECONDS):
+    def _keep_touching(self) -> None:
+        while not self._released.wait(TOUCH_SECONDS):
             try:
-                mark = _read(self._path)
-                if mark == self._mark:
-                    os.utime(self._path)  # takes no space: a full disk does not stop it
+                holder = _read(self._path)
+                if holder == self._holder:
+                    os.utime(self._path)  # needs no space, so works on a full disk
                     continue
             except OSError:
                 continue
-            if not self._ended.is_set() and mark:
-                # This machine was suspended, say, for so long that another process took over.
+            if not self._released.is_set() and holder:
+                # This process was paused, with its machine for example, beyond STALE_SECONDS.
                 print(
-                    f"error: process {mark.get('pid')} on {mark.get('host')} took over "
-                    f"{self._path.parent}; this one ends",
+                    f"error: process {holder.get('pid')} on {holder.get('host')} took over "
+                    f"{self._path.parent}; this process exits",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -154,60 +150,60 @@ class Lock:
 
 
 def is_training(workdir: Path) -> bool:
-    """Whether a process trains in `workdir` now; a killed one does not."""
+    """Return whether a process trains in `workdir` now; a killed one does not."""
     path = workdir / "running.json"
-    mark = _read(path)
-    if mark is None:
+    holder = _read(path)
+    if holder is None:
         return False
-    runs = _runs(mark)
-    if runs is not None:
-        return runs
+    exists = _process_exists(holder)
+    if exists is not None:
+        return exists
     touched = _touched(path)
-    return touched is not None and time.time() - touched / 1e9 < _FOLLOWED_SECONDS
+    return touched is not None and time.time() - touched / 1e9 < _STALE_SECONDS_BY_CLOCK
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """The mark; None where there is none, {} where its writer was killed while writing it."""
+    """Return the holder; None if there is no lock, {} if its writer was killed in mid-write."""
     try:
-        mark = strict_json.loads(path.read_text())
+        holder = strict_json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError:
         return {}
-    return mark if isinstance(mark, dict) else {}
+    return holder if isinstance(holder, dict) else {}
 
 
 def _touched(path: Path) -> int | None:
-    """Time of the last touch in ns; None without a mark."""
+    """Return the modification time in ns; None if there is no file."""
     try:
-        # Opened, not only asked for: NFS then looks at the server's attributes, not its own copy.
+        # Opening makes NFS ask the server instead of its attribute cache.
         with path.open("rb") as file:
             return os.fstat(file.fileno()).st_mtime_ns
     except FileNotFoundError:
         return None
 
 
-def _runs(mark: dict[str, Any]) -> bool | None:
-    """Whether the process that a mark names exists; None if it cannot be looked up from here."""
-    here, there = _namespace(), mark.get("namespace")
-    same = here == there if here and there else mark.get("host") == socket.gethostname()
-    if not same or not isinstance(mark.get("pid"), int):
+def _process_exists(holder: dict[str, Any]) -> bool | None:
+    """Return whether the holder's process exists; None if it cannot be checked from here."""
+    here, there = _process_namespace(), holder.get("namespace")
+    same = here == there if here and there else holder.get("host") == socket.gethostname()
+    if not same or not isinstance(holder.get("pid"), int):
         return None
     try:
-        os.kill(mark["pid"], 0)
+        os.kill(holder["pid"], 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # it exists, and is somebody else's
-    started = _start_of(mark["pid"])
-    # Another start is another process with the same number.
-    return started is None or mark.get("started") in (None, started)
+        pass  # it exists and belongs to another user
+    started = _start_time(holder["pid"])
+    # With another start time it is another process, which got the same number.
+    return started is None or holder.get("started") in (None, started)
 
 
-def _namespace() -> str | None:
-    """Return where a process number means the same: one boot of a kernel, and a PID namespace.
+def _process_namespace() -> str | None:
+    """Return the boot ID and PID namespace, within which a process number is unique.
 
-    Containers may share their host's name and number their processes alike. None without /proc.
+    Containers may have the same host name and the same process numbers. None without /proc.
     """
     try:
         return f"{_BOOT_ID.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
@@ -215,8 +211,8 @@ def _namespace() -> str | None:
         return None
 
 
-def _start_of(pid: int) -> str | None:
-    """What tells a process from later ones of the same number; None where /proc does not say."""
+def _start_time(pid: int) -> str | None:
+    """Return boot ID and start time of a process, in clock ticks; None if /proc does not say."""
     try:
         # Field 22, counted after the name in brackets, which may hold spaces (proc(5)).
         ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

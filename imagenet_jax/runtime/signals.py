@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: finish the step, save and exit; a second one exits at once."""
+"""Stop signals, SIGTERM and SIGINT: the first one ends training, a second one the process."""
 
 import contextlib
 import os
@@ -11,12 +11,12 @@ import jax
 
 from imagenet_jax.runtime.watchdog import exit_soon
 
-# Whoever stops a whole job signals its processes, and those that started them pass the signal on.
+# A scheduler signals all processes of a job, and their parents may forward the same signal.
 _SAME_STOP_SECONDS = 2.0
 
 
 class StopRequested(BaseException):
-    """Training stops now, because of signal `number`. No Exception, so that nothing handles it."""
+    """Signal `number` stops training. Not an Exception, so that no `except Exception` catches it."""
 
     def __init__(self, number: int):
         super().__init__(f"signal {number}")
@@ -24,12 +24,12 @@ class StopRequested(BaseException):
 
 
 class StopSignal:
-    """While entered, remembers the first stop signal instead of dying of it.
+    """While entered, records the first stop signal; a second one exits at once.
 
-    A second one ends the process at once, unless it arrives together with the first.
+    A signal within 2 seconds of the first is the same stop.
 
     Attributes:
-      received: the signal's number, or None. The exit code to use is 128 + it.
+      received: the number of the signal, or None. The exit code is 128 + this number.
     """
 
     def __init__(self) -> None:
@@ -51,16 +51,16 @@ class StopSignal:
     ) -> None:
         if self._held:
             deadline = exit_soon(128 + self._held.number)
-            self._held = None
+            self._held = None  # closes the input
             deadline.cancel()
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     @contextlib.contextmanager
     def interrupting(self) -> Iterator[None]:
-        """Raise StopRequested inside as soon as the signal arrives, or if it already has.
+        """Raise StopRequested in this block when the signal arrives, or if it already has.
 
-        Does nothing if there are several processes: they must agree on the step to stop at.
+        Does nothing in a run of several processes: they must agree on the step to stop at.
         """
         if jax.process_count() > 1:
             yield
@@ -74,10 +74,9 @@ class StopSignal:
             self._interrupts = False
 
     def saved(self, error: StopRequested) -> None:
-        """Keep what `error` has interrupted until everything else is closed, on exit.
+        """Keep the traceback of `error`, which refers to the input, until this object exits.
 
-        It holds the input, and closing that waits for the threads that read it. Where these stall,
-        the process exits soon after.
+        Closing the input waits for its threads. If they hang, the process exits after 10 seconds.
         """
         self._held = error
 

@@ -1,4 +1,4 @@
-"""A run that no longer moves: say where every thread stands, and end, to be started again."""
+"""Exits of a process that hangs: the watchdog of a run, and a deadline for closing."""
 
 import contextlib
 import faulthandler
@@ -8,15 +8,14 @@ import sys
 import threading
 import time
 
-# As a shell tells of a process that SIGALRM ended. Above 128: start it again (launch/README.md).
+# As if SIGALRM had ended the process. The launchers restart codes above 128 (launch/README.md).
 EXIT_CODE = 128 + signal.SIGALRM
 
 
 def exit_soon(code: int, seconds: float = 10.0) -> threading.Timer:
-    """Exit with `code` after `seconds` unless the process has ended by itself before.
+    """Exit with `code` in `seconds`, unless the process ends before; return the timer.
 
-    Python waits for its threads at the end, and a thread may wait forever for storage that is gone.
-    Returns the timer, to cancel it.
+    Python waits for its threads at exit, and a thread may wait forever for lost storage.
     """
     timer = threading.Timer(seconds, os._exit, [code])
     timer.daemon = True
@@ -25,10 +24,10 @@ def exit_soon(code: int, seconds: float = 10.0) -> threading.Timer:
 
 
 class Watchdog:
-    """While entered, ends the process where `beat` is not called for `seconds`.
+    """While entered, ends the process if `beat` is not called for `seconds`. 0: never.
 
-    An input that stalled or a collective that waits for a dead peer would otherwise hold the
-    devices for ever. The stacks go to stderr. 0 seconds: never.
+    A stalled input, or a collective that waits for a dead process, would hold the devices forever.
+    The stack of every thread is printed to stderr.
     """
 
     def __init__(self, seconds: float):
@@ -49,7 +48,7 @@ class Watchdog:
             self._thread.join()
 
     def beat(self) -> None:
-        """The run moves."""
+        """Record that the run makes progress."""
         self._last = time.monotonic()
 
     def _watch(self) -> None:
@@ -59,8 +58,8 @@ class Watchdog:
                 silence = time.monotonic() - self._last
                 if silence > self._seconds:
                     self._end(silence)
-                # Code that never gives back Python's lock stops this thread too. Then a thread
-                # without Python shows the stacks, and the system's alarm clock ends the process.
+                # Code that never releases the GIL blocks this thread too. Then faulthandler's own
+                # thread prints the stacks, and the system's timer ends the process.
                 faulthandler.dump_traceback_later(self._seconds + 2 * period, file=2)
                 signal.setitimer(signal.ITIMER_REAL, self._seconds + 3 * period)
         finally:
@@ -69,10 +68,10 @@ class Watchdog:
 
     def _end(self, silence: float) -> None:
         message = (
-            f"error: nothing moved for {silence:.0f} s (config.log.watchdog_seconds); what every "
-            "thread does follows. The same command continues from the last checkpoint\n"
+            f"error: no progress for {silence:.0f} s (config.log.watchdog_seconds); the stack of "
+            "every thread follows. The same command continues from the last checkpoint\n"
         )
-        with contextlib.suppress(OSError, ValueError):  # where it goes may be gone too
+        with contextlib.suppress(OSError, ValueError):  # the terminal or disk may be gone too
             sys.stdout.flush()
         with contextlib.suppress(OSError):
             os.write(2, message.encode())

@@ -1,4 +1,4 @@
-"""XLA options of the programs that this package compiles, and where they are kept."""
+"""XLA compiler options and the persistent compilation cache."""
 
 import contextlib
 import glob
@@ -16,49 +16,49 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from imagenet_jax.runtime.processes import is_first
 
-# What jax warns of: the program, and why.
+# jax's warning: name of the program, reason.
 _UNREADABLE = r"Error reading persistent compilation cache entry for '([^']*)': (.*)"
 
 
 def options(*, optimize: bool = True) -> dict[str, str | int] | None:
-    """For `jax.jit(compiler_options=...)`; None on accelerators, where XLA's defaults stand.
+    """Return options for `jax.jit(compiler_options=...)`; None (the defaults) on accelerators.
 
     Args:
-      optimize: False for a program that runs once: compiling it is all that it costs.
+      optimize: False for a program that runs once, so that it compiles faster.
     """
     if jax.default_backend() != "cpu":
         return None
-    # jaxlib 0.12.0 on the CPU reads memory that was never written in the fusions it hands to
-    # YNNPACK: bfloat16 networks come out as NaN (tests/models/test_bfloat16.py).
+    # YNNPACK fusions of jaxlib 0.12.0 on the CPU read uninitialized memory: bfloat16 networks
+    # return NaN (tests/models/test_bfloat16.py).
     chosen: dict[str, str | int] = {"xla_cpu_experimental_ynn_fusion_type": ""}
     return chosen if optimize else chosen | {"xla_backend_optimization_level": 0}
 
 
 @contextlib.contextmanager
 def keep_programs(directory: Path) -> Iterator[None]:
-    """Keep what is compiled inside in `directory`, so that a restart loads it.
+    """Keep the programs compiled in this block in `directory`, so that a restart loads them.
 
-    JAX_COMPILATION_CACHE_DIR, where it is set, names another place, such as one for all runs.
+    JAX_COMPILATION_CACHE_DIR, if set, overrides `directory`, for example to share one by all runs.
 
-    JAX cannot load a truncated entry and never rewrites it. Here that file is removed in between,
-    so that jax writes a whole one.
+    JAX cannot load a truncated entry and never rewrites it. It is removed here, so that jax writes
+    it again.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         directory = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
     else:
         jax.config.update("jax_compilation_cache_dir", str(directory))
-        compilation_cache.reset_cache()  # jax asks once whether there is one, when it compiles
+        compilation_cache.reset_cache()  # jax checks for a directory only once
     show = warnings.showwarning
 
     def shown(message: Warning | str, *args: Any, **kwargs: Any) -> None:
         found = re.match(_UNREADABLE, str(message))
         if not found:
             show(message, *args, **kwargs)
-        elif is_first():  # which is the one that writes them
-            stays = _remove_unreadable(directory, found[1])
+        elif is_first():  # only process 0 writes entries
+            error = _remove_unreadable(directory, found[1])
             print(
                 f"the compiled program {found[1]} in {directory} does not load ({found[2]}): "
-                f"compiling it again{f'; it stays there: {stays}' if stays else ''}",
+                f"compiling it again{f'; cannot remove it: {error}' if error else ''}",
                 file=sys.stderr,
             )
 
@@ -69,22 +69,22 @@ def keep_programs(directory: Path) -> Iterator[None]:
 
 
 def _remove_unreadable(directory: Path, program: str) -> str:
-    """Remove the entries of `program` that are not whole; all of them if that cannot be checked.
+    """Remove the damaged entries of `program`; all of them if none is known to be damaged.
 
-    Returns why one of them cannot be removed, "" where all were.
+    Returns the error if an entry cannot be removed, else "".
     """
-    stays = ""
+    error = ""
     entries = list(directory.glob(f"{glob.escape(program)}-*-cache"))
     for path in [path for path in entries if not _is_whole(path)] or entries:
         try:
             path.unlink(missing_ok=True)
-        except OSError as e:  # a folder of other users, or a read-only one
-            stays = e.strerror or str(e)
-    return stays
+        except OSError as e:  # a read-only folder, or another user's
+            error = e.strerror or str(e)
+    return error
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether an entry is what was compressed with zlib, which has a checksum."""
+    """Return whether an entry decompresses; zlib data has a checksum."""
     try:
         return bool(zlib.decompress(path.read_bytes()))
     except (zlib.error, OSError):

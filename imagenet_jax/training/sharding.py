@@ -1,4 +1,4 @@
-"""The device mesh, and which part of each array lives where."""
+"""The device mesh and the shardings of batches and state."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -12,11 +12,14 @@ from imagenet_jax.config.rules import use_multiple
 from imagenet_jax.errors import UserError
 
 DATA, FSDP = "data", "fsdp"
-AHEAD = 2  # batches on their way to the devices
+AHEAD = 2  # batches being transferred to the devices
 
 
 def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """All devices as a (data, fsdp) grid: each group of `fsdp` shares one copy of the state."""
+    """Return a (data, fsdp) mesh: each group of `fsdp` devices shares one copy of the state.
+
+    Raises UserError if `fsdp` does not divide the number of devices.
+    """
     devices = devices or jax.devices()
     if len(devices) % fsdp:
         sizes = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
@@ -31,9 +34,9 @@ def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
 def check_batch_size(
     field: str, batch_size: int, mesh: Mesh, parts: int = 1, group: int = 1
 ) -> None:
-    """Raise UserError unless each of `parts` micro-batches has as many rows for each device.
+    """Raise UserError unless each of `parts` micro-batches divides evenly among the devices.
 
-    The size that the message proposes has micro-batches of whole groups of `group` rows too.
+    The batch sizes that the message suggests also divide into batch-norm groups of `group` rows.
     """
     if batch_size % (mesh.size * parts):
         unit = math.lcm(mesh.size, group) * parts
@@ -45,18 +48,19 @@ def check_batch_size(
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows spread over every device, those that share parameters included."""
+    """Return the sharding that splits the rows of a batch over all devices of both axes."""
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """Return the sharding that copies an array to every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def state_sharding(state: Any, mesh: Mesh) -> Any:
-    """A sharding for each leaf: its largest axis that `fsdp` divides is split, or none is.
+    """Return a sharding for each leaf, which splits its largest axis divisible by `fsdp`, if any.
 
-    Momentum and averages have the shapes of their parameters and so land beside them.
+    Momentum and EMA weights have the shapes, and therefore the shardings, of their parameters.
     """
     fsdp = mesh.shape[FSDP]
 
@@ -73,9 +77,9 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
 def prefetch_to_device(
     batches: Iterable[dict[str, Any]], mesh: Mesh, ahead: int = AHEAD
 ) -> Iterator[dict[str, Any]]:
-    """Each process's rows as global arrays, `ahead` batches under way to the devices.
+    """Yield batches as global arrays, made of every process's rows, `ahead` of their use.
 
-    What is no array, the names of skipped images, passes as it is.
+    Values that are not arrays, such as the names of skipped images, are passed through.
     """
     sharding = batch_sharding(mesh)
 

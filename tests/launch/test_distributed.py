@@ -218,5 +218,5 @@ def test_who_waits_in_vain_says_so_in_one_line():
         env=clean(), cwd=REPOSITORY, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert run.returncode == 1
-    assert "not all processes met at 127.0.0.1:" in run.stderr
+    assert "not all processes connected to 127.0.0.1:" in run.stderr
     assert len(run.stderr.strip().splitlines()) == 1

@@ -1,4 +1,4 @@
-"""Result files say what they measured, and only the run's own settings and data get `STEP.json`."""
+"""Only an evaluation with the settings and data of the run is written to `STEP.json`."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def write(workdir, *overrides):
     return write_result(workdir, 3, what, [RESULT, RESULT | {"weights": "raw"}])
 
 
-def test_a_variant_leaves_the_runs_own_result_alone(workdir, digits_path):
+def test_a_variant_does_not_change_the_result_of_the_run(workdir, digits_path):
     own = write(workdir)
     assert [p.name for p in (workdir / "eval").iterdir()] == ["3.json"]
     keys = ["step", "split", "weights", "count", "top1", "top5", "loss"]
@@ -62,13 +62,13 @@ def test_a_variant_leaves_the_runs_own_result_alone(workdir, digits_path):
     assert (workdir / "eval" / "3.json").read_text() == content
 
 
-def test_commands_that_show_a_runs_result_take_no_other_settings(workdir):
+def test_commands_that_show_the_results_of_a_run_refuse_other_settings(workdir):
     require_run_settings(workdir, [("eval.batch_size", "8"), ("data.path", "/x")], "report")
     with pytest.raises(UserError, match=r"config\.eval\.flip.*imagenet_jax\.eval"):
         require_run_settings(workdir, [("eval.flip", "true")], "report")
 
 
-def test_why_a_result_is_not_the_runs_is_said(workdir, tmp_path, monkeypatch, capsys):
+def test_the_output_says_why_a_result_is_a_variant(workdir, tmp_path, monkeypatch, capsys):
     large = write(workdir, ("eval.resize", "20"))
     why = explain_variant(workdir, large["measured"])
     assert why == "never reported as the run's result: config.eval.resize = 20, not 16"

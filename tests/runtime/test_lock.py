@@ -1,4 +1,4 @@
-"""The lock on a workdir: who holds it, when it is stale, who is refused."""
+"""The lock of a workdir: its holder, when it is stale, who is refused."""
 
 import errno
 import json
@@ -14,14 +14,14 @@ from types import SimpleNamespace
 import pytest
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.runtime import lock as running
+from imagenet_jax.runtime import lock
 from imagenet_jax.runtime.lock import Lock, is_training
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(running, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(running, "STALE_SECONDS", 0.6)
+    monkeypatch.setattr(lock, "TOUCH_SECONDS", 0.05)
+    monkeypatch.setattr(lock, "STALE_SECONDS", 0.6)
 
 
 @pytest.fixture
@@ -32,16 +32,16 @@ def other_process():
     process.communicate()
 
 
-def _write(workdir, **mark):
-    (workdir / "running.json").write_text(json.dumps(mark))
+def _write(workdir, **holder):
+    (workdir / "running.json").write_text(json.dumps(holder))
 
 
-def test_mark_is_there_while_it_runs_and_gone_afterwards(tmp_path):
+def test_the_file_exists_while_the_lock_is_held(tmp_path):
     workdir = tmp_path / "new" / "run"
     assert not is_training(workdir)
     with Lock(workdir):
-        mark = json.loads((workdir / "running.json").read_text())
-        assert (mark["host"], mark["pid"]) == (socket.gethostname(), os.getpid())
+        holder = json.loads((workdir / "running.json").read_text())
+        assert (holder["host"], holder["pid"]) == (socket.gethostname(), os.getpid())
         assert is_training(workdir)
     assert not is_training(workdir)
     assert list(workdir.iterdir()) == []
@@ -56,10 +56,10 @@ def test_second_process_is_refused_naming_host_and_pid(tmp_path, other_process):
     ):
         pass
     assert is_training(tmp_path)
-    assert (tmp_path / "running.json").exists()  # the refused one leaves the other's mark
+    assert (tmp_path / "running.json").exists()  # still held by the other process
 
 
-def test_mark_of_a_killed_process_is_stale(tmp_path, other_process):
+def test_the_lock_of_a_killed_process_is_stale(tmp_path, other_process):
     other_process.kill()
     other_process.wait()
     _write(tmp_path, host=socket.gethostname(), pid=other_process.pid)
@@ -69,8 +69,8 @@ def test_mark_of_a_killed_process_is_stale(tmp_path, other_process):
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="start times are read in /proc")
-def test_a_later_process_of_the_same_number_is_another_one(tmp_path, other_process):
-    """As in a container that is restarted: its first process is 1 every time."""
+def test_a_later_process_with_the_same_number_is_not_the_holder(tmp_path, other_process):
+    """In a restarted container the first process always has number 1."""
     for pid in (os.getpid(), other_process.pid):
         _write(tmp_path, host=socket.gethostname(), pid=pid, started="another boot 17")
         assert not is_training(tmp_path)
@@ -80,7 +80,7 @@ def test_a_later_process_of_the_same_number_is_another_one(tmp_path, other_proce
 
 def test_a_process_on_another_host_is_watched(tmp_path, capsys):
     _write(tmp_path, host="elsewhere", pid=1)
-    with Lock(tmp_path):  # nothing touched the mark: the host is gone
+    with Lock(tmp_path):  # nothing touches the file: the host is gone
         pass
     assert "watching" in capsys.readouterr().out
 
@@ -105,13 +105,13 @@ def test_a_process_on_another_host_is_watched(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3"])
-def test_a_torn_mark_is_stale_when_nobody_touches_it(tmp_path, text):
+def test_a_torn_file_is_stale_if_nothing_touches_it(tmp_path, text):
     (tmp_path / "running.json").write_text(text)
     with Lock(tmp_path):
         pass
 
 
-def test_the_mark_is_touched(tmp_path):
+def test_the_holder_touches_the_file(tmp_path):
     with Lock(tmp_path):
         before = (tmp_path / "running.json").stat().st_mtime_ns
         deadline = time.time() + 10
@@ -120,9 +120,9 @@ def test_the_mark_is_touched(tmp_path):
             time.sleep(0.02)
 
 
-def test_a_process_whose_mark_was_taken_over_ends(tmp_path, monkeypatch, capfd):
+def test_a_process_whose_lock_was_taken_over_exits(tmp_path, monkeypatch, capfd):
     codes = []
-    monkeypatch.setattr(running.os, "_exit", codes.append)
+    monkeypatch.setattr(lock.os, "_exit", codes.append)
     with Lock(tmp_path):
         _write(tmp_path, host="elsewhere", pid=7)
         deadline = time.time() + 10
@@ -134,7 +134,7 @@ def test_a_process_whose_mark_was_taken_over_ends(tmp_path, monkeypatch, capfd):
     assert (tmp_path / "running.json").exists()
 
 
-def test_of_many_that_find_a_stale_mark_one_gets_it(tmp_path, other_process):
+def test_one_of_several_processes_gets_a_stale_lock(tmp_path, other_process):
     other_process.kill()
     other_process.wait()
     code = (
@@ -166,7 +166,7 @@ def test_of_many_that_find_a_stale_mark_one_gets_it(tmp_path, other_process):
     assert sorted(answers) == ["got it", "refused", "refused", "refused"]
 
 
-def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
+def test_a_workdir_that_cannot_be_created_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(UserError, match="--workdir=.*cannot be written"),
@@ -175,14 +175,14 @@ def test_a_workdir_that_cannot_be_made_is_refused(tmp_path):
         pass
 
 
-def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
+def test_the_lock_works_without_hard_links(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
     with Lock(tmp_path):
-        mark = json.loads((tmp_path / "running.json").read_text())
-        assert mark["pid"] == os.getpid()
+        holder = json.loads((tmp_path / "running.json").read_text())
+        assert holder["pid"] == os.getpid()
         with pytest.raises(UserError, match=f"process {os.getpid()} on"), Lock(tmp_path):
             pass
     assert list(tmp_path.iterdir()) == []
@@ -190,8 +190,8 @@ def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
 
 @pytest.fixture
 def namespace(monkeypatch):
-    """This process's own, or that of another container of the same host name."""
-    monkeypatch.setattr(running, "_namespace", lambda: "boot pid:[1]")
+    """The namespace of this process, and those of other containers with the same host name."""
+    monkeypatch.setattr(lock, "_process_namespace", lambda: "boot pid:[1]")
     return SimpleNamespace(own="boot pid:[1]", other="boot pid:[2]", later="another boot pid:[1]")
 
 
@@ -201,13 +201,13 @@ def _touching(path, stop):
 
 
 @pytest.mark.parametrize("where", ["other", "later"])
-def test_a_process_of_another_container_is_watched_though_its_number_is_free_here(
+def test_a_process_of_another_container_is_watched_although_its_number_is_unused_here(
     tmp_path, other_process, namespace, where
 ):
     other_process.kill()
     other_process.wait()
-    mark = {"host": socket.gethostname(), "pid": other_process.pid, "started": "boot 17"}
-    _write(tmp_path, **mark, namespace=getattr(namespace, where))
+    holder = {"host": socket.gethostname(), "pid": other_process.pid, "started": "boot 17"}
+    _write(tmp_path, **holder, namespace=getattr(namespace, where))
     stop = threading.Event()
     thread = threading.Thread(target=_touching, args=(tmp_path / "running.json", stop))
     thread.start()
@@ -222,11 +222,11 @@ def test_a_process_of_another_container_is_watched_though_its_number_is_free_her
         pass
 
 
-def test_a_process_number_is_looked_up_in_its_own_namespace(
+def test_a_process_number_is_checked_in_its_own_namespace(
     tmp_path, other_process, namespace, capsys
 ):
-    mark = {"host": "a name of before", "namespace": namespace.own, "pid": other_process.pid}
-    _write(tmp_path, **mark)
+    holder = {"host": "a former name", "namespace": namespace.own, "pid": other_process.pid}
+    _write(tmp_path, **holder)
     assert is_training(tmp_path)
     other_process.kill()
     other_process.wait()
@@ -238,19 +238,19 @@ def test_a_process_number_is_looked_up_in_its_own_namespace(
 
 def test_the_namespace_is_that_of_the_kernel(tmp_path):
     with Lock(tmp_path):
-        mark = json.loads((tmp_path / "running.json").read_text())
-    assert f"pid:[{Path('/proc/self/ns/pid').stat().st_ino}]" in mark["namespace"]
+        holder = json.loads((tmp_path / "running.json").read_text())
+    assert f"pid:[{Path('/proc/self/ns/pid').stat().st_ino}]" in holder["namespace"]
 
 
-def test_two_processes_of_the_same_number_and_start_tell_their_marks_apart(
+def test_two_processes_with_equal_number_and_start_time_have_different_locks(
     tmp_path, monkeypatch, capfd
 ):
     """Each is the first process of its container."""
     codes, names = [], []
     link = os.link
-    monkeypatch.setattr(running.os, "_exit", codes.append)
+    monkeypatch.setattr(lock.os, "_exit", codes.append)
     monkeypatch.setattr(os, "getpid", lambda: 1)
-    monkeypatch.setattr(running, "_start_of", lambda _: None)
+    monkeypatch.setattr(lock, "_start_time", lambda _: None)
     monkeypatch.setattr(os, "link", lambda a, b: (names.append(a), link(a, b)))
     with Lock(tmp_path):
         (tmp_path / "running.json").unlink()

@@ -1,4 +1,4 @@
-"""Decisions read from files: of several processes the first one makes them, for all."""
+"""In a run of several processes, process 0 makes the decisions that depend on files."""
 
 import json
 import threading
@@ -21,9 +21,9 @@ from imagenet_jax.training.checkpoint import Checkpoints
 
 @pytest.fixture
 def in_two_processes(monkeypatch):
-    """in_two_processes(f): [f(0), f(1)] in two threads, which jax takes for two processes.
+    """in_two_processes(f) returns [f(0), f(1)] from two threads that pose as two processes.
 
-    What f raises is returned. A process that waits for one that does not come fails.
+    An exception of f is returned. Waiting for a process that does not come fails.
     """
     local, sent = threading.local(), [None, None]
 
@@ -74,11 +74,11 @@ def in_two_processes(monkeypatch):
     "value",
     [None, True, 68, "", "\u00e9", [], {"a": [1, {"b": None}]}, "x" * 70_000, list(range(999))],
 )
-def test_all_get_the_value_of_the_first(in_two_processes, value):
+def test_every_process_gets_the_value_of_process_0(in_two_processes, value):
     assert in_two_processes(lambda i: run_on_first(lambda: [value, "other"][i])) == [value, value]
 
 
-def test_all_fail_with_the_first(in_two_processes):
+def test_every_process_fails_if_process_0_does(in_two_processes):
     def decide(i):
         run_on_first(lambda: 1 / i)
 
@@ -88,7 +88,7 @@ def test_all_fail_with_the_first(in_two_processes):
     assert "process 0 failed" in str(second)
 
 
-def test_a_decision_within_a_decision_waits_for_nobody(in_two_processes):
+def test_nested_calls_run_directly(in_two_processes):
     seen = []
     answers = in_two_processes(lambda i: run_on_first(lambda: run_on_first(lambda: 10 + i) + 1))
     assert answers == [11, 11]
@@ -96,8 +96,8 @@ def test_a_decision_within_a_decision_waits_for_nobody(in_two_processes):
     assert seen == [0]
 
 
-def test_one_process_touches_no_device(monkeypatch):
-    """A command that starts others, such as a sweep, must leave them the devices."""
+def test_a_single_process_initializes_no_device(monkeypatch):
+    """A command that starts others, such as a sweep, must leave the devices to them."""
     monkeypatch.setattr(jax, "process_count", lambda: pytest.fail("asked the devices"))
     monkeypatch.setattr(jax, "process_index", lambda: pytest.fail("asked the devices"))
     assert run_on_first(lambda: 3) == 3
@@ -110,7 +110,7 @@ def _classes(i):
 
 @pytest.fixture
 def two_workdirs(saved_run, tmp_path):
-    """One with a config, classes, a rewind and a checkpoint; one with other ones and no rewind."""
+    """Two workdirs with different configs, classes and checkpoints; only one has a rewind."""
     config = (saved_run.workdir / "config.json").read_text()
     for i, steps in enumerate(((68,), (68, 90))):
         workdir = tmp_path / str(i)
@@ -123,7 +123,7 @@ def two_workdirs(saved_run, tmp_path):
     return [tmp_path / "0", tmp_path / "1"]
 
 
-def test_config_classes_and_rewinds_are_those_that_the_first_sees(in_two_processes, two_workdirs):
+def test_config_classes_and_rewinds_are_those_of_process_0(in_two_processes, two_workdirs):
     def read(i):
         workdir = two_workdirs[i]
         config = workdirs.read_config(workdir)
@@ -136,7 +136,7 @@ def test_config_classes_and_rewinds_are_those_that_the_first_sees(in_two_process
     assert in_two_processes(read) == [(0, (), [])] * 2
 
 
-def test_whether_there_is_a_checkpoint_is_what_the_first_sees(in_two_processes, two_workdirs):
+def test_whether_a_checkpoint_exists_is_decided_by_process_0(in_two_processes, two_workdirs):
     empty = two_workdirs[0] / "empty"
     workdir = [empty, two_workdirs[1]]
     assert in_two_processes(lambda i: workdirs.has_checkpoint(workdir[i])) == [False, False]
@@ -144,7 +144,7 @@ def test_whether_there_is_a_checkpoint_is_what_the_first_sees(in_two_processes, 
 
 
 class _Listed(Checkpoints):
-    """Checkpoints whose manager is the directory's listing, and whose weights are not read."""
+    """Checkpoints listed from the directory; their weights are not read."""
 
     def __init__(self, directory):
         self.directory = directory
@@ -175,7 +175,7 @@ def fake_evaluation(monkeypatch):
 
 
 @pytest.mark.parametrize("which", ["latest", "68"])
-def test_evaluation_is_of_the_step_that_the_first_chooses(
+def test_process_0_chooses_the_evaluated_step(
     in_two_processes, two_workdirs, fake_evaluation, which
 ):
     for workdir in two_workdirs:
@@ -188,10 +188,10 @@ def test_evaluation_is_of_the_step_that_the_first_chooses(
     assert not (two_workdirs[1] / "eval").exists()
 
 
-def test_following_goes_on_and_ends_as_the_first_sees_it(
+def test_process_0_decides_when_following_continues_and_ends(
     in_two_processes, two_workdirs, fake_evaluation, monkeypatch
 ):
-    """The first sees 68, then 90 and 95, then the end; the second would end at once."""
+    """Process 0 sees 68, then 90 and 95, then the end; process 1 alone would end at once."""
     asked = [0, 0]
 
     def is_training(workdir):
@@ -214,7 +214,9 @@ def test_following_goes_on_and_ends_as_the_first_sees_it(
     assert asked[1] == 0
 
 
-def test_another_command_in_one_process_is_refused(in_two_processes, two_workdirs, fake_evaluation):
+def test_processes_with_different_commands_are_refused(
+    in_two_processes, two_workdirs, fake_evaluation
+):
     def evaluate(i):
         return list(evaluation.evaluate_workdir(two_workdirs[0], "68", [("seed", str(i))]))
 
@@ -223,7 +225,7 @@ def test_another_command_in_one_process_is_refused(in_two_processes, two_workdir
         assert "config of process 1 is not that of process 0" in str(error)
 
 
-def test_only_the_first_prints_and_writes_a_result(
+def test_only_process_0_prints_and_writes_a_result(
     in_two_processes, two_workdirs, fake_evaluation, monkeypatch, tmp_path, capsys
 ):
     numbers = {"count": 360, "top5": 1.0, "loss": 0.5}

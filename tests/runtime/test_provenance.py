@@ -25,7 +25,7 @@ def git(tmp_path):
 
 @pytest.fixture
 def checkout(tmp_path, git, monkeypatch):
-    """A checkout with a package, a config, results, and what git ignores."""
+    """A checkout with a package, a config, results and an ignored folder."""
     for name, text in {
         "imagenet_jax/step.py": "lr = 1\n",
         "configs/shipped.py": "def get_config():\n    return __import__('defaults').get()\n",
@@ -40,7 +40,7 @@ def checkout(tmp_path, git, monkeypatch):
     return tmp_path
 
 
-def test_a_changed_file_makes_a_checkout_dirty_and_results_do_not(checkout, git):
+def test_a_changed_file_makes_a_checkout_dirty_but_results_do_not(checkout, git):
     clean = {
         "git_revision": git("rev-parse", "HEAD").strip(), "git_dirty": False, "git_untracked": [],
     }  # fmt: skip
@@ -63,8 +63,8 @@ def get_config(arg=""):
 
 
 @pytest.mark.parametrize("where", ["configs/mine.py", "runs/mine.py"])
-def test_a_config_that_git_does_not_know_makes_it_dirty(checkout, git, where):
-    """Ignored or not; a config that is not the one loaded does not count."""
+def test_an_untracked_config_makes_a_checkout_dirty(checkout, git, where):
+    """Even if it is ignored, but only if it is the loaded config."""
     path = checkout / where
     path.parent.mkdir(exist_ok=True)
     path.write_text(CONFIG)
@@ -79,7 +79,7 @@ def test_a_config_that_git_does_not_know_makes_it_dirty(checkout, git, where):
     assert not find_revision(checkout)["git_dirty"]
 
 
-def test_a_neighbor_of_the_config_and_a_module_of_the_package_count(checkout, monkeypatch):
+def test_untracked_modules_of_the_config_and_the_package_count(checkout, monkeypatch):
     config_io.executed.clear()
     (checkout / "configs/shipped.py").write_text("from configs_beside import VALUE\n" + CONFIG)
     (checkout / "configs_beside.py").write_text("VALUE = 1\n")
@@ -93,7 +93,7 @@ def test_a_neighbor_of_the_config_and_a_module_of_the_package_count(checkout, mo
 
 
 def test_a_module_without_a_file_does_not_count(checkout, monkeypatch):
-    """torch.classes and torch.ops, objects of torch's own, say `__file__ = "_classes.py"`."""
+    """torch.classes and torch.ops have `__file__ = "_classes.py"`, which does not exist."""
     monkeypatch.chdir(checkout)
     made_up = types.ModuleType("made_up")
     made_up.__file__ = "_classes.py"
@@ -101,7 +101,7 @@ def test_a_module_without_a_file_does_not_count(checkout, monkeypatch):
     assert find_revision(checkout)["git_untracked"] == []
 
 
-def test_an_installed_package_is_not_the_repository_around_it(checkout):
+def test_an_installed_package_is_not_identified_by_the_repository_around_it(checkout):
     site = checkout / "venv/lib/python3/site-packages"
     package = site / "imagenet_jax"
     shutil.copytree(ROOT / "imagenet_jax/data", package / "data")
@@ -132,12 +132,12 @@ def test_this_checkout_has_a_revision():
     )
 
 
-@pytest.mark.skipif(platform.system() != "Linux", reason="/proc/cpuinfo is Linux's")
-def test_cpu_is_as_nproc_and_numpy_see_it():
+@pytest.mark.skipif(platform.system() != "Linux", reason="only Linux has /proc/cpuinfo")
+def test_the_cpu_agrees_with_nproc_numpy_and_lscpu():
     cpu = describe_machine()["cpu"]
     assert cpu["cores"] == int(subprocess.check_output(["nproc"], text=True))
-    assert cpu["architecture"] == platform.describe_machine()
-    if platform.describe_machine() == "x86_64":
+    assert cpu["architecture"] == platform.machine()
+    if platform.machine() == "x86_64":
         from numpy._core._multiarray_umath import __cpu_features__ as numpy_sees
 
         for vector, feature in (("avx", "AVX"), ("avx2", "AVX2"), ("avx512f", "AVX512F")):
@@ -145,7 +145,7 @@ def test_cpu_is_as_nproc_and_numpy_see_it():
         assert cpu["model name"] in subprocess.check_output(["lscpu"], text=True)
 
 
-def test_settings_that_change_the_bits_are_told_and_others_are_not(monkeypatch):
+def test_only_settings_that_change_the_bits_are_recorded(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_max_isa=AVX2")
     monkeypatch.setenv("JAX_ENABLE_X64", "")
     monkeypatch.setenv("JAX_TRACEBACK_FILTERING", "off")

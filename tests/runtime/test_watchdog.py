@@ -1,4 +1,4 @@
-"""The watchdog: silence ends a process with stacks on stderr; beats keep it alive."""
+"""The watchdog ends a process without progress and prints its stacks."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 from imagenet_jax.runtime.watchdog import Watchdog
 
 _START = "import threading, time\nfrom imagenet_jax.runtime.watchdog import Watchdog\n"
-# Lets no other Python thread run: a regular expression that backtracks for minutes.
+# Holds the GIL: a regular expression that backtracks for minutes.
 _HOLD = "def holding_the_lock():\n    import re; re.match(r'(a*)*b', 'a' * 60)\n"
 
 
@@ -25,7 +25,7 @@ def _run(code):
     return done, time.monotonic() - start
 
 
-def test_silence_ends_the_process_and_shows_every_thread():
+def test_a_process_without_progress_ends_and_prints_every_stack():
     done, _ = _run(
         "def stuck_in_the_input():\n    time.sleep(50)\n"
         "def another_thread():\n    time.sleep(50)\n"
@@ -33,12 +33,12 @@ def test_silence_ends_the_process_and_shows_every_thread():
         "with Watchdog(0.5):\n    stuck_in_the_input()\n"
     )
     assert done.returncode == 142
-    assert "nothing moved for 1 s (config.log.watchdog_seconds)" in done.stderr
+    assert "no progress for 1 s (config.log.watchdog_seconds)" in done.stderr
     for name in ("stuck_in_the_input", "another_thread", "in _watch"):
         assert name in done.stderr
 
 
-def test_code_that_keeps_the_interpreter_is_ended_too():
+def test_code_that_holds_the_gil_is_ended_too():
     done, seconds = _run(
         _HOLD + "with Watchdog(0.5):\n    time.sleep(0.2)\n    holding_the_lock()\n"
     )
@@ -47,7 +47,7 @@ def test_code_that_keeps_the_interpreter_is_ended_too():
     assert seconds < 30
 
 
-def test_beats_keep_it_alive_and_leaving_ends_it():
+def test_progress_keeps_the_process_alive_and_leaving_stops_the_watchdog():
     done, _ = _run(
         "with Watchdog(1.0) as watchdog:\n"
         "    for _ in range(30):\n        time.sleep(0.1); watchdog.beat()\n"
@@ -57,12 +57,12 @@ def test_beats_keep_it_alive_and_leaving_ends_it():
     assert done.stdout == "alive 1\n"
 
 
-def test_0_seconds_watch_nothing():
+def test_0_seconds_disable_it():
     done, _ = _run("with Watchdog(0.0):\n    time.sleep(1)\n    print(threading.active_count())\n")
     assert (done.returncode, done.stdout) == (0, "1\n")
 
 
-def test_training_beats_in_its_steps_and_in_evaluation(tiny, tmp_path, monkeypatch):
+def test_training_steps_and_evaluation_batches_are_progress(tiny, tmp_path, monkeypatch):
     from imagenet_jax import train as loop
 
     beats = []
@@ -74,7 +74,7 @@ def test_training_beats_in_its_steps_and_in_evaluation(tiny, tmp_path, monkeypat
 
 @pytest.mark.slow
 def test_a_stalled_input_ends_the_training(tiny, tmp_path):
-    """The whole way: the door, a source that hangs, the exit code."""
+    """From the command, with a source that hangs, to the exit code."""
     code = (
         "import sys, time\n"
         "from imagenet_jax import cli, main\n"

@@ -1,4 +1,4 @@
-"""Compiled programs on disk: what does not load is replaced by one that does."""
+"""The compilation cache replaces damaged entries."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ from imagenet_jax.runtime.xla import keep_programs
 
 @pytest.fixture
 def programs(tmp_path, monkeypatch):
-    """A folder in which every program is kept, whatever its compilation took."""
+    """A cache that keeps every program, however short its compilation."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
@@ -31,7 +31,7 @@ def _compile():
     def small_program(x):
         return jnp.tanh(x) * 3
 
-    return jax.jit(small_program)(jnp.ones(4))  # a new function: nothing is left in memory
+    return jax.jit(small_program)(jnp.ones(4))  # a new function: not in jax's memory
 
 
 def _entry(directory):
@@ -49,7 +49,7 @@ def _entry(directory):
         pytest.param(lambda whole: zlib.compress(b"\0\0\0\1 no program"), id="not a program"),
     ],
 )
-def test_a_torn_program_is_written_again(programs, capsys, damage):
+def test_a_damaged_entry_is_written_again(programs, capsys, damage):
     with keep_programs(programs):
         expected = _compile()
         path = _entry(programs)
@@ -59,7 +59,7 @@ def test_a_torn_program_is_written_again(programs, capsys, damage):
         path.write_bytes(damage(whole))
         assert (_compile() == expected).all()
         assert len(zlib.decompress(_entry(programs).read_bytes())) > 1000
-        assert bystander.exists()  # it may be one that another run writes now
+        assert bystander.exists()  # another run may be writing it now
         said = capsys.readouterr().err
         assert re.fullmatch(r"the compiled program jit_small_program in .* again\n", said)
         assert str(programs) in said
@@ -67,8 +67,8 @@ def test_a_torn_program_is_written_again(programs, capsys, damage):
         assert capsys.readouterr().err == ""
 
 
-def test_a_torn_program_that_cannot_be_removed_stays(programs, capsys, monkeypatch):
-    """As in a folder of other users: the run goes on, and compiles."""
+def test_a_damaged_entry_that_cannot_be_removed_stays(programs, capsys, monkeypatch):
+    """As in another user's folder: the run continues and compiles."""
 
     def refuse(path, missing_ok=False):
         raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
@@ -80,10 +80,10 @@ def test_a_torn_program_that_cannot_be_removed_stays(programs, capsys, monkeypat
         monkeypatch.setattr(Path, "unlink", refuse)
         assert (_compile() == expected).all()
     said = capsys.readouterr().err
-    assert said.endswith("again; it stays there: Operation not permitted\n")
+    assert said.endswith("again; cannot remove it: Operation not permitted\n")
 
 
-def test_whole_entries_of_another_shape_stay(programs):
+def test_intact_entries_of_another_shape_stay(programs):
     with keep_programs(programs):
         _compile()
         whole = _entry(programs)
@@ -96,10 +96,10 @@ def test_whole_entries_of_another_shape_stay(programs):
     assert zlib.decompress(whole.read_bytes())
 
 
-def test_a_folder_for_all_runs_is_mended_too(programs, monkeypatch):
+def test_a_shared_folder_is_repaired_too(programs, monkeypatch):
     shared = programs.with_name("shared")
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(shared))
-    jax.config.update("jax_compilation_cache_dir", str(shared))  # as jax itself reads it
+    jax.config.update("jax_compilation_cache_dir", str(shared))  # as jax reads the variable
     compilation_cache.reset_cache()
     with keep_programs(programs):
         _compile()
