@@ -16,7 +16,7 @@ _SAME_STOP_SECONDS = 2.0
 
 
 class StopRequested(BaseException):
-    """Signal `number` stops training. Not an Exception, so that no `except Exception` catches it."""
+    """Signal `number` stops training. Not an Exception: `except Exception` must not catch it."""
 
     def __init__(self, number: int):
         super().__init__(f"signal {number}")
