@@ -1,1 +1,1 @@
-"""Sweeps: many runs of one config, and their table."""
+"""Sweeps: many runs of one config, and their comparison."""

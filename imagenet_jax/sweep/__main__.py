@@ -1,13 +1,14 @@
-"""Run an ablation, every setting with several seeds, and tell what differs and how surely.
+"""Train every setting of a sweep with several seeds, and compare the settings.
 
   python -m imagenet_jax.sweep --config=configs/quickstart.py --seeds=3 --out=runs/ablation \\
     --grid='optim.base_lr=0.05,0.1 augment.mixup=0,0.2' --config.epochs=4
   python -m imagenet_jax.sweep --table --out=runs/ablation --plot=ablation.png
 
-Each cell is `python -m imagenet_jax.main` in the folder DIR/base_lr=0.1,mixup=0.2,seed=1, output
-to its log.txt. Ctrl-C and SIGTERM let the cells save; the same command continues, and runs no
-finished cell again. More values and seeds may be added to a folder; another base config is refused.
-sweeps/quickstart_ablation.py is a file for --sweep. Exits with 0 when all cells have finished.
+Each trial (one setting with one seed) is a run of `python -m imagenet_jax.main` in its own folder,
+such as DIR/base_lr=0.1,mixup=0.2,seed=1, with its output in log.txt. Ctrl-C and SIGTERM stop the
+trials after they have saved. The same command continues and does not repeat finished trials.
+Values and seeds may be added to a sweep later; another base config is refused. --sweep takes a file
+such as sweeps/quickstart_ablation.py. The exit code is 0 if all trials have finished.
 """
 
 from collections.abc import Sequence
@@ -15,66 +16,61 @@ from collections.abc import Sequence
 from imagenet_jax import cli
 from imagenet_jax.errors import UserError, expand_user
 
-_RUN = (
-    "config",
-    "sweep",
-    "grid",
-    "seeds",
-    "jobs",
-    "launch",
-    "launch_flags",
-    "retry_failed",
-    "dry_run",
-)
-_LOOK = ("metric", "baseline", "format", "plot")
+_RUN_FLAGS = (
+    "config", "sweep", "grid", "seeds", "jobs", "launch", "launch_flags", "retry_failed", "dry_run",
+)  # fmt: skip
+_TABLE_FLAGS = ("metric", "baseline", "format", "plot")
 
 
 def main(argv: Sequence[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
     parser = cli.parser("imagenet_jax.sweep", __doc__)
-    parser.add_argument("--out", required=True, metavar="DIR", help="the folder of the sweep")
-    run = parser.add_argument_group("running").add_argument
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the sweep")
+    run = parser.add_argument_group("run trials").add_argument
     run("--config", metavar="FILE[:ARG]", help="the base config")
-    run("--config.FIELD", metavar="VALUE", help="set one field for all cells")
-    run("--sweep", metavar="FILE", help="a Python file with get_sweep()")
+    run("--config.FIELD", metavar="VALUE", help="set a field for all trials")
+    run("--sweep", metavar="FILE", help="a Python file that defines get_sweep()")
     run("--grid", metavar="FIELDS", help="'FIELD=VALUE,VALUE ...': all combinations")
-    run("--seeds", type=int, metavar="N", help="seeds 0 to N - 1 (default 1)")
-    run("--jobs", type=int, metavar="N", help="so many at once, on disjoint devices (default 1)")
-    run("--launch", choices=("slurm", "skypilot"), help="submit the cells through launch/ instead")
-    run("--launch_flags", metavar="FLAGS", help="for sbatch, or for sky jobs launch")
-    run("--retry_failed", action="store_true", help="try failed cells again too")
-    run("--dry_run", action="store_true", help="print the commands, start nothing")
-    look = parser.add_argument_group("looking").add_argument
-    look("--table", action="store_true", help="means and differences, over seeds")
-    look("--metric", metavar="NAME", help="top1 (default), top5 or loss")
-    look("--baseline", metavar="CELL", help="what the others are compared with")
-    look("--format", choices=("text", "markdown", "latex", "csv"), help="of the table")
-    look("--plot", metavar="FILE", help="also draw it: .png, .pdf or .svg")
+    run("--seeds", type=int, metavar="N", help="use seeds 0 to N - 1 (default: 1)")
+    run("--jobs", type=int, metavar="N", help="trials at a time, on separate devices (default: 1)")
+    run("--launch", choices=("slurm", "skypilot"), help="submit the trials with launch/ instead")
+    run("--launch_flags", metavar="FLAGS", help="flags for sbatch or sky jobs launch")
+    run("--retry_failed", action="store_true", help="also run failed trials again")
+    run("--dry_run", action="store_true", help="print the commands without running them")
+    table = parser.add_argument_group("show results").add_argument
+    table("--table", action="store_true", help="print means and differences over the seeds")
+    table("--metric", metavar="NAME", help="top1 (default), top5 or loss")
+    table("--baseline", metavar="SETTING", help="the setting to compare the others with")
+    table("--format", choices=("text", "markdown", "latex", "csv"), help="of the table")
+    table("--plot", metavar="FILE", help="also write a plot: .png, .pdf or .svg")
     args = parser.parse_args(argv)
-    given = [f"config.{field}" for field, _ in overrides] if args.table else []
-    given += [name for name in (_RUN if args.table else _LOOK) if getattr(args, name)]
-    if given:
-        raise UserError(
-            f"--{given[0]} is not for use {'with' if args.table else 'without'} --table"
-        )
+    unused = [f"config.{field}" for field, _ in overrides] if args.table else []
+    unused += [name for name in (_RUN_FLAGS if args.table else _TABLE_FLAGS) if getattr(args, name)]
+    if unused:
+        place = "with" if args.table else "without"
+        raise UserError(f"--{unused[0]} cannot be used {place} --table")
     out = expand_user(args.out)
 
     if args.table:
-        from imagenet_jax.sweep.outcomes import show_table
+        from imagenet_jax.sweep.results import read_results
+        from imagenet_jax.sweep.table import render
 
-        plot = expand_user(args.plot) if args.plot else None
-        show_table(out, args.metric or "top1", args.baseline, args.format or "text", plot)
+        metric = args.metric or "top1"
+        rows, notes = read_results(out, metric, args.baseline)
+        print(render(rows, metric, notes, args.format or "text"), end="", flush=True)
+        if args.plot:
+            from imagenet_jax.sweep.plot import plot_sweep
+
+            plot_sweep(rows, metric, expand_user(args.plot))
         return 0
 
-    from imagenet_jax.sweep import plan as sweep
-    from imagenet_jax.sweep import run as sweep_run
-    from imagenet_jax.sweep import submit as sweep_submit
+    from imagenet_jax.sweep.plan import plan_from_flags
+    from imagenet_jax.sweep.run import run_here
+    from imagenet_jax.sweep.submit import submit
 
-    plan = sweep.plan_from(args.config, args.sweep, args.grid, args.seeds, overrides)
-    how = {"jobs": args.jobs, "retry_failed": args.retry_failed, "dry_run": args.dry_run}
-    if args.launch or args.launch_flags:
-        return sweep_submit.submit(plan, out, args.launch, args.launch_flags or "", **how)
-    return sweep_run.run_here(plan, out, **how)
+    plan = plan_from_flags(args.config, args.sweep, args.grid, args.seeds, overrides)
+    start = submit if args.launch or args.launch_flags else run_here
+    return start(plan, out, args)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The folder of a sweep: sweep.json, and a workdir for each cell.
+"""The folder of a sweep, and the states of its trials.
 
-OUT/sweep.json              base config, settings, cells, baseline
-OUT/base_lr=0.1,seed=0/     the workdir of a cell; log.txt, and failed.json where it failed
-OUT/compiled/               XLA's programs, shared by the cells
+OUT/sweep.json              base config, settings, seeds, baseline
+OUT/base_lr=0.1,seed=0/     workdir of a trial; with log.txt, and failed.json if it failed
+OUT/compiled/               compilation cache, shared by the trials
 """
 
 import math
@@ -18,7 +18,7 @@ from imagenet_jax.errors import UserError, writing
 from imagenet_jax.files import read_json, read_json_lines, write_json
 from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.runtime.lock import is_training
-from imagenet_jax.sweep.plan import Cell, Plan, Setting, cell_of, config_of, identity
+from imagenet_jax.sweep.plan import Plan, Setting, Trial, identity, make_config, make_trial
 
 FINISHED, RUNNING, FAILED = "finished", "running", "failed"
 UNFINISHED, NOT_STARTED = "unfinished", "not started"
@@ -26,16 +26,16 @@ UNFINISHED, NOT_STARTED = "unfinished", "not started"
 
 @dataclass(frozen=True)
 class State:
-    """How far a cell is.
+    """The progress of a trial.
 
     Attributes:
-      kind: one of the five above.
-      step: the last one in metrics.jsonl.
-      total: steps of the whole run; 0 where metrics.jsonl does not tell yet.
+      kind: one of the five constants above.
+      step: the last step in metrics.jsonl.
+      total: steps of the whole run; 0 if metrics.jsonl is too short to know.
       history: the lines of metrics.jsonl.
-      result: the first validation line of the last step, of the averaged weights where the run
-        keeps them; None before the end.
-      reason: of a failed one.
+      result: the first evaluation after the last step (of the EMA weights if the run has them);
+        None unless finished.
+      reason: why it failed.
     """
 
     kind: str
@@ -46,85 +46,82 @@ class State:
     reason: str = ""
 
 
-def state_of(out: Path, cell: Cell) -> State:
-    """The state of a cell, from what its run wrote.
+def read_state(out: Path, trial: Trial) -> State:
+    """Return the state of a trial, from the files in its workdir.
 
-    It is finished when the last step of its config is evaluated in metrics.jsonl and the checkpoint
-    of that step is there, or the user has removed all checkpoints.
+    A trial is finished if metrics.jsonl has an evaluation of the last step, and the checkpoint of
+    that step exists or the user has deleted all checkpoints.
     """
-    workdir = out / cell.name
-    history = _history(workdir / "metrics.jsonl")
+    workdir = out / trial.name
+    history = _read_history(workdir / "metrics.jsonl")
     step = max((line["step"] for line in history), default=0)
-    total = _total_steps(history, cell.config.epochs)
+    total = _count_steps(history, trial.config.epochs)
     last = [line for line in history if line["step"] == total and "weights" in line]
-    state = State(UNFINISHED, step, total, history)
     checkpoints = workdir / "checkpoints"
     saved = not checkpoints.exists() or (checkpoints / str(total)).exists()
+    state = State(UNFINISHED, step, total, history)
     if is_training(workdir):
         return replace(state, kind=RUNNING)
     if last and saved:
         return replace(state, kind=FINISHED, result=last[0])
     if (workdir / "failed.json").is_file():
-        return replace(state, kind=FAILED, reason=_reason(workdir / "failed.json"))
-    if not (workdir / "config.json").is_file():
-        return replace(state, kind=NOT_STARTED)
-    return state
+        return replace(state, kind=FAILED, reason=_read_reason(workdir / "failed.json"))
+    return state if (workdir / "config.json").is_file() else replace(state, kind=NOT_STARTED)
 
 
-def states_of(out: Path, cells: Sequence[Cell]) -> dict[str, State]:
-    """{name: state} of cells; UserError where another config trained in the folder of one."""
-    for cell in cells:
-        workdir = out / cell.name
+def read_states(out: Path, trials: Sequence[Trial]) -> dict[str, State]:
+    """Return {trial name: state}; UserError if a workdir belongs to a run of another config."""
+    for trial in trials:
+        workdir = out / trial.name
         if not (workdir / "config.json").is_file():
             continue
-        changed = config_io.differences(workdirs.read_config(workdir), cell.config)
+        changed = config_io.differences(workdirs.read_config(workdir), trial.config)
         if changed:
             raise UserError(
-                f"{workdir} was trained otherwise ({'; '.join(changed)}); move it away, or use "
-                "another --out"
+                f"{workdir} was trained with another config ({'; '.join(changed)}); move it away, "
+                "or use another --out"
             )
-    return {cell.name: state_of(out, cell) for cell in cells}
+    return {trial.name: read_state(out, trial) for trial in trials}
 
 
 def mark_failed(workdir: Path, code: int, reason: str) -> None:
-    """Record that the cell's process ended with `code`; a later success outweighs it."""
+    """Record in failed.json that the trial's process exited with `code`."""
     workdir.mkdir(parents=True, exist_ok=True)
     write_json(workdir / "failed.json", {"exit_code": code, "reason": reason}, indent=None)
 
 
 def read_plan(out: Path) -> Plan:
-    """The sweep that sweep.json of `out` holds; nothing is executed. UserError where none does."""
+    """Return the plan in sweep.json without running a config file; UserError if there is none."""
     path = out / "sweep.json"
     if not path.is_file():
         raise UserError(f"no sweep.json in {out}: no sweep was run there")
     try:
         tree = read_json(path)
         base = config_io.from_json(strict_json.dumps(tree["base"]), path)
-        settings = [
-            (Setting(s["name"], tuple(s["overrides"].items())), s["seeds"])
-            for s in tree["settings"]
-        ]
-        spec, shared, baseline = tree["config"], tuple(tree["overrides"].items()), tree["baseline"]
+        shared = tuple(tree["overrides"].items())
+        trials = []
+        for entry in tree["settings"]:
+            overrides = tuple(entry["overrides"].items())
+            setting = Setting(entry["name"], overrides, make_config(base, shared, overrides))
+            trials += [make_trial(setting, seed) for seed in entry["seeds"]]
+        return Plan(tree["config"], shared, base, tuple(trials), tree["baseline"])
     except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise UserError(f"{path} is damaged ({e}); start the sweep again to write it") from e
-    cells = []
-    for setting, seeds in settings:
-        config = config_of(base, shared, setting.overrides)
-        cells += [cell_of(setting, seed, config) for seed in seeds]
-    return Plan(spec, shared, base, tuple(cells), baseline)
+        raise UserError(f"{path} is damaged ({e}); run the sweep again to rewrite it") from e
 
 
 def write_plan(out: Path, plan: Plan) -> None:
-    """sweep.json of a plan."""
-    seeds: dict[Setting, list[int]] = {}
-    for cell in plan.cells:
-        seeds.setdefault(cell.setting, []).append(cell.seed)
+    """Write sweep.json."""
     tree = {
         "config": plan.spec,
         "overrides": dict(plan.overrides),
         "baseline": plan.baseline,
         "settings": [
-            {"name": s.name, "overrides": dict(s.overrides), "seeds": of} for s, of in seeds.items()
+            {
+                "name": setting.name,
+                "overrides": dict(setting.overrides),
+                "seeds": [trial.seed for trial in plan.trials if trial.setting == setting],
+            }
+            for setting in plan.settings
         ],
         "base": plan.base.to_dict(),
     }
@@ -133,11 +130,11 @@ def write_plan(out: Path, plan: Plan) -> None:
         write_json(out / "sweep.json", tree)
 
 
-def joined(out: Path, plan: Plan) -> tuple[Plan, Plan]:
-    """(what to run, what sweep.json is to hold) of `plan` in a folder that may have had another.
+def extend_plan(out: Path, plan: Plan) -> tuple[Plan, Plan]:
+    """Return (plan to run, plan to record) for `plan` in a folder that may have an older plan.
 
-    A setting that is there already keeps its name, so that no cell runs under a second one.
-    Raises UserError where the folder's sweep has another base config, naming what differs.
+    A setting that the folder already has keeps its name, so that no trial runs under two names.
+    Raises UserError if the older sweep has another base config.
     """
     if not (out / "sweep.json").exists():
         return plan, plan
@@ -147,42 +144,38 @@ def joined(out: Path, plan: Plan) -> tuple[Plan, Plan]:
         raise UserError(
             f"{out} has a sweep of another base config ({'; '.join(changed)}); use another --out"
         )
-    known = {identity(cell.config): cell.setting for cell in old.cells}
-    taken = {setting.name for setting in known.values()}
-    renamed: dict[Setting, Setting] = {}
-    cells = []
-    for cell in plan.cells:
-        setting = known.get(identity(cell.config), cell.setting)
-        if setting is cell.setting and setting.name in taken:
+    known = {identity(setting.config): setting for setting in old.settings}
+    names = {setting.name for setting in old.settings}
+    settings: dict[Setting, Setting] = {}
+    for setting in plan.settings:
+        same = known.get(identity(setting.config))
+        if not same and setting.name in names:
             raise UserError(f"{out} has another setting named {setting.name}; use another --out")
-        renamed[cell.setting] = setting
-        cells.append(cell_of(setting, cell.seed, cell.config))
-    baseline = next(new.name for s, new in renamed.items() if s.name == plan.baseline)
-    wanted = replace(plan, cells=tuple(cells), baseline=baseline)
-    both = {cell.name: cell for cell in (*old.cells, *cells)}
-    return wanted, replace(wanted, cells=tuple(both.values()))
+        settings[setting] = replace(same, config=setting.config) if same else setting
+    trials = tuple(make_trial(settings[trial.setting], trial.seed) for trial in plan.trials)
+    baseline = next(new.name for s, new in settings.items() if s.name == plan.baseline)
+    wanted = replace(plan, trials=trials, baseline=baseline)
+    both = {trial.name: trial for trial in (*old.trials, *trials)}
+    return wanted, replace(wanted, trials=tuple(both.values()))
 
 
-def _history(path: Path) -> tuple[dict[str, Any], ...]:
-    """The lines of metrics.jsonl; the last one may be half written."""
-    try:
-        lines = read_json_lines(path, skip_damaged=True)
-    except FileNotFoundError:
-        return ()
+def _read_history(path: Path) -> tuple[dict[str, Any], ...]:
+    """Return the lines of metrics.jsonl; () if there is none."""
+    lines = read_json_lines(path, skip_damaged=True) if path.exists() else []
     return tuple(line for line in lines if isinstance(line, dict) and "step" in line)
 
 
-def _total_steps(history: tuple[dict[str, Any], ...], epochs: float) -> int:
-    """Steps of the whole run, as `make_experiment` counts them; 0 where no line tells."""
+def _count_steps(history: tuple[dict[str, Any], ...], epochs: float) -> int:
+    """Return the steps of the whole run; 0 if no line has the number of steps per epoch."""
     for line in history:
         if line.get("epoch"):
             return math.ceil(in_steps(epochs, line["step"] / line["epoch"]))
     return 0
 
 
-def _reason(path: Path) -> str:
+def _read_reason(path: Path) -> str:
     try:
         record = read_json(path)
         return f"exit code {record['exit_code']}: {record['reason']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return f"{path} says so and cannot be read"
+        return f"{path} exists but cannot be read"

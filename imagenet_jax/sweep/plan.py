@@ -1,8 +1,8 @@
-"""What a sweep is: a base config, settings that differ from it, and seeds, all checked.
+"""Sweep plans: a base config, the settings that differ from it, and their seeds.
 
-    Sweep (what the user wrote)  ->  Plan (settings, cells and their configs)
+    Sweep (what the user wrote)  ->  Plan (checked settings, trials and their configs)
 
-A setting is a choice of values; a cell is a setting with a seed: one run, in a folder of its name.
+A setting is a choice of values. A trial is one setting with one seed: one run in its own folder.
 """
 
 import itertools
@@ -18,21 +18,22 @@ from imagenet_jax.cli import Overrides
 from imagenet_jax.errors import UserError
 
 Values = Mapping[str, Any]  # {"optim.base_lr": 0.1, ...}
+Texts = tuple[tuple[str, str], ...]  # (("optim.base_lr", "0.1"), ...), as on the command line
 
-_LONGEST_NAME = 200  # bytes; file systems take 255, and the seed is added
+_LONGEST_NAME = 200  # bytes; file systems allow 255, and the seed is appended
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a sweep file's `get_sweep()` returns.
+    """The return value of a sweep file's `get_sweep()`.
 
     Attributes:
-      config: FILE[:ARG] of the config that everything starts from; --config replaces it.
-      base: values that all cells share, beside those of the config.
-      grid: {field: values}; every combination is a setting, the last field changes fastest.
-      cells: further settings, each {field: value}; {} is the base config itself.
-      seeds: so many, from 0, or a list of them.
-      baseline: the setting that others are compared with; None: the first one.
+      config: FILE[:ARG] of the base config; --config replaces it.
+      base: values that every trial shares, applied to the config.
+      grid: {field: values}; every combination is a setting, and the last field changes fastest.
+      cells: additional settings, each {field: value}; {} is the base config itself.
+      seeds: the number of seeds, starting at 0, or a list of seeds.
+      baseline: the setting that the others are compared with; None: the first one.
     """
 
     config: str = ""
@@ -45,15 +46,16 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Setting:
-    """Values beside those of the base config, as the command line writes them."""
+    """A name, values that replace those of the base config, and the resulting config."""
 
     name: str
-    overrides: tuple[tuple[str, str], ...]
+    overrides: Texts
+    config: ConfigDict = field(compare=False)
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run: `name` is its folder, `config` what it trains."""
+class Trial:
+    """One run: `name` is its folder, and `config` includes the seed."""
 
     name: str
     setting: Setting
@@ -67,25 +69,26 @@ class Plan:
 
     Attributes:
       spec: FILE[:ARG] of the config.
-      overrides: of all cells.
-      base: the resolved config with these.
+      overrides: changes to that config in every trial.
+      base: the resolved config with these changes.
+      trials: in the order of settings, then seeds.
       baseline: name of a setting.
     """
 
     spec: str
-    overrides: tuple[tuple[str, str], ...]
+    overrides: Texts
     base: ConfigDict
-    cells: tuple[Cell, ...]
+    trials: tuple[Trial, ...]
     baseline: str
 
     @property
     def settings(self) -> list[Setting]:
-        """Each once, in the order of the cells."""
-        return list(dict.fromkeys(cell.setting for cell in self.cells))
+        """Each setting once, in the order of the trials."""
+        return list(dict.fromkeys(trial.setting for trial in self.trials))
 
 
 def read_sweep(path: str) -> Sweep:
-    """What `get_sweep()` of a sweep file returns; UserError where it is not a Sweep."""
+    """Run a sweep file and return what its `get_sweep()` returns; UserError if it fails."""
     module = config_io.run_file(path, "sweep file", "sweeps/quickstart_ablation.py is an example")
     if not hasattr(module, "get_sweep"):
         raise UserError(f"sweep file {path!r} defines no get_sweep()")
@@ -95,16 +98,16 @@ def read_sweep(path: str) -> Sweep:
         raise UserError(f"sweep file {path!r}: get_sweep fails: {type(e).__name__}: {e}") from e
     if not isinstance(sweep, Sweep):
         raise UserError(
-            f"sweep file {path!r}: get_sweep() returns {type(sweep).__name__}, it should be an "
+            f"sweep file {path!r}: get_sweep() returns {type(sweep).__name__}; return an "
             "imagenet_jax.sweep.plan.Sweep"
         )
     return sweep
 
 
 def parse_grid(text: str) -> dict[str, list[str]]:
-    """{field: texts} of "optim.base_lr=0.1,0.2 augment.color_jitter=(0,0,0,0),(0.4,0.4,0.4,0.1)".
+    """Parse "optim.base_lr=0.1,0.2 augment.crop_scale=(0.5,1),(1,1)" into {field: texts}.
 
-    Raises UserError where it reads otherwise.
+    Raises UserError for text of any other form.
     """
     grid: dict[str, list[str]] = {}
     for word in text.split():
@@ -113,7 +116,7 @@ def parse_grid(text: str) -> dict[str, list[str]]:
             raise UserError(f"--grid: {word!r} should be FIELD=VALUE,VALUE,...")
         if name in grid:
             raise UserError(f"--grid has {name} twice; write {name}=VALUE,VALUE,...")
-        # Commas within brackets belong to one value.
+        # A comma inside brackets is part of a value.
         grid[name] = re.findall(r"(?:\([^()]*\)|\[[^\[\]]*\]|[^,])+", values)
         if not grid[name]:
             raise UserError(f"--grid: {name} has no values")
@@ -122,50 +125,45 @@ def parse_grid(text: str) -> dict[str, list[str]]:
     return grid
 
 
-def plan_from(
-    config: str | None,
-    file: str | None,
-    grid: str | None,
-    seeds: int | None,
-    overrides: Overrides,
+def plan_from_flags(
+    config: str | None, file: str | None, grid: str | None, seeds: int | None, overrides: Overrides
 ) -> Plan:
-    """The plan of the command line's --config, --sweep or --grid, --seeds and --config.FIELD."""
+    """Return the plan that --config, --sweep or --grid, --seeds and --config.FIELD describe."""
     if file and grid:
-        raise UserError("--sweep has a grid of its own; leave --grid out")
+        raise UserError("--sweep has its own grid; leave out --grid")
     sweep = read_sweep(file) if file else Sweep(grid=parse_grid(grid) if grid else {})
     if config:
         sweep = replace(sweep, config=config)
     if seeds is not None:
         sweep = replace(sweep, seeds=seeds)
-    return plan_of(sweep, overrides)
+    return make_plan(sweep, overrides)
 
 
-def plan_of(sweep: Sweep, overrides: Overrides) -> Plan:
-    """Every cell with its config, loaded and checked.
+def make_plan(sweep: Sweep, overrides: Overrides) -> Plan:
+    """Return every trial of `sweep` with its config, loaded and checked.
 
     Args:
-      overrides: (field, text) of the command line, after `sweep.base`.
+      overrides: (field, text) of the command line, applied after `sweep.base`.
 
-    Raises UserError for a config, field, value, seed or baseline that cannot be meant, for a cell
-    that is there twice, and for a value that would change nothing.
+    Raises UserError for an invalid config, field, value, seed or baseline, and for two settings
+    that are the same run.
     """
     if not sweep.config:
-        raise UserError("--config=FILE says what the sweep starts from; the sweep file names none")
-    settings = [dict(values) for values in _settings(sweep)]
+        raise UserError("the sweep has no base config; add --config=FILE")
+    settings = _list_settings(sweep)
     swept = list(dict.fromkeys(name for values in settings for name in values))
-    shared = (*((name, _text(value)) for name, value in sweep.base.items()), *overrides)
+    shared = (*_texts(sweep.base), *overrides)
     _check_fields(swept, [name for name, _ in shared])
     base = config_io.load(sweep.config, shared)
 
-    found: dict[tuple, Setting] = {}
+    found: dict[tuple, Setting] = {}  # by identity
     for values in settings:
-        texts = tuple((name, _text(value)) for name, value in values.items())
-        config = config_of(base, shared, texts)
-        setting = Setting(_name(values, config, swept), texts)
+        config = make_config(base, shared, _texts(values))
+        setting = Setting(_make_name(values, config, swept), _texts(values), config)
         key = identity(config)
         if key in found:
             raise UserError(
-                f"the settings {found[key].name} and {setting.name} are the same run; leave one out"
+                f"the settings {found[key].name} and {setting.name} are the same run; remove one"
             )
         if any(setting.name == other.name for other in found.values()):
             raise UserError(
@@ -173,39 +171,37 @@ def plan_of(sweep: Sweep, overrides: Overrides) -> Plan:
                 "and digits"
             )
         found[key] = setting
-    cells = tuple(
-        cell_of(setting, seed, config_of(base, shared, setting.overrides))
-        for setting in found.values()
-        for seed in _seeds(sweep.seeds)
-    )
-    baseline = cells[0].setting.name
+    seeds = _list_seeds(sweep.seeds)
+    trials = tuple(make_trial(setting, seed) for setting in found.values() for seed in seeds)
+    baseline = trials[0].setting
     if sweep.baseline is not None:
-        texts = tuple((name, _text(value)) for name, value in sweep.baseline.items())
-        key = identity(config_of(base, shared, texts))
+        key = identity(make_config(base, shared, _texts(sweep.baseline)))
         if key not in found:
             raise UserError(f"the baseline {dict(sweep.baseline)} is not a setting of the sweep")
-        baseline = found[key].name
-    return Plan(sweep.config, shared, base, cells, baseline)
+        baseline = found[key]
+    return Plan(sweep.config, shared, base, trials, baseline.name)
 
 
-def config_of(
-    base: ConfigDict, shared: Iterable[tuple[str, str]], overrides: Iterable[tuple[str, str]]
-) -> ConfigDict:
-    """Return the checked config of a setting with its `overrides` of `base`, which has `shared`."""
+def make_config(base: ConfigDict, shared: Texts, overrides: Texts) -> ConfigDict:
+    """Return the checked config of a setting.
+
+    `shared`, which `base` already has, is applied again: `overrides` may choose another model
+    family, whose defaults it has to replace.
+    """
     config = ConfigDict(base.to_dict())
     config_io.apply_overrides(config, (*shared, *overrides))
     return config_io.check(config)
 
 
-def cell_of(setting: Setting, seed: int, config: ConfigDict) -> Cell:
-    """The cell of a setting's `config` with another seed."""
-    seeded = ConfigDict(config.to_dict())
+def make_trial(setting: Setting, seed: int) -> Trial:
+    """Return the trial of `setting` with `seed`."""
+    seeded = ConfigDict(setting.config.to_dict())
     seeded.seed = seed
-    return Cell(f"{setting.name},seed={seed}", setting, seed, config_io.check(seeded))
+    return Trial(f"{setting.name},seed={seed}", setting, seed, config_io.check(seeded))
 
 
 def identity(config: ConfigDict) -> tuple:
-    """What tells settings apart: every field that changes a result, but the seed."""
+    """Return every field that changes a result, except the seed: equal for equal settings."""
     return tuple(
         (name, value)
         for name, value in sorted(config_io.flatten(config).items())
@@ -213,74 +209,75 @@ def identity(config: ConfigDict) -> tuple:
     )
 
 
-def _settings(sweep: Sweep) -> list[Values]:
-    for name, values in sweep.grid.items():
-        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-            raise UserError(f"the grid's {name} = {values!r} should be a list of values")
-    combinations = itertools.product(*sweep.grid.values())
-    grid = [dict(zip(sweep.grid, chosen, strict=True)) for chosen in combinations]
-    # A product of nothing is the base config once; where cells are listed, they are meant alone.
-    return [*(grid if sweep.grid or not sweep.cells else []), *sweep.cells]
-
-
-def _seeds(seeds: int | Sequence[int]) -> list[int]:
-    if isinstance(seeds, int):
-        seeds = range(seeds)
-    chosen = list(seeds)
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise UserError(f"seeds = {chosen}: at least one, and each once")
-    return chosen
-
-
-def _check_fields(swept: Sequence[str], shared: Sequence[str]) -> None:
-    for name in (*swept, *shared):
-        if name == "seed":
-            raise UserError("config.seed is set by the seeds of the sweep: --seeds=N")
-    for name in swept:
-        if name in shared:
-            raise UserError(f"config.{name} is swept: it cannot be set for all cells too")
-        if name in config_io.OPERATIONAL:
-            raise UserError(f"config.{name} changes no result: set it for all cells, as --config.")
-
-
-def _text(value: Any) -> str:
-    """A value as the command line writes it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return value if isinstance(value, str) else repr(value).replace(" ", "")
-
-
-def _name(values: Values, config: ConfigDict, swept: Sequence[str]) -> str:
-    """ "base_lr=0.1,mixup=0": the values as the config read them, safe as a folder's name."""
-    flat = config_io.flatten(config)
-    name = ",".join(f"{short(f, swept)}={_word(flat[f])}" for f in values) or "base"
-    if len(name.encode()) > _LONGEST_NAME:
-        raise UserError(f"the name {name[:60]}... is too long for a folder; sweep fewer fields")
-    return name
-
-
-def short(name: str, fields: Sequence[str]) -> str:
-    """The shortest end of a dotted field that no other one of `fields` has."""
+def short_name(name: str, fields: Iterable[str]) -> str:
+    """Return the shortest suffix of a dotted field name that no other name in `fields` has."""
     parts = name.split(".")
-    ends = (".".join(parts[i:]) for i in reversed(range(len(parts))))
+    suffixes = (".".join(parts[i:]) for i in reversed(range(len(parts))))
     others = [f".{other}" for other in fields if other != name]
-    return next(
-        (end for end in ends if not any(other.endswith(f".{end}") for other in others)), name
-    )
+    return next((s for s in suffixes if not any(o.endswith(f".{s}") for o in others)), name)
 
 
-def shown(value: Any) -> str:
-    """A value as people write it: "0.1", "(0.7, 1)", "true"."""
+def format_value(value: Any) -> str:
+    """Format a value for people: "0.1", "(0.7, 1)", "true"."""
     if isinstance(value, tuple):
-        return f"({', '.join(map(shown, value))})"
+        return f"({', '.join(map(format_value, value))})"
     if isinstance(value, float):
         brief = f"{value:g}"
         return brief if float(brief) == value else repr(value)
     return _text(value)
 
 
+def _list_settings(sweep: Sweep) -> list[Values]:
+    for name, values in sweep.grid.items():
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise UserError(f"the grid's {name} = {values!r} should be a list of values")
+    # An empty grid is the base config, which is not meant if settings are listed.
+    products = itertools.product(*sweep.grid.values()) if sweep.grid or not sweep.cells else ()
+    return [*(dict(zip(sweep.grid, chosen, strict=True)) for chosen in products), *sweep.cells]
+
+
+def _list_seeds(seeds: int | Sequence[int]) -> list[int]:
+    chosen = list(range(seeds) if isinstance(seeds, int) else seeds)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise UserError(f"seeds = {chosen}: give at least one, and each once")
+    return chosen
+
+
+def _check_fields(swept: Sequence[str], shared: Sequence[str]) -> None:
+    if "seed" in (*swept, *shared):
+        raise UserError("config.seed is set by the seeds of the sweep; use --seeds=N")
+    for name in swept:
+        if name in shared:
+            raise UserError(f"config.{name} is swept, so it cannot also be set for all trials")
+        if name in config_io.OPERATIONAL:
+            raise UserError(
+                f"config.{name} does not change the results; set it for all trials with "
+                "--config.FIELD=VALUE"
+            )
+
+
+def _texts(values: Values) -> Texts:
+    return tuple((name, _text(value)) for name, value in values.items())
+
+
+def _text(value: Any) -> str:
+    """Format a value as on the command line."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return value if isinstance(value, str) else repr(value).replace(" ", "")
+
+
+def _make_name(values: Values, config: ConfigDict, swept: Sequence[str]) -> str:
+    """Return the values as the config parsed them, as a folder name: "base_lr=0.1,mixup=0"."""
+    flat = config_io.flatten(config)
+    name = ",".join(f"{short_name(f, swept)}={_word(flat[f])}" for f in values) or "base"
+    if len(name.encode()) > _LONGEST_NAME:
+        raise UserError(f"the folder name {name[:60]}... is too long; sweep fewer fields")
+    return name
+
+
 def _word(value: Any) -> str:
-    """A value in letters, digits and ._+-; (0.4, 0.1) becomes 0.4_0.1."""
+    """Format a value in letters, digits and ._+-; (0.4, 0.1) becomes 0.4_0.1."""
     if isinstance(value, tuple):
         return "_".join(map(_word, value)) or "none"
-    return re.sub(r"[^\w.+-]", "-", shown(value)) or "none"
+    return re.sub(r"[^\w.+-]", "-", format_value(value)) or "none"

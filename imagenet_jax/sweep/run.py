@@ -1,5 +1,6 @@
-"""Run the cells of a sweep on this machine, each in a process of its own."""
+"""Running the trials of a sweep on this machine, each in its own process."""
 
+import argparse
 import contextlib
 import os
 import shlex
@@ -8,31 +9,41 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime.lock import Lock
 from imagenet_jax.sweep import folder
-from imagenet_jax.sweep.devices import Share, shares
-from imagenet_jax.sweep.plan import Cell, Plan
-from imagenet_jax.sweep.status import Row, Status
+from imagenet_jax.sweep.plan import Plan, Trial
+from imagenet_jax.sweep.progress import Progress, make_row
 
-_LOOK_SECONDS = 0.5
-_STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
+_POLL_SECONDS = 0.5
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_STOPPED = {code for number in _SIGNALS for code in (128 + number, -number)}
+# Runs in its own process: one that has opened the devices would hold their memory.
+_COUNT_DEVICES = "import jax; print(jax.default_backend(), jax.local_device_count())"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The part of the machine that one trial uses: environment variables, cores (none: all)."""
+
+    environment: dict[str, str] = field(default_factory=dict)
+    cores: frozenset[int] = frozenset()
 
 
 @dataclass
 class _Job:
-    cell: Cell
+    trial: Trial
     process: subprocess.Popen
-    share: Share
+    slot: Slot
 
 
-def command(plan: Plan, cell: Cell, workdir: str) -> list[str]:
-    """What trains a cell: the arguments of `python -m imagenet_jax.main`."""
-    fields = (*plan.overrides, *cell.setting.overrides, ("seed", str(cell.seed)))
+def trial_flags(plan: Plan, trial: Trial, workdir: str) -> list[str]:
+    """Return the arguments of `python -m imagenet_jax.main` that train a trial."""
+    fields = (*plan.overrides, *trial.setting.overrides, ("seed", str(trial.seed)))
     return [
         f"--config={plan.spec}",
         f"--workdir={workdir}",
@@ -40,166 +51,187 @@ def command(plan: Plan, cell: Cell, workdir: str) -> list[str]:
     ]
 
 
-def run_here(plan: Plan, out: Path, *, jobs: int | None, retry_failed: bool, dry_run: bool) -> int:
-    """Run every cell that is not finished, `jobs` at once (None: one); returns the exit code.
+def run_here(plan: Plan, out: Path, args: argparse.Namespace) -> int:
+    """Run every trial that is not finished, `args.jobs` at a time; return the exit code.
 
-    0 where all are finished, 1 where one failed, 128 + the signal that stopped the sweep: it is
-    passed on, and the cells save. `dry_run` prints the commands, and starts and writes nothing.
-    Raises UserError before anything starts: for another sweep in `out`, for one of another base
-    config, for a folder where another config trained, for more jobs than devices.
+    It is 0 if all trials are finished, 1 if one failed, and 128 + the number of the signal that
+    stopped the sweep. Signals are passed on to the trials, which save. With `args.dry_run` it only
+    prints the commands.
+
+    Raises UserError, before anything starts, if `out` belongs to another sweep, a workdir to
+    another config, or there are more jobs than devices.
     """
-    jobs = 1 if jobs is None else jobs
-    free = shares(jobs)
-    if dry_run:
-        for cell in folder.joined(out, plan)[0].cells:
-            print(shlex.join(_train(plan, cell, str(out / cell.name))))
+    slots = make_slots(1 if args.jobs is None else args.jobs)
+    if args.dry_run:
+        for trial in folder.extend_plan(out, plan)[0].trials:
+            print(shlex.join(_command(plan, trial, out)))
         return 0
-    with Lock(out, does="runs a sweep", flag="--out"), _Signals() as signals:
-        wanted, recorded = folder.joined(out, plan)
-        states = folder.states_of(out, wanted.cells)
+    with Lock(out, does="runs a sweep", flag="--out"), _collect_signals() as signals:
+        wanted, recorded = folder.extend_plan(out, plan)
+        states = folder.read_states(out, wanted.trials)
         folder.write_plan(out, recorded)
-        todo = [
-            cell
-            for cell in wanted.cells
-            if states[cell.name].kind != folder.FINISHED
-            and (retry_failed or states[cell.name].kind != folder.FAILED)
-        ]
-        with Status(jobs) as status:
-            _run(wanted, out, todo, free, states, status, signals)
-        for cell in wanted.cells:
-            if states[cell.name].kind == folder.FAILED:
-                print(f"failed: {cell.name}: {states[cell.name].reason}", file=sys.stderr)
-        kinds = [states[cell.name].kind for cell in wanted.cells]
-        if signals.received:
+        done = (folder.FINISHED,) if args.retry_failed else (folder.FINISHED, folder.FAILED)
+        waiting = [trial for trial in wanted.trials if states[trial.name].kind not in done]
+        _Runner(wanted, out, waiting, slots, states, signals).run()
+        for name, state in states.items():
+            if state.kind == folder.FAILED:
+                print(f"failed: {name}: {state.reason}", file=sys.stderr)
+        if signals:
             print("stopped; the same command continues", flush=True)
-            return 128 + signals.received[0]
-        if folder.FAILED in kinds and not retry_failed:
-            print("--retry_failed tries the failed cells again", file=sys.stderr)
-        return 0 if set(kinds) == {folder.FINISHED} else 1
+            return 128 + signals[0]
+        kinds = {state.kind for state in states.values()}
+        if folder.FAILED in kinds and not args.retry_failed:
+            print("--retry_failed runs the failed trials again", file=sys.stderr)
+        return 0 if kinds == {folder.FINISHED} else 1
 
 
-def _run(
-    plan: Plan,
-    out: Path,
-    todo: list[Cell],
-    free: list[Share],
-    states: dict[str, folder.State],
-    status: Status,
-    signals: "_Signals",
-) -> None:
-    """Start, watch and end the cells of `todo`; `states` has the last word on each."""
-    waiting, running, passed_on = list(todo), list[_Job](), 0
-    try:
-        while True:
-            # A sweep that was killed leaves cells at work: they have the devices until they end.
-            adopted = [c for c in waiting if states[c.name].kind == folder.RUNNING]
-            while waiting and free and not adopted and not signals.received:
-                running.append(_start(plan, out, waiting.pop(0), free.pop()))
-            for number in signals.received[passed_on:]:
-                passed_on += 1
-                for job in running:
-                    # Once to save, again to end at once; then it does not seem able to answer.
-                    job.process.send_signal(number if passed_on < 3 else signal.SIGKILL)
-            for job in list(running):
-                code = job.process.poll()
-                if code is not None:
-                    running.remove(job)
-                    free.append(job.share)
-                    _ended(out, job.cell, code)
-                states[job.cell.name] = folder.state_of(out, job.cell)
-            for cell in adopted:
-                states[cell.name] = folder.state_of(out, cell)
-                if states[cell.name].kind == folder.FINISHED:
-                    waiting.remove(cell)
-            at_work = {job.cell.name for job in running}
-            status.show([_row(c, states[c.name], c.name in at_work) for c in plan.cells])
-            if not running and (not waiting or signals.received):
-                return
-            time.sleep(_LOOK_SECONDS)
-    finally:
-        for job in running:
-            job.process.terminate()
+def make_slots(jobs: int) -> list[Slot]:
+    """Divide the machine into `jobs` slots: whole GPUs, or cores of a CPU; one job gets all of it.
+
+    Raises UserError if there are fewer devices than jobs. TPUs cannot be divided.
+    """
+    if jobs < 1:
+        raise UserError(f"--jobs={jobs}: use at least 1")
+    if jobs == 1:
+        return [Slot()]
+    backend, count = _find_devices()
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    core_sets = [frozenset(cores[i::jobs]) for i in range(jobs)]
+    if backend == "cpu":
+        if cores and len(cores) < jobs:
+            raise UserError(f"--jobs={jobs} needs one core per job, but there are {len(cores)}")
+        return [Slot(cores=own) for own in core_sets]
+    if backend != "gpu":
+        raise UserError(f"--jobs={jobs}: one process takes all {backend} devices; use --jobs=1")
+    if count < jobs:
+        raise UserError(f"--jobs={jobs} needs one GPU per job, but there are {count}")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",")[:count] if visible else [str(i) for i in range(count)]
+    each = count // jobs  # equal for all, so that batches are divided in the same way
+    return [
+        Slot({"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * each : (i + 1) * each])}, own)
+        for i, own in enumerate(core_sets)
+    ]
 
 
-def _train(plan: Plan, cell: Cell, workdir: str) -> list[str]:
-    return [sys.executable, "-m", "imagenet_jax.main", *command(plan, cell, workdir)]
+def _find_devices() -> tuple[str, int]:
+    """Return jax's default backend ("cpu", "gpu" or "tpu") and its number of devices."""
+    done = subprocess.run([sys.executable, "-c", _COUNT_DEVICES], capture_output=True, text=True)
+    words = done.stdout.split()
+    if done.returncode or len(words) < 2:
+        lines = done.stderr.strip().splitlines()
+        raise UserError(f"jax finds no devices: {lines[-1] if lines else 'no reason given'}")
+    return words[-2], int(words[-1])
 
 
-def _start(plan: Plan, out: Path, cell: Cell, share: Share) -> _Job:
-    workdir = out / cell.name
-    environment = {"JAX_COMPILATION_CACHE_DIR": str((out / "compiled").resolve())}
-    environment |= os.environ | share.environment | {"PYTHONUNBUFFERED": "1"}
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "failed.json").unlink(missing_ok=True)
-        with (workdir / "log.txt").open("ab") as log, _on_cores(share.cores):
-            process = subprocess.Popen(
-                _train(plan, cell, str(workdir)),
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                # Ctrl-C at the terminal reaches a cell once, through us; twice means "do not save".
-                start_new_session=True,
-            )
-    except OSError as e:
-        raise UserError(f"{workdir} cannot be written: {e.strerror}") from e
-    return _Job(cell, process, share)
+@dataclass
+class _Runner:
+    """Starts, watches and stops the waiting trials, and updates `states`."""
+
+    plan: Plan
+    out: Path
+    waiting: list[Trial]
+    slots: list[Slot]  # free ones
+    states: dict[str, folder.State]
+    signals: list[int]  # received so far
+    jobs: list[_Job] = field(default_factory=list)
+    forwarded: int = 0
+
+    def run(self) -> None:
+        """Return when nothing is left to run, or after a signal once all trials have ended."""
+        try:
+            with Progress(len(self.slots)) as progress:
+                while True:
+                    self._start_waiting()
+                    self._forward_signals()
+                    self._update_jobs()
+                    running = {job.trial.name for job in self.jobs}
+                    progress.show(
+                        [
+                            make_row(t, self.states[t.name], t.name in running)
+                            for t in self.plan.trials
+                        ]
+                    )
+                    if not self.jobs and (not self.waiting or self.signals):
+                        return
+                    time.sleep(_POLL_SECONDS)
+        finally:
+            for job in self.jobs:
+                job.process.terminate()
+
+    def _start_waiting(self) -> None:
+        # A sweep that was killed leaves trials running: they hold the devices until they end.
+        orphans = [t for t in self.waiting if self.states[t.name].kind == folder.RUNNING]
+        for trial in orphans:
+            self.states[trial.name] = folder.read_state(self.out, trial)
+            if self.states[trial.name].kind == folder.FINISHED:
+                self.waiting.remove(trial)
+        while self.waiting and self.slots and not orphans and not self.signals:
+            self.jobs.append(self._start(self.waiting.pop(0), self.slots.pop()))
+
+    def _forward_signals(self) -> None:
+        for number in self.signals[self.forwarded :]:
+            self.forwarded += 1
+            for job in self.jobs:
+                # The first makes a trial save and the second end at once; after that, kill it.
+                job.process.send_signal(number if self.forwarded < 3 else signal.SIGKILL)
+
+    def _update_jobs(self) -> None:
+        for job in list(self.jobs):
+            code = job.process.poll()
+            if code is not None:
+                self.jobs.remove(job)
+                self.slots.append(job.slot)
+                if code != 0 and code not in _STOPPED:
+                    _record_failure(self.out / job.trial.name, code)
+            self.states[job.trial.name] = folder.read_state(self.out, job.trial)
+
+    def _start(self, trial: Trial, slot: Slot) -> _Job:
+        workdir = self.out / trial.name
+        environment = {"JAX_COMPILATION_CACHE_DIR": str((self.out / "compiled").resolve())}
+        environment |= os.environ | slot.environment | {"PYTHONUNBUFFERED": "1"}
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            (workdir / "failed.json").unlink(missing_ok=True)
+            with (workdir / "log.txt").open("ab") as log:
+                process = subprocess.Popen(
+                    _command(self.plan, trial, self.out),
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    # Ctrl-C must reach a trial only once, from us: twice means "do not save".
+                    start_new_session=True,
+                )
+            if slot.cores:
+                os.sched_setaffinity(process.pid, slot.cores)
+        except OSError as e:
+            raise UserError(f"{workdir} cannot be written: {e.strerror}") from e
+        return _Job(trial, process, slot)
 
 
-def _ended(out: Path, cell: Cell, code: int) -> None:
-    """Record the failure of a process that ended with `code`, if it is one."""
-    if code == 0 or code in _STOPPED or code in (-signal.SIGINT, -signal.SIGTERM):
-        return
-    lines = (out / cell.name / "log.txt").read_text(errors="replace").strip().splitlines()
+def _command(plan: Plan, trial: Trial, out: Path) -> list[str]:
+    flags = trial_flags(plan, trial, str(out / trial.name))
+    return [sys.executable, "-m", "imagenet_jax.main", *flags]
+
+
+def _record_failure(workdir: Path, code: int) -> None:
+    lines = (workdir / "log.txt").read_text(errors="replace").strip().splitlines()
     reason = f"killed by {signal.Signals(-code).name}" if code < 0 else lines[-1] if lines else ""
-    folder.mark_failed(out / cell.name, code, reason)
-
-
-def _row(cell: Cell, state: folder.State, at_work: bool) -> Row:
-    """What the status shows of a cell; one that starts up is running too."""
-    train = [line for line in state.history if line.get("split") == "train"]
-    evaluated = [line for line in state.history if "weights" in line]
-    rates = [line["images_per_second"] for line in train if "images_per_second" in line]
-    seconds = None
-    if rates and state.total:
-        seconds = (state.total - state.step) * cell.config.batch_size / rates[-1]
-    latest = ""
-    if state.result or evaluated:
-        latest = f"validation top-1 {(state.result or evaluated[-1])['top1']:.2%}"
-    if train and not state.result:
-        latest = f"loss {train[-1]['loss']:.4f}" + (f", {latest}" if latest else "")
-    kind = folder.RUNNING if at_work else state.kind
-    return Row(cell.name, kind, state.step, state.total, latest or state.reason, seconds)
+    folder.mark_failed(workdir, code, reason)
 
 
 @contextlib.contextmanager
-def _on_cores(cores: frozenset[int]) -> Iterator[None]:
-    """A process started inside stays on `cores`."""
-    if not cores:
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cores)
+def _collect_signals() -> Iterator[list[int]]:
+    """Yield a list to which every SIGINT and SIGTERM is appended."""
+    received: list[int] = []
+
+    def append(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, append) for number in _SIGNALS}
     try:
-        yield
+        yield received
     finally:
-        os.sched_setaffinity(0, before)
-
-
-class _Signals:
-    """While entered, the stop signals that have come, in their order."""
-
-    def __init__(self) -> None:
-        self.received: list[int] = []
-
-    def __enter__(self) -> "_Signals":
-        self._before = {n: signal.signal(n, self._add) for n in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in before.items():
             signal.signal(number, handler)
-
-    def _add(self, number: int, frame: FrameType | None) -> None:
-        self.received.append(number)

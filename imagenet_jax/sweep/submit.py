@@ -1,163 +1,140 @@
-"""Hand the cells of a sweep to SLURM, as one array, or to SkyPilot, as a managed job each."""
+"""Submitting the trials of a sweep: to SLURM as one job array, to SkyPilot as one job each."""
 
+import argparse
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.files import read_json, write_atomically, write_json
 from imagenet_jax.runtime.lock import Lock
 from imagenet_jax.sweep import folder
-from imagenet_jax.sweep.plan import Cell, Plan
-from imagenet_jax.sweep.run import command
+from imagenet_jax.sweep.plan import Plan, Trial
+from imagenet_jax.sweep.run import trial_flags
 
 _ROOT = Path(__file__).parents[2]
 _BUCKET = "/bucket"  # where launch/skypilot.yaml mounts it
 
 
-def submit(
-    plan: Plan,
-    out: Path,
-    scheduler: str | None,
-    flags: str,
-    *,
-    jobs: int | None,
-    retry_failed: bool,
-    dry_run: bool,
-) -> int:
-    """Submit every cell that is neither finished, nor running, nor submitted before; returns 0.
+def submit(plan: Plan, out: Path, args: argparse.Namespace) -> int:
+    """Submit every trial that is not finished, running, or already submitted; return 0.
 
-    A failed cell is submitted again with `retry_failed`. A cell that left SLURM's queue without an
-    end is submitted again; of SkyPilot's only `retry_failed` submits one twice.
+    `args.jobs` limits the tasks of a SLURM array that run at the same time. `args.retry_failed`
+    submits failed trials again. A trial that left SLURM's queue unfinished is submitted again;
+    SkyPilot's queue is not read, so there only `args.retry_failed` does that.
 
-    Args:
-      scheduler: "slurm" or "skypilot".
-      flags: of the user for sbatch or `sky jobs launch`.
-      jobs: cells of a SLURM array that may run at the same time; None: all.
-
-    Raises UserError as `run_here`, and where the scheduler refuses.
+    Raises UserError as `run_here` does, and if the scheduler refuses.
     """
-    if not scheduler:
-        raise UserError("--launch_flags is for --launch=slurm or --launch=skypilot")
+    if not args.launch:
+        raise UserError("--launch_flags needs --launch=slurm or --launch=skypilot")
     if not (_ROOT / "launch").is_dir():
-        raise UserError("--launch needs launch/ of a checkout; this package is installed without")
-    if scheduler == "skypilot" and jobs:
-        raise UserError("--jobs is not for SkyPilot, which runs what fits")
-    if dry_run:
-        _submit(folder.joined(out, plan)[0].cells, plan, out, scheduler, flags, jobs, True)
+        raise UserError("--launch needs a checkout: the installed package has no launch/")
+    if args.launch == "skypilot" and args.jobs:
+        raise UserError("--jobs does not apply to SkyPilot, which starts all jobs it has room for")
+    submit_trials = _submit_slurm if args.launch == "slurm" else _submit_skypilot
+    if args.dry_run:
+        wanted = folder.extend_plan(out, plan)[0]
+        submit_trials(wanted, wanted.trials, out, args)
         return 0
     with Lock(out, does="runs a sweep", flag="--out"):
-        wanted, recorded = folder.joined(out, plan)
-        before = _read_submitted(out)
-        queued = _slurm_queue() if any(j["by"] == "slurm" for j in before.values()) else set()
-        states = folder.states_of(out, wanted.cells)
-        cells = []
-        for cell in wanted.cells:
-            kind, job = states[cell.name].kind, before.get(cell.name)
-            waits = job and (job["id"] in queued if job["by"] == "slurm" else not retry_failed)
-            if kind in (folder.FINISHED, folder.RUNNING) or waits:
-                continue
-            if kind != folder.FAILED or retry_failed:
-                cells.append(cell)
+        wanted, recorded = folder.extend_plan(out, plan)
+        trials = _select(wanted, out, args.retry_failed)
         folder.write_plan(out, recorded)
-        _submit(tuple(cells), wanted, out, scheduler, flags, jobs, False)
-    print(f"{len(cells)} of {len(wanted.cells)} cells submitted; --table shows how far they are")
+        if trials:
+            submit_trials(wanted, trials, out, args)
+    print(f"{len(trials)} of {len(wanted.trials)} trials submitted; --table shows their progress")
     return 0
 
 
-def _submit(
-    cells: tuple[Cell, ...],
-    plan: Plan,
-    out: Path,
-    scheduler: str,
-    flags: str,
-    at_once: int | None,
-    dry_run: bool,
-) -> None:
-    if not cells:
-        return
-    more = shlex.split(flags)
-    if scheduler == "skypilot":
-        for cell in cells:
-            call = _sky_call(plan, cell, out, more)
-            if dry_run:
-                print(shlex.join(call))
-                continue
-            _call(call, cwd=_ROOT)
-            _record(out, {cell.name: {"by": "skypilot", "id": ""}})
-        if not dry_run:
-            print(f"they write to {out.name}/ in the bucket; copy it to {out} for --table")
-        return
-    listed = next(p for i in range(1, 10**6) if not (p := out / f"array-{i}.tsv").exists())
-    limit = f"%{at_once}" if at_once else ""
+def _select(plan: Plan, out: Path, retry_failed: bool) -> tuple[Trial, ...]:
+    """Return the trials to submit."""
+    states = folder.read_states(out, plan.trials)
+    submitted = _read_submitted(out)
+    queued = set()
+    if any(job["by"] == "slurm" for job in submitted.values()):
+        queued = set(_call("squeue", "--me", "--noheader", "--array", "--format=%i").split())
+
+    def is_due(trial: Trial) -> bool:
+        kind, job = states[trial.name].kind, submitted.get(trial.name)
+        waits = job and (job["id"] in queued if job["by"] == "slurm" else not retry_failed)
+        done = (folder.FINISHED, folder.RUNNING, *(() if retry_failed else (folder.FAILED,)))
+        return not waits and kind not in done
+
+    return tuple(filter(is_due, plan.trials))
+
+
+def _submit_slurm(plan: Plan, trials: Sequence[Trial], out: Path, args: argparse.Namespace) -> None:
+    """Submit one job array; task I reads its arguments from line I of a file."""
+    # A new file for each array: the tasks of an earlier array read theirs when they start.
+    path = next(p for i in range(1, 10**6) if not (p := out / f"array-{i}.tsv").exists())
+    limit = f"%{args.jobs}" if args.jobs else ""
     call = [
-        "sbatch", "--parsable", f"--job-name={out.name}", f"--array=0-{len(cells) - 1}{limit}",
-        f"--output={out}/slurm-%A_%a.out", *more, str(_ROOT / "launch/slurm.sbatch"),
-        f"--cells={listed}",
+        "sbatch", "--parsable", f"--job-name={out.name}", f"--array=0-{len(trials) - 1}{limit}",
+        f"--output={out}/slurm-%A_%a.out", *shlex.split(args.launch_flags or ""),
+        str(_ROOT / "launch/slurm.sbatch"), f"--cells={path}",
     ]  # fmt: skip
-    lines = [_words(command(plan, cell, str(out / cell.name))) for cell in cells]
-    if dry_run:
-        print(shlex.join(call), "# with the lines", *lines, sep="\n")
+    lines = []
+    for trial in trials:
+        flags = trial_flags(plan, trial, str(out / trial.name))
+        for flag in flags:
+            if "\t" in flag or "\n" in flag:
+                raise UserError(f"{flag!r} has a tab or a line break, which a .tsv cannot hold")
+        lines.append("\t".join(flags))
+    if args.dry_run:
+        print(shlex.join(call), f"# with {path.name}:", *lines, sep="\n")
         return
-    # A file of its own: the tasks of an earlier array read theirs whenever they start.
-    write_atomically(listed, "\n".join(lines) + "\n")
-    python = os.environ.get("PYTHON", sys.executable)
-    said = _call(call, environment={"PYTHON": python}).split(";")[0].strip()
-    _record(out, {c.name: {"by": "slurm", "id": f"{said}_{i}"} for i, c in enumerate(cells)})
+    write_atomically(path, "\n".join(lines) + "\n")
+    job = _call(*call, python=os.environ.get("PYTHON", sys.executable)).split(";")[0].strip()
+    _record(out, {t.name: {"by": "slurm", "id": f"{job}_{i}"} for i, t in enumerate(trials)})
 
 
-def _words(arguments: list[str]) -> str:
-    """One line of a --cells file: arguments with tabs between."""
-    for argument in arguments:
-        if "\t" in argument or "\n" in argument:
-            raise UserError(
-                f"{argument!r} has a tab or a line break, which SLURM's list cannot hold"
-            )
-    return "\t".join(arguments)
-
-
-def _sky_call(plan: Plan, cell: Cell, out: Path, flags: list[str]) -> list[str]:
+def _submit_skypilot(
+    plan: Plan, trials: Sequence[Trial], out: Path, args: argparse.Namespace
+) -> None:
+    """Submit a managed job for each trial."""
     path, _, argument = plan.spec.partition(":")
     file = Path(path).resolve()
     if not file.is_relative_to(_ROOT):
-        raise UserError(f"--config={plan.spec} is not below {_ROOT}, which SkyPilot sends along")
-    workdir = f"{_BUCKET}/{out.name}/{cell.name}"
+        raise UserError(f"--config={plan.spec} is not below {_ROOT}, which SkyPilot uploads")
     spec = str(file.relative_to(_ROOT)) + (f":{argument}" if argument else "")
-    arguments = [f"--config={spec}", *command(plan, cell, workdir)[1:]]
-    for word in arguments:
-        if re.search(r"[\s*?\[]", word):  # skypilot.yaml lets the shell split and expand them
-            raise UserError(
-                f"{word!r} has a space or one of *?[, which launch/skypilot.yaml splits"
-            )
-    name = re.sub(r"[^A-Za-z0-9]+", "-", f"{out.name}-{cell.name}").strip("-")
-    return [
-        "sky", "jobs", "launch", "--yes", "--detach-run", f"--name={name}",
-        "--env", f"ARGUMENTS={' '.join(arguments)}", *flags, "launch/skypilot.yaml",
-    ]  # fmt: skip
+    for trial in trials:
+        flags = trial_flags(plan, trial, f"{_BUCKET}/{out.name}/{trial.name}")
+        flags[0] = f"--config={spec}"
+        for flag in flags:
+            if re.search(r"[\s*?\[]", flag):  # the shell in skypilot.yaml would split or expand it
+                raise UserError(
+                    f"{flag!r} has a space or one of *?[, which launch/skypilot.yaml would split"
+                )
+        name = re.sub(r"[^A-Za-z0-9]+", "-", f"{out.name}-{trial.name}").strip("-")
+        call = [
+            "sky", "jobs", "launch", "--yes", "--detach-run", f"--name={name}",
+            "--env", f"ARGUMENTS={' '.join(flags)}", *shlex.split(args.launch_flags or ""),
+            "launch/skypilot.yaml",
+        ]  # fmt: skip
+        if args.dry_run:
+            print(shlex.join(call))
+        else:
+            _call(*call, cwd=_ROOT)
+            _record(out, {trial.name: {"by": "skypilot", "id": ""}})
+    if not args.dry_run:
+        print(f"the trials write to {out.name}/ in the bucket; copy it to {out} for --table")
 
 
-def _call(
-    call: list[str], cwd: Path | None = None, environment: dict[str, str] | None = None
-) -> str:
-    """Standard output of a scheduler's command; UserError where it fails."""
+def _call(*call: str, cwd: Path | None = None, python: str = "") -> str:
+    """Run a scheduler's command and return its output; UserError if it fails."""
+    environment = os.environ | ({"PYTHON": python} if python else {})
     try:
-        done = subprocess.run(
-            call, cwd=cwd, env=os.environ | (environment or {}), capture_output=True, text=True
-        )
+        done = subprocess.run(call, cwd=cwd, env=environment, capture_output=True, text=True)
     except FileNotFoundError:
-        raise UserError(f"{call[0]} is not installed here; launch/README.md says what is") from None
+        raise UserError(f"{call[0]} is not installed here; see launch/README.md") from None
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
-        raise UserError(f"{call[0]} ends with {done.returncode}: {lines[-1] if lines else ''}")
+        raise UserError(f"{call[0]} failed with exit code {done.returncode}: {''.join(lines[-1:])}")
     return done.stdout
-
-
-def _slurm_queue() -> set[str]:
-    """JOB_INDEX of this user's array tasks that wait or run."""
-    return set(_call(["squeue", "--me", "--noheader", "--array", "--format=%i"]).split())
 
 
 def _read_submitted(out: Path) -> dict[str, dict[str, str]]:
@@ -170,6 +147,5 @@ def _read_submitted(out: Path) -> dict[str, dict[str, str]]:
 
 
 def _record(out: Path, jobs: dict[str, dict[str, str]]) -> None:
-    """Add jobs, as soon as they are submitted, to submitted.json."""
-    known = _read_submitted(out) | jobs
-    write_json(out / "submitted.json", known)
+    """Add jobs to submitted.json."""
+    write_json(out / "submitted.json", _read_submitted(out) | jobs)

@@ -1,134 +1,144 @@
-"""The table of an ablation, as text, Markdown, LaTeX (booktabs) and CSV."""
+"""The table of a sweep as text, Markdown, LaTeX (booktabs) or CSV."""
 
 import csv
 import io
 import re
 from collections.abc import Sequence
 
-from imagenet_jax.sweep.compare import Line
-from imagenet_jax.sweep.statistics import Summary
+import numpy as np
+
+from imagenet_jax.sweep.folder import FAILED, FINISHED, NOT_STARTED, RUNNING, UNFINISHED
+from imagenet_jax.sweep.statistics import Row, SettingResult, Summary
+from imagenet_jax.training.metrics import METRICS
 
 FORMATS = ("text", "markdown", "latex", "csv")
-_NOTHING = "–"
-
-# Shares of 1, shown in per cent.
-_SHARES = ("top1", "top5")
-_LABELS = {"top1": "top-1 (%)", "top5": "top-5 (%)"}
+_NONE = "–"
 
 _LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", _NOTHING: "--", "<": "$<$", ">": "$>$", "|": r"\textbar{}",
+    "±": r"$\pm$", _NONE: "--", "<": "$<$", ">": "$>$", "|": r"\textbar{}",
 } | {c: f"\\{c}" for c in "&%$#_{}"}  # fmt: skip
 
 
-def render(lines: Sequence[Line], metric: str, notes: Sequence[str], style: str) -> str:
-    """The table in one of FORMATS, with a final newline; CSV has plain numbers and no notes."""
+def render(rows: Sequence[Row], metric: str, notes: Sequence[str], style: str) -> str:
+    """Return the table in one of FORMATS; CSV has plain numbers and no notes."""
     if style == "csv":
-        return _csv(lines, metric)
-    header, rows = _cells(lines, metric)
-    numeric = len(lines[0].outcome.values)  # columns from here on are numbers
-    return {"text": _text, "markdown": _markdown, "latex": _latex}[style](
-        header, rows, numeric, notes
-    )
+        return _csv(rows, metric)
+    header = [
+        *rows[0].result.values, axis_label(metric), "sd", "seeds", "difference", "p", "p (Holm)",
+        "device time", "images/s",
+    ]  # fmt: skip
+    table = [header, *(_cells(row, metric) for row in rows)]
+    texts = len(rows[0].result.values)  # columns of text; the others are numbers
+    return {"text": _text, "markdown": _markdown, "latex": _latex}[style](table, texts, notes)
 
 
-def label_of(metric: str) -> str:
-    """How a metric is named: "top-1 (%)"."""
-    return _LABELS.get(metric, metric)
+def axis_label(metric: str) -> str:
+    """Return the label of a metric in the units of `scale_of`: "top-1 (%)"."""
+    return METRICS[metric].label + (" (%)" if METRICS[metric].is_share else "")
 
 
 def scale_of(metric: str) -> float:
-    """What a metric is multiplied with for people: 100 for shares."""
-    return 100.0 if metric in _SHARES else 1.0
+    """Return the factor for display: 100 for shares, which are shown in percent."""
+    return 100.0 if METRICS[metric].is_share else 1.0
 
 
-def duration(seconds: float) -> str:
-    """ "41 s", "12.5 min" or "3.2 h"."""
+def format_duration(seconds: float) -> str:
+    """Return "41 s", "12.5 min" or "3.2 h"."""
     if seconds < 100:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
-def _cells(lines: Sequence[Line], metric: str) -> tuple[list[str], list[list[str]]]:
-    scale = scale_of(metric)
-    header = [
-        *lines[0].outcome.values, label_of(metric), "sd", "seeds", "difference", "p", "p (Holm)",
-        "device time", "images/s",
-    ]  # fmt: skip
-    rows = []
-    for line in lines:
-        o, s, d = line.outcome, line.summary, line.difference
-        mean = _interval(s, scale, "") if s else missing(line)
-        sd = f"{scale * s.deviation:.2f}" if s and s.deviation is not None else _NOTHING
-        difference = "baseline" if line.is_baseline else _NOTHING
-        if d:
-            difference = _interval(d.summary, scale, "+")
-        rows.append(
-            [
-                *o.values.values(),
-                mean,
-                sd,
-                o.progress,
-                difference,
-                _p(d.p if d else None),
-                _p(line.p) + " *" * line.is_significant,
-                duration(_mean(o.device_seconds)) if o.device_seconds else _NOTHING,
-                f"{_mean(o.images_per_second):,.0f}" if o.images_per_second else _NOTHING,
-            ]
-        )
-    return header, rows
+def missing(result: SettingResult) -> str:
+    """Return the state to show for a setting without a finished trial."""
+    states = result.states.values()
+    return next(s for s in (FAILED, RUNNING, UNFINISHED, NOT_STARTED) if s in states)
 
 
-def _interval(s: Summary, scale: float, sign: str) -> str:
-    digits = 2 if scale > 1 else 4
-    mean = f"{scale * s.mean:{sign}.{digits}f}"
-    return mean if s.half_width is None else f"{mean} ± {scale * s.half_width:.{digits}f}"
+def escape_latex(text: str) -> str:
+    """Escape `text` so that LaTeX prints it verbatim."""
+    return "".join(_LATEX.get(c, c) for c in text)
 
 
-def missing(line: Line) -> str:
-    """What became of a setting without a finished run."""
-    states = line.outcome.states.values()
-    return next(s for s in ("failed", "running", "unfinished", "not started") if s in states)
+def _cells(row: Row, metric: str) -> list[str]:
+    result, summary, difference = row.result, row.summary, row.difference
+    deviation = summary.deviation if summary else None
+    speeds = result.images_per_second
+    return [
+        *result.values.values(),
+        _interval(summary, metric) if summary else missing(result),
+        _NONE if deviation is None else f"{scale_of(metric) * deviation:.2f}",
+        _progress(result),
+        "baseline"
+        if row.is_baseline
+        else _NONE
+        if difference is None
+        else _interval(difference, metric, sign="+"),
+        _format_p(difference.p if difference else None),
+        _format_p(row.p) + " *" * row.is_significant,
+        format_duration(np.mean(result.device_seconds)) if result.device_seconds else _NONE,
+        f"{np.mean(speeds):,.0f}" if speeds else _NONE,
+    ]
 
 
-def _p(p: float | None) -> str:
+def _interval(s: Summary, metric: str, sign: str = "") -> str:
+    digits = re.sub(r"[^.\d]", "", METRICS[metric].format)  # ".2" of ".2%"
+    mean = f"{scale_of(metric) * s.mean:{sign}{digits}f}"
+    if s.half_width is None:
+        return mean
+    return f"{mean} ± {scale_of(metric) * s.half_width:{digits}f}"
+
+
+def _progress(result: SettingResult) -> str:
+    """Return "3", or "2 of 3, 1 failed" if not all trials are finished."""
+    finished, total = result.count(FINISHED), len(result.states)
+    others = [state for state in dict.fromkeys(result.states.values()) if state != FINISHED]
+    counts = [f"{result.count(state)} {state}" for state in others]
+    return ", ".join([f"{finished} of {total}", *counts]) if others else str(finished)
+
+
+def _format_p(p: float | None) -> str:
     if p is None:
-        return _NOTHING
+        return _NONE
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _text(header: list[str], rows: list[list[str]], numeric: int, notes: Sequence[str]) -> str:
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+def _text(table: list[list[str]], texts: int, notes: Sequence[str]) -> str:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = [
         "  ".join(
-            cell.ljust(width) if i < numeric else cell.rjust(width)
+            cell.ljust(width) if i < texts else cell.rjust(width)
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
-        for row in (header, ["-" * width for width in widths], *rows)
+        for row in (table[0], ["-" * width for width in widths], *table[1:])
     ]
     return "\n".join([*lines, "", *notes]) + "\n"
 
 
-def _markdown(header: list[str], rows: list[list[str]], numeric: int, notes: Sequence[str]) -> str:
-    rule = ["---"] * numeric + ["---:"] * (len(header) - numeric)
-    escaped = [[cell.replace("|", r"\|").replace("*", r"\*") for cell in row] for row in rows]
-    lines = [f"| {' | '.join(row)} |" for row in (header, rule, *escaped)]
+def _markdown(table: list[list[str]], texts: int, notes: Sequence[str]) -> str:
+    rule = ["---"] * texts + ["---:"] * (len(table[0]) - texts)
+    rows = [[cell.replace("|", r"\|").replace("*", r"\*") for cell in row] for row in table]
+    lines = [f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:])]
     return "\n".join([*lines, "", *(note.replace("*", r"\*") for note in notes)]) + "\n"
 
 
-def _latex(header: list[str], rows: list[list[str]], numeric: int, notes: Sequence[str]) -> str:
-    columns = "l" * numeric + "r" * (len(header) - numeric)
+def _latex(table: list[list[str]], texts: int, notes: Sequence[str]) -> str:
+    header, *rows = [
+        # In math mode the sign of a number is a minus, not a hyphen.
+        [
+            re.sub(r"^([+-])(?=\d)", r"$\1$", cell) if i >= texts else cell
+            for i, cell in enumerate(map(escape_latex, row))
+        ]
+        for row in table
+    ]
     lines = [
         r"% \usepackage{booktabs}",
-        rf"\begin{{tabular}}{{{columns}}}",
+        rf"\begin{{tabular}}{{{'l' * texts + 'r' * (len(header) - texts)}}}",
         r"\toprule",
-        " & ".join(map(escape_latex, header)) + r" \\",
+        " & ".join(header) + r" \\",
         r"\midrule",
-        *(" & ".join(_latex_cell(c, i >= numeric) for i, c in enumerate(r)) + r" \\" for r in rows),
+        *(" & ".join(row) + r" \\" for row in rows),
         r"\bottomrule",
         r"\end{tabular}",
         *(f"% {note}" for note in notes),
@@ -136,58 +146,32 @@ def _latex(header: list[str], rows: list[list[str]], numeric: int, notes: Sequen
     return "\n".join(lines) + "\n"
 
 
-def escape_latex(text: str) -> str:
-    """`text` as LaTeX prints it."""
-    return "".join(_LATEX.get(c, c) for c in text)
-
-
-def _latex_cell(cell: str, numeric: bool) -> str:
-    """Signs of numbers in mathematics: a minus, not a hyphen."""
-    text = escape_latex(cell)
-    return re.sub(r"^([+-])(?=\d)", r"$\1$", text) if numeric else text
-
-
-def _csv(lines: Sequence[Line], metric: str) -> str:
+def _csv(rows: Sequence[Row], metric: str) -> str:
     file = io.StringIO()
-    fields = list(lines[0].outcome.values)
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(
         [
-            "setting",
-            *fields,
-            "baseline",
-            "runs",
-            "finished",
-            "failed",
-            f"{metric}_mean",
-            f"{metric}_sd",
-            f"{metric}_ci95_half_width",
-            "pairs",
-            "difference",
-            "difference_ci95_half_width",
-            "p",
-            "p_holm",
-            "device_seconds",
-            "images_per_second",
-        ]  # fmt: skip
-    )
-    for line in lines:
-        o, s = line.outcome, line.summary
-        d = line.difference.summary if line.difference else None
-        writer.writerow(
+            "setting", *rows[0].result.values, "baseline", "runs", FINISHED, FAILED,
+            f"{metric}_mean", f"{metric}_sd", f"{metric}_ci95_half_width", "pairs", "difference",
+            "difference_ci95_half_width", "p", "p_holm", "device_seconds", "images_per_second",
+        ]
+    )  # fmt: skip
+    for row in rows:
+        result, s = row.result, row.summary
+        d = row.difference
+        writer.writerow(  # None becomes an empty field
             [
-                o.name,
-                *o.values.values(),
-                int(line.is_baseline),
-                len(o.states),
-                o.count("finished"),
-                o.count("failed"),
+                result.name,
+                *result.values.values(),
+                int(row.is_baseline),
+                len(result.states),
+                result.count(FINISHED),
+                result.count(FAILED),
                 *((s.mean, s.deviation, s.half_width) if s else (None,) * 3),
-                *((d.count, d.mean, d.half_width) if d else (None,) * 3),
-                line.difference.p if line.difference else None,
-                line.p,
-                _mean(o.device_seconds) if o.device_seconds else None,
-                _mean(o.images_per_second) if o.images_per_second else None,
-            ]  # fmt: skip
-        )  # None becomes an empty field
+                *((d.count, d.mean, d.half_width, d.p) if d else (None,) * 4),
+                row.p,
+                float(np.mean(result.device_seconds)) if result.device_seconds else None,
+                float(np.mean(result.images_per_second)) if result.images_per_second else None,
+            ]
+        )
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""The flags of `python -m imagenet_jax.sweep`; sweeps that run are in tests/studies/."""
+"""The flags of `python -m imagenet_jax.sweep`; test_run.py has sweeps that train."""
 
 import subprocess
 import sys
@@ -6,32 +6,32 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from imagenet_jax.sweep import __main__ as door
+from imagenet_jax.sweep import __main__ as sweep
 
 CONFIG = "--config=configs/quickstart.py"
 
 
 @pytest.fixture(autouse=True)
-def at_the_repository(monkeypatch):
+def in_repository(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
 
 
-def test_dry_run_prints_commands_that_main_takes(tmp_path, call_door):
+def test_dry_run_prints_the_training_commands(tmp_path, call_door):
     out = tmp_path / "a b"
-    code, said, _ = call_door(
-        door,
+    code, printed, _ = call_door(
+        sweep,
         [CONFIG, "--grid=augment.crop_scale=(0.5,1),(1,1) ema.decay=0,0.5", "--seeds=2",
          "--config.epochs=2", f"--out={out}", "--dry_run"],
     )  # fmt: skip
     assert code == 0
-    lines = said.splitlines()
+    lines = printed.splitlines()
     assert len(lines) == 8
     assert not out.exists()
-    # A shell splits the line into the very arguments of main.
-    shown = subprocess.run(
+    # A shell splits the line into the exact arguments of main.
+    arguments = subprocess.run(
         ["bash", "-c", f"printf '%s\\n' {lines[-1]}"], capture_output=True, text=True, check=True
     ).stdout.splitlines()
-    assert shown == [
+    assert arguments == [
         sys.executable, "-m", "imagenet_jax.main", CONFIG,
         f"--workdir={out}/crop_scale=1_1,decay=0.5,seed=1", "--config.epochs=2",
         "--config.augment.crop_scale=(1,1)", "--config.ema.decay=0.5", "--config.seed=1",
@@ -54,7 +54,7 @@ def test_dry_run_prints_commands_that_main_takes(tmp_path, call_door):
         (["--table", "--config.epochs=3"], ["--config.epochs", "with --table"]),
     ],
 )
-def test_mistakes_start_nothing(tmp_path, fails, args, words):
+def test_invalid_flags_are_refused_before_anything_starts(tmp_path, fails, args, words):
     out = tmp_path / "sweep"
-    fails(door, [*args, f"--out={out}"], *words)
+    fails(sweep, [*args, f"--out={out}"], *words)
     assert not out.exists()

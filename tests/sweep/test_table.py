@@ -1,4 +1,4 @@
-"""The table of an ablation in its four formats, and the picture, against numbers done by hand."""
+"""The table of a sweep in its four formats, and the plot, against SciPy and numbers by hand."""
 
 import csv
 import io
@@ -12,9 +12,9 @@ from PIL import Image
 from scipy import stats
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.sweep.compare import Outcome, compare
-from imagenet_jax.sweep.plot import plot_ablation
-from imagenet_jax.sweep.table import FORMATS, duration, escape_latex, render
+from imagenet_jax.sweep.plot import plot_sweep
+from imagenet_jax.sweep.statistics import SettingResult, compare
+from imagenet_jax.sweep.table import FORMATS, escape_latex, format_duration, render
 
 BASE, BETTER, PART, BROKEN = (
     {0: 0.700, 1: 0.710, 2: 0.690},
@@ -25,25 +25,29 @@ BASE, BETTER, PART, BROKEN = (
 NOTES = ["a note of 5 % & _more_"]
 
 
-def outcome(name, metric, states, seconds=(30.0,)):
-    return Outcome(name, {"base_lr": name, "a_b": "(1, 2)"}, metric, states, seconds, [400.0] * 2)
+def make_result(name, metric, states, seconds=(30.0,)):
+    return SettingResult(
+        name, {"base_lr": name, "a_b": "(1, 2)"}, metric, states, seconds, [400.0] * 2
+    )
 
 
-def ablation():
+def sweep_rows():
     done = "finished"
     return compare(
         [
-            outcome("0.1", BASE, dict.fromkeys(range(3), done)),
-            outcome("0.2", BETTER, dict.fromkeys(range(3), done), (60.0, 120.0)),
-            outcome("0.3", PART, {0: done, 1: "failed", 2: done}),
-            Outcome("9", {"base_lr": "9", "a_b": ""}, BROKEN, {0: "failed", 1: "failed"}, [], []),
+            make_result("0.1", BASE, dict.fromkeys(range(3), done)),
+            make_result("0.2", BETTER, dict.fromkeys(range(3), done), (60.0, 120.0)),
+            make_result("0.3", PART, {0: done, 1: "failed", 2: done}),
+            SettingResult(
+                "9", {"base_lr": "9", "a_b": ""}, BROKEN, {0: "failed", 1: "failed"}, [], []
+            ),
         ],
         "0.1",
     )
 
 
-def test_csv_has_the_numbers_of_scipy():
-    rows = list(csv.DictReader(io.StringIO(render(ablation(), "top1", NOTES, "csv"))))
+def test_csv_agrees_with_scipy():
+    rows = list(csv.DictReader(io.StringIO(render(sweep_rows(), "top1", NOTES, "csv"))))
     base, better, part, broken = rows
     a, b = list(BETTER.values()), list(BASE.values())
     assert float(better["top1_mean"]) == pytest.approx(np.mean(a))
@@ -61,8 +65,8 @@ def test_csv_has_the_numbers_of_scipy():
     assert (broken["top1_mean"], broken["device_seconds"]) == ("", "")
 
 
-def test_text_and_markdown_say_the_same():
-    lines = ablation()
+def test_text_and_markdown_have_the_same_cells():
+    lines = sweep_rows()
     text = render(lines, "top1", NOTES, "text").splitlines()
     markdown = render(lines, "top1", NOTES, "markdown").splitlines()
     table = [line.strip("|").split(" | ") for line in markdown[:6]]
@@ -78,7 +82,7 @@ def test_text_and_markdown_say_the_same():
 
 
 def read_latex(text):
-    """Cells of a booktabs tabular, unescaped; AssertionError where LaTeX would complain."""
+    """Return the unescaped cells of a booktabs tabular; AssertionError for invalid LaTeX."""
     body = "\n".join(line for line in text.splitlines() if not line.startswith("%"))
     found = re.fullmatch(
         r"\\begin\{tabular\}\{([lrc]+)\}\n\\toprule\n(.*) \\\\\n\\midrule\n(.*) \\\\\n"
@@ -93,7 +97,7 @@ def read_latex(text):
 
 
 def unescape(cell):
-    """What LaTeX prints; its special characters may stand only in the forms known here."""
+    """Return what LaTeX prints; its special characters may occur only in these forms."""
     words = {
         r"\textbackslash{}": "\\", r"\textasciitilde{}": "~", r"\textasciicircum{}": "^",
         r"\textbar{}": "|", r"$\pm$": "±", "$<$": "<", "$>$": ">", "$-$": "-", "$+$": "+",
@@ -106,8 +110,8 @@ def unescape(cell):
     return re.sub(pattern, lambda m: words[m[0]], cell)
 
 
-def test_latex_is_booktabs_with_the_cells_of_markdown():
-    lines = ablation()
+def test_latex_has_the_cells_of_markdown():
+    lines = sweep_rows()
     latex = read_latex(render(lines, "top1", NOTES, "latex"))
     markdown = render(lines, "top1", NOTES, "markdown").splitlines()[:6]
     del markdown[1]
@@ -116,17 +120,20 @@ def test_latex_is_booktabs_with_the_cells_of_markdown():
 
 
 @given(st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=12))
-def test_latex_prints_any_value_as_it_is(text):
-    # Two hyphens would be a dash; no value of a config has them side by side.
+def test_escaped_latex_prints_any_text_verbatim(text):
+    # LaTeX prints two hyphens as a dash; no config value has two in a row.
     text = text.replace("--", "-")
     assert unescape(escape_latex(text)) == text
 
 
 @pytest.mark.parametrize("style", FORMATS)
 @pytest.mark.parametrize("metric", ["top1", "loss"])
-def test_one_seed_has_no_nan(style, metric):
+def test_one_seed_gives_no_nan(style, metric):
     lines = compare(
-        [outcome("0.1", {0: 0.7}, {0: "finished"}), outcome("0.2", {0: 0.8}, {0: "finished"})],
+        [
+            make_result("0.1", {0: 0.7}, {0: "finished"}),
+            make_result("0.2", {0: 0.8}, {0: "finished"}),
+        ],
         "0.1",
     )
     text = render(lines, metric, [], style)
@@ -139,32 +146,32 @@ def test_one_seed_has_no_nan(style, metric):
 @pytest.mark.parametrize(
     ("seconds", "text"), [(12.34, "12.3 s"), (750, "12.5 min"), (11_520, "3.2 h")]
 )
-def test_durations(seconds, text):
-    assert duration(seconds) == text
+def test_durations_have_readable_units(seconds, text):
+    assert format_duration(seconds) == text
 
 
-def test_picture(tmp_path):
+def test_plot_is_written_and_errors_are_reported(tmp_path):
     out = tmp_path / "new" / "a.png"
-    plot_ablation(ablation(), "top1", out)
+    plot_sweep(sweep_rows(), "top1", out)
     with Image.open(out) as picture:
         assert picture.size[0] == 1000
-        assert len(picture.convert("RGB").getcolors(10**6)) > 50  # it is not blank
+        assert len(picture.convert("RGB").getcolors(10**6)) > 50  # not blank
     with pytest.raises(UserError, match="a.xyz"):
-        plot_ablation(ablation(), "top1", tmp_path / "a.xyz")
+        plot_sweep(sweep_rows(), "top1", tmp_path / "a.xyz")
     with pytest.raises(UserError, match="no run has finished"):
-        plot_ablation(compare([outcome("9", {}, {0: "failed"})], "9"), "top1", out)
+        plot_sweep(compare([make_result("9", {}, {0: "failed"})], "9"), "top1", out)
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_seed_that_is_not_finite_leaves_the_other_settings_their_numbers(bad, tmp_path):
+def test_nonfinite_seed_does_not_affect_other_settings(bad, tmp_path):
     done = dict.fromkeys(range(3), "finished")
     settings = {"0.1": BASE, "bad": BETTER | {1: bad}, "0.2": BETTER}
-    lines = compare([outcome(name, metric, done) for name, metric in settings.items()], "0.1")
+    lines = compare([make_result(name, metric, done) for name, metric in settings.items()], "0.1")
     rows = list(csv.DictReader(io.StringIO(render(lines, "top1", NOTES, "csv"))))
     assert (rows[1]["top1_mean"], rows[1]["top1_sd"], rows[1]["p"]) == ("nan", "", "")
     test = stats.ttest_rel(list(BETTER.values()), list(BASE.values()))
     assert float(rows[2]["p_holm"]) == pytest.approx(test.pvalue)  # of one comparison
     for style in FORMATS:
         assert "nan" in render(lines, "top1", NOTES, style)
-    plot_ablation(lines, "top1", tmp_path / "x.png")
+    plot_sweep(lines, "top1", tmp_path / "x.png")

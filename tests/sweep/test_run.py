@@ -1,4 +1,4 @@
-"""Sweeps of real trainings: failing, killed, stopped, continued, two at once."""
+"""Sweeps that train: failed, killed, stopped, continued, two trials at a time."""
 
 import contextlib
 import json
@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-from imagenet_jax.sweep import __main__ as door
+from imagenet_jax.sweep import __main__ as sweep
 from imagenet_jax.sweep import folder
 
 SETTINGS = (
@@ -23,7 +23,7 @@ LONG = ("--config.epochs=400", "--config.checkpoint.every_epochs=0.1", "--config
 
 @pytest.fixture
 def arguments(digits_path, tmp_path, monkeypatch):
-    """arguments(*more): of a sweep of 9 steps a cell, in tmp_path/sweep."""
+    """arguments(*more): a sweep in tmp_path/sweep whose trials have 9 steps."""
     monkeypatch.chdir(REPOSITORY)
     monkeypatch.setenv("XLA_FLAGS", "")  # one device
 
@@ -32,7 +32,7 @@ def arguments(digits_path, tmp_path, monkeypatch):
         return ["--config=configs/quickstart.py", *fields, f"--out={tmp_path / 'sweep'}", *more]
 
     yield make
-    # Where a test failed, the cells of its killed sweep are still at work.
+    # If a test has failed, the trials of its killed sweep may still be running.
     for mark in (tmp_path / "sweep").glob("*/running.json"):
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             os.kill(json.loads(mark.read_text())["pid"], signal.SIGKILL)
@@ -46,36 +46,38 @@ def wait_for(condition, process, seconds=600):
         time.sleep(0.05)
 
 
-def log(out, cell):
-    return (out / cell / "log.txt").read_text()
+def log(out, trial):
+    return (out / trial / "log.txt").read_text()
 
 
-def trained(out, cell):
-    """Whether a step of the cell is recorded."""
-    path = out / cell / "metrics.jsonl"
+def recorded(out, trial):
+    """Return the recorded steps of a trial; false if there are none."""
+    path = out / trial / "metrics.jsonl"
     return path.exists() and path.read_text()
 
 
 @pytest.mark.full
-def test_a_failed_cell_stops_no_other_and_waits_to_be_asked(arguments, tmp_path, call_door):
+def test_other_trials_continue_after_a_failure_which_is_retried_on_request(
+    arguments, tmp_path, call_door
+):
     out, good, bad = tmp_path / "sweep", "num_classes=10,seed=0", "num_classes=7,seed=0"
     args = arguments("--grid=model.num_classes=7,10", "--jobs=2")
-    code, said, err = call_door(door, args)
+    code, printed, err = call_door(sweep, args)
     assert code == 1
-    assert f"finished    {good}" in said and f"failed      {bad}" in said
+    assert f"finished    {good}" in printed and f"failed      {bad}" in printed
     assert "has 10 classes" in err and "--retry_failed" in err
     steps = [json.loads(line)["step"] for line in (out / good / "metrics.jsonl").open()]
     assert max(steps) == 9
 
-    code, said, _ = call_door(door, args)  # nothing is left to do
+    code, printed, _ = call_door(sweep, args)  # nothing is left to run
     assert code == 1
-    assert "running" not in said
-    code, said, _ = call_door(door, [*args, "--retry_failed"])
+    assert "running" not in printed
+    code, printed, _ = call_door(sweep, [*args, "--retry_failed"])
     assert code == 1
     assert log(out, good).count("finished: 9 steps") == 1
     assert log(out, bad).count("has 10 classes") == 2
 
-    code, table, _ = call_door(door, ["--table", f"--out={out}", "--format=csv"])
+    code, table, _ = call_door(sweep, ["--table", f"--out={out}", "--format=csv"])
     assert code == 0
     rows = {line.split(",")[0]: line.split(",") for line in table.splitlines()}
     assert rows["num_classes=7"][3:6] == ["1", "0", "1"]  # runs, finished, failed
@@ -88,75 +90,75 @@ def test_a_failed_cell_stops_no_other_and_waits_to_be_asked(arguments, tmp_path,
 
 
 @pytest.mark.slow
-def test_a_killed_sweep_is_continued_and_repeats_nothing(
+def test_continued_sweep_repeats_nothing_after_a_kill(
     arguments, tmp_path, run_module, call_door, fails
 ):
-    """The sweep is killed; the cell that it leaves at work is waited for, not started again."""
-    out, cells = tmp_path / "sweep", [f"base,seed={seed}" for seed in (0, 1)]
+    """The trial that a killed sweep leaves running is waited for, not started again."""
+    out, trials = tmp_path / "sweep", [f"base,seed={seed}" for seed in (0, 1)]
     args = arguments("--seeds=2")
     process = run_module("imagenet_jax.sweep", *args)
-    wait_for(lambda: (out / cells[1] / "running.json").exists(), process)
-    fails(door, args, "runs a sweep", f"process {process.pid}", "--out")
+    wait_for(lambda: (out / trials[1] / "running.json").exists(), process)
+    fails(sweep, args, "runs a sweep", f"process {process.pid}", "--out")
     process.kill()
     process.wait()
-    code, said, _ = call_door(door, args)
-    assert code == 0, said
-    assert said.count("finished") >= 2
-    for cell in cells:
-        assert log(out, cell).count("finished: 9 steps") == 1
-        assert log(out, cell).count("parameters; ") == 1  # started once
+    code, printed, _ = call_door(sweep, args)
+    assert code == 0, printed
+    assert printed.count("finished") >= 2
+    for trial in trials:
+        assert log(out, trial).count("finished: 9 steps") == 1
+        assert log(out, trial).count("parameters; ") == 1  # started once
 
 
 @pytest.mark.full
-def test_killed_with_its_cell_it_continues_that_cell_alone(
+def test_sweep_killed_with_its_trial_continues_only_that_trial(
     arguments, tmp_path, run_module, call_door
 ):
-    out, cells = tmp_path / "sweep", [f"base,seed={seed}" for seed in (0, 1)]
+    out, trials = tmp_path / "sweep", [f"base,seed={seed}" for seed in (0, 1)]
     args = arguments("--seeds=2")
     process = run_module("imagenet_jax.sweep", *args)
-    wait_for(lambda: trained(out, cells[1]), process)
+    wait_for(lambda: recorded(out, trials[1]), process)
     process.kill()
     process.wait()
-    mark = json.loads((out / cells[1] / "running.json").read_text())
+    mark = json.loads((out / trials[1] / "running.json").read_text())
     os.kill(mark["pid"], signal.SIGKILL)
-    code, said, _ = call_door(door, args)
-    assert code == 0, said
-    assert log(out, cells[0]).count("parameters; ") == 1
-    assert log(out, cells[1]).count("parameters; ") == 2
-    histories = [(out / c / "metrics.jsonl").read_text().splitlines() for c in cells]
+    code, printed, _ = call_door(sweep, args)
+    assert code == 0, printed
+    assert log(out, trials[0]).count("parameters; ") == 1
+    assert log(out, trials[1]).count("parameters; ") == 2
+    histories = [(out / c / "metrics.jsonl").read_text().splitlines() for c in trials]
     assert len(histories[0]) == len(histories[1])
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_it_passes_the_signal_on_and_continues(arguments, tmp_path, run_module, number):
-    out, cells = tmp_path / "sweep", [f"base,seed={seed}" for seed in (0, 1)]
+def test_stop_signal_is_passed_on_and_the_sweep_continues(arguments, tmp_path, run_module, number):
+    out, trials = tmp_path / "sweep", [f"base,seed={seed}" for seed in (0, 1)]
     args = arguments("--seeds=2", "--jobs=2", *LONG)
     for attempt in range(2):
         process = run_module("imagenet_jax.sweep", *args)
-        before = [len(trained(out, c) or "") for c in cells] if attempt else [0, 0]
+        before = [len(recorded(out, c) or "") for c in trials] if attempt else [0, 0]
         wait_for(
             lambda sizes=before: all(
-                len(trained(out, cell) or "") > size + 2000
-                for cell, size in zip(cells, sizes, strict=True)
+                len(recorded(out, trial) or "") > size + 2000
+                for trial, size in zip(trials, sizes, strict=True)
             ),
             process,
         )
-        # As from the terminal: to all of the sweep's process group.
+        # As from the terminal: to the whole process group of the sweep.
         process.send_signal(number)
-        said, errors = process.communicate(timeout=300)
+        printed, errors = process.communicate(timeout=300)
         assert process.returncode == 128 + number, errors
-        assert "the same command continues" in said
-    for cell in cells:
-        assert log(out, cell).count(f"stopped by signal {number}") == 2
-        assert "continuing after step" in log(out, cell)
-        assert not (out / cell / "running.json").exists()
-        assert not (out / cell / "failed.json").exists()
+        assert "the same command continues" in printed
+    for trial in trials:
+        assert log(out, trial).count(f"stopped by signal {number}") == 2
+        assert "continuing after step" in log(out, trial)
+        assert not (out / trial / "running.json").exists()
+        assert not (out / trial / "failed.json").exists()
 
 
 @pytest.mark.full
-def test_two_at_once_have_cores_of_their_own(arguments, tmp_path, run_module):
-    """What the kernel says of the processes, while they train."""
+def test_concurrent_trials_have_separate_cores(arguments, tmp_path, run_module):
+    """The affinity that the kernel reports for the processes while they train."""
     cores = sorted(os.sched_getaffinity(0))
     if len(cores) < 2:
         pytest.skip("one core")
@@ -164,53 +166,54 @@ def test_two_at_once_have_cores_of_their_own(arguments, tmp_path, run_module):
     process = run_module("imagenet_jax.sweep", *arguments("--seeds=2", "--jobs=2", *LONG))
     marks = [out / f"base,seed={seed}" / "running.json" for seed in (0, 1)]
     wait_for(lambda: all(mark.exists() for mark in marks), process)
-    shares = [os.sched_getaffinity(json.loads(mark.read_text())["pid"]) for mark in marks]
+    core_sets = [os.sched_getaffinity(json.loads(mark.read_text())["pid"]) for mark in marks]
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=300)
-    assert not shares[0] & shares[1]
-    assert sorted(shares[0] | shares[1]) == cores
+    assert not core_sets[0] & core_sets[1]
+    assert sorted(core_sets[0] | core_sets[1]) == cores
 
 
-def test_a_folder_of_another_training_is_refused(arguments, tmp_path, fails, saved_run):
+def test_workdir_of_another_config_is_refused(arguments, tmp_path, fails, saved_run):
     out = tmp_path / "sweep"
     out.mkdir()
     (out / "base,seed=0").symlink_to(saved_run.workdir)
-    fails(door, arguments(), "trained otherwise", "epochs", "base,seed=0")
+    fails(sweep, arguments(), "trained with another config", "epochs", "base,seed=0")
     assert not (out / "sweep.json").exists()
 
 
 def test_more_jobs_than_cores_are_refused(arguments, tmp_path, fails):
     jobs = len(os.sched_getaffinity(0)) + 1
-    fails(door, arguments(f"--jobs={jobs}"), f"--jobs={jobs}", "core")
-    fails(door, arguments("--jobs=0"), "--jobs=0")
+    fails(sweep, arguments(f"--jobs={jobs}"), f"--jobs={jobs}", "core")
+    fails(sweep, arguments("--jobs=0"), "--jobs=0")
     assert not (tmp_path / "sweep").exists()
 
 
-def test_states_are_read_from_the_runs_files(saved_run, tmp_path):
-    """A finished run, and what it is without the parts that a killed one may lack."""
-    from imagenet_jax.sweep.plan import Cell, Setting
+def test_state_is_read_from_the_files_of_a_run(saved_run, tmp_path):
+    """A finished run, and the same run without files that a killed one may lack."""
+    from imagenet_jax.sweep.plan import Setting, Trial
 
-    cell = Cell("c,seed=0", Setting("c", ()), 0, saved_run.config)
-    workdir = tmp_path / cell.name
-    assert folder.state_of(tmp_path, cell).kind == folder.NOT_STARTED
+    setting = Setting("c", (), saved_run.config)
+    trial = Trial("c,seed=0", setting, 0, saved_run.config)
+    workdir = tmp_path / trial.name
+    assert folder.read_state(tmp_path, trial).kind == folder.NOT_STARTED
     workdir.mkdir()
     (workdir / "config.json").write_text((saved_run.workdir / "config.json").read_text())
-    assert folder.state_of(tmp_path, cell).kind == folder.UNFINISHED
+    assert folder.read_state(tmp_path, trial).kind == folder.UNFINISHED
     # 1,437 digits in batches of 48 for a quarter of an epoch: 7.48 steps, so 8.
     per_epoch = 1437 / 48
     lines = [{"step": s, "split": "train", "epoch": s / per_epoch} for s in (2, 4, 6, 8)]
     last = {"step": 8, "split": "validation", "weights": "ema", "top1": 0.5}
     metrics = workdir / "metrics.jsonl"
     metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    state = folder.state_of(tmp_path, cell)
+    state = folder.read_state(tmp_path, trial)
     assert (state.kind, state.step, state.total) == (folder.UNFINISHED, 8, 8)
     folder.mark_failed(workdir, -9, "killed by SIGKILL")
-    state = folder.state_of(tmp_path, cell)
+    state = folder.read_state(tmp_path, trial)
     assert state.kind == folder.FAILED and "SIGKILL" in state.reason
     with metrics.open("a") as file:
         file.write(json.dumps(last) + '\n{"step": 8, "spl')
-    assert folder.state_of(tmp_path, cell).result == last
+    assert folder.read_state(tmp_path, trial).result == last
     (workdir / "checkpoints" / "6").mkdir(parents=True)  # killed while it saved step 8
-    assert folder.state_of(tmp_path, cell).kind == folder.FAILED
+    assert folder.read_state(tmp_path, trial).kind == folder.FAILED
     (workdir / "checkpoints" / "8").mkdir()
-    assert folder.state_of(tmp_path, cell).kind == folder.FINISHED
+    assert folder.read_state(tmp_path, trial).kind == folder.FINISHED
