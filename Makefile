@@ -69,6 +69,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m imagenet_jax.publish --table --check
+	$(BIN)/python -m docs.figures
 	$(BIN)/shellcheck launch/*.sh launch/*.sbatch launch/kubernetes/*.sh
 	@audit=$$(timeout 120 $(BIN)/pip-audit --disable-pip --no-deps --progress-spinner=off --timeout=15 \
 	  -r constraints.txt 2>&1); code=$$?; \
