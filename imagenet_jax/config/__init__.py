@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import difflib
 import importlib.util
 import os
 import sys
@@ -13,35 +12,26 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from imagenet_jax import models, strict_json
-from imagenet_jax.config import fields as defaults
-from imagenet_jax.config.rules import check_values, lr_scaling_of
+from imagenet_jax import strict_json
+from imagenet_jax.config import names, rules
+from imagenet_jax.config.fields import OPERATIONAL, Field, defaults, fields_of_model
 from imagenet_jax.errors import UserError, one_line
 
-# Fields that say how a run is carried out, not what is computed: they may change on resumption.
-OPERATIONAL = (
-    "resume_with_changes", "data.path", "data.threads", "data.workers", "data.prefetch_mb",
-    "data.undecodable",
-    "log.every_steps", "log.tensorboard", "log.group_norms",
-    "log.histograms_every_epochs", "log.watchdog_seconds", "log.images", "log.wandb", "log.mlflow",
-    "profile.steps", "debug.nans", "debug.determinism",
-    "checkpoint.keep", "eval.batch_size", "mesh.fsdp", "nonfinite.policy",
-    "nonfinite.max_rewinds", "nonfinite.skip_steps",
-)  # fmt: skip
+Overrides = Iterable[tuple[str, str]]  # (dotted field, text) of --config.FIELD=TEXT
 
 executed: set[Path] = set()  # the Python files that made the config that was loaded last
 
 
-def load(spec: str, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
-    """The config of `path.py` or `path.py:arg`, with (field, text) overrides, checked and locked.
+def load(spec: str, overrides: Overrides = ()) -> ConfigDict:
+    """Return the config of `path.py` or `path.py:variant` with the overrides, checked and locked.
 
     `path.json` is what `to_json` wrote: the config.json of a workdir or of a published baseline.
 
     Raises UserError for a missing or failing file, an unknown field, a wrong type, a bad value.
     """
     executed.clear()
-    path, _, arg = spec.partition(":")
-    config = _read_json(path) if path.endswith(".json") else _run(spec, path, arg)
+    path, _, variant = spec.partition(":")
+    config = _read_json(path) if path.endswith(".json") else _run(spec, path, variant)
     apply_overrides(config, overrides)
     return check(config)
 
@@ -54,13 +44,13 @@ def _read_json(path: str) -> ConfigDict:
     return ConfigDict(from_json(text, path))
 
 
-def _run(spec: str, path: str, arg: str) -> ConfigDict:
+def _run(spec: str, path: str, variant: str) -> ConfigDict:
     with importing_beside(path):
-        module = run_file(path, "config file", "the shipped ones are in configs/")
+        module = run_file(path, "config file")
         if not hasattr(module, "get_config"):
-            raise UserError(f"config file {path!r} defines no get_config(arg='')")
+            raise UserError(f"config file {path!r} defines no get_config(variant='')")
         try:
-            config = module.get_config(arg) if arg else module.get_config()
+            config = module.get_config(variant) if variant else module.get_config()
         except UserError:
             raise
         except Exception as e:
@@ -76,14 +66,16 @@ def _run(spec: str, path: str, arg: str) -> ConfigDict:
     return config
 
 
-def run_file(path: str, what: str, hint: str) -> ModuleType:
-    """The module that the Python file `path` makes, which is run.
+def run_file(path: str, what: str) -> ModuleType:
+    """Run the Python file `path` and return its module.
 
-    Raises UserError where it is not there (with the `hint`), is no Python file, or fails.
+    Raises UserError if it does not exist (with names like it), is no Python file, or fails.
     """
     file = Path(path)
     if not file.is_file():
-        raise UserError(f"{what} {path!r} does not exist; {hint}")
+        from imagenet_jax.config.help import similar_configs
+
+        raise UserError(f"{what} {path!r} does not exist; {similar_configs(path)}")
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"{what} {path!r} is not a Python file; its name must end in .py")
@@ -128,88 +120,98 @@ def files_of(modules: Iterable[ModuleType]) -> set[Path]:
     return {file.resolve() for file in files if file.is_absolute()}
 
 
-def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) -> None:
+def apply_overrides(config: ConfigDict, overrides: Overrides) -> None:
     """Set each (field, text). A model of another family brings its own fields.
 
-    Another optimizer brings its own `lr_scaling` where the config has the old one's default.
-    Raises UserError if a field that only the old family has was changed from its default.
+    An optimizer that is set brings its own `lr_scaling`, unless the config has a rule other than
+    the one that "auto" chose for its optimizer.
+
+    Raises UserError for an unknown field, a wrong type, or a field that only the old family has
+    and that differs from its default.
     """
     overrides = list(overrides)
-    _scale_by_name(config, {field for field, _ in overrides})
-    names = [text for field, text in overrides if field == "model.name"]
-    model = config.get("model")
-    if not names or not isinstance(model, ConfigDict) or model.get("name") not in models.names():
-        names = []
-    else:
-        models.check_name(names[-1])
-        old, new = defaults.defaults(model.name).model, defaults.defaults(names[-1]).model
-        with model.unlocked():
-            for field, value in new.items():
-                if field not in model:
-                    model[field] = value
+    new = dict(overrides).get("model.name")
+    given = {field for field, _ in overrides}
+    optim, model = config.get("optim"), config.get("model")
+    if (
+        isinstance(optim, ConfigDict)
+        and "optim.name" in given
+        and "optim.lr_scaling" not in given
+        and optim.get("lr_scaling") == rules.resolve_lr_scaling(optim.get("name"))
+    ):
+        optim.lr_scaling = "auto"
+    if new is None or not isinstance(model, ConfigDict):
+        for field, text in overrides:
+            override(config, field, text)
+        return
+    old_fields, new_fields = defaults(model.get("name", "")).model, defaults(new).model
+    with model.unlocked():
+        _fill(model, new_fields)
     for field, text in overrides:
         override(config, field, text)
-    if not names:
-        return
     with model.unlocked():
-        for field in [name for name in model if name in old and name not in new]:
+        for field in [name for name in model if name in old_fields and name not in new_fields]:
             value = model[field]
             del model[field]
-            if value != old[field]:
+            if value != old_fields[field]:
                 raise UserError(
-                    f"config.model.{field} = {value!r} does not belong to {names[-1]}; set "
-                    f"--config.model.{field}={old[field]} to leave it out"
+                    f"config.model.{field} = {value!r} does not belong to {new}; set "
+                    f"--config.model.{field}={old_fields[field]} to leave it out"
                 )
-
-
-def _scale_by_name(config: ConfigDict, overridden: set[str]) -> None:
-    """Undo what `check` did to an "auto" lr_scaling if only the name of the optimizer changes."""
-    optim = config.get("optim")
-    if "optim.name" not in overridden or "optim.lr_scaling" in overridden:
-        return
-    if not isinstance(optim, ConfigDict) or not {"name", "lr_scaling"} <= set(optim):
-        return
-    if optim.lr_scaling == lr_scaling_of(optim.name):
-        optim.lr_scaling = "auto"
 
 
 def override(config: ConfigDict, field: str, text: str) -> None:
     """Set a dotted `field` from command-line `text`, in the type that the field has."""
-    *parents, leaf = field.split(".")
+    *groups, leaf = field.split(".")
     node = config
-    for name in parents:
-        node = _child(node, name, field, config)
+    for group in groups:
+        node = _child(config, node, group, field)
         if not isinstance(node, ConfigDict):
-            raise UserError(f"config.{field}: {name!r} is a value, it has no fields")
-    old = _child(node, leaf, field, config)
+            raise UserError(f"config.{field}: {group!r} is a value, it has no fields")
+    old = _child(config, node, leaf, field)
     if isinstance(old, ConfigDict):
         raise UserError(f"config.{field} is a group; set one of its fields: {', '.join(old)}")
     node[leaf] = _parse(field, old, text)
 
 
+def _child(config: ConfigDict, node: ConfigDict, name: str, field: str) -> Any:
+    if name not in node:
+        model = flatten(config).get("model.name", "")
+        raise UserError(names.unknown_field(field, fields_of_model(model), model))
+    return node[name]
+
+
+def _parse(field: str, old: Any, text: str) -> Any:
+    if isinstance(old, str):
+        return text
+    try:
+        if isinstance(old, bool):
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if isinstance(old, int | float):
+            return type(old)(text)
+        value = ast.literal_eval(text if text.strip() else "()")
+        value = tuple(value) if isinstance(value, tuple | list) else (value,)
+        return tuple(float(v) for v in value) if old and isinstance(old[0], float) else value
+    except (KeyError, ValueError, SyntaxError, TypeError, OverflowError, RecursionError):
+        kind = Field(old, "").kind()
+        raise UserError(f"config.{field} = {text!r} should be {kind}, like {old!r}") from None
+
+
 def check(config: ConfigDict) -> ConfigDict:
-    """The config, locked, if each field is present and every value is one that can be meant."""
-    present = flatten(config)
-    # The model first: which fields the config has depends on its name.
-    models.check(config.get("model", {}))
-    expected = flatten(defaults.defaults(present["model.name"]))
-    for field in present:
-        if field not in expected:
-            raise UserError(f"config.{field} is not a field{_nearest(field, expected)}")
-    for field, default in expected.items():
-        if field not in present:
-            raise UserError(f"config.{field} is missing; start from imagenet_jax.config.fields")
-        if not _same_type(default, present[field]):
-            raise UserError(
-                f"config.{field} = {present[field]!r} should be {_kind(default)}, like {default!r}"
-            )
-    check_values(present, expected)
-    config.optim.lr_scaling = _resolved(present)["optim.lr_scaling"]
+    """Return the config, locked.
+
+    Raises UserError unless it has every field, and every value is one that can be meant.
+    """
+    value = flatten(config)
+    model = value.get("model.name", "")
+    rules.check_fields(value, fields_of_model(model), model)
+    rules.check_across(value)
+    config.optim.lr_scaling = rules.resolve_lr_scaling(config.optim.name, config.optim.lr_scaling)
     return config.lock()
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """{"optim.base_lr": 0.1, ...}: one entry a leaf, sequences as tuples."""
+    """Return {"optim.base_lr": 0.1, ...}: one entry a leaf, sequences as tuples."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict):
@@ -220,12 +222,12 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 
 def to_json(config: ConfigDict) -> str:
-    """The resolved config as indented JSON; tuples become lists."""
+    """Return the resolved config as indented JSON; tuples become lists."""
     return strict_json.dumps(config.to_dict(), indent=2) + "\n"
 
 
 def from_json(text: str, origin: str | os.PathLike = "config.json") -> ConfigDict:
-    """The checked config that `to_json` wrote; nothing is executed.
+    """Return the checked config that `to_json` wrote; nothing is executed.
 
     A field that did not exist when it was written has its default, which is what was done then.
     Raises UserError for unknown fields, wrong types and bad values.
@@ -240,14 +242,13 @@ def from_json(text: str, origin: str | os.PathLike = "config.json") -> ConfigDic
     model = config.get("model", ConfigDict())
     if not isinstance(model, ConfigDict):
         raise UserError(f"{origin}: config.model = {model!r} should be a group of fields")
-    models.check_name(model.get("name", ""))
-    _fill(config, defaults.defaults(model.name))
+    _fill(config, defaults(model.get("name", "")))
     return check(config)
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
-    """One `field: old -> new` per field that changes what a run computes; [] where none does."""
-    a, b = _resolved(flatten(old)), _resolved(flatten(new))
+    """Return `field: old -> new` for each field that changes what a run computes."""
+    a, b = _resolved(old), _resolved(new)
     return [
         f"{field}: {a.get(field)!r} -> {b.get(field)!r}"
         for field in sorted(a.keys() | b.keys())
@@ -255,11 +256,10 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     ]
 
 
-def _resolved(flat: dict[str, Any]) -> dict[str, Any]:
-    """Return a flat config with the value that "auto" stands for, so that config.json has it."""
-    if "optim.lr_scaling" not in flat:
-        return flat
-    rule = lr_scaling_of(flat["optim.name"], flat["optim.lr_scaling"])
+def _resolved(config: ConfigDict) -> dict[str, Any]:
+    """Return the flat config with the lr_scaling that "auto" stands for."""
+    flat = flatten(config)
+    rule = rules.resolve_lr_scaling(flat["optim.name"], flat["optim.lr_scaling"])
     return flat | {"optim.lr_scaling": rule}
 
 
@@ -270,60 +270,6 @@ def _fill(config: ConfigDict, default: ConfigDict) -> None:
             config[name] = value
         elif isinstance(value, ConfigDict) and isinstance(config[name], ConfigDict):
             _fill(config[name], value)
-
-
-def _child(node: ConfigDict, name: str, field: str, config: ConfigDict) -> Any:
-    if name not in node:
-        raise UserError(f"config.{field} is not a field{_nearest(field, flatten(config))}")
-    return node[name]
-
-
-def _nearest(field: str, fields: Iterable[str]) -> str:
-    fields = list(fields)
-    near = difflib.get_close_matches(field, fields, n=1, cutoff=0.6)
-    if not near:  # the right name in the wrong group
-        near = [f for f in fields if f.rpartition(".")[2] == field.rpartition(".")[2]]
-    return (
-        f"; did you mean config.{near[0]}?"
-        if near
-        else "; imagenet_jax/config/fields.py lists them"
-    )
-
-
-def _parse(field: str, old: Any, text: str) -> Any:
-    if isinstance(old, str):
-        return text
-    try:
-        if isinstance(old, bool):
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if isinstance(old, int):
-            return int(text)
-        if isinstance(old, float):
-            return float(text)
-        value = ast.literal_eval(text if text.strip() else "()")
-        value = tuple(value) if isinstance(value, tuple | list) else (value,)
-        if isinstance(old, tuple) and old and isinstance(old[0], float):
-            value = tuple(float(v) for v in value)
-        return value
-    except (KeyError, ValueError, SyntaxError, TypeError, OverflowError, RecursionError):
-        raise UserError(f"config.{field} = {text!r} should be {_kind(old)}, like {old!r}") from None
-
-
-def _kind(value: Any) -> str:
-    names = {bool: "true or false", int: "an integer", float: "a number", str: "a word"}
-    if isinstance(value, tuple):
-        return "a list of numbers"
-    return names.get(type(value), type(value).__name__)
-
-
-def _same_type(default: Any, value: Any) -> bool:
-    if isinstance(default, float):
-        return isinstance(value, float | int) and not isinstance(value, bool)
-    if isinstance(default, tuple):
-        return isinstance(value, tuple) and all(
-            isinstance(v, float | int) and not isinstance(v, bool) for v in value
-        )
-    return type(default) is type(value)
 
 
 def _tuples(tree: dict[str, Any]) -> dict[str, Any]:

@@ -1,187 +1,364 @@
-"""Every config field, its default, and what it means: the one place they are documented.
+"""Every config field: its default, its meaning, its allowed values and what it depends on.
 
 A file in `configs/` starts from `defaults(model)` and changes what its paper changes. The defaults
-are the torchvision V1 recipe for ImageNet, written as its table writes it: durations in epochs,
-the learning rate at the batch size it was published for.
+are the torchvision V1 recipe for ImageNet, written as the recipe's table writes it: durations in
+epochs, the learning rate at the batch size it was published for.
+
+The fields of one model family are the `FIELDS` of its file in `imagenet_jax/models/`.
+`python -m imagenet_jax.main --help_config` prints all of them.
 """
+
+import dataclasses
 
 from ml_collections import ConfigDict
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # of RGB in [0, 1]; torchvision's published constants
+Value = bool | int | float | str | tuple
+ON = ("on",)  # in `read_by`: any value that turns the other field on, such as a number above 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One config field. Its type is the type of its default.
+
+    Attributes:
+      default: a str, bool, int or float, or a tuple of numbers.
+      doc: what the field means, and what each of its values does.
+      choices: the allowed words; (): any word.
+      above, at_least, below, at_most: the range of the number, or of every number of a tuple.
+      length: how many numbers a tuple has; 0: any number of them.
+      read_by: {other field: values of it}: with other values this field has no effect, and must
+        stay at its default.
+      operational: says how a run is carried out, not what it computes; a resumed run may change it.
+      was: the field's former name in the same group.
+      aliases: names that people type when they mean this field, with or without a group.
+    """
+
+    default: Value
+    doc: str
+    _: dataclasses.KW_ONLY
+    choices: tuple[str, ...] = ()
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+    length: int = 0
+    read_by: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    operational: bool = False
+    was: str = ""
+    aliases: tuple[str, ...] = ()
+
+    def allowed(self) -> str:
+        """Return the allowed values in words: "a | b", "above 0", or the type."""
+        if self.choices:
+            return " | ".join(self.choices)
+        if isinstance(self.default, tuple):
+            return self.kind() + (f", each {self.range()}" if self.range() else "")
+        return self.range() or self.kind()
+
+    def range(self) -> str:
+        """Return the range in words, or "" if there is none."""
+        if self.at_least is not None and self.at_most is not None:
+            return f"from {self.at_least} to {self.at_most}"
+        bounds = {
+            "above": self.above,
+            "at least": self.at_least,
+            "below": self.below,
+            "at most": self.at_most,
+        }
+        return " and ".join(f"{word} {n}" for word, n in bounds.items() if n is not None)
+
+    def kind(self) -> str:
+        """Return the type in words."""
+        if isinstance(self.default, tuple):
+            return f"a list of {self.length} numbers" if self.length else "a list of numbers"
+        names = {bool: "true or false", int: "an integer", float: "a number", str: "a word"}
+        return names[type(self.default)]
+
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]; torchvision's published constants
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+ADAM = ("adam", "adamw", "lamb")  # the optimizers with Adam's moments
+_RAND = ("randaugment", "randaugment_timm")
+
+# One line for each entry, or a few if it does not fit.
+# fmt: off
+FIELDS = {
+    "seed": Field(0, "Seed of initial weights, data order, crops and all other random numbers",
+        at_least=0, at_most=2**32 - 1),  # jax.random.key ignores the bits above
+    "epochs": Field(90.0, "Length of training; may be fractional", above=0,
+        aliases=("num_epochs", "n_epochs", "train_epochs", "max_epochs")),
+    "batch_size": Field(256, "Images per optimizer step, over all devices and hosts", above=0,
+        aliases=("bs", "batch", "global_batch_size", "train_batch_size", "batchsize")),
+    "resume_with_changes": Field(False, "Continue a workdir although its config is different",
+        operational=True, aliases=("resume",)),
+
+    "model.name": Field("resnet50", "Name of the model, which decides which other fields it has",
+        aliases=("model.arch", "arch", "architecture", "model.type", "backbone")),
+    "model.num_classes": Field(1000, "Number of classes; must agree with the data", at_least=1,
+        aliases=("classes", "model.classes", "n_classes")),
+    "model.width": Field(1.0, "Factor of every channel count; 1.0 is the paper's width",
+        above=1 / 128, at_most=1000, aliases=("width_multiplier", "model.width_factor")),
+    "model.dtype": Field("float32", "Type of the computation; parameters stay float32",
+        choices=("float32", "bfloat16"),
+        aliases=("precision", "amp", "bf16", "half_precision", "mixed_precision")),
+
+    "init.weights": Field("", "Weights file (.safetensors, or of torch.save) to start from. The "
+        "head is new if the number of classes differs. Empty: random weights. A resumed run does "
+        "not read it again", aliases=("pretrained", "init_from", "pretrained_weights", "finetune")),
+    "init.weights_key": Field("", "Entry of the weights file that holds the state dict. Empty: the "
+        "EMA weights if the file has any", read_by={"init.weights": ON}),
+    "init.new_head": Field(False, "Start with a new head although the number of classes agrees",
+        read_by={"init.weights": ON}),
+
+    "data.source": Field("auto", "Kind of data; auto finds out from data.path",
+        choices=("auto", "tfds", "folder", "digits", "synthetic"), aliases=("dataset",)),
+    "data.path": Field("~/tensorflow_datasets/imagenet2012/5.1.0", "Folder of the data",
+        operational=True, aliases=("data_dir", "data.dir", "data_path", "data.root")),
+    "data.train_split": Field("train", "Name of the split to train on"),
+    "data.eval_split": Field("validation", "Name of the split to evaluate on",
+        aliases=("val_split", "test_split", "eval.split")),
+    "data.class_order": Field("name", 'Labels of the classes. "name": sorted by name; "number": '
+        "names are numbers, sorted as such; a file with one class name per line: its lines"),
+    "data.holdout": Field(0.0, "Share of each class to hold out for validation, if the source is a "
+        "folder without splits", at_least=0, below=1),
+    "data.interpolation": Field("bilinear", "Interpolation of crops and of evaluation images",
+        choices=("bilinear", "bicubic")),
+    "data.resampling": Field("antialias", "antialias: resize as Pillow does; fast: no low-pass "
+        "filter", choices=("antialias", "fast")),
+    "data.mean": Field(IMAGENET_MEAN, "Subtracted from RGB in [0, 1], on the device", length=3),
+    "data.std": Field(IMAGENET_STD, "Divides RGB after data.mean is subtracted", length=3, above=0),
+    "data.undecodable": Field("stop", "At a damaged image: stop, or skip it and report it",
+        choices=("stop", "skip"), operational=True),
+    "data.repeated_aug": Field(1, "Crops of each image in a batch (Hoffer 2020, Berman 2019)",
+        above=0, was="repeats", aliases=("repeated_augmentation", "ra_reps", "aug_repeats")),
+    "data.balance": Field("none", "over: repeat images of small classes; under: drop images of "
+        "large ones", choices=("none", "over", "under"), aliases=("class_balance", "oversample")),
+    "data.remainder": Field("carry", "Last images of an epoch: carry them into the first batch of "
+        "the next epoch, or drop them", choices=("carry", "drop"), aliases=("drop_last",)),
+    "data.threads": Field(0, "Decoding threads per process; 0: one per core", at_least=0,
+        operational=True, aliases=("num_threads",)),
+    "data.workers": Field(0, "Worker processes that decode instead of threads; 0: threads",
+        at_least=0, operational=True, aliases=("num_workers", "nworkers")),
+    "data.prefetch_mb": Field(1024, "Largest size of the decoded batches that wait in host memory, "
+        "MiB per process", above=0, operational=True, aliases=("prefetch",)),
+    "data.synthetic.images": Field(1_281_167, "synthetic: number of images", above=0),
+    "data.synthetic.classes": Field(1000, "synthetic: number of classes", above=0),
+    "data.synthetic.height": Field(375, "synthetic: height of the images, pixels", above=0),
+    "data.synthetic.width": Field(500, "synthetic: width of the images, pixels", above=0),
+
+    "augment.image_size": Field(224, "Side of the training crop, pixels", above=0,
+        aliases=("img_size", "input_size", "resolution", "crop_size", "train_crop_size")),
+    "augment.start_size": Field(0, "Side of the first crops, which grow to augment.image_size "
+        "(Howard 2018); 0: no growth", at_least=0),
+    "augment.size_ramp": Field((0.0, 0.0), "First and last epoch of the growth of the crops",
+        length=2, at_least=0, read_by={"augment.start_size": ON}),
+    "augment.size_multiple": Field(32, "The crops grow in steps of this many pixels: fewer shapes "
+        "to compile", above=0),
+    "augment.crop_scale": Field((0.08, 1.0), "Area of the crop as a share of the image (Szegedy "
+        "2015, section 6)", length=2, above=0, at_most=1, aliases=("augment.scale", "rrc_scale")),
+    "augment.crop_ratio": Field((3 / 4, 4 / 3), "Width of the crop divided by its height", length=2,
+        above=0, aliases=("augment.ratio", "aspect_ratio")),
+    "augment.flip": Field(True, "Mirror half of the images", aliases=("hflip", "horizontal_flip")),
+    "augment.auto_augment": Field("none", "randaugment (Cubuk 2020, as in torchvision), "
+        "randaugment_timm (as in timm) or trivialaugment (Mueller 2021)",
+        choices=("none", *_RAND, "trivialaugment"), was="auto",
+        aliases=("randaugment", "autoaugment", "rand_augment", "trivialaugment", "aa")),
+    "augment.auto_interpolation": Field("bilinear", "Interpolation of shears and rotations",
+        choices=("nearest", "bilinear"),
+        read_by={"augment.auto_augment": (*_RAND, "trivialaugment")}),
+    "augment.auto_num_ops": Field(2, "Operations on each image; timm applies each with probability "
+        "0.5", above=0, was="rand_num_ops", read_by={"augment.auto_augment": _RAND}),
+    "augment.auto_magnitude": Field(9, "Magnitude of the operations: from 0 to 30 in torchvision's "
+        "31 bins; randaugment_timm: from 0 to 10", at_least=0, at_most=30, was="rand_magnitude",
+        read_by={"augment.auto_augment": _RAND}),
+    "augment.auto_magnitude_std": Field(0.0, "Standard deviation of the magnitude between images",
+        at_least=0, was="rand_deviation", read_by={"augment.auto_augment": ("randaugment_timm",)}),
+    "augment.color_jitter": Field((0.0, 0.0, 0.0, 0.0), "Strength of random brightness, contrast, "
+        "saturation and hue; 0: off", length=4, at_least=0, was="jitter", aliases=("colorjitter",)),
+    "augment.lighting": Field(0.0, "Standard deviation of AlexNet's noise along the principal "
+        "components of ImageNet's colors; 0: off", at_least=0, aliases=("pca_noise",)),
+    "augment.random_erase": Field(0.0, "Probability to erase a box of the image (Zhong 2020)",
+        at_least=0, at_most=1, was="erase", aliases=("random_erasing", "reprob", "cutout")),
+    "augment.random_erase_fill": Field("zero", "zero: fill the box with the mean color; noise: "
+        "with N(0, 1)", choices=("zero", "noise"), was="erase_fill",
+        read_by={"augment.random_erase": ON}),
+    "augment.mixup": Field(0.0, "Alpha of mixup's Beta distribution (Zhang 2018); 0: off",
+        at_least=0, aliases=("mixup_alpha",)),
+    "augment.cutmix": Field(0.0, "Alpha of CutMix's Beta distribution (Yun 2019); 0: off",
+        at_least=0, aliases=("cutmix_alpha",)),
+    "augment.mix_prob": Field(1.0, "Share of the batches that mixup or CutMix mixes",
+        at_least=0, at_most=1, was="mix_probability", aliases=("mixup_prob",)),
+    "augment.mix_switch_prob": Field(0.5, "Share of the mixed batches that CutMix mixes, if both "
+        "are on", at_least=0, at_most=1, was="mix_switch",
+        read_by={"augment.mixup": ON, "augment.cutmix": ON}, aliases=("mixup_switch_prob",)),
+
+    "loss.name": Field("softmax", "softmax: cross-entropy; bce: binary cross-entropy for each "
+        "class (Wightman 2021)", choices=("softmax", "bce"), aliases=("criterion", "loss.type")),
+    "loss.label_smoothing": Field(0.0, "Probability spread over all classes (Szegedy 2016, section "
+        "7)", at_least=0, below=1, aliases=("smoothing", "label_smooth")),
+    "loss.class_weights": Field((), "A factor per class, as in torch's CrossEntropyLoss; (): none",
+        above=0),
+    "loss.bce_reduction": Field("mean", "Mean or sum over the classes", choices=("mean", "sum"),
+        read_by={"loss.name": ("bce",)}),
+    "loss.bce_threshold": Field(0.0, "Targets above it become 1, the others 0; 0: unchanged",
+        at_least=0, below=1, read_by={"loss.name": ("bce",)}),
+
+    "optim.name": Field("sgd", "Optimizer; lars: You 2017, lamb: You 2019",
+        choices=("sgd", "adam", "adamw", "lars", "lamb"), aliases=("optimizer", "opt")),
+    "optim.base_lr": Field(0.1, "Peak learning rate at optim.base_batch_size", at_least=0,
+        was="peak_lr", aliases=("lr", "learning_rate", "rate", "max_lr")),
+    "optim.base_batch_size": Field(256, "Batch size that the learning rates are given for", above=0,
+        was="reference_batch_size"),
+    "optim.lr_scaling": Field("auto", "How learning rates follow batch_size. linear: Goyal 2017; "
+        "auto: linear for sgd and lars, none for adam, adamw and lamb",
+        choices=("auto", "linear", "sqrt", "none"), aliases=("scale_lr",)),
+    "optim.schedule": Field("step", "Learning rate after the warm-up",
+        choices=("step", "cosine", "polynomial", "constant"),
+        aliases=("scheduler", "lr_schedule", "lr_scheduler", "sched")),
+    "optim.schedule_by": Field("step", "The learning rate changes every step, or every epoch as in "
+        "timm", choices=("step", "epoch")),
+    "optim.warmup_epochs": Field(0.0, "Epochs of linear rise from warmup_start_lr to the peak",
+        at_least=0, aliases=("warmup", "lr_warmup_epochs", "warmup_steps")),
+    "optim.warmup_start_lr": Field(0.0, "Learning rate of the first step, at base_batch_size",
+        at_least=0, aliases=("warmup_lr", "init_lr")),
+    "optim.decay_from": Field(-1.0, "Epoch at which the decay starts; -1: at the end of the "
+        "warm-up; 0: it spans the whole run, whose first part the warm-up replaces (timm)",
+        read_by={"optim.schedule": ("cosine", "polynomial")}),
+    "optim.milestones": Field((30.0, 60.0), "step: epochs at which the learning rate is multiplied "
+        "by decay_factor", at_least=0, aliases=("decay_epochs", "lr_steps")),
+    "optim.decay_factor": Field(0.1, "step: factor of the learning rate at each milestone",
+        at_least=0, was="factor", aliases=("lr_gamma", "optim.gamma", "decay_rate")),
+    "optim.power": Field(1.0, "polynomial: exponent", at_least=0),
+    "optim.end_lr": Field(0.0, "cosine, polynomial: last learning rate, at base_batch_size",
+        at_least=0, aliases=("min_lr", "final_lr", "lr_min")),
+    "optim.momentum": Field(0.9, "sgd, lars: v <- momentum * v + gradient, as in torch",
+        at_least=0, below=1),
+    "optim.nesterov": Field(False, "Nesterov momentum", read_by={"optim.name": ("sgd", "lars")}),
+    "optim.trust_coefficient": Field(0.001, "Factor of the ratio of norms that scales each layer's "
+        "learning rate", at_least=0, read_by={"optim.name": ("lars",)}),
+    "optim.b1": Field(0.9, "Decay of the first moment", at_least=0, below=1,
+        read_by={"optim.name": ADAM}, aliases=("beta1", "betas", "adam_beta1")),
+    "optim.b2": Field(0.999, "Decay of the second moment", at_least=0, below=1,
+        read_by={"optim.name": ADAM}, aliases=("beta2", "adam_beta2")),
+    "optim.eps": Field(1e-8, "Added to the root of the second moment", at_least=0,
+        read_by={"optim.name": ADAM}, aliases=("epsilon", "adam_eps")),
+    "optim.weight_decay": Field(1e-4, "Weight decay", at_least=0,
+        aliases=("wd", "l2", "optim.decay", "weightdecay")),
+    "optim.l1": Field(0.0, "Adds l1 * sign(weight) to the gradient of the weights that decay",
+        at_least=0),
+    "optim.weight_decay_form": Field("l2", "l2: add the decay to the gradient; decoupled: to the "
+        "update", choices=("l2", "decoupled"), read_by={"optim.name": ("sgd", "adam", "adamw")}),
+    "optim.decay_bias_and_norm": Field(True, "Decay biases and norm scales too, as torch does by "
+        "default; lars and lamb: adapt their learning rates too", aliases=("norm_weight_decay",)),
+    "optim.freeze_epochs": Field(0.0, "First epochs, in which only the head is trained", at_least=0,
+        read_by={"optim.name": ("sgd", "adam", "adamw")}, aliases=("freeze", "freeze_backbone")),
+    "optim.layer_decay": Field(1.0, "Factor of the learning rate from each layer group to the one "
+        "before it (Clark 2020); 1: none", above=0, aliases=("layerwise_decay", "llrd")),
+    "optim.grad_clip_norm": Field(0.0, "Largest global norm of the gradient; 0: no clipping",
+        at_least=0, was="clip_norm",
+        aliases=("clip_grad", "clip", "grad_clip", "gradient_clipping", "max_grad_norm")),
+    "optim.grad_accum_steps": Field(1, "Micro-batches per step; batch norm sees one at a time",
+        above=0, was="accumulate", aliases=("accum_steps", "gradient_accumulation_steps",
+        "grad_accum", "accum_freq", "iter_size")),
+
+    "ema.decay": Field(0.0, "Decay of the average of the weights per update; 0: no average",
+        at_least=0, below=1, aliases=("ema_decay", "model_ema", "model_ema_decay", "polyak")),
+    "ema.form": Field("constant", "constant: the same decay at each update; torchvision: scaled "
+        "by the images per update; timm: with a warm-up",
+        choices=("constant", "torchvision", "timm"), read_by={"ema.decay": ON}),
+    "ema.every_steps": Field(1, "Steps between updates of the average", above=0,
+        read_by={"ema.decay": ON}, aliases=("model_ema_steps", "ema_steps")),
+    "ema.gamma": Field(1.0, "The decay is 1 - (1 + step / gamma) ** -power, at most ema.decay",
+        above=0, read_by={"ema.form": ("timm",)}),
+    "ema.power": Field(2 / 3, "Exponent of the formula of ema.gamma", above=0,
+        read_by={"ema.form": ("timm",)}),
+
+    "mesh.fsdp": Field(1, "Devices that share one copy of parameters and optimizer state", above=0,
+        operational=True, aliases=("fsdp_devices", "shards")),
+
+    "eval.every_epochs": Field(1.0, "Epochs between evaluations; 0: only at the end", at_least=0,
+        aliases=("eval_every", "eval_freq", "val_every", "eval_interval")),
+    "eval.batch_size": Field(256, "Images per evaluation step, over all devices", above=0,
+        operational=True, aliases=("eval_batch_size", "val_batch_size", "eval.bs")),
+    "eval.resize": Field(256, "Shorter side of the image before the crop, pixels", above=0,
+        aliases=("resize_size", "val_resize_size", "eval.resize_size")),
+    "eval.image_size": Field(224, "Side of the center crop, pixels", above=0,
+        aliases=("val_crop_size", "eval.crop_size", "eval.crop", "test_size")),
+    "eval.flip": Field(False, "Average the logits of each image and of its mirror image",
+        aliases=("tta",)),
+
+    "checkpoint.every_epochs": Field(1.0, "Epochs between checkpoints; 0: only at the end",
+        at_least=0, aliases=("save_every", "save_freq", "checkpoint_every", "save_interval")),
+    "checkpoint.keep": Field(3, "Number of last checkpoints to keep, besides the best one", above=0,
+        operational=True, aliases=("keep_checkpoints", "max_to_keep")),
+    "checkpoint.best_metric": Field("top1", "Metric on data.eval_split that the best checkpoint is "
+        "chosen by", choices=("top1", "top5", "loss"), aliases=("monitor",)),
+
+    "nonfinite.policy": Field("stop", "At a loss, gradient or parameter that is NaN or infinite: "
+        "stop, or rewind to the last checkpoint and leave out the batches before the step",
+        choices=("stop", "rewind"), operational=True, aliases=("nan_policy",)),
+    "nonfinite.max_rewinds": Field(3, "Most rewinds of a run", above=0, operational=True,
+        read_by={"nonfinite.policy": ("rewind",)}),
+    "nonfinite.skip_steps": Field(100, "Batches to leave out, up to the one of the step; never "
+        "batches before the checkpoint", above=0, operational=True,
+        read_by={"nonfinite.policy": ("rewind",)}),
+
+    "log.every_steps": Field(100, "Steps between log lines and between points of the curves",
+        above=0, operational=True, aliases=("log_every", "print_freq", "log_interval", "log_freq")),
+    "log.tensorboard": Field(True, "Write TensorBoard event files", operational=True),
+    "log.group_norms": Field(False, "Log the norms of gradients, weights and updates by layer "
+        "group, in every step", operational=True),
+    "log.histograms_every_epochs": Field(0.0, "Epochs between histograms of weights and gradients "
+        "by layer group; 0: never. Each costs the time of 1.3 steps (benchmarks/histograms.py)",
+        at_least=0, operational=True, aliases=("histograms",)),
+    "log.images": Field(16, "Pictures of the first augmented batch, and of the most confident "
+        "mistakes at the end; 0: none. They cost a compilation at the start and the time of an "
+        "evaluation at the end", at_least=0, operational=True),
+    "log.wandb": Field("", "Project of Weights & Biases to log to; empty: none", operational=True,
+        aliases=("wandb_project",)),
+    "log.mlflow": Field("", "Experiment of MLflow to log to; empty: none", operational=True),
+    "log.watchdog_seconds": Field(1800.0, "Without a step or a batch for this long, print all "
+        "stacks and exit; 0: never", at_least=0, at_most=1e9, operational=True,
+        aliases=("timeout", "watchdog")),
+
+    "profile.steps": Field("", '"A:B": write a trace of steps A to B into workdir/profile; empty: '
+        "none", operational=True, aliases=("profile", "profiler")),
+
+    "debug.nans": Field(False, "Stop at the first NaN and name the operation; slow",
+        operational=True, aliases=("debug_nans", "detect_anomaly")),
+    "debug.determinism": Field(0, "Run the first N steps twice, data included, and compare their "
+        "bits; 0: off", at_least=0, operational=True, aliases=("deterministic",)),
+}
+# fmt: on
+
+OPERATIONAL = tuple(name for name, field in FIELDS.items() if field.operational)
+# Former fields without a successor, and what to do instead.
+REMOVED = {
+    "model.norm": "ResNets have batch norm; the bit models have group norm",
+    "model.weight_standardization": "only the bit models have standardized kernels",
+}
+
+
+def fields_of_model(model: str) -> dict[str, Field]:
+    """Return every field by its dotted name, with those of the model's family.
+
+    Raises UserError if there is no such model.
+    """
+    from imagenet_jax import models  # imports jax and flax, which take seconds
+
+    own = models.family(model).FIELDS
+    name = dataclasses.replace(FIELDS["model.name"], default=model, choices=tuple(models.names()))
+    return FIELDS | {"model.name": name} | {f"model.{leaf}": field for leaf, field in own.items()}
 
 
 def defaults(model: str = "resnet50") -> ConfigDict:
-    """The full set of fields for one of `imagenet_jax.models.names()`.
-
-    Every value is plain (str, bool, int, float or a tuple of them), and its type is fixed: an
-    override of another type, or of a field that is not here, is an error.
-    """
-    c = ConfigDict()
-    c.seed = 0  # of initial weights, sample order, crops and everything else drawn at random
-    c.epochs = 90.0  # length of training; may be fractional
-    c.batch_size = 256  # images per optimizer step over all devices and hosts
-    c.resume_with_changes = False  # continue a workdir although its config differs from this one
-
-    c.model = ConfigDict()
-    c.model.name = model  # one of imagenet_jax.models.names()
-    c.model.num_classes = 1000  # must agree with the data
-    c.model.width = 1.0  # multiplies every channel count
-    c.model.dtype = "float32"  # compute: "float32" | "bfloat16"; parameters stay float32
-    if model.startswith("resnet"):
-        c.model.stem = "imagenet"  # "imagenet": 7x7/2 and max-pool | "small": 3x3/1, no pool
-        c.model.zero_init_residual = False  # last norm scale of each block starts at 0 (Goyal 2017)
-        c.model.drop_path = 0.0  # chance to leave out the last block; rises from 0 at the first
-        c.model.blur_pool = "none"  # low-pass filter: "zhang" after | "ffcv" before strided 3x3
-        c.model.norm = "batch"  # "batch" | "group": 32 groups of channels
-        c.model.weight_standardization = False  # kernels of mean 0 and variance 1 (Qiao 2019)
-        c.model.bn_group = 0  # images that batch norm sees together in training; 0: the batch
-    elif model.startswith("vgg"):
-        c.model.dropout = 0.5  # after each of the two hidden linear layers
-        c.model.bn_group = 0  # images that batch norm sees together in training; 0: the batch
-
-    c.init = ConfigDict()
-    c.init.weights = ""  # .safetensors or torch.save file to start from, with a new head for other
-    # classes; "": random values. A run that is resumed does not read it again
-    c.init.weights_key = ""  # the file's entry that holds the state dict; "": EMA weights if any
-    c.init.new_head = False  # leave out the file's head although it has as many classes
-
-    c.data = ConfigDict()
-    c.data.source = "auto"  # "auto" looks at path | "tfds" | "folder" | "digits" | "synthetic"
-    c.data.path = "~/tensorflow_datasets/imagenet2012/5.1.0"
-    c.data.train_split = "train"
-    c.data.eval_split = "validation"
-    # Label of a class: "name": its place in sorted order | "number": its name is a number, and they
-    # are sorted as numbers | a file with one class name a line: its line
-    c.data.class_order = "name"
-    c.data.holdout = 0.0  # share of each class kept for "validation", of a folder without splits
-    c.data.interpolation = "bilinear"  # "bilinear" | "bicubic"
-    c.data.resampling = "antialias"  # "antialias": as Pillow resizes | "fast": no low-pass filter
-    c.data.mean = IMAGENET_MEAN  # subtracted from RGB in [0, 1], on the device
-    c.data.std = IMAGENET_STD  # then divided by
-    c.data.undecodable = "stop"  # at a damaged image | "skip": leave its row out, and report it
-    c.data.repeated_aug = 1  # crops of an image in one batch (Hoffer 2020, Berman 2019)
-    c.data.balance = "none"  # classes: "over" repeats images of small ones | "under" drops of large
-    c.data.remainder = "carry"  # epoch end: "carry" fills the batch from the next epoch | "drop"
-    c.data.threads = 0  # decoding threads per process; 0: one per core
-    c.data.workers = 0  # worker processes instead of threads; 0: threads
-    c.data.prefetch_mb = 1024  # bound on decoded batches that wait in host memory, MiB per process
-    c.data.synthetic = ConfigDict()  # what the source "synthetic" makes; other sources ignore it
-    c.data.synthetic.images = 1_281_167
-    c.data.synthetic.classes = 1000
-    c.data.synthetic.height = 375  # pixels
-    c.data.synthetic.width = 500
-
-    c.augment = ConfigDict()
-    c.augment.image_size = 224  # side of the training crop, pixels
-    c.augment.start_size = 0  # side at first, to grow to image_size (Howard 2018); 0: no growth
-    c.augment.size_ramp = (0.0, 0.0)  # epochs between which it grows
-    c.augment.size_multiple = 32  # in steps of so many pixels: few shapes to compile
-    c.augment.crop_scale = (0.08, 1.0)  # crop area over image area (Szegedy 2015, section 6)
-    c.augment.crop_ratio = (3 / 4, 4 / 3)  # crop width over height
-    c.augment.flip = True  # mirror half of the images
-    # "none" | "randaugment" (Cubuk 2020; torchvision's) | "randaugment_timm" | "trivialaugment"
-    c.augment.auto_augment = "none"
-    c.augment.auto_interpolation = "bilinear"  # of its shears and rotations; or "nearest"
-    c.augment.auto_num_ops = 2  # randaugment: operations on each image; timm does each at 1/2
-    c.augment.auto_magnitude = 9  # randaugment: 0 to 30, in torchvision's 31 bins; timm: 0 to 10
-    c.augment.auto_magnitude_std = 0.0  # randaugment_timm: of the magnitude, from image to image
-    c.augment.color_jitter = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation, hue; 0: off
-    c.augment.lighting = 0.0  # deviation of AlexNet's noise along ImageNet's colours; 0: off
-    c.augment.random_erase = 0.0  # chance to erase a box of an image (Zhong 2020)
-    c.augment.random_erase_fill = "zero"  # the box: "zero": the mean color | "noise": N(0, 1)
-    c.augment.mixup = 0.0  # alpha of the Beta distribution (Zhang 2018); 0: off
-    c.augment.cutmix = 0.0  # alpha of the Beta distribution (Yun 2019); 0: off
-    c.augment.mix_prob = 1.0  # share of batches that mixup or cutmix mixes
-    c.augment.mix_switch_prob = 0.5  # share of them that cutmix gets, where both are on
-
-    c.loss = ConfigDict()
-    c.loss.name = "softmax"  # "softmax" | "bce": one yes-or-no question a class (Wightman 2021)
-    c.loss.label_smoothing = 0.0  # mass spread over all classes (Szegedy 2016, section 7)
-    c.loss.class_weights = ()  # a factor per class, as in torch's CrossEntropyLoss; (): all alike
-    c.loss.bce_reduction = "mean"  # bce: "mean" | "sum" over the classes
-    c.loss.bce_threshold = 0.0  # bce: targets above it become 1, the others 0; 0: they stay
-
-    c.optim = ConfigDict()
-    c.optim.name = "sgd"  # "sgd" | "adam" | "adamw" | "lars" (You 2017) | "lamb" (You 2019)
-    c.optim.base_lr = 0.1  # at base_batch_size
-    c.optim.base_batch_size = 256
-    # with batch_size: "linear" (Goyal 2017) | "sqrt" | "none" | "auto": "linear" of sgd and lars,
-    # "none" of adam, adamw and lamb
-    c.optim.lr_scaling = "auto"
-    c.optim.schedule = "step"  # "step" | "cosine" | "polynomial" | "constant"
-    c.optim.schedule_by = "step"  # the rate changes every "step" | "epoch", as in timm
-    c.optim.warmup_epochs = 0.0  # linear rise from warmup_start_lr to the peak
-    c.optim.warmup_start_lr = 0.0  # at base_batch_size
-    # cosine, polynomial: epoch from which they span the rest; -1: the end of the warm-up. 0: the
-    # whole run, whose first part the warm-up replaces (timm)
-    c.optim.decay_from = -1.0
-    c.optim.milestones = (30.0, 60.0)  # step: epochs at which the rate is multiplied by factor
-    c.optim.decay_factor = 0.1  # step
-    c.optim.power = 1.0  # polynomial
-    c.optim.end_lr = 0.0  # cosine and polynomial: rate at the end, at base_batch_size
-    c.optim.momentum = 0.9  # sgd, lars; torch's form: v <- momentum * v + g
-    c.optim.nesterov = False  # sgd, lars
-    c.optim.trust_coefficient = 0.001  # lars: of the ratio of norms that scales each rate
-    c.optim.b1 = 0.9  # adam, adamw, lamb
-    c.optim.b2 = 0.999  # adam, adamw, lamb
-    c.optim.eps = 1e-8  # adam, adamw, lamb
-    c.optim.weight_decay = 1e-4
-    c.optim.l1 = 0.0  # adds l1 * sign(weight) to the gradient, of the weights that decay
-    c.optim.weight_decay_form = "l2"  # "l2": added to the gradient | "decoupled": to the update
-    # Decay biases and norm scales too, as torch does unasked; lars and lamb: adapt their rates too.
-    c.optim.decay_bias_and_norm = True
-    c.optim.freeze_epochs = 0.0  # at first, in which the head alone learns; not lars, lamb
-    c.optim.layer_decay = 1.0  # factor of the rate per stage from the head (Clark 2020); 1: none
-    c.optim.grad_clip_norm = 0.0  # largest global gradient norm; 0: no clipping
-    c.optim.grad_accum_steps = 1  # micro-batches per step; batch norm sees one at a time
-
-    c.ema = ConfigDict()
-    c.ema.decay = 0.0  # of the running average of weights, per update; 0: no average is kept
-    c.ema.form = "constant"  # "constant" | "torchvision": per image | "timm": with a warm-up
-    c.ema.every_steps = 1  # steps from one update of the average to the next
-    c.ema.gamma = 1.0  # timm: the decay is 1 - (1 + step / gamma) ** -power until it reaches decay
-    c.ema.power = 2 / 3  # timm
-
-    c.mesh = ConfigDict()
-    c.mesh.fsdp = 1  # devices that share one copy of parameters and optimizer state
-
-    c.eval = ConfigDict()
-    c.eval.every_epochs = 1.0  # 0: only at the end
-    c.eval.batch_size = 256
-    c.eval.resize = 256  # shorter side before the crop, pixels
-    c.eval.image_size = 224  # side of the centre crop, pixels
-    c.eval.flip = False  # average the logits of each image and its mirror image
-
-    c.checkpoint = ConfigDict()
-    c.checkpoint.every_epochs = 1.0  # 0: only at the end
-    c.checkpoint.keep = 3  # the last so many, and the best
-    c.checkpoint.best_metric = "top1"  # "top1" | "top5" (highest) | "loss" (lowest), on eval_split
-
-    c.nonfinite = ConfigDict()  # a loss, gradient or parameter that is NaN or infinite
-    # "stop" | "rewind": back to the last checkpoint, without the batches before it
-    c.nonfinite.policy = "stop"
-    c.nonfinite.max_rewinds = 3  # rewind: how often in a run
-    c.nonfinite.skip_steps = 100  # rewind: batches left out, up to that of the step; none before
-    # the checkpoint
-
-    c.log = ConfigDict()
-    c.log.every_steps = 100  # one line, and one point in each curve
-    c.log.tensorboard = True  # write event files
-    c.log.group_norms = False  # of gradients, weights and updates, by layer group, in every step
-    c.log.histograms_every_epochs = 0.0  # of weights and gradients, by layer group; 0: never. Each
-    # costs the time of 1.3 steps (benchmarks/histograms.py)
-    # Of the first batch as augmented, and of the most confident mistakes at the end; 0: none. They
-    # cost a compilation at the start and the time of an evaluation at the end
-    c.log.images = 16
-    c.log.wandb = ""  # project of Weights & Biases to write to as well; "": none
-    c.log.mlflow = ""  # experiment of MLflow to write to as well; "": none
-    c.log.watchdog_seconds = 1800.0  # without a step or batch: print all stacks, end; 0: never
-
-    c.profile = ConfigDict()
-    c.profile.steps = ""  # "A:B": write a trace of steps A to B into workdir/profile; "": none
-
-    c.debug = ConfigDict()
-    c.debug.nans = False  # stop at the first NaN and name the operation; every step is waited for
-    c.debug.determinism = 0  # first run so many steps twice, data included, and compare their bits
-    return c
+    """Return a config with the default of every field, for one of `imagenet_jax.models.names()`."""
+    tree: dict = {}
+    for name, field in fields_of_model(model).items():
+        *groups, leaf = name.split(".")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[leaf] = field.default
+    return ConfigDict(tree)

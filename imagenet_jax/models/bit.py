@@ -7,14 +7,13 @@ the stride on the 3x3, and, as in github.com/google-research/big_transfer: 32 gr
 without norm. Module names are those of timm's resnetv2_*_bit, whose state dicts have this layout.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 
+from imagenet_jax.config.fields import Field
 from imagenet_jax.errors import UserError
 from imagenet_jax.models.norm import GroupNorm
 from imagenet_jax.models.weight_standardization import StandardizedConv
@@ -36,11 +35,7 @@ GROUPS = (
     (("stages", 3), ("norm",)),
     (HEAD,),
 )
-FIELDS: tuple[str, ...] = ()
-
-
-def check(config: ConfigDict | Mapping[str, Any]) -> None:
-    """Nothing to check: this family has no fields of its own."""
+FIELDS: dict[str, Field] = {}
 
 
 class BiT(nnx.Module):

@@ -10,17 +10,6 @@ from imagenet_jax.errors import UserError
 GROUPS = 32  # of channels: the default of the group norm paper, and BiT's
 
 
-def check_bn_group(images: object, *, has_bn: bool) -> None:
-    """UserError unless `images` can be config.model.bn_group of a model with(out) batch norm."""
-    if type(images) is not int or images < 0:
-        raise UserError(f"config.model.bn_group = {images!r}: use a number of images, or 0 for all")
-    if images and not has_bn:
-        raise UserError(
-            f"config.model.bn_group = {images}: this model has no batch norm; set "
-            "--config.model.bn_group=0"
-        )
-
-
 class BatchNorm(nnx.Module):
     """Normalises over all axes but the last.
 

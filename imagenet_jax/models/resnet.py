@@ -4,18 +4,18 @@ Semantics, initial weights and module names of torchvision.models.resnet, in NHW
 """
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 
+from imagenet_jax.config.fields import Field
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import blur_pool
 from imagenet_jax.models.drop_path import drop_path, linear_rates
-from imagenet_jax.models.norm import BatchNorm, GroupNorm, check_bn_group
+from imagenet_jax.models.norm import BatchNorm, GroupNorm
 from imagenet_jax.models.weight_standardization import StandardizedConv
 
 # name -> (block, blocks in each of the four stages)
@@ -29,28 +29,31 @@ VARIANTS: dict[str, tuple[str, tuple[int, int, int, int]]] = {
 HEAD = ("fc",)  # the last linear layer among the parameters
 # Where they lie from input to output, for learning rates by depth; the last is the head.
 GROUPS = ((("conv1",), ("bn1",)), *(((f"layer{i}",),) for i in (1, 2, 3, 4)), (HEAD,))
-FIELDS = (
-    "stem", "zero_init_residual", "drop_path", "blur_pool", "norm", "weight_standardization",
-    "bn_group",
-)  # fmt: skip
-_CHOICES = {
-    "stem": ("imagenet", "small"),
-    "blur_pool": blur_pool.FORMS,
-    "norm": ("batch", "group"),
-}
-
-
-def check(config: ConfigDict | Mapping[str, Any]) -> None:
-    """UserError unless this family's own fields of `config.model` have values it knows."""
-    for field, choices in _CHOICES.items():
-        if config[field] not in choices:
-            raise UserError(f"config.model.{field} = {config[field]!r}: use {' | '.join(choices)}")
-    for field in ("zero_init_residual", "weight_standardization"):
-        if not isinstance(config[field], bool):
-            raise UserError(f"config.model.{field} = {config[field]!r}: use True or False")
-    if not isinstance(config["drop_path"], int | float) or not 0 <= config["drop_path"] < 1:
-        raise UserError(f"config.model.drop_path = {config['drop_path']!r}: use 0 <= rate < 1")
-    check_bn_group(config["bn_group"], has_bn=config["norm"] == "batch")
+FIELDS = {
+    "stem": Field(
+        "imagenet", "imagenet: 7x7 convolution of stride 2 and max-pool; small: 3x3, no stride",
+        choices=("imagenet", "small"),
+    ),
+    "zero_init_residual": Field(
+        False, "Start the scale of the last norm of each block at 0 (Goyal 2017)"
+    ),
+    "drop_path": Field(
+        0.0, "Probability to skip the last block; it rises linearly from 0 at the first block",
+        at_least=0, below=1, aliases=("drop_path_rate", "stochastic_depth"),
+    ),
+    "blur_pool": Field(
+        "none", "Low-pass filter. zhang: after strided 3x3 convolutions; ffcv: before them",
+        choices=blur_pool.FORMS,
+    ),
+    "norm": Field(
+        "batch", "Batch norm, or group norm of 32 groups of channels", choices=("batch", "group")
+    ),
+    "weight_standardization": Field(False, "Kernels of mean 0 and variance 1 (Qiao 2019)"),
+    "bn_group": Field(
+        0, "Images that batch norm sees together in training; 0: the whole batch", at_least=0,
+        read_by={"model.norm": ("batch",)},
+    ),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,17 +3,16 @@
 Semantics and initial weights of torchvision.models.vgg, in NHWC.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from ml_collections import ConfigDict
 
+from imagenet_jax.config.fields import Field
 from imagenet_jax.errors import UserError
-from imagenet_jax.models.norm import BatchNorm, check_bn_group
+from imagenet_jax.models.norm import BatchNorm
 
 CHANNELS = (64, 128, 256, 512, 512)  # of the five stages
 HIDDEN = 4096  # of the two hidden linear layers
@@ -38,15 +37,15 @@ GROUPS = (
     *((("classifier", i),) for i in (0, 1)),
     (HEAD,),
 )
-FIELDS = ("dropout", "bn_group")
-
-
-def check(config: ConfigDict | Mapping[str, Any]) -> None:
-    """UserError unless this family's own fields of `config.model` have values it knows."""
-    rate = config["dropout"]
-    if not isinstance(rate, int | float) or not 0 <= rate < 1:
-        raise UserError(f"config.model.dropout = {rate!r}: use 0 <= dropout < 1")
-    check_bn_group(config["bn_group"], has_bn=VARIANTS[config["name"]][1])
+FIELDS = {
+    "dropout": Field(
+        0.5, "Dropout rate after each of the two hidden linear layers", at_least=0, below=1
+    ),
+    "bn_group": Field(
+        0, "Images that batch norm sees together in training; 0: the whole batch", at_least=0,
+        read_by={"model.name": tuple(name for name, (_, has_bn) in VARIANTS.items() if has_bn)},
+    ),
+}  # fmt: skip
 
 
 class VGG(nnx.Module):

@@ -89,7 +89,7 @@ class Plan:
 
 def read_sweep(path: str) -> Sweep:
     """Run a sweep file and return what its `get_sweep()` returns; UserError if it fails."""
-    module = config_io.run_file(path, "sweep file", "sweeps/quickstart_ablation.py is an example")
+    module = config_io.run_file(path, "sweep file")
     if not hasattr(module, "get_sweep"):
         raise UserError(f"sweep file {path!r} defines no get_sweep()")
     try:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from imagenet_jax.config.rules import lr_scaling_of
+from imagenet_jax.config.rules import resolve_lr_scaling
 from imagenet_jax.data.sampler import in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import large_batch
@@ -29,7 +29,7 @@ def peak_learning_rate(optim: ConfigDict, batch_size: int) -> float:
 
 def _scale(optim: ConfigDict, batch_size: int) -> float:
     ratio = batch_size / optim.base_batch_size
-    rule = lr_scaling_of(optim.name, optim.lr_scaling)
+    rule = resolve_lr_scaling(optim.name, optim.lr_scaling)
     return {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[rule]
 
 

@@ -78,7 +78,7 @@ def test_override_takes_the_type_of_the_field(field, text, value):
         ("optim.bass_lr", "1", r"config\.optim\.bass_lr .* did you mean config\.optim\.base_lr\?"),
         ("base_lr", "1", r"did you mean config\.optim\.base_lr\?"),
         ("optm.base_lr", "1", r"did you mean config\.optim\.base_lr\?"),
-        ("nonsense", "1", r"config\.nonsense is not a field; imagenet_jax/config/fields\.py"),
+        ("nonsense", "1", r"config\.nonsense is not a field; --help_config lists them"),
         ("batch_size", "12.5", r"config\.batch_size = '12\.5' should be an integer"),
         ("batch_size", "many", r"config\.batch_size = 'many' should be an integer"),
         ("optim.base_lr", "high", r"config\.optim\.base_lr = 'high' should be a number"),
@@ -90,7 +90,7 @@ def test_override_takes_the_type_of_the_field(field, text, value):
         ("model.dtype", "float16", r"config\.model\.dtype = 'float16': use float32 \| bfloat16"),
         ("optim.schedule", "cosin", r"did you mean 'cosine'\?"),
         ("batch_size", "0", r"config\.batch_size = 0 must be above 0"),
-        ("optim.weight_decay", "-1", r"must not be negative"),
+        ("optim.weight_decay", "-1", r"weight_decay = -1\.0 must be at least 0"),
         ("ema.decay", "1", r"must be at least 0 and below 1"),
         (
             "optim.grad_accum_steps",

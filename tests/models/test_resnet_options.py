@@ -135,12 +135,12 @@ def test_a_shift_by_the_stride_shifts_the_output_by_one(form):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("drop_path", 1.0, r"config\.model\.drop_path = 1\.0: use 0 <= rate < 1"),
+        ("drop_path", 1.0, r"config\.model\.drop_path = 1\.0 must be at least 0 and below 1"),
         ("drop_path", "some", r"config\.model\.drop_path = 'some'"),
         ("blur_pool", "yes", r"blur_pool = 'yes': use none \| zhang \| ffcv"),
         ("norm", "layer", r"norm = 'layer': use batch \| group"),
-        ("weight_standardization", 1, r"weight_standardization = 1: use True or False"),
-        ("bn_group", -1, r"bn_group = -1: use a number of images"),
+        ("weight_standardization", 1, r"weight_standardization = 1 should be true or false"),
+        ("bn_group", -1, r"bn_group = -1 must be at least 0"),
         ("norm", "group", r"4 channels do not fill"),
     ],
 )
@@ -154,9 +154,13 @@ def config_of_any(name: str, field: str, value: object) -> dict:
 
 
 def test_options_that_would_do_nothing_are_errors():
-    with pytest.raises(UserError, match=r"bn_group = 8: this model has no batch norm"):
+    with pytest.raises(
+        UserError, match=r"bn_group = 8 does nothing with config\.model\.norm = 'group'"
+    ):
         models.check(config_of_any("resnet18", "bn_group", 8) | {"norm": "group"})
-    with pytest.raises(UserError, match=r"bn_group = 8: this model has no batch norm"):
+    with pytest.raises(
+        UserError, match=r"bn_group = 8 does nothing with config\.model\.name = 'vgg11'"
+    ):
         models.check(config_of_any("vgg11", "bn_group", 8))
     models.check(config_of_any("vgg11_bn", "bn_group", 8))
     for field in ("drop_path", "blur_pool", "norm", "weight_standardization"):
