@@ -36,6 +36,25 @@ def parser(module: str, description: str) -> argparse.ArgumentParser:
     return p
 
 
+def add_config(p: argparse._ActionsContainer, *, what: str, required: bool = False) -> None:
+    """Add --config, with the help text `what`, --config.FIELD and --help_config."""
+    p.add_argument("--config", required=required, metavar="FILE[:VARIANT]", help=what)
+    p.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
+    p.add_argument(
+        "--help_config", nargs="?", const="", metavar="PREFIX", action=_HelpConfig,
+        help="print the config fields whose names start with PREFIX, and exit; after --config: "
+        "those of its model",
+    )  # fmt: skip
+
+
+class _HelpConfig(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        from imagenet_jax.config.help import print_fields
+
+        print_fields(values, namespace.config)
+        parser.exit()
+
+
 def add_process_flags(p: argparse.ArgumentParser) -> None:
     """--coordinator, --num_processes and --process_id, for `distributed.start`."""
     group = p.add_argument_group(

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
         "--weights", metavar="FILE", help="a state dict in torchvision's layout, not a workdir"
     )
     cli.add_weights_key(parser)
-    parser.add_argument("--config", metavar="FILE[:ARG]", help="what --weights is evaluated by")
+    cli.add_config(parser, what="how --weights is evaluated")
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE",
         help="print the result as JSON instead of a table, or write it to FILE too",
@@ -48,7 +48,6 @@ def main(argv: Sequence[str]) -> int:
         "the EMA weights if there are any: a table, and STEP_by_class.json and STEP_confusion.png "
         "in DIR (default: eval/ in the workdir)",
     )  # fmt: skip
-    parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
     cli.add_process_flags(parser)
     args = parser.parse_args(argv)
     cli.check_weights(args)

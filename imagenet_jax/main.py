@@ -23,10 +23,7 @@ from imagenet_jax.errors import UserError, expand_user
 def main(argv: Sequence[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
     parser = cli.parser("imagenet_jax.main", __doc__)
-    parser.add_argument(
-        "--config", required=True, metavar="FILE[:ARG]",
-        help="a Python file with get_config(arg=''); ARG chooses a variant",
-    )  # fmt: skip
+    cli.add_config(parser, what="a Python file with get_config(variant='')", required=True)
     parser.add_argument("--workdir", metavar="DIR", help="where the run is written, and continued")
     parser.add_argument(
         "--weights", metavar="FILE", help="start from these: short for --config.init.weights=FILE"
@@ -44,7 +41,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--quiet", action="store_true", help="print only errors and the final result"
     )
-    parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
     cli.add_process_flags(parser)
     args = parser.parse_args(argv)
     if args.weights is not None:

@@ -30,11 +30,10 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--weights", metavar="FILE", help="a state dict in torchvision's layout")
     cli.add_weights_key(parser)
-    parser.add_argument("--config", metavar="FILE[:ARG]", help="that --weights fits")
+    cli.add_config(parser, what="the config of the model in --weights")
     parser.add_argument("--top", type=int, default=5, metavar="N", help="classes to name")
     parser.add_argument("--json", action="store_true", help="print JSON lines, not a table")
     parser.add_argument("--html", metavar="FILE", help="write a page with pictures and bars too")
-    parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
     args = parser.parse_args(argv)
     cli.check_weights(args)
     if args.top < 1:

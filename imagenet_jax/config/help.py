@@ -5,9 +5,11 @@ import difflib
 from pathlib import Path
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from imagenet_jax.config.fields import ON, Field, fields_of_model
+from imagenet_jax.errors import UserError
 
 SHIPPED = Path("configs")
 
@@ -21,9 +23,20 @@ def help_table(prefix: str = "", model: str = "resnet50") -> Table:
         table.add_column(heading, overflow="fold")
     for name, field in fields_of_model(model).items():
         if name.startswith(prefix):
-            default = '""' if field.default == "" else str(field.default)
-            table.add_row(name, default, field.allowed(), meaning(field))
+            default = field.default
+            text = f"{default:g}" if isinstance(default, float) else str(default) or '""'
+            table.add_row(name, text, field.allowed(), meaning(field))
     return table
+
+
+def print_fields(prefix: str, spec: str | None) -> None:
+    """Print the `help_table` of the model of the config `spec`, or of ResNet-50 without one."""
+    from imagenet_jax.config import load
+
+    table = help_table(prefix, load(spec).model.name if spec else "resnet50")
+    if not table.row_count:
+        raise UserError(f"no config field starts with {prefix!r}; --help_config lists all of them")
+    Console(soft_wrap=False, highlight=False, markup=False).print(table)
 
 
 def meaning(field: Field) -> str:

@@ -19,8 +19,7 @@ from imagenet_jax.errors import UserError
 def main(argv: Sequence[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
     parser = cli.parser("imagenet_jax.data.bench", __doc__)
-    parser.add_argument("--config", required=True, metavar="FILE[:ARG]", help="as for training")
-    parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
+    cli.add_config(parser, what="as for training", required=True)
     parser.add_argument(
         "--seconds", type=float, default=3.0, metavar="S", help="for each stage (default: 3)"
     )

@@ -21,6 +21,11 @@ def names() -> list[str]:
     return [name for family in _FAMILIES for name in family.VARIANTS]
 
 
+def check_name(name: object) -> None:
+    """Raise UserError that suggests the nearest name, unless this is one."""
+    check_choice("config.model.name", name, names())
+
+
 def head(name: str) -> tuple[str | int, ...]:
     """Where the last linear layer lies among the parameters: the one that num_classes shapes."""
     return family(name).HEAD
@@ -47,7 +52,7 @@ def family(name: object) -> ModuleType:
 
     Raises UserError that suggests the nearest name, if there is no such model.
     """
-    check_choice("config.model.name", name, names())
+    check_name(name)
     return next(family for family in _FAMILIES if name in family.VARIANTS)
 
 

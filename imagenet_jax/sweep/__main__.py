@@ -26,9 +26,9 @@ def main(argv: Sequence[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
     parser = cli.parser("imagenet_jax.sweep", __doc__)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the sweep")
-    run = parser.add_argument_group("run trials").add_argument
-    run("--config", metavar="FILE[:ARG]", help="the base config")
-    run("--config.FIELD", metavar="VALUE", help="set a field for all trials")
+    running = parser.add_argument_group("run trials")
+    run = running.add_argument
+    cli.add_config(running, what="the base config")
     run("--sweep", metavar="FILE", help="a Python file that defines get_sweep()")
     run("--grid", metavar="FIELDS", help="'FIELD=VALUE,VALUE ...': all combinations")
     run("--seeds", type=int, metavar="N", help="use seeds 0 to N - 1 (default: 1)")

@@ -10,7 +10,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from imagenet_jax import models
-from imagenet_jax.config.fields import defaults
+from imagenet_jax.config.fields import FIELDS, defaults
 from imagenet_jax.errors import UserError
 
 # Trainable parameters for 1,000 classes, from the model table of torchvision's documentation.
@@ -59,7 +59,7 @@ def test_parameter_count(name):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "vgg11_bn"])
-@pytest.mark.parametrize("dtype", models.DTYPES)
+@pytest.mark.parametrize("dtype", FIELDS["model.dtype"].choices)
 def test_compute_dtype(name, dtype):
     config = small(name, dtype=dtype)
     model = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
