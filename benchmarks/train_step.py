@@ -1,7 +1,7 @@
 """Speed of one config's train step on data that is already on the device.
 
   python -m benchmarks.train_step --config=configs/resnet50.py
-  python -m benchmarks.train_step --config=configs/vgg16.py --config.batch_size=256 --json
+  python -m benchmarks.train_step --config=configs/vgg.py --config.batch_size=256 --json
 
 Prints images per second and achieved FLOP/s; floating-point operations are those that XLA counts
 in the compiled program.

@@ -28,7 +28,7 @@ def folder(tmp_path):
 
 def _args(tmp_path, path, *more):
     return [
-        f"--config={REPOSITORY}/configs/resnet18.py",
+        f"--config={REPOSITORY}/configs/resnet.py",
         f"--workdir={tmp_path}/run",
         f"--config.data.path={path}",
         "--config.model.num_classes=3",

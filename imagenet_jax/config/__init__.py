@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
@@ -18,6 +18,8 @@ from imagenet_jax.config.fields import OPERATIONAL, Field, defaults, fields_of_m
 from imagenet_jax.errors import UserError, one_line
 
 Overrides = Iterable[tuple[str, str]]  # (dotted field, text) of --config.FIELD=TEXT
+
+T = TypeVar("T")
 
 executed: set[Path] = set()  # the Python files that made the config that was loaded last
 
@@ -64,6 +66,12 @@ def _run(spec: str, path: str, variant: str) -> ConfigDict:
             "of imagenet_jax.config.fields.defaults(), with your changes"
         )
     return config
+
+
+def pick_variant(variant: str, variants: dict[str, T]) -> T:
+    """Return the entry of a config file's `variants`; UserError that lists them if it has none."""
+    names.check_choice("config variant", variant, variants)
+    return variants[variant]
 
 
 def run_file(path: str, what: str) -> ModuleType:

@@ -145,7 +145,7 @@ REFUSED = [
     ("quickstart.py", [("optim.name", "adam")]),
     ("quickstart.py", [("ema.decay", "0"), ("ema.form", "timm")]),
     ("transfer.py", [("optim.name", "lars")]),
-    ("vgg11.py", [("model.bn_group", "32")]),
+    ("vgg.py:vgg11", [("model.bn_group", "32")]),
 ]
 
 

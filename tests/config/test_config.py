@@ -143,7 +143,7 @@ def test_missing_config_file_is_named():
 
 def test_a_config_elsewhere_may_import_the_shipped_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert config_io.load(str(Path(RESNET50).with_name("resnet18.py"))).model.name == "resnet18"
+    assert config_io.load(str(Path(RESNET50).with_name("resnet.py"))).model.name == "resnet18"
 
 
 def test_argument_reaches_get_config(tmp_path):

@@ -10,8 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from configs import resnet50
 from imagenet_jax import config as config_io
+from imagenet_jax.config.help import list_configs
 from imagenet_jax.data.sampler import steps_per_epoch
 from imagenet_jax.training import optim
 
@@ -121,11 +121,10 @@ def own_cosine(peak):
 
 
 SOURCES = {
-    **dict.fromkeys(("resnet18.py", "resnet34.py", "resnet101.py", "resnet152.py"), v1(0.1)),
-    **dict.fromkeys(("vgg11.py", "vgg13.py", "vgg16.py", "vgg19.py"), v1(0.01)),
-    **dict.fromkeys(("vgg11_bn.py", "vgg13_bn.py", "vgg16_bn.py", "vgg19_bn.py"), v1(0.1)),
-    "resnet50_adam.py": v1(0.001),
-    "bit_r50x1.py": bit,
+    **{f"resnet.py:resnet{depth}": v1(0.1) for depth in (18, 34, 101, 152)},
+    **{f"vgg.py:vgg{depth}": v1(0.01) for depth in (11, 13, 16, 19)},
+    **{f"vgg.py:vgg{depth}_bn": v1(0.1) for depth in (11, 13, 16, 19)},
+    "bit.py": bit,
     "quickstart.py": own_cosine(0.1),
     "transfer.py": own_cosine(0.01 * 64 / 256),
     "resnet50.py:v1": v1(0.1),
@@ -140,12 +139,13 @@ SOURCES = {
     "resnet50.py:a1": timm(5e-3, 600),
     "resnet50.py:a2": timm(5e-3, 300),
     "resnet50.py:a3": timm(8e-3, 100),
+    "resnet50.py:adam": v1(0.001),
 }
 
 
 def test_every_recipe_has_a_source():
-    files = {path.name for path in CONFIGS.glob("*.py")} - {"resnet50.py"}
-    assert set(SOURCES) == files | {f"resnet50.py:{variant}" for variant in resnet50.VARIANTS}
+    specs = {spec.removeprefix(f"{CONFIGS}/") for spec in list_configs(CONFIGS)}
+    assert set(SOURCES) == specs - {"resnet50.py", "resnet.py", "vgg.py"}  # which have variants
 
 
 @pytest.mark.parametrize("spec", SOURCES)

@@ -168,6 +168,8 @@ def test_every_field_is_documented_and_its_default_is_allowed():
     [
         ("resnet50", "did you mean configs/resnet50.py?"),
         ("configs/resnet50", "did you mean configs/resnet50.py?"),
+        ("configs/vgg16_bn.py", "did you mean configs/vgg.py:vgg16_bn?"),
+        ("resnet18", "did you mean configs/resnet.py:resnet18?"),
         ("configs/quikstart.py", "did you mean configs/quickstart.py?"),
         ("nothing_like_it.py", "the shipped ones are in configs/"),
     ],

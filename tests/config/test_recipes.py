@@ -9,14 +9,14 @@ import pytest
 
 from configs import resnet50
 from imagenet_jax import config as config_io
+from imagenet_jax.config.help import list_configs
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import optim
 from imagenet_jax.training.state import initial_state
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 IMAGES = 1_281_167
-SPECS = [path.name for path in sorted(CONFIGS.glob("*.py"))]
-SPECS += [f"resnet50.py:{variant}" for variant in resnet50.VARIANTS]
+SPECS = [spec.removeprefix(f"{CONFIGS}/") for spec in list_configs(CONFIGS)]
 
 
 def load(spec: str):
@@ -52,11 +52,12 @@ TABLE = {
     "a1": (2048, 600, 5e-3, None, 0.01, False, 0.1, 5, 224, (235, 224)),
     "a2": (2048, 300, 5e-3, None, 0.02, False, 0.0, 5, 224, (235, 224)),
     "a3": (2048, 100, 8e-3, None, 0.02, False, 0.0, 5, 160, (235, 224)),
+    "adam": (256, 90, 0.001, None, 1e-4, True, 0.0, 0, 224, (256, 224)),
 }
 
 
 def test_the_table_has_every_variant():
-    assert list(TABLE) == list(resnet50.VARIANTS)
+    assert [*TABLE] == [*resnet50.VARIANTS]
 
 
 @pytest.mark.parametrize("variant", TABLE)
@@ -118,7 +119,8 @@ def test_v2_averages_as_torchvision_does():
 
 
 def test_variants_reach_the_other_resnets():
-    c = load("resnet18.py:a2")
+    spec = str(CONFIGS / "resnet50.py:a2")
+    c = config_io.load(spec, [("model.name", "resnet18")])
     assert (c.model.name, c.optim.name, c.epochs) == ("resnet18", "lamb", 300)
 
 
@@ -133,6 +135,6 @@ def test_an_unknown_variant_is_one_line():
 def test_vggs_train_at_0_01_without_and_0_1_with_batch_norm(depth):
     """torchvision's references/classification: --lr 1e-2 for VGG, the default for its _bn."""
     for suffix, rate in (("", 0.01), ("_bn", 0.1)):
-        c = load(f"vgg{depth}{suffix}.py")
+        c = load(f"vgg.py:vgg{depth}{suffix}")
         assert c.model.name == f"vgg{depth}{suffix}"
         assert (c.optim.base_lr, c.optim.schedule, c.model.dropout) == (rate, "step", 0.5)

@@ -41,7 +41,7 @@ def test_resnet50_states_the_published_numbers(capsys, monkeypatch):
 
 def test_every_field_that_is_not_as_default_is_shown():
     config = config_io.load(
-        f"{REPOSITORY}/configs/resnet18.py",
+        f"{REPOSITORY}/configs/resnet.py",
         [("augment.mixup", "0.2"), ("data.repeated_aug", "3"), ("loss.label_smoothing", "0.1"),
          ("data.threads", "7"), ("ema.decay", "0.5")],
     )  # fmt: skip
@@ -53,7 +53,7 @@ def test_every_field_that_is_not_as_default_is_shown():
 
 def test_the_picture_shows_warm_up_peak_and_end():
     config = config_io.load(
-        f"{REPOSITORY}/configs/resnet18.py",
+        f"{REPOSITORY}/configs/resnet.py",
         [("optim.schedule", "cosine"), ("optim.warmup_epochs", "30")],
     )
     schedule = optim.make_schedule(

@@ -1,0 +1,36 @@
+"""The other ResNets (He et al. 2015, arXiv:1512.03385) as torchvision trained them (V1 weights).
+
+    python -m imagenet_jax.main --config=configs/resnet.py:resnet101
+
+Source: github.com/pytorch/vision, references/classification, and its tables of weights. Accuracies
+are of a single center crop of 224 from 256. configs/resnet50.py has more recipes, which train any
+ResNet: --config=configs/resnet50.py:a3 --config.model.name=resnet18.
+
+    batch   lr     schedule              momentum  weight decay          epochs
+    256     0.1    x0.1 at 30 and 60     0.9       1e-4, all parameters  90
+"""
+
+from ml_collections import ConfigDict
+
+from imagenet_jax.config import pick_variant
+from imagenet_jax.config.fields import defaults
+
+VARIANTS = {
+    "resnet18": "ResNet-18: 69.76 %, top-5 89.08 %",
+    "resnet34": "ResNet-34: 73.31 %, top-5 91.42 %",
+    "resnet101": "ResNet-101: 77.37 %, top-5 93.55 %",
+    "resnet152": "ResNet-152: 78.31 %, top-5 94.05 %",
+}
+
+
+def get_config(model: str = "resnet18") -> ConfigDict:
+    pick_variant(model, VARIANTS)
+    c = defaults(model)
+    c.model.dtype = "bfloat16"
+    c.update(batch_size=256, epochs=90.0)
+    c.optim.update(name="sgd", base_lr=0.1, momentum=0.9)
+    c.optim.update(schedule="step", milestones=(30.0, 60.0), decay_factor=0.1)
+    c.optim.update(weight_decay=1e-4, decay_bias_and_norm=True)
+    c.augment.update(image_size=224)
+    c.eval.update(resize=256, image_size=224)
+    return c
