@@ -28,6 +28,7 @@ class Field:
       length: how many numbers a tuple has; 0: any number of them.
       read_by: {other field: values of it}: with other values this field has no effect, and must
         stay at its default.
+      example: a usual value that turns the field on, for advice.
       operational: says how a run is carried out, not what it computes; a resumed run may change it.
       was: the field's former name in the same group.
       aliases: names that people type when they mean this field, with or without a group.
@@ -43,6 +44,7 @@ class Field:
     at_most: float | None = None
     length: int = 0
     read_by: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    example: Value = ""
     operational: bool = False
     was: str = ""
     aliases: tuple[str, ...] = ()
@@ -105,7 +107,8 @@ FIELDS = {
 
     "init.weights": Field("", "Weights file (.safetensors, or of torch.save) to start from. The "
         "head is new if the number of classes differs. Empty: random weights. A resumed run does "
-        "not read it again", aliases=("pretrained", "init_from", "pretrained_weights", "finetune")),
+        "not read it again", example="weights.safetensors",
+        aliases=("pretrained", "init_from", "pretrained_weights", "finetune")),
     "init.weights_key": Field("", "Entry of the weights file that holds the state dict. Empty: the "
         "EMA weights if the file has any", read_by={"init.weights": ON}),
     "init.new_head": Field(False, "Start with a new head although the number of classes agrees",
@@ -150,7 +153,7 @@ FIELDS = {
     "augment.image_size": Field(224, "Side of the training crop, pixels", above=0,
         aliases=("img_size", "input_size", "resolution", "crop_size", "train_crop_size")),
     "augment.start_size": Field(0, "Side of the first crops, which grow to augment.image_size "
-        "(Howard 2018); 0: no growth", at_least=0),
+        "(Howard 2018); 0: no growth", at_least=0, example=160),
     "augment.size_ramp": Field((0.0, 0.0), "First and last epoch of the growth of the crops",
         length=2, at_least=0, read_by={"augment.start_size": ON}),
     "augment.size_multiple": Field(32, "The crops grow in steps of this many pixels: fewer shapes "
@@ -179,14 +182,15 @@ FIELDS = {
     "augment.lighting": Field(0.0, "Standard deviation of AlexNet's noise along the principal "
         "components of ImageNet's colors; 0: off", at_least=0, aliases=("pca_noise",)),
     "augment.random_erase": Field(0.0, "Probability to erase a box of the image (Zhong 2020)",
-        at_least=0, at_most=1, was="erase", aliases=("random_erasing", "reprob", "cutout")),
+        at_least=0, at_most=1, example=0.1, was="erase",
+        aliases=("random_erasing", "reprob", "cutout")),
     "augment.random_erase_fill": Field("zero", "zero: fill the box with the mean color; noise: "
         "with N(0, 1)", choices=("zero", "noise"), was="erase_fill",
         read_by={"augment.random_erase": ON}),
     "augment.mixup": Field(0.0, "Alpha of mixup's Beta distribution (Zhang 2018); 0: off",
-        at_least=0, aliases=("mixup_alpha",)),
+        at_least=0, example=0.2, aliases=("mixup_alpha",)),
     "augment.cutmix": Field(0.0, "Alpha of CutMix's Beta distribution (Yun 2019); 0: off",
-        at_least=0, aliases=("cutmix_alpha",)),
+        at_least=0, example=1.0, aliases=("cutmix_alpha",)),
     "augment.mix_prob": Field(1.0, "Share of the batches that mixup or CutMix mixes",
         at_least=0, at_most=1, was="mix_probability", aliases=("mixup_prob",)),
     "augment.mix_switch_prob": Field(0.5, "Share of the mixed batches that CutMix mixes, if both "
@@ -263,7 +267,8 @@ FIELDS = {
         "grad_accum", "accum_freq", "iter_size")),
 
     "ema.decay": Field(0.0, "Decay of the average of the weights per update; 0: no average",
-        at_least=0, below=1, aliases=("ema_decay", "model_ema", "model_ema_decay", "polyak")),
+        at_least=0, below=1, example=0.9999,
+        aliases=("ema_decay", "model_ema", "model_ema_decay", "polyak")),
     "ema.form": Field("constant", "constant: the same decay at each update; torchvision: scaled "
         "by the images per update; timm: with a warm-up",
         choices=("constant", "torchvision", "timm"), read_by={"ema.decay": ON}),

@@ -19,18 +19,21 @@ def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
 
 def unknown_field(name: str, fields: dict[str, Field], model: object) -> str:
     """Return the error message for the dotted `name`, which is not among the model's `fields`."""
-    *_, leaf = name.split(".")
+    leaf = name.rpartition(".")[2]
     now = [field for field, entry in fields.items() if name in _old_names(field, entry)]
     if now:
         return f"config.{name} is now called config.{now[0]}"
+    own = ", ".join(field.removeprefix("model.") for field in fields if field.startswith("model."))
+    of_other_model = f"config.model.{leaf} does not belong to {model}; its fields are {own}"
+    if name.startswith("model.") and leaf in _fields_of_families():
+        return of_other_model
     if name in REMOVED:
         return f"config.{name} was removed: {REMOVED[name]}"
     if near := similar_fields(name, fields):
         suggestions = " or ".join(f"config.{field}" for field in near)
         return f"config.{name} is not a field; did you mean {suggestions}?"
-    own = [field.removeprefix("model.") for field in fields if field.startswith("model.")]
     if name.startswith("model.") or leaf in _fields_of_families():
-        return f"config.model.{leaf} does not belong to {model}; its fields are {', '.join(own)}"
+        return of_other_model
     return f"config.{name} is not a field; --help_config lists them"
 
 

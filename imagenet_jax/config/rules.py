@@ -34,7 +34,7 @@ def check_fields(value: Values, fields: dict[str, Field], model: object) -> None
             names.check_choice(f"config.{name}", value[name], field.choices)
     for name, field in fields.items():
         if value[name] != field.default:
-            _check_read(name, field, value)
+            _check_read(name, fields, value)
 
 
 def _check_type(name: str, field: Field, value: Any) -> None:
@@ -73,17 +73,22 @@ def _check_range(name: str, field: Field, value: Any) -> None:
             shown = (
                 f"{reprlib.repr(value)}: every value" if isinstance(value, tuple) else repr(value)
             )
-            raise UserError(f"config.{name} = {shown} must be {field.range()}")
+            default = str(field.default).replace(" ", "")
+            raise UserError(
+                f"config.{name} = {shown} must be {field.range()}; the default is "
+                f"--config.{name}={default}"
+            )
 
 
-def _check_read(name: str, field: Field, value: Values) -> None:
-    for other, readers in field.read_by.items():
+def _check_read(name: str, fields: dict[str, Field], value: Values) -> None:
+    for other, readers in fields[name].read_by.items():
         if value[other] if readers is ON else value[other] in readers:
             continue
-        use = f"set config.{other}" if readers is ON else f"use {' | '.join(readers)}"
+        on = f"set --config.{other}={fields[other].example}"
+        use = on if readers is ON else f"use {' | '.join(readers)}"
         raise UserError(
             f"config.{name} = {value[name]!r} does nothing with config.{other} = "
-            f"{value[other]!r}: leave it at {field.default!r}, or {use}"
+            f"{value[other]!r}: leave it at {fields[name].default!r}, or {use}"
         )
 
 
