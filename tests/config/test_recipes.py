@@ -126,7 +126,7 @@ def test_variants_reach_the_other_resnets():
 
 def test_an_unknown_variant_is_one_line():
     with pytest.raises(
-        UserError, match=r"variant 'goyal8': use v1 \| .*; did you mean 'goyal8k'\?"
+        UserError, match=r"variant = 'goyal8': use v1 \| .*; did you mean 'goyal8k'\?"
     ):
         load("resnet50.py:goyal8")
 
