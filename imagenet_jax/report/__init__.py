@@ -1,1 +1,1 @@
-"""The HTML report on one or more runs."""
+"""Reports on runs as an HTML page, figures and Markdown."""

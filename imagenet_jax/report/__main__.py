@@ -1,14 +1,15 @@
-"""Report on training runs: one page to look at, pictures for a paper, Markdown for a repository.
+"""Report on training runs: an HTML page, figures for a paper, Markdown for a repository.
 
   python -m imagenet_jax.report runs/resnet50 --out=report.html
   python -m imagenet_jax.report runs/a runs/b runs/c --out=ablation.html
   python -m imagenet_jax.report runs/resnet50 --png=figures/ --markdown=report.md
+  python -m imagenet_jax.report runs/resnet50 --png=overview.png
 
-The page is one file of about 5 MB (plotly.js is inside) that opens from disk without network:
-curves with hover and zoom, the config as the paper's table, provenance, throughput, accuracy of
-each class, confusions, calibration, mistakes, filters, feature maps and Grad-CAM. Of several runs
-the curves lie in one chart, and a table says where configs and results differ. The evaluation split
-is read once for each run; where the data lies elsewhere on this machine:
+The page is one file of about 5 MB (with plotly.js) that opens without network: curves with hover
+and zoom, the config as in the tables of papers, provenance, throughput, accuracy of each class,
+confusions, calibration, mistakes, filters, feature maps and Grad-CAM. Several runs share their
+charts, and a table shows how their configs and results differ. Each run's evaluation split is
+predicted once. If the data is elsewhere on this machine, name its folder:
 
   --config.data.path=/data/imagenet
 """
@@ -23,36 +24,31 @@ def main(argv: Sequence[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
     parser = cli.parser("imagenet_jax.report", __doc__)
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of a training run")
-    parser.add_argument("--out", metavar="FILE", help="the page to write")
+    parser.add_argument("--out", metavar="FILE", help="write the page")
     parser.add_argument(
         "--png", metavar="DIR|FILE",
-        help="write the figures into a folder, or the most important ones as one picture FILE.png",
+        help="write each figure into a folder, or an overview as one picture FILE.png",
     )  # fmt: skip
     parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown")
     parser.add_argument(
         "--checkpoint", default="latest", metavar="latest|best|STEP",
-        help="which one predictions are made with (default: latest)",
+        help="make predictions with this checkpoint (default: latest)",
     )  # fmt: skip
     parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the configs")
     args = parser.parse_args(argv)
-    targets = {"out": args.out, "png": args.png, "markdown": args.markdown}
-    if not any(targets.values()):
+    given = {"out": args.out, "png": args.png, "markdown": args.markdown}
+    outputs = {flag: expand_user(path) for flag, path in given.items() if path}
+    if not outputs:
         raise UserError("nothing to write: give --out=report.html, --png=DIR or --markdown=FILE")
-    paths = {name: expand_user(t) if t else None for name, t in targets.items()}
-    for name in ("out", "markdown"):
-        if (path := paths[name]) and path.is_dir():
-            raise UserError(f"--{name}={path} is a folder; name a file in it")
+    for flag, path in outputs.items():
+        if flag != "png" and path.is_dir():
+            raise UserError(f"--{flag}={path} is a folder; name a file in it")
 
+    print("importing JAX and plotly", flush=True)
     from imagenet_jax.report.make import make_report
 
-    make_report(
-        [expand_user(workdir) for workdir in args.workdirs],
-        checkpoint=args.checkpoint,
-        overrides=overrides,
-        out=paths["out"],
-        png=paths["png"],
-        text=paths["markdown"],
-    )
+    workdirs = [expand_user(workdir) for workdir in args.workdirs]
+    make_report(workdirs, outputs, args.checkpoint, overrides)
     return 0
 
 

@@ -1,29 +1,30 @@
-"""The charts of a report as values: the page and the PNGs draw the same ones."""
+"""The charts of a report as data; the page and the PNG files draw the same charts."""
 
 import bisect
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 
-from imagenet_jax.report.records import Run
+from imagenet_jax.report.read import Run
+from imagenet_jax.training.metrics import WEIGHTS_LABELS, shown_metrics
 
-MOST_POINTS = 4000  # of a curve; more are thinned out, and the page says so
-NAMED_CLASSES = 40  # more have no room for their names on an axis
-SQUARE_CLASSES = 100  # more make no readable confusion matrix
+MAX_POINTS = 4000  # of a curve; longer ones are thinned, and the page says so
+NAMED_CLASSES = 40  # with more classes, an axis has no room for their names
+CONFUSION_CLASSES = 100  # with more classes, a confusion matrix is unreadable
 
 
-class Series(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Series:
     """A line of a chart.
 
     Attributes:
-      run: index of its run.
-      role: "train", "ema", "raw" or "classes": how it is drawn.
-      x, y: of its points; None is a gap.
-      text: what to say of each point when hovering.
-      size: of its marks, pixels; () where they are all alike.
+      run: index of the run.
+      role: "train", "ema", "raw", or the kind of the chart; decides how the line is drawn.
+      x, y: coordinates of the points; None is a gap.
+      text: shown for each point on hovering.
+      size: of the markers in pixels; () if they are all the same.
     """
 
     run: int
@@ -37,213 +38,195 @@ class Series(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """One chart: title, axes with units, lines.
+    """A chart.
 
     Attributes:
-      key: of the page's element, and name of a file.
-      kind: "curve", "reliability", "histogram", "classes" (bars by name), "ranks" or "confusion".
-      value_format: of y, as d3-format and Python have it in common.
-      logarithmic: whether y starts on a logarithmic axis; None where it must not.
-      cells: of a confusion matrix, [true][predicted] counts.
-      names: of classes along an axis.
+      key: part of the id of the page's element.
+      kind: "curve", "reliability", "histogram", "classes" (bars), "ranks" or "confusion".
+      value_format: of y, in the common subset of d3-format and Python.
+      logarithmic: whether the y axis is logarithmic at first; None: it never is.
+      cells: counts [true][predicted] of a confusion matrix.
+      names: of the classes along an axis.
     """
 
     key: str
     kind: str
     title: str
-    x_title: str
     y_title: str
     value_format: str
-    series: tuple[Series, ...]
+    x_title: str = ""
+    series: tuple[Series, ...] = ()
     logarithmic: bool | None = None
     cells: list[list[int]] | None = None
     names: tuple[str, ...] = ()
 
-    def as_json(self) -> dict[str, Any]:
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return fields | {"series": [line._asdict() for line in self.series]}
 
-
-# key, title, axis, format, logarithmic, value while training, value of an evaluation
-_CURVES = (
-    ("loss", "Loss", "cross-entropy (nats)", ".4f", True, "loss", "loss"),
-    ("top1", "Top-1 accuracy", "top-1 (% of images)", ".2%", None, "top1", "top1"),
-    ("learning_rate", "Learning rate", "learning rate", ".3g", False, "learning_rate", None),
-    ("grad_norm", "Gradient norm", "global L2 norm", ".4g", True, "grad_norm", None),
+_OPTIMIZATION = (
+    Chart("learning_rate", "curve", "Learning rate", "learning rate", ".3g", logarithmic=False),
+    Chart("grad_norm", "curve", "Gradient norm", "global L2 norm", ".4g", logarithmic=True),
 )
 _SPEED = (
-    ("images_per_second", "Throughput", "images per second", ",.0f", None,
-     "images_per_second", None),
-    ("input_wait", "Waiting for input", "share of time (%)", ".1%", None, "input_wait", None),
-)  # fmt: skip
+    Chart("images_per_second", "curve", "Throughput", "images per second", ",.0f"),
+    Chart("input_wait", "curve", "Waiting for input", "fraction of time (%)", ".1%"),
+)
 
 
-def curves(runs: Sequence[Run]) -> list[Chart]:
-    """Loss, top-1, learning rate and gradient norm; those that no run has are left out."""
-    return _charts(runs, _CURVES)
-
-
-def speed(runs: Sequence[Run]) -> list[Chart]:
-    """Throughput and the share of time that the step waits for input."""
-    return _charts(runs, _SPEED)
-
-
-def _charts(runs: Sequence[Run], kinds: Sequence[tuple]) -> list[Chart]:
+def make_curves(runs: Sequence[Run]) -> list[Chart]:
+    """Return the charts of each metric, the learning rate and the gradient norm, if logged."""
     charts = []
-    in_epochs = all(run.steps_per_epoch for run in runs)
-    for key, title, axis, value_format, logarithmic, trained, evaluated in kinds:
+    for metric in shown_metrics(max(run.num_classes for run in runs)):
+        unit = "%" if metric.is_share else metric.unit
+        charts.append(
+            Chart(
+                metric.name,
+                "curve",
+                metric.label[0].upper() + metric.label[1:],
+                f"{metric.label} ({unit})" if unit else metric.label,
+                metric.format,
+                logarithmic=None if metric.is_share else not metric.higher_is_better,
+            )
+        )
+    return _fill((*charts, *_OPTIMIZATION), runs)
+
+
+def make_speed(runs: Sequence[Run]) -> list[Chart]:
+    """Return the charts of throughput and of the time that steps wait for input, if logged."""
+    return _fill(_SPEED, runs)
+
+
+def _fill(charts: Sequence[Chart], runs: Sequence[Run]) -> list[Chart]:
+    """Return the charts with a line for each run and kind of weights that logged their field."""
+    x_title = "epoch" if all(run.steps_per_epoch for run in runs) else "step"
+    filled = []
+    for chart in charts:
         series = []
         for i, run in enumerate(runs):
-            lines = [line for line in run.metrics if line["split"] == "train"]
-            name = f"{run.name}: training" if evaluated else run.name
-            series += _line(i, run, "train", name, lines, trained, in_epochs)
-            for weights in ("ema", "raw") if evaluated else ():
-                lines = [line for line in run.evaluations if line["weights"] == weights]
-                split = lines[0]["split"] if lines else ""
-                name = f"{run.name}: {split}, {'average' if weights == 'ema' else 'raw'} weights"
-                series += _line(i, run, weights, name, lines, evaluated, in_epochs)
-        if series:
-            x_title = "epoch" if in_epochs else "step"
-            charts.append(
-                Chart(
-                    key, "curve", title, x_title, axis, value_format, tuple(series), logarithmic
+            groups = {"train": [line for line in run.metrics if line["split"] == "train"]}
+            for line in run.evaluations:
+                groups.setdefault(line["weights"], []).append(line)
+            for role in ("train", *WEIGHTS_LABELS):
+                lines = [line for line in groups.get(role, ()) if chart.key in line]
+                lines = lines[:: math.ceil(len(lines) / MAX_POINTS) or 1]
+                if not lines:
+                    continue
+                name = "training"
+                if role != "train":
+                    name = f"{lines[0]['split']}, {WEIGHTS_LABELS[role]} weights"
+                steps = [line["step"] for line in lines]
+                series.append(
+                    Series(
+                        run=i,
+                        role=role,
+                        name=f"{run.name}: {name}" if len(runs) > 1 else name,
+                        x=_epochs(run, steps) if x_title == "epoch" else steps,
+                        y=[_finite(line[chart.key]) for line in lines],
+                        text=[f"step {step:,}" for step in steps],
+                    )
                 )
-            )  # fmt: skip
-    return charts
+        if series:
+            filled.append(dataclasses.replace(chart, x_title=x_title, series=tuple(series)))
+    return filled
 
 
-def _line(
-    index: int,
-    run: Run,
-    role: str,
-    name: str,
-    lines: list[dict[str, Any]],
-    field: str,
-    in_epochs: bool,
-) -> list[Series]:
-    lines = [line for line in lines if field in line]
-    if not lines:
-        return []
-    lines = lines[:: math.ceil(len(lines) / MOST_POINTS)]
+def _epochs(run: Run, steps: Sequence[int]) -> list[float | None]:
+    """Return the epoch of each step: the logged one, or one computed from the last logged one."""
+    known = {0: 0.0} | {line["step"]: line["epoch"] for line in run.metrics if "epoch" in line}
+    logged = sorted(known)
+    before = [logged[bisect.bisect_right(logged, step) - 1] for step in steps]
+    per_epoch = run.steps_per_epoch or 1
     return [
-        Series(
-            index,
-            role,
-            name,
-            _epochs(run, lines) if in_epochs else [line["step"] for line in lines],
-            [finite(line[field]) for line in lines],
-            [f"step {line['step']:,}" for line in lines],
-        )
+        known[last] + (step - last) / per_epoch for step, last in zip(steps, before, strict=True)
     ]
 
 
-def _epochs(run: Run, lines: list[dict[str, Any]]) -> list[float | None]:
-    """Return where the lines are in epochs: as written, or from the last line before that says."""
-    known = {0: 0.0} | {line["step"]: line["epoch"] for line in run.metrics if "epoch" in line}
-    steps = sorted(known)
-    found: list[float | None] = []
-    for line in lines:
-        last = steps[bisect.bisect_right(steps, line["step"]) - 1]
-        found.append(known[last] + (line["step"] - last) / (run.steps_per_epoch or 1))
-    return found
+def is_thinned(runs: Sequence[Run]) -> bool:
+    """Return whether a curve does not show all its points."""
+    return any(sum(line["split"] == "train" for line in run.metrics) > MAX_POINTS for run in runs)
 
 
-def thinned(runs: Sequence[Run]) -> bool:
-    """Whether a curve does not show all its points."""
-    return any(sum(line["split"] == "train" for line in run.metrics) > MOST_POINTS for run in runs)
-
-
-def reliability(runs: Sequence[Run]) -> Chart | None:
-    """Accuracy over confidence, of all runs that were predicted with."""
-    series = []
+def make_calibration(runs: Sequence[Run]) -> list[Chart]:
+    """Return the reliability diagram and the histogram of confidences; [] without predictions."""
+    accuracy, fraction = [], []
     for i, run in enumerate(runs):
         if not run.predicted:
             continue
         bins = run.predicted.reliability
-        series.append(
-            Series(
-                i,
-                "reliability",
-                run.name,
-                [finite(x) for x in bins.confidence],
-                [finite(y) for y in bins.accuracy],
-                [f"{n:,} image{'' if n == 1 else 's'}" for n in bins.images.tolist()],
-                # The area of a mark says how many images it stands for.
-                tuple((4 + 14 * np.sqrt(bins.images / bins.images.max())).tolist()),
-            )
-        )
-    if not series:
-        return None
-    return Chart(
-        "reliability", "reliability", "Reliability", "confidence (%)", "accuracy (%)", ".1%",
-        tuple(series),
-    )  # fmt: skip
+        text = [f"{n:,} image{'' if n == 1 else 's'}" for n in bins.images.tolist()]
+        # The area of a marker is proportional to its number of images.
+        size = tuple((4 + 14 * np.sqrt(bins.images / bins.images.max())).tolist())
+        x = [_finite(value) for value in bins.confidence]
+        y = [_finite(value) for value in bins.accuracy]
+        accuracy.append(Series(i, "reliability", run.name, x, y, text, size))
+        centers = (np.arange(len(bins.images)) + 0.5) / len(bins.images)
+        height = bins.images / bins.images.sum()
+        fraction.append(Series(i, "histogram", run.name, centers.tolist(), height.tolist(), text))
+    x_title = "confidence (%)"
+    charts = (
+        Chart("reliability", "reliability", "Reliability", "accuracy (%)", ".1%", x_title),
+        Chart("confidence", "histogram", "Confidence", "images (%)", ".1%", x_title),
+    )
+    lines = zip(charts, (accuracy, fraction), strict=True)
+    return [dataclasses.replace(chart, series=tuple(own)) for chart, own in lines if own]
 
 
-def confidences(runs: Sequence[Run]) -> Chart | None:
-    """How many images each bin of the reliability diagram has."""
+def make_class_accuracy(runs: Sequence[Run]) -> list[Chart]:
+    """Return the chart of each class's accuracy (its recall), [] without predictions.
+
+    Bars by name, or a line by rank if there are more than `NAMED_CLASSES` classes.
+    """
     series = []
+    all_names = (run.predicted.by_class.class_names for run in runs if run.predicted)
+    names = max(all_names, key=len, default=())
+    ranked = len(names) > NAMED_CLASSES
     for i, run in enumerate(runs):
-        if run.predicted:
-            images = run.predicted.reliability.images
-            centres = (np.arange(len(images)) + 0.5) / len(images)
-            shares = images / images.sum()
-            text = [f"{n:,} image{'' if n == 1 else 's'}" for n in images.tolist()]
-            series.append(Series(i, "bars", run.name, centres.tolist(), shares.tolist(), text))
-    if not series:
-        return None
-    return Chart(
-        "confidence", "histogram", "Confidence", "confidence (%)", "images (%)", ".1%",
-        tuple(series),
-    )  # fmt: skip
+        if not run.predicted:
+            continue
+        found = run.predicted.by_class
+        present = np.flatnonzero(found.support)
+        if ranked:
+            present = present[np.argsort(found.recall[present], kind="stable")]
+        x = np.arange(1.0, len(present) + 1) if ranked else present.astype(float)
+        text = [found.class_names[label] for label in present.tolist()]
+        y = found.recall[present].tolist()
+        series.append(Series(i, "classes", run.name, x.tolist(), y, text))
+    chart = Chart(
+        key="classes",
+        kind="ranks" if ranked else "classes",
+        title="Accuracy of each class" + ", lowest first" * ranked,
+        y_title="accuracy (%)",
+        value_format=".1%",
+        x_title="rank of the class" if ranked else "class",
+        series=tuple(series),
+        names=() if ranked else names,
+    )
+    return [chart] if series else []
 
 
-def class_accuracy(runs: Sequence[Run]) -> Chart | None:
-    """Recall of each class, which is its accuracy: bars by name, or a line by rank where there are
-    many classes."""
-    with_classes = [(i, run.predicted) for i, run in enumerate(runs) if run.predicted]
-    if not with_classes:
-        return None
-    most = max(len(predicted.by_class.class_names) for _, predicted in with_classes)
-    series = []
-    for i, predicted in with_classes:
-        found = predicted.by_class
-        there = np.flatnonzero(found.support)
-        if most > NAMED_CLASSES:
-            there = there[np.argsort(found.recall[there], kind="stable")]
-        text = [found.class_names[label] for label in there.tolist()]
-        x = np.arange(1.0, len(there) + 1) if most > NAMED_CLASSES else there.astype(float)
-        values = found.recall[there].tolist()
-        series.append(Series(i, "classes", runs[i].name, x.tolist(), values, text))
-    if most > NAMED_CLASSES:
-        return Chart(
-            "classes", "ranks", "Accuracy of each class, lowest first", "rank of the class",
-            "accuracy (%)", ".1%", tuple(series),
-        )  # fmt: skip
-    names = max((p.by_class.class_names for _, p in with_classes), key=len)
-    return Chart(
-        "classes", "classes", "Accuracy of each class", "class", "accuracy (%)", ".1%",
-        tuple(series), names=names,
-    )  # fmt: skip
-
-
-def confusion(index: int, run: Run) -> Chart | None:
-    """The confusion matrix, where it is small enough to be read."""
-    if not run.predicted or len(run.predicted.by_class.class_names) > SQUARE_CLASSES:
-        return None
+def make_confusion(index: int, run: Run) -> list[Chart]:
+    """Return the confusion matrix, [] without predictions or with too many classes."""
+    if not run.predicted or len(run.predicted.by_class.class_names) > CONFUSION_CLASSES:
+        return []
     found = run.predicted.by_class
-    return Chart(
-        f"confusion-{index}", "confusion", f"Confusion matrix, {run.name}", "predicted class",
-        "true class", ",d", (), cells=found.confusion.tolist(), names=found.class_names,
-    )  # fmt: skip
+    return [
+        Chart(
+            key=f"confusion-{index}",
+            kind="confusion",
+            title=f"Confusion matrix, {run.name}",
+            y_title="true class",
+            value_format=",d",
+            x_title="predicted class",
+            cells=found.confusion.tolist(),
+            names=found.class_names,
+        )
+    ]
 
 
-def hidden_roles(runs: Sequence[Run]) -> list[str]:
-    """Lines that several runs would crowd the charts with, until they are asked for."""
+def find_hidden_roles(runs: Sequence[Run]) -> list[str]:
+    """Return the roles of lines to hide at first: raw weights, if several runs have EMA weights."""
     kinds = {line["weights"] for run in runs for line in run.evaluations}
     return ["raw"] if len(runs) > 1 and kinds == {"ema", "raw"} else []
 
 
-def finite(value: float) -> float | None:
-    """`value` as JSON can hold it."""
+def _finite(value: float) -> float | None:
+    """Return `value`, or None if JSON cannot represent it."""
     return float(value) if math.isfinite(value) else None

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, PercentFormatter
 
 from imagenet_jax.report import charts
 from imagenet_jax.report.charts import Chart, Series
-from imagenet_jax.report.records import Explained, Run, Sample
+from imagenet_jax.report.predictions import Explained, Sample
+from imagenet_jax.report.read import Run
 
-# As --run-0 to --run-7 of style.css on white.
-_HUES = (
+# --run-0 to --run-7 of style.css on white.
+_COLORS = (
     "#0067a8", "#c44f00", "#00805c", "#a8417f", "#8a6d00", "#1f83b8", "#5b4bb3", "#555555",
 )  # fmt: skip
 _DPI = 150
@@ -23,54 +24,89 @@ _COLUMNS = 6  # of pictures
 Draw = Callable[[Path], None]
 
 
-def names_of(runs: Sequence[Run], target: Path) -> dict[Path, Draw]:
-    """What to draw where: one overview where `target` ends in .png, else a file each in it."""
+def plan_figures(runs: Sequence[Run], target: Path) -> dict[Path, Draw]:
+    """Return the PNG files to write, with the functions that draw them.
+
+    One overview if `target` ends in .png, else a file in the folder `target` for each figure.
+    """
     if target.suffix.lower() == ".png":
-        overview = [*charts.curves(runs), *charts.speed(runs)]
-        overview += [c for c in (charts.reliability(runs), charts.class_accuracy(runs)) if c]
-        return {target: partial(_draw_charts, overview, runs)} if overview else {}
+        return {target: partial(_draw_overview, runs)} if charts.make_curves(runs) else {}
     drawings: dict[Path, Draw] = {}
-    for name, drawn in (
-        ("curves", charts.curves(runs)),
-        ("throughput", charts.speed(runs)),
-        ("calibration", [charts.reliability(runs)]),
-        ("classes", [charts.class_accuracy(runs)]),
-    ):
-        present = [chart for chart in drawn if chart]
-        if present:
-            drawings[target / f"{name}.png"] = partial(_draw_charts, present, runs)
+
+    def add(name: str, draw: Callable[..., None], content: Sequence | Explained) -> None:
+        if content:
+            drawings[target / f"{name}.png"] = partial(draw, content)
+
+    draw_charts = partial(_draw_charts, runs)
+    add("curves", draw_charts, charts.make_curves(runs))
+    add("throughput", draw_charts, charts.make_speed(runs))
+    add("calibration", draw_charts, charts.make_calibration(runs)[:1])
+    add("classes", draw_charts, charts.make_class_accuracy(runs))
     for i, run in enumerate(runs):
-        mark = f"_{run.name.replace('/', '_')}" if len(runs) > 1 else ""
-        square = charts.confusion(i, run)
-        if square:
-            drawings[target / f"confusion{mark}.png"] = partial(_draw_charts, [square], runs)
-        if run.predicted and run.predicted.mistakes:
-            drawings[target / f"mistakes{mark}.png"] = partial(
-                _draw_samples, run.predicted.mistakes
-            )
+        suffix = f"_{run.name.replace('/', '_')}" if len(runs) > 1 else ""
+        add(f"confusion{suffix}", draw_charts, charts.make_confusion(i, run))
+        if run.predicted:
+            add(f"mistakes{suffix}", _draw_samples, run.predicted.mistakes)
         if run.explained:
-            drawings[target / f"filters{mark}.png"] = partial(_draw_filters, run.explained)
-            drawings[target / f"features{mark}.png"] = partial(_draw_features, run.explained)
-            drawings[target / f"gradcam{mark}.png"] = partial(_draw_cams, run.explained)
+            add(f"filters{suffix}", _draw_filters, run.explained)
+            add(f"features{suffix}", _draw_features, run.explained)
+            add(f"gradcam{suffix}", _draw_cams, run.explained)
     return drawings
 
 
-def _draw_charts(drawn: Sequence[Chart], runs: Sequence[Run], path: Path) -> None:
+def _draw_overview(runs: Sequence[Run], path: Path) -> None:
+    """Draw the most important charts and, of a single run, some predictions."""
+    drawn = [
+        *charts.make_curves(runs),
+        *charts.make_speed(runs),
+        *charts.make_calibration(runs)[:1],
+        *charts.make_class_accuracy(runs),
+    ]
+    samples = [s for run in runs if run.explained and len(runs) == 1 for s, _ in run.explained.cams]
+    rows = -(-len(drawn) // 3)
+    heights = (3.2 * rows, 1.6 * -(-len(samples) // (2 * _COLUMNS)))
+    figure = Figure(figsize=(14, sum(heights)), layout="constrained")
+    if not samples:
+        _draw_grid_of_charts(figure, drawn, runs, columns=3)
+    else:
+        top, bottom = figure.subfigures(2, 1, height_ratios=heights)
+        _draw_grid_of_charts(top, drawn, runs, columns=3)
+        _draw_pictures(bottom, [(s.pixels, _verdict(s)) for s in samples], 2 * _COLUMNS)
+    figure.savefig(path, dpi=_DPI * 2 // 3)
+
+
+def _draw_charts(runs: Sequence[Run], drawn: Sequence[Chart], path: Path) -> None:
     columns = 2 if len(drawn) > 1 else 1
-    rows = -(-len(drawn) // columns)
-    tall = 5.0 if drawn[0].kind in ("reliability", "confusion") else 3.4
-    figure = Figure(figsize=(5.5 * columns, tall * rows), layout="constrained")
-    for axes, chart in zip(figure.subplots(rows, columns, squeeze=False).flat, drawn, strict=False):
-        _draw(axes, chart, len(runs) == 1, charts.hidden_roles(runs))
-    for axes in figure.axes[len(drawn) : rows * columns]:
-        axes.remove()
+    height = 5.0 if drawn[0].kind in ("reliability", "confusion") else 3.4
+    size = (5.5 * columns, height * -(-len(drawn) // columns))
+    figure = Figure(figsize=size, layout="constrained")
+    _draw_grid_of_charts(figure, drawn, runs, columns)
     figure.savefig(path, dpi=_DPI)
+
+
+def _draw_grid_of_charts(
+    figure: FigureBase, drawn: Sequence[Chart], runs: Sequence[Run], columns: int
+) -> None:
+    """Draw charts in rows, and one legend for all of them below."""
+    grid = figure.subplots(-(-len(drawn) // columns), columns, squeeze=False).ravel()
+    entries = {}
+    for axes, chart in zip(grid, drawn, strict=False):
+        _draw(axes, chart, len(runs) == 1, charts.find_hidden_roles(runs))
+        lines, names = axes.get_legend_handles_labels()
+        if len(names) > 1:
+            entries |= dict(zip(names, lines, strict=True))
+    for axes in grid[len(drawn) :]:
+        axes.remove()
+    if entries:
+        figure.legend(
+            entries.values(), entries, loc="outside lower center", ncols=columns, fontsize=8,
+            frameon=False,
+        )  # fmt: skip
 
 
 def _draw(axes: Axes, chart: Chart, single: bool, hidden: Sequence[str]) -> None:
     axes.set(title=chart.title, xlabel=chart.x_title, ylabel=chart.y_title)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
     if chart.kind == "confusion":
         _draw_confusion(axes, chart)
         return
@@ -80,11 +116,10 @@ def _draw(axes: Axes, chart: Chart, single: bool, hidden: Sequence[str]) -> None
     if chart.kind == "reliability":
         axes.plot([0, 1], [0, 1], "--", color="gray", linewidth=1)
         axes.set_aspect("equal")
-    if chart.kind == "reliability" or chart.kind == "histogram":
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
-    shown = [line for line in chart.series if line.role not in hidden]
-    for line in shown:
-        _draw_line(axes, chart, line, single)
+    for line in chart.series:
+        if line.role not in hidden:
+            _draw_line(axes, chart, line, single)
     if chart.kind == "classes":
         axes.set_xticks(range(len(chart.names)), chart.names, rotation=90, fontsize=7)
         axes.set_ylim(0, 1)
@@ -95,31 +130,28 @@ def _draw(axes: Axes, chart: Chart, single: bool, hidden: Sequence[str]) -> None
         axes.yaxis.set_minor_formatter(NullFormatter())
     if chart.key in ("images_per_second", "input_wait"):
         axes.set_ylim(bottom=0)
-    if len(shown) > 1:
-        axes.legend(fontsize=7, framealpha=0.8)
 
 
 def _draw_line(axes: Axes, chart: Chart, line: Series, single: bool) -> None:
-    x = np.array(line.x, float)
-    y = np.array(line.y, float)
+    x, y = np.array(line.x, float), np.array(line.y, float)
     evaluated = line.role in ("ema", "raw")
-    hue = _HUES[1 if single and evaluated else line.run % len(_HUES)]
+    color = _COLORS[1 if single and evaluated else line.run % len(_COLORS)]
     if chart.kind == "classes":
         runs = len(chart.series)
         width = 0.8 / runs
-        place = x + width * (chart.series.index(line) - (runs - 1) / 2)
-        axes.bar(place, y, width, color=hue, label=line.name)
+        offset = width * (chart.series.index(line) - (runs - 1) / 2)
+        axes.bar(x + offset, y, width, color=color, label=line.name)
         return
     style = {"ema": "o-", "raw": "x:", "reliability": "o-"}.get(line.role, "-")
     mixed = any(other.role != "train" for other in chart.series)
     alpha = 0.55 if mixed and not single and line.role == "train" else 1
-    axes.plot(x, y, style, color=hue, alpha=alpha, markersize=4, linewidth=1.4, label=line.name)
+    axes.plot(x, y, style, color=color, alpha=alpha, markersize=4, linewidth=1.4, label=line.name)
 
 
 def _draw_confusion(axes: Axes, chart: Chart) -> None:
     cells = np.array(chart.cells)
-    shares = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)
-    picture = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    fractions = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)
+    picture = axes.imshow(fractions, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
     if len(chart.names) <= charts.NAMED_CLASSES:
         axes.set_xticks(range(len(chart.names)), chart.names, rotation=90, fontsize=7)
         axes.set_yticks(range(len(chart.names)), chart.names, fontsize=7)
@@ -127,49 +159,56 @@ def _draw_confusion(axes: Axes, chart: Chart) -> None:
         for true, predicted in zip(*np.nonzero(cells), strict=True):
             axes.text(
                 predicted, true, f"{cells[true, predicted]:,}", ha="center", va="center",
-                fontsize=7, color="white" if shares[true, predicted] > 0.5 else "black",
+                fontsize=7, color="white" if fractions[true, predicted] > 0.5 else "black",
             )  # fmt: skip
-    figure = axes.figure
-    figure.colorbar(picture, ax=axes, label="share of the true class", shrink=0.8)
+    axes.figure.colorbar(picture, ax=axes, label="fraction of the true class", shrink=0.8)
 
 
 def _draw_samples(samples: Sequence[Sample], path: Path) -> None:
-    _draw_grid([(s.pixels, _verdict(s)) for s in samples], path)
+    _save_pictures([(s.pixels, _verdict(s)) for s in samples], path)
 
 
 def _draw_filters(explained: Explained, path: Path) -> None:
-    _draw_grid([(kernel, "") for kernel in explained.filters], path, columns=12)
+    _save_pictures([(kernel, "") for kernel in explained.filters], path, columns=12)
 
 
 def _draw_features(explained: Explained, path: Path) -> None:
-    pictures = []
-    for layer in explained.feature_maps:
-        for i, one in enumerate(layer.maps[:_COLUMNS]):
-            pictures.append((np.repeat(one[..., None], 3, axis=2), "" if i else layer.layer))
-    _draw_grid(pictures, path)
+    _save_pictures(
+        [
+            (np.repeat(one[..., None], 3, axis=2), "" if i else layer.layer)
+            for layer in explained.feature_maps
+            for i, one in enumerate(layer.maps[:_COLUMNS])
+        ],
+        path,
+    )
 
 
 def _draw_cams(explained: Explained, path: Path) -> None:
     pictures = []
     for sample, cam in explained.cams:
         pictures += [(sample.pixels, _verdict(sample)), (cam, "Grad-CAM")]
-    _draw_grid(pictures, path)
+    _save_pictures(pictures, path)
 
 
-def _draw_grid(
+def _save_pictures(
     pictures: Sequence[tuple[np.ndarray, str]], path: Path, columns: int = _COLUMNS
 ) -> None:
-    rows = -(-len(pictures) // columns)
-    titled = any(title for _, title in pictures)
-    side = 9.0 / columns
-    figure = Figure(figsize=(9, rows * (side + 0.35 * titled)), layout="constrained")
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in grid:
-        axes.axis("off")
+    side = 9.0 / columns + 0.35 * any(title for _, title in pictures)
+    figure = Figure(figsize=(9, side * -(-len(pictures) // columns)), layout="constrained")
+    _draw_pictures(figure, pictures, columns)
+    figure.savefig(path, dpi=_DPI)
+
+
+def _draw_pictures(
+    figure: FigureBase, pictures: Sequence[tuple[np.ndarray, str]], columns: int
+) -> None:
+    """Draw (u8[H, W] or u8[H, W, 3], title) in rows."""
+    grid = figure.subplots(-(-len(pictures) // columns), columns, squeeze=False).flat
     for axes, (pixels, title) in zip(grid, pictures, strict=False):
         axes.imshow(pixels, interpolation="nearest")
-        axes.set_title(title, fontsize=7)
-    figure.savefig(path, dpi=_DPI)
+        axes.set_title(title, fontsize=7, parse_math=False)
+    for axes in figure.axes:
+        axes.axis("off")
 
 
 def _verdict(sample: Sample) -> str:

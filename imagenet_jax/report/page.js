@@ -1,5 +1,5 @@
 "use strict";
-// Draws the charts from the values that the page holds, in the colours of its style sheet.
+// Draws the charts from the data in the page, in the colors of its style sheet.
 
 const report = JSON.parse(document.getElementById("report-data").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
@@ -7,20 +7,20 @@ const hidden = {runs: new Set(), roles: new Set(report.hidden_roles)};
 const logarithmic = {};
 for (const chart of report.charts) logarithmic[chart.key] = chart.logarithmic === true;
 
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
-const runColour = (run) => colour("run-" + (run % 8));
+const color = (name) => getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+const runColor = (run) => color("run-" + (run % 8));
 const element = (chart) => document.getElementById("chart-" + chart.key);
-// Plotly reads a few tags in its labels; names are text.
+// Plotly interprets some tags in labels; names are plain text.
 const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
 
-// No room for a box that tells the values of all lines.
+// Too narrow for a hover box with the values of all lines.
 const narrow = (chart) => element(chart).offsetWidth < 480;
 
 function lineOf(line, mixed) {
-  // One run: colours tell training from evaluation. Several: they tell the runs apart.
+  // Colors distinguish training and evaluation of a single run, or several runs.
   const single = report.runs.length === 1;
   const base = {x: line.x, y: line.y, text: line.text.map(plain), name: plain(line.name), type: "scatter"};
-  const hue = runColour(single && line.role !== "train" ? 1 : line.run);
+  const hue = runColor(single && line.role !== "train" ? 1 : line.run);
   if (line.role === "train") {
     return {...base, mode: line.x.length > 1 ? "lines" : "markers", opacity: mixed && !single ? 0.55 : 1,
       line: {color: hue, width: mixed && !single ? 1.5 : 2}, marker: {color: hue}};
@@ -41,14 +41,14 @@ function tracesOf(chart) {
   const named = (s, more) => ({x: s.x, y: s.y, text: s.text.map(plain), name: plain(s.name), ...more});
   if (chart.kind === "reliability") {
     const diagonal = {x: [0, 1], y: [0, 1], mode: "lines", hoverinfo: "skip", showlegend: false,
-      line: {color: colour("muted"), width: 1, dash: "dash"}};
+      line: {color: color("muted"), width: 1, dash: "dash"}};
     return [diagonal, ...shown.map((s) => named(s, {mode: "lines+markers", cliponaxis: false,
-      line: {color: runColour(s.run), width: 1.5},
-      marker: {color: runColour(s.run), opacity: 1, line: {width: 0}, size: s.size},
-      hovertemplate: "%{y:.1%} right where the confidence is %{x:.1%} (%{text})"}))];
+      line: {color: runColor(s.run), width: 1.5},
+      marker: {color: runColor(s.run), opacity: 1, line: {width: 0}, size: s.size},
+      hovertemplate: "%{y:.1%} accuracy at %{x:.1%} confidence (%{text})"}))];
   }
   if (chart.kind === "ranks") {
-    return shown.map((s) => named(s, {mode: "lines", line: {color: runColour(s.run), width: 2},
+    return shown.map((s) => named(s, {mode: "lines", line: {color: runColor(s.run), width: 2},
       hovertemplate: "%{text}: %{y:.1%}"}));
   }
   if (chart.kind === "confusion") {
@@ -58,27 +58,27 @@ function tracesOf(chart) {
       text: chart.cells.map((row) => row.map((n) => n ? n.toLocaleString("en") : "")),
       customdata: chart.cells.map((row, i) => row.map((n, j) => [n, names[i], names[j]])),
       texttemplate: chart.names.length <= 20 ? "%{text}" : "", zmin: 0, zmax: 1,
-      colorscale: [[0, colour("panel")], [1, colour("strong")]], xgap: 1, ygap: 1,
+      colorscale: [[0, color("panel")], [1, color("strong")]], xgap: 1, ygap: 1,
       colorbar: {tickformat: ".0%", thickness: 10, outlinewidth: 0, len: 0.8,
-        title: {text: "share of true class", side: "right"}},
+        title: {text: "fraction of true class", side: "right"}},
       hovertemplate: "%{customdata[1]} taken for %{customdata[2]}: %{customdata[0]:,} (%{z:.1%})<extra></extra>"}];
   }
-  return shown.map((s) => named(s, {type: "bar", textposition: "none", marker: {color: runColour(s.run)},
+  return shown.map((s) => named(s, {type: "bar", textposition: "none", marker: {color: runColor(s.run)},
     hovertemplate: "%{text}: %{y:.1%}"}));
 }
 
 function layoutOf(chart) {
-  const axis = {gridcolor: colour("line"), linecolor: colour("muted"), zeroline: false, automargin: true,
-    ticks: "outside", tickcolor: colour("line"), title: {standoff: 10}};
-  const share = chart.value_format.endsWith("%");
+  const axis = {gridcolor: color("line"), linecolor: color("muted"), zeroline: false, automargin: true,
+    ticks: "outside", tickcolor: color("line"), title: {standoff: 10}};
+  const percent = chart.value_format.endsWith("%");
   const layout = {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
-    font: {family: "inherit", size: 12, color: colour("ink")},
+    font: {family: "inherit", size: 12, color: color("ink")},
     margin: {l: 56, r: 12, t: 10, b: 44}, hovermode: "x unified", bargap: 0.15,
-    hoverlabel: {bgcolor: colour("panel"), bordercolor: colour("line"), font: {color: colour("ink")}},
-    modebar: {bgcolor: "rgba(0,0,0,0)", color: colour("muted"), activecolor: colour("link")},
+    hoverlabel: {bgcolor: color("panel"), bordercolor: color("line"), font: {color: color("ink")}},
+    modebar: {bgcolor: "rgba(0,0,0,0)", color: color("muted"), activecolor: color("link")},
     xaxis: {...axis, title: {text: chart.x_title, standoff: 10}},
-    yaxis: {...axis, title: {text: chart.y_title, standoff: 10}, tickformat: share ? ".3~p" : ""},
+    yaxis: {...axis, title: {text: chart.y_title, standoff: 10}, tickformat: percent ? ".3~p" : ""},
   };
   if (chart.kind === "curve") {
     layout.yaxis.type = logarithmic[chart.key] ? "log" : "linear";
@@ -120,13 +120,13 @@ const options = {responsive: true, displaylogo: false,
 
 function draw(chart) {
   const box = element(chart);
-  if (!box || !box.offsetWidth) return;  // in a closed <details>: drawn once it opens
+  if (!box || !box.offsetWidth) return;  // in a closed <details>; drawn when it opens
   const first = !box.data;
   Plotly.react(box, tracesOf(chart), layoutOf(chart), options);
   if (first && chart.kind === "curve") box.on("plotly_relayout", (change) => follow(chart, change));
 }
 
-// A zoom of one curve along its steps is a zoom of all.
+// Zooming the x axis of one curve zooms all curves.
 let following = false;
 function follow(chart, change) {
   const range = change["xaxis.range"] || (change["xaxis.range[0]"] !== undefined &&
@@ -163,7 +163,7 @@ document.querySelectorAll(".legend input").forEach((box) => {
   });
 });
 
-// Tables: sorted by a click on the head of a column, and reduced to rows that hold some text.
+// Tables are sorted by a click on a column's header, and filtered by text.
 document.querySelectorAll("table.sortable").forEach((table) => {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
@@ -188,7 +188,7 @@ document.querySelectorAll("input[data-filter]").forEach((box) => {
   });
 });
 
-// The entry of the section that is being read.
+// Highlights the navigation entry of the visible section.
 const links = new Map([...document.querySelectorAll("nav a")].map((a) => [a.hash.slice(1), a]));
 const reading = new IntersectionObserver((entries) => entries.forEach((entry) => {
   const link = links.get(entry.target.id);

@@ -1,5 +1,6 @@
-"""The report as one HTML page that needs no network."""
+"""The report as one HTML page that loads nothing from the network."""
 
+import dataclasses
 from collections.abc import Sequence
 from importlib import resources
 
@@ -8,24 +9,24 @@ from plotly.offline import get_plotlyjs
 from imagenet_jax import strict_json
 from imagenet_jax.markup import escape
 from imagenet_jax.report import charts
-from imagenet_jax.report.records import Run
-from imagenet_jax.report.sections import Section, sections_of
+from imagenet_jax.report.read import Run
+from imagenet_jax.report.sections import Section, make_sections
 
-# The page may load nothing: a name in it that looks like markup could not either.
+# The page may load nothing, so neither can text in it that looks like markup.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data: blob:; connect-src 'none'"
 )
 
 
-def page_of(runs: Sequence[Run]) -> str:
-    """The whole page, about 5 MB: plotly.js is inside."""
-    sections = sections_of(runs)
+def make_page(runs: Sequence[Run]) -> str:
+    """Return the page, about 5 MB with plotly.js."""
+    sections = make_sections(runs)
     title = " / ".join(run.name for run in runs)
     data = {
         "runs": [run.name for run in runs],
-        "hidden_roles": charts.hidden_roles(runs),
-        "charts": [chart.as_json() for section in sections for chart in section.charts],
+        "hidden_roles": charts.find_hidden_roles(runs),
+        "charts": [dataclasses.asdict(chart) for section in sections for chart in section.charts],
     }
     return "\n".join(
         (
@@ -42,8 +43,8 @@ def page_of(runs: Sequence[Run]) -> str:
                 f'<section id="{s.key}"><h2>{escape(s.title)}</h2>{s.body}</section>'
                 for s in sections
             ),
-            "</main><footer>Made by imagenet_jax.report. The charts are drawn by plotly.js (MIT "
-            "license), which this file holds.</footer>",
+            "</main><footer>Made by imagenet_jax.report. This file includes plotly.js (MIT "
+            "license), which draws the charts.</footer>",
             f'<script type="application/json" id="report-data">{_embedded(data)}</script>',
             f"<script>{get_plotlyjs()}</script>",
             f"<script>{_file('page.js')}</script>",
@@ -66,7 +67,7 @@ def _links(sections: Sequence[Section]) -> str:
 
 
 def _embedded(value: object) -> str:
-    """JSON that cannot end the element that it stands in."""
+    """Return JSON that cannot end the <script> element around it."""
     text = strict_json.dumps(value, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

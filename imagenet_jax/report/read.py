@@ -1,107 +1,147 @@
-"""Read a workdir for the report, as far as it has come."""
+"""Runs of a report, read from their workdirs whether finished or not."""
 
+import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from imagenet_jax import strict_json
 from imagenet_jax.config import flatten
 from imagenet_jax.data.sampler import in_steps
 from imagenet_jax.data.sources import open_source
 from imagenet_jax.debug.recipe_rows import recipe_of
 from imagenet_jax.errors import UserError, one_line
-from imagenet_jax.files import read_json_lines
-from imagenet_jax.report.images import look
-from imagenet_jax.report.records import Run
-from imagenet_jax.runtime.eval_variants import is_variant, require_run_settings, run_settings
+from imagenet_jax.files import read_json, read_json_lines
+from imagenet_jax.report.predictions import Explained, Predicted, predict_and_explain
 from imagenet_jax.runtime.lock import is_training
+from imagenet_jax.runtime.measured import is_own, own_measured, require_own_settings
 from imagenet_jax.runtime.workdir import has_checkpoint, read_config
 from imagenet_jax.training.checkpoint import open_to_read
 from imagenet_jax.training.experiment import Experiment, make_experiment
 from imagenet_jax.training.load_weights import of_workdir
+from imagenet_jax.training.metrics import METRICS
 
-_EVALUATION = ("step", "split", "weights", "count", "top1", "top5", "loss")
+_EVALUATION = ("step", "split", "weights", "count")  # fields beside the metrics
+_REQUIRED = (*_EVALUATION, "top1", "loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A workdir, read.
+
+    Attributes:
+      name: unique in the report.
+      workdir: as the user gave it.
+      status: for example "finished, 8 steps".
+      config: {"optim.base_lr": 0.1, ...}.
+      recipe: (name, value), as in the tables of papers.
+      provenance: content of provenance.json.
+      metrics: lines of metrics.jsonl, in order.
+      evaluations: {"step", "split", "weights", "count" and metrics}, by step.
+      steps_per_epoch: None if unknown.
+      predicted, explained: None for the reason `missing`, one line.
+    """
+
+    name: str
+    workdir: str
+    status: str
+    config: dict[str, Any]
+    recipe: list[tuple[str, str]]
+    provenance: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    steps_per_epoch: float | None
+    predicted: Predicted | None
+    explained: Explained | None
+    missing: str
+
+    @property
+    def best_metric(self) -> str:
+        return self.config["checkpoint.best_metric"]
+
+    @property
+    def num_classes(self) -> int:
+        return self.config["model.num_classes"]
 
 
 def read_run(
-    workdir: Path, name: str, checkpoint: str, overrides: Iterable[tuple[str, str]]
+    workdir: Path, name: str, checkpoint: str, overrides: Sequence[tuple[str, str]]
 ) -> Run:
-    """The run as the report shows it; the data is read once, where it is there.
+    """Read a workdir, and predict the evaluation split if there are data and a checkpoint.
 
     Args:
       name: of the run in the report.
-      checkpoint: "latest", "best" or a step: what is predicted with.
-      overrides: (field, text), to say where the data is here, say.
-
-    Raises UserError where `workdir` is not one, or its files are damaged.
+      checkpoint: "latest", "best" or a step; predictions are made with it.
+      overrides: (field, text), such as where the data is on this machine.
+    Raises UserError if `workdir` is not the workdir of a run, or its files are damaged.
     """
-    overrides = list(overrides)
-    require_run_settings(workdir, overrides, "report")
-    config = read_config(workdir)
+    require_own_settings(workdir, overrides, "report")
+    config, here = read_config(workdir), read_config(workdir, overrides)
     metrics = _read_metrics(workdir / "metrics.jsonl")
-    evaluations = _evaluations(workdir, metrics)
-    here = read_config(workdir, overrides)
-    images, per_epoch, total = _lengths(here, metrics)
+    evaluations = _read_evaluations(workdir, metrics)
+    lengths = _find_lengths(here, metrics)
     predicted, explained, missing = None, None, ""
     try:
         if not has_checkpoint(workdir):
-            raise UserError(f"no checkpoint in {workdir} yet: train on, then make the report again")
+            raise UserError(f"no checkpoint in {workdir} yet; continue training, then report again")
         step = open_to_read(workdir, here).find(checkpoint)
         weights = of_workdir(workdir, str(step), overrides)
-        predicted, explained = look(weights, step, run_settings(workdir)["data"])
+        fingerprint = own_measured(workdir)["data"]
+        predicted, explained = predict_and_explain(weights, step, fingerprint)
     except UserError as e:
-        missing = _with_way_out(one_line(e, length=None))
+        missing = _add_way_out(one_line(e, length=None))
         if checkpoint not in ("latest", "best") and "--checkpoint=" in missing:
             raise
     return Run(
         name=name,
         workdir=str(workdir),
-        status=_status(workdir, metrics, total),
+        status=_describe_status(workdir, metrics, lengths.steps),
         config=flatten(config),
-        recipe=recipe_of(config, images, total),
+        recipe=recipe_of(config, lengths.images, lengths.steps),
         provenance=_read_object(workdir / "provenance.json"),
         metrics=metrics,
         evaluations=evaluations,
-        best_metric=config.checkpoint.best_metric,
-        steps_per_epoch=per_epoch,
+        steps_per_epoch=lengths.steps_per_epoch,
         predicted=predicted,
         explained=explained,
         missing=missing,
     )
 
 
-def _lengths(
-    config: ConfigDict, metrics: list[dict[str, Any]]
-) -> tuple[int | None, float | None, int | None]:
-    """(training images, steps per epoch, steps of the run), without the data as far as the metrics
-    tell them."""
+class _Lengths(NamedTuple):
+    """Number of training images, steps per epoch and steps of the run; None if unknown."""
+
+    images: int | None
+    steps_per_epoch: float | None
+    steps: int | None
+
+
+def _find_lengths(config: ConfigDict, metrics: list[dict[str, Any]]) -> _Lengths:
+    """Return the lengths of a run, from its metrics if the data is missing."""
+    trained = [line for line in metrics if line.get("epoch")]
     try:
         run = make_experiment(config)
-        per_epoch, total = float(run.steps_per_epoch), run.total_steps
-        trained = [line for line in metrics if "epoch" in line]
-        if trained:
-            total = total_steps(trained[-1], config.epochs, run)
-        return len(run.source), per_epoch, total
     except UserError:
         pass
+    else:
+        steps = find_last_step(trained[-1], config.epochs, run) if trained else run.total_steps
+        return _Lengths(len(run.source), float(run.steps_per_epoch), steps)
     try:
         images = len(open_source(config.data, config.data.train_split))
     except UserError:
         images = None
-    for line in reversed(metrics):
-        if line.get("epoch"):
-            per_epoch = line["step"] / line["epoch"]
-            return images, per_epoch, math.ceil(in_steps(config.epochs, per_epoch))
-    return images, None, None
+    if not trained:
+        return _Lengths(images, None, None)
+    per_epoch = trained[-1]["step"] / trained[-1]["epoch"]
+    return _Lengths(images, per_epoch, math.ceil(in_steps(config.epochs, per_epoch)))
 
 
-def total_steps(line: dict[str, Any], epochs: float, run: Experiment) -> int:
-    """Return the last step of a run of `epochs` that the `line` of metrics.jsonl is from.
+def find_last_step(line: dict[str, Any], epochs: float, run: Experiment) -> int:
+    """Return the last step of a run of `epochs` epochs that wrote `line` to metrics.jsonl.
 
-    Another batch size before that line puts the line's step at another epoch than `run` does.
+    If the batch size changed before that line, its step is in another epoch than in `run`.
     """
     if math.isclose(line["epoch"], run.epoch_at(line["step"]), rel_tol=1e-9):
         return run.total_steps
@@ -109,19 +149,18 @@ def total_steps(line: dict[str, Any], epochs: float, run: Experiment) -> int:
     return line["step"] + max(0, math.ceil(round(left, 6)))
 
 
-def _status(workdir: Path, metrics: list[dict[str, Any]], total: int | None) -> str:
+def _describe_status(workdir: Path, metrics: list[dict[str, Any]], steps: int | None) -> str:
     step = max((line["step"] for line in metrics), default=0)
-    of = f"step {step:,}" + (f" of {total:,}" if total else "")
+    position = f"step {step:,}" + (f" of {steps:,}" if steps else "")
     if is_training(workdir):
-        return f"training now, {of}"
-    if total and step >= total:
-        return f"finished, {total:,} steps"
-    return f"stopped at {of}" if step else "nothing logged yet"
+        return f"training now, {position}"
+    if steps and step >= steps:
+        return f"finished, {steps:,} steps"
+    return f"stopped at {position}" if step else "nothing logged yet"
 
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; [] where there is none yet. A last line that is being written is
-    left out."""
+    """Return the lines of metrics.jsonl, [] if there is none yet."""
     try:
         lines = read_json_lines(path)
         for number, values in enumerate(lines, 1):
@@ -136,37 +175,38 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _evaluations(workdir: Path, metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those of training and those of `imagenet_jax.eval`, one of each step and weights.
+def _read_evaluations(workdir: Path, metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the evaluations by training and by `imagenet_jax.eval`, by step and weights.
 
     Evaluations with other settings or other data than the run's are left out.
     """
     found = {(e["step"], e["weights"]): e for e in metrics if "weights" in e}
     for path in sorted((workdir / "eval").glob("*.json")):
         if not path.stem.isdecimal():
-            continue  # a variant, or by class
+            continue  # a variant, or metrics of each class
         record = _read_object(path)
-        if is_variant(workdir, record):
+        if not is_own(workdir, record):
             continue
         for one in (record, *record.get("also", [])):
-            whole = {name: one.get(name, record.get(name)) for name in _EVALUATION}
-            if None in whole.values():
-                raise UserError(f"{path} is not what imagenet_jax.eval writes; move it away")
-            found[whole["step"], whole["weights"]] = whole
+            values = {"step": record.get("step"), "split": record.get("split"), **one}
+            if any(values.get(field) is None for field in _REQUIRED):
+                raise UserError(f"{path} is not a file of imagenet_jax.eval; move it away")
+            kept = {k: v for k, v in values.items() if k in _EVALUATION or k in METRICS}
+            found[kept["step"], kept["weights"]] = kept
     return [found[key] for key in sorted(found)]
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        value = strict_json.loads(path.read_text())
+        value = read_json(path)
     except (OSError, ValueError) as e:
-        raise UserError(f"{path} cannot be read ({e}); move it away or mend it") from e
+        raise UserError(f"{path} cannot be read ({e}); move it away or repair it") from e
     if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object; move it away or mend it")
+        raise UserError(f"{path} does not hold a JSON object; move it away or repair it")
     return value
 
 
-def _with_way_out(reason: str) -> str:
+def _add_way_out(reason: str) -> str:
     if "--config.data.path" in reason or "no checkpoint" in reason or "data" not in reason:
         return reason
-    return f"{reason}; where the data is elsewhere, say --config.data.path=..."
+    return f"{reason}; if the data is elsewhere, add --config.data.path=..."

@@ -1,255 +1,321 @@
-"""The sections of the page: what each shows, or the line that says why it cannot."""
+"""The sections of the page: tables, places of charts, and notes on what is missing."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from imagenet_jax.markup import escape, table
-from imagenet_jax.report import charts, galleries, results
+from imagenet_jax.report import charts, galleries, tables
 from imagenet_jax.report.charts import Chart
-from imagenet_jax.report.class_table import class_table
-from imagenet_jax.report.places import legend, note, places, swatch
-from imagenet_jax.report.records import Predicted, Run
+from imagenet_jax.report.predictions import Explained, Predicted
+from imagenet_jax.report.read import Run
+from imagenet_jax.training.metrics import WEIGHTS_LABELS
 
-_OTHER_LOSS = ("loss.label_smoothing", "augment.mixup", "augment.cutmix")
+_MAX_CLASSES = 2000  # rows of the class table; a browser would hang on 21,000
+_FILTERED_CLASSES = 20  # longer class tables have a search field
+_MIXED_LABELS = ("loss.label_smoothing", "augment.mixup", "augment.cutmix")
+_LEGEND = {
+    "train": ("training", '<path d="M0 6h26" stroke-width="2"/>'),
+    "ema": ("evaluation, EMA weights", '<path d="M0 6h26"/><circle cx="13" cy="6" r="3.5"/>'),
+    "raw": (
+        "evaluation, raw weights",
+        '<path d="M0 6h26" stroke-dasharray="2 4"/><path d="M10 3l6 6m0-6l-6 6"/>',
+    ),
+}
 
 
 class Section(NamedTuple):
-    """`key` is the anchor; `charts` are those that `body` has places for."""
+    """`key` is the anchor; `body` is HTML with places for `charts`."""
 
     key: str
     title: str
     body: str
-    charts: tuple[Chart, ...] = ()
+    charts: Sequence[Chart] = ()
 
 
-def sections_of(runs: Sequence[Run]) -> list[Section]:
-    """All of them, in the order of the page."""
+def make_sections(runs: Sequence[Run]) -> list[Section]:
+    """Return all sections in the order of the page."""
     return [
-        _results(runs),
-        _curves(runs),
-        _speed(runs),
-        _config(runs),
-        _provenance(runs),
-        _classes(runs),
-        _calibration(runs),
-        _confusions(runs),
-        _mistakes(runs),
-        *_explained(runs),
+        _show_results(runs),
+        _show_curves(runs),
+        _show_speed(runs),
+        Section("config", "Config", _fold(runs, _show_config)),
+        _show_provenance(runs),
+        _show_classes(runs),
+        _show_calibration(runs),
+        _show_confusions(runs),
+        Section("mistakes", "Mistakes", _fold_predicted(runs, _show_mistakes)),
+        _show_explained(runs, "filters", "First-layer filters", galleries.show_filters),
+        _show_explained(runs, "features", "Feature maps", galleries.show_feature_maps),
+        _show_explained(runs, "gradcam", "Grad-CAM", galleries.show_cams),
     ]
 
 
-def _results(runs: Sequence[Run]) -> Section:
+def _show_results(runs: Sequence[Run]) -> Section:
     parts = []
     if len(runs) > 1:
-        parts.append("<p>In grey: the difference from the first run.</p>")
-        parts.append(_comparison(runs))
-        differing = results.config_differences(runs)
-        parts.append("<h3>Where the configs differ</h3>")
-        if differing:
-            head = ["field", *(run.name for run in runs)]
-            parts.append(table(head, differing))
+        parts.append("<p>In gray: the difference from the first run.</p>")
+        parts.append(_show_comparison(runs))
+        differences = tables.find_differences(runs, tables.tabulate_config)
+        parts.append("<h3>Config differences</h3>")
+        if differences:
+            parts.append(table(["field", *(run.name for run in runs)], differences))
         else:
-            parts.append("<p>Nowhere: the runs have the same config.</p>")
+            parts.append("<p>None: all runs have the same config.</p>")
     for run in runs:
-        rows = results.result_rows(run)
+        head, rows = tables.tabulate_results(run)
         if len(runs) > 1:
-            parts.append(f"<h3>{swatch(run, runs)}{escape(run.name)}</h3>")
-        if rows:
-            parts.append(table(results.RESULT_HEAD, rows, results.RESULT_NUMBERS))
-        else:
-            parts.append(note("Not evaluated yet."))
+            parts.append(f"<h3>{_swatch(run, runs)}{escape(run.name)}</h3>")
+        numbers = {*range(2, len(head))} - {head.index("split")}
+        parts.append(table(head, rows, numbers) if rows else _note("Not evaluated yet."))
     return Section("results", "Results", "".join(parts))
 
 
-def _comparison(runs: Sequence[Run]) -> str:
+def _show_comparison(runs: Sequence[Run]) -> str:
     head = "".join(
-        f'<th scope="col" class="number">{swatch(run, runs)}{escape(run.name)}</th>' for run in runs
+        f'<th scope="col" class="number">{_swatch(run, runs)}{escape(run.name)}</th>'
+        for run in runs
     )
     body = []
-    for name, cells in results.comparison_rows(runs):
+    for name, cells in tables.tabulate_comparison(runs):
         columns = "".join(
-            f'<td class="number compared">{escape(value)}'
+            f'<td class="number">{escape(value)}'
             + (f" <small>{escape(difference)}</small>" if difference else "")
             + "</td>"
             for value, difference in cells
         )
         body.append(f'<tr><th scope="row">{escape(name)}</th>{columns}</tr>')
     return (
-        f'<div class="scroll"><table><thead><tr><th scope="col"></th>{head}</tr></thead>'
-        f"<tbody>{''.join(body)}</tbody></table></div>"
+        f'<div class="scroll"><table class="compared"><thead><tr><th scope="col"></th>{head}</tr>'
+        f"</thead><tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
-def _curves(runs: Sequence[Run]) -> Section:
-    drawn = charts.curves(runs)
-    parts = []
-    for run in runs:
-        if not run.metrics:
-            parts.append(note(f"{run.workdir}/metrics.jsonl has no lines yet: nothing to draw."))
+def _show_curves(runs: Sequence[Run]) -> Section:
+    drawn = charts.make_curves(runs)
+    parts = [
+        _note(f"{run.workdir}/metrics.jsonl has no lines yet, so there are no curves.")
+        for run in runs
+        if not run.metrics
+    ]
     if drawn:
-        parts.append(legend(runs, drawn))
-        parts.append(places(drawn))
-        hint = "Drag to zoom, double-click to see all again; the charts zoom together."
-        if any(run.config[field] for run in runs for field in _OTHER_LOSS):
+        parts += [_show_legend(runs, drawn), _show_charts(drawn)]
+        hint = "Drag to zoom, double-click to reset; all charts zoom together."
+        if any(run.config[field] for run in runs for field in _MIXED_LABELS):
             hint += (
                 " The training loss is that of the config, with smoothed or mixed labels; the "
                 "evaluation loss is plain cross-entropy."
             )
-        if charts.thinned(runs):
-            hint += f" Of each curve {charts.MOST_POINTS:,} points at most are shown."
+        if charts.is_thinned(runs):
+            hint += f" Each curve shows at most {charts.MAX_POINTS:,} points."
         parts.append(f'<p class="muted">{hint}</p>')
-    return Section("curves", "Curves", "".join(parts), tuple(drawn))
+    return Section("curves", "Curves", "".join(parts), drawn)
 
 
-def _speed(runs: Sequence[Run]) -> Section:
-    drawn = charts.speed(runs)
+def _show_speed(runs: Sequence[Run]) -> Section:
+    drawn = charts.make_speed(runs)
     if not drawn:
-        body = note("No speed was logged: it takes two steps, and log.every_steps of them.")
+        body = _note("No speed was logged; it needs at least two steps and a logged interval.")
         return Section("throughput", "Throughput", body)
     rows = []
     for run in runs:
-        rate = results.median_of(run, "images_per_second")
-        wait = results.median_of(run, "input_wait")
+        rate = tables.find_median(run, "images_per_second")
+        wait = tables.find_median(run, "input_wait")
         if rate is not None and wait is not None:
-            devices = str(dict(results.provenance_rows(run.provenance)).get("devices", ""))
-            rows.append((run.name, devices, f"{rate:,.0f} img/s", f"{wait:.1%}"))
-    head = ["run", "devices", "median throughput", "median input wait"]
-    body = table(head, rows, (2, 3)) + places(drawn)
-    return Section("throughput", "Throughput", body, tuple(drawn))
+            devices = dict(tables.tabulate_provenance(run)).get("devices", "")
+            rows.append((run.name, f"{rate:,.0f} img/s", f"{wait:.1%}", devices))
+    head = ["run", "median throughput", "median input wait", "devices"]
+    return Section(
+        "throughput", "Throughput", table(head, rows, (1, 2)) + _show_charts(drawn), drawn
+    )
 
 
-def _config(runs: Sequence[Run]) -> Section:
-    def body(run: Run) -> str:
-        fields = [(name, str(value)) for name, value in run.config.items()]
-        return (
-            f"{table(['', ''], run.recipe)}<details><summary>All {len(fields)} fields of "
-            f"config.json</summary>{table(['field', 'value'], fields)}</details>"
-        )
-
-    return Section("config", "Config", _per_run(runs, body))
+def _show_config(run: Run) -> str:
+    fields = tables.tabulate_config(run)
+    return (
+        f"{table(['', ''], run.recipe)}<details><summary>All {len(fields)} fields of "
+        f"config.json</summary>{table(['field', 'value'], fields)}</details>"
+    )
 
 
-def _provenance(runs: Sequence[Run]) -> Section:
-    body = _per_run(runs, lambda r: table(["", ""], results.provenance_rows(r.provenance)))
-    differing = results.provenance_differences(runs)
-    if differing:
-        body = (
-            "<p>Where the runs differ:</p>"
-            + table(["", *(run.name for run in runs)], differing)
-            + body
-        )
+def _show_provenance(runs: Sequence[Run]) -> Section:
+    body = _fold(runs, lambda run: table(["", ""], tables.tabulate_provenance(run)))
+    differences = tables.find_differences(runs, tables.tabulate_provenance)
+    if differences:
+        head = ["", *(run.name for run in runs)]
+        body = f"<p>Differences between the runs:</p>{table(head, differences)}{body}"
     return Section("provenance", "Provenance", body)
 
 
-def _classes(runs: Sequence[Run]) -> Section:
-    chart = charts.class_accuracy(runs)
-
-    def body(run: Run, predicted: Predicted) -> str:
+def _show_classes(runs: Sequence[Run]) -> Section:
+    def show(run: Run, predicted: Predicted) -> str:
         means = predicted.by_class.as_json()
+        measured = (
+            f"{WEIGHTS_LABELS[predicted.weights]} weights of step {predicted.step:,} on "
+            f"{predicted.images:,} images of {predicted.split}: top-1 {predicted.top1:.2%}, "
+            f"top-5 {predicted.top5:.2%}."
+        )
         return (
-            f"<p>{_measured(predicted)} Means over classes: precision {means['precision']:.2%}, "
-            f"recall {means['recall']:.2%}, F1 {means['f1']:.2%}.</p>"
-            + class_table(f"classes-{runs.index(run)}", predicted)
+            f"<p>{escape(measured[0].upper() + measured[1:])} Class means: precision "
+            f"{means['precision']:.2%}, recall {means['recall']:.2%}, F1 {means['f1']:.2%}.</p>"
+            + _show_class_table(f"classes-{runs.index(run)}", predicted)
         )
 
-    drawn = (chart,) if chart else ()
-    text = places(drawn, "") + _per_predicted(runs, body)
-    return Section("classes", "Classes", text, drawn)
+    drawn = charts.make_class_accuracy(runs)
+    return Section("classes", "Classes", _show_charts(drawn) + _fold_predicted(runs, show), drawn)
 
 
-def _calibration(runs: Sequence[Run]) -> Section:
-    drawn = tuple(c for c in (charts.reliability(runs), charts.confidences(runs)) if c)
+def _show_class_table(key: str, predicted: Predicted) -> str:
+    """Return the table of classes, which the reader sorts and searches."""
+    count = len(predicted.by_class.f1)
+    rows = [
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(
+            f'<td class="number" data-value="{text.strip("%").replace(",", "")}">{text}</td>'
+            for text in numbers
+        )
+        + f"<td>{escape(confused)}</td></tr>"
+        for name, *numbers, confused in tables.tabulate_classes(predicted.by_class, _MAX_CLASSES)
+    ]
+    heads = "".join(
+        f'<th scope="col"{" class=number" if 0 < i < 5 else ""}'
+        f"{' aria-sort=ascending' if name == 'F1' else ''}>"
+        f'<button type="button">{name}</button></th>'
+        for i, name in enumerate(tables.CLASS_HEAD)
+    )
+    limit = ""
+    if count > _MAX_CLASSES:
+        limit = _note(
+            f"The {_MAX_CLASSES:,} classes of lowest F1 of {count:,} are shown; "
+            "imagenet_jax.eval --by_class writes all."
+        )
+    search = ""
+    if len(rows) > _FILTERED_CLASSES:
+        search = (
+            f'<input type="search" data-filter="{key}" placeholder="filter classes" '
+            'aria-label="filter classes">'
+        )
+    return (
+        f'{limit}{search}<div class="scroll tall"><table class="sortable" id="{key}">'
+        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _show_calibration(runs: Sequence[Run]) -> Section:
+    drawn = charts.make_calibration(runs)
     if not drawn:
-        return Section("calibration", "Calibration", _per_predicted(runs, lambda *_: ""))
+        return Section("calibration", "Calibration", _fold_predicted(runs, lambda *_: ""))
     rows = [
         (run.name, f"{run.predicted.reliability.error:.2%}", f"{run.predicted.images:,}")
         for run in runs
         if run.predicted
     ]
     text = (
-        "<p>Predictions in 15 bins of equal width of their confidence (Guo et al. 2017): a "
-        "calibrated model is right as often as it is confident, on the dashed line.</p>"
+        "<p>Predictions in 15 bins of equal width by confidence (Guo et al. 2017). The accuracy of "
+        "a calibrated model equals its confidence: the dashed line.</p>"
         + table(["run", "expected calibration error", "images"], rows, (1, 2))
-        + places(drawn, " two")
-        + "".join(_missing(run, runs) for run in runs if not run.predicted)
+        + _show_charts(drawn, "two")
+        + "".join(_note_missing(run, f"{run.name}: ") for run in runs if not run.predicted)
     )
     return Section("calibration", "Calibration", text, drawn)
 
 
-def _confusions(runs: Sequence[Run]) -> Section:
+def _show_confusions(runs: Sequence[Run]) -> Section:
     drawn = []
 
-    def body(run: Run, predicted: Predicted) -> str:
-        chart = charts.confusion(runs.index(run), run)
-        if chart:
-            drawn.append(chart)
-        place = places([chart], "") if chart else ""
+    def show(run: Run, predicted: Predicted) -> str:
+        chart = charts.make_confusion(runs.index(run), run)
+        drawn.extend(chart)
         if not predicted.pairs:
-            return place + note("No image is misclassified.")
+            return _show_charts(chart) + _note("No image is misclassified.")
         return (
-            f"{place}<h3>Most confused pairs</h3>"
+            f"{_show_charts(chart)}<h3>Most confused pairs</h3>"
             f"<p>The {len(predicted.pairs)} most frequent, with the images of highest "
-            f"confidence.</p>{galleries.pairs(predicted.pairs)}"
+            f"confidence.</p>{galleries.show_pairs(predicted.pairs)}"
         )
 
-    text = _per_predicted(runs, body)
-    return Section("confusions", "Confusions", text, tuple(drawn))
+    return Section("confusions", "Confusions", _fold_predicted(runs, show), drawn)
 
 
-def _mistakes(runs: Sequence[Run]) -> Section:
-    def body(run: Run, predicted: Predicted) -> str:
-        if not predicted.mistakes:
-            return note("No image is misclassified.")
-        return (
-            f"<p>{predicted.wrong:,} of {predicted.images:,} images are misclassified; here are "
-            f"the {len(predicted.mistakes)} of highest confidence.</p>"
-            f"{galleries.samples(predicted.mistakes)}"
-        )
-
-    return Section("mistakes", "Mistakes", _per_predicted(runs, body))
-
-
-def _explained(runs: Sequence[Run]) -> list[Section]:
-    shown = (
-        ("filters", "First-layer filters", galleries.filters),
-        ("features", "Feature maps", galleries.feature_maps),
-        ("gradcam", "Grad-CAM", galleries.cams),
-    )
-    found = []
-    for key, title, draw in shown:
-
-        def body(run: Run, draw=draw) -> str:
-            return draw(run.explained) if run.explained else _missing(run, [])
-
-        found.append(Section(key, title, _per_run(runs, body)))
-    return found
-
-
-def _measured(predicted: Predicted) -> str:
-    kind = "average" if predicted.weights == "ema" else "raw"
-    return escape(
-        f"{kind.capitalize()} weights of step {predicted.step:,} on {predicted.images:,} images "
-        f"of {predicted.split}: top-1 {predicted.top1:.2%}, top-5 {predicted.top5:.2%}."
+def _show_mistakes(run: Run, predicted: Predicted) -> str:
+    if not predicted.mistakes:
+        return _note("No image is misclassified.")
+    return (
+        f"<p>{predicted.wrong:,} of {predicted.images:,} images are misclassified; these are the "
+        f"{len(predicted.mistakes)} with the highest confidence.</p>"
+        f"{galleries.show_samples(predicted.mistakes)}"
     )
 
 
-def _per_run(runs: Sequence[Run], body: Callable[[Run], str]) -> str:
-    """The body of a single run as it is; those of several folded."""
+def _show_explained(
+    runs: Sequence[Run], key: str, title: str, show: Callable[[Explained], str]
+) -> Section:
+    body = _fold(runs, lambda r: show(r.explained) if r.explained else _note_missing(r))
+    return Section(key, title, body)
+
+
+def _show_charts(drawn: Sequence[Chart], layout: str = "") -> str:
+    """Return a place for each chart; `layout` is a class of the style sheet."""
+    boxes = []
+    for chart in drawn:
+        button = ""
+        if chart.logarithmic is not None:
+            text = "linear axis" if chart.logarithmic else "log axis"
+            button = f'<button type="button" data-logarithmic="{chart.key}">{text}</button>'
+        boxes.append(
+            f'<figure class="chart-box"><figcaption>{escape(chart.title)}{button}</figcaption>'
+            f'<div class="chart {chart.kind}" id="chart-{chart.key}"></div></figure>'
+        )
+    return f'<div class="figures {layout}">{"".join(boxes)}</div>' if boxes else ""
+
+
+def _show_legend(runs: Sequence[Run], drawn: Sequence[Chart]) -> str:
+    """Return the legend; its boxes show and hide lines."""
+    roles = {line.role for chart in drawn for line in chart.series}
+    hidden = charts.find_hidden_roles(runs)
+    entries = []
+    if len(runs) > 1:
+        entries = [
+            f'<label><input type="checkbox" checked data-run="{i}">'
+            f"<span>{_swatch(run, runs)}{escape(run.name)}</span></label>"
+            for i, run in enumerate(runs)
+        ]
+    for role, (name, drawing) in _LEGEND.items():
+        if role in roles:
+            color = "--muted" if len(runs) > 1 else "--run-0" if role == "train" else "--run-1"
+            checked = "" if role in hidden else " checked"
+            entries.append(
+                f'<label><input type="checkbox"{checked} data-role="{role}"><svg width="26" '
+                f'height="12" fill="var({color})" stroke="var({color})" stroke-width="2">{drawing}'
+                f"</svg>{name}</label>"
+            )
+    return f'<div class="legend">{"".join(entries)}</div>'
+
+
+def _swatch(run: Run, runs: Sequence[Run]) -> str:
+    """Return a square in the color of the run's lines."""
+    return f'<i class="swatch" style="background:var(--run-{runs.index(run) % 8})"></i>'
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def _note_missing(run: Run, prefix: str = "") -> str:
+    return _note(f"{prefix}Not available: {run.missing}")
+
+
+def _fold(runs: Sequence[Run], show: Callable[[Run], str]) -> str:
+    """Return the content of a single run, or of each run in an element that unfolds."""
     if len(runs) == 1:
-        return body(runs[0])
+        return show(runs[0])
     return "".join(
-        f"<details><summary>{swatch(run, runs)}{escape(run.name)}</summary>{body(run)}</details>"
+        f"<details><summary>{_swatch(run, runs)}{escape(run.name)}</summary>{show(run)}</details>"
         for run in runs
     )
 
 
-def _per_predicted(runs: Sequence[Run], body: Callable[[Run, Predicted], str]) -> str:
-    def of(run: Run) -> str:
-        return body(run, run.predicted) if run.predicted else _missing(run, [])
-
-    return _per_run(runs, of)
-
-
-def _missing(run: Run, runs: Sequence[Run]) -> str:
-    name = f"{run.name}: " if len(runs) > 1 else ""
-    return note(f"{name}not shown, as {run.missing}")
+def _fold_predicted(runs: Sequence[Run], show: Callable[[Run, Predicted], str]) -> str:
+    """Return `_fold` of the runs' predictions, with a note for a run without."""
+    return _fold(
+        runs, lambda run: show(run, run.predicted) if run.predicted else _note_missing(run)
+    )

@@ -1,0 +1,229 @@
+"""Predictions of a checkpoint on the evaluation split, and images, filters and maps to show."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from imagenet_jax.classify.by_class import ByClass, Reliability, by_class, reliability
+from imagenet_jax.classify.images import Predictions, predict_split
+from imagenet_jax.data import pipeline, sources
+from imagenet_jax.data.augment import normalize
+from imagenet_jax.explain import layers, methods, pictures
+from imagenet_jax.explain.explain import build_model
+from imagenet_jax.training.load_weights import Weights
+
+_PAIRS, _SAMPLES_PER_PAIR = 10, 6
+_MISTAKES = 24
+_RIGHT, _WRONG = 6, 6  # explained images
+_FILTERS = 64
+_LAYERS, _CHANNELS = 4, 24  # of feature maps
+
+
+class Sample(NamedTuple):
+    """An image of the evaluation split and its prediction.
+
+    Attributes:
+      pixels: u8[S, S, 3], the model's input.
+      name: of the record.
+      true, predicted: class names.
+      confidence: probability of the predicted class.
+    """
+
+    pixels: np.ndarray
+    name: str
+    true: str
+    predicted: str
+    confidence: float
+
+    @property
+    def is_right(self) -> bool:
+        return self.true == self.predicted
+
+
+class Pair(NamedTuple):
+    """Two classes that are confused.
+
+    Attributes:
+      count: images of `true` predicted as `predicted`.
+      fraction: of all images of `true`.
+      samples: those with the highest confidence.
+    """
+
+    true: str
+    predicted: str
+    count: int
+    fraction: float
+    samples: tuple[Sample, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Predicted:
+    """Predictions of one checkpoint on the evaluation split.
+
+    Attributes:
+      step, weights: of the checkpoint; weights are "raw" or "ema".
+      split: name of the evaluation split.
+      images: number of images.
+      pairs: the most confused classes, most frequent first.
+      mistakes: those with the highest confidence, of `wrong` in total.
+    """
+
+    step: int
+    weights: str
+    split: str
+    images: int
+    top1: float
+    top5: float
+    by_class: ByClass
+    reliability: Reliability
+    pairs: tuple[Pair, ...]
+    mistakes: tuple[Sample, ...]
+    wrong: int
+
+
+class FeatureMaps(NamedTuple):
+    """The strongest channels of one layer for one image: u8[N, h, w], of `channels` in total."""
+
+    layer: str
+    maps: np.ndarray
+    channels: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Explained:
+    """First-layer filters, feature maps and Grad-CAM of one checkpoint.
+
+    Attributes:
+      filters: u8[N, h, w, 3], of `filters_count` filters of the layer `filters_layer`.
+      subject: the image of `feature_maps`, which are ordered from input to output.
+      cam_layer: the layer of the Grad-CAM maps.
+      cams: images, and u8[S, S, 3] with the map of the predicted class as an overlay.
+    """
+
+    filters: np.ndarray
+    filters_layer: str
+    filters_count: int
+    subject: Sample
+    feature_maps: tuple[FeatureMaps, ...]
+    cam_layer: str
+    cams: tuple[tuple[Sample, np.ndarray], ...]
+
+
+def predict_and_explain(
+    weights: Weights, step: int, fingerprint: str
+) -> tuple[Predicted, Explained]:
+    """Predict the evaluation split in one pass, then load and explain the images to show.
+
+    Args:
+      step: of the checkpoint.
+      fingerprint: of the split that the run was evaluated on; "" if unknown.
+    Raises UserError if the data is missing or does not fit the weights.
+    """
+    config, found = weights.config, predict_split(weights, fingerprint)
+    source = sources.open_source(config.data, config.data.eval_split)
+    load = partial(_load_samples, weights, source, found)
+    labels, probabilities = found.labels, found.probabilities
+    guesses, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    wrong = np.flatnonzero(guesses != labels)
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    of_label = probabilities[np.arange(len(labels)), labels]
+    more_likely = (probabilities > of_label[:, None]).sum(axis=1)
+    classes = by_class(labels, probabilities, found.class_names)
+    predicted = Predicted(
+        step=step,
+        weights="ema" if config.ema.decay > 0 else "raw",
+        split=config.data.eval_split,
+        images=len(labels),
+        top1=classes.accuracy,
+        top5=float((more_likely < 5).mean()),
+        by_class=classes,
+        reliability=reliability(labels, probabilities),
+        pairs=_find_pairs(classes, labels[wrong], guesses[wrong], lambda rows: load(wrong[rows])),
+        mistakes=load(wrong[:_MISTAKES]),
+        wrong=len(wrong),
+    )
+    right = np.flatnonzero(guesses == labels)
+    right = right[np.unique(np.linspace(0, len(right) - 1, min(_RIGHT, len(right))).astype(int))]
+    chosen = np.concatenate([right, wrong[:_WRONG]])
+    return predicted, _explain(weights, load(chosen), found.outputs[guesses[chosen]])
+
+
+def _find_pairs(
+    classes: ByClass,
+    labels: np.ndarray,
+    guesses: np.ndarray,
+    load: Callable[[np.ndarray], tuple[Sample, ...]],
+) -> tuple[Pair, ...]:
+    """Return the largest off-diagonal entries of the confusion matrix.
+
+    `labels` and `guesses` are those of the wrong predictions, most confident first; `load` takes
+    indices of them.
+    """
+    confusion, names = classes.confusion.copy(), classes.class_names
+    np.fill_diagonal(confusion, 0)
+    largest = np.argsort(-confusion, axis=None, kind="stable")[:_PAIRS]
+    pairs = []
+    for true, guess in zip(*np.unravel_index(largest, confusion.shape), strict=True):
+        count = int(confusion[true, guess])
+        if count:
+            rows = np.flatnonzero((labels == true) & (guesses == guess))[:_SAMPLES_PER_PAIR]
+            fraction = count / int(classes.support[true])
+            pairs.append(Pair(names[true], names[guess], count, fraction, load(rows)))
+    return tuple(pairs)
+
+
+def _load_samples(
+    weights: Weights, source: sources.Source, found: Predictions, rows: np.ndarray
+) -> tuple[Sample, ...]:
+    """Return the images of some rows of the predictions, decoded as in evaluation."""
+    if not len(rows):
+        return ()
+    config, names = weights.config, found.class_names
+    subset = sources.Subset(source, found.indices[rows])
+    batches = pipeline.eval_batches(subset, config.data, config.eval)
+    pixels = np.concatenate([batch["image"] for batch in batches])[: len(rows)]
+    guesses = found.probabilities[rows].argmax(axis=1)
+    return tuple(
+        Sample(
+            pixels[i].copy(),
+            subset[i]["id"],
+            names[found.labels[row]],
+            names[guesses[i]],
+            float(found.probabilities[row, guesses[i]]),
+        )
+        for i, row in enumerate(rows.tolist())
+    )
+
+
+def _explain(weights: Weights, samples: Sequence[Sample], outputs: np.ndarray) -> Explained:
+    """Return feature maps of the first sample, and Grad-CAM of each for its predicted class.
+
+    `outputs` i[N] are the model's outputs for the predicted classes.
+    """
+    config, model = weights.config, build_model(weights)
+    pixels = jnp.asarray(np.stack([sample.pixels for sample in samples]))
+    images = normalize(pixels, config.data.mean, config.data.std, config.model.dtype)
+    names = layers.conv_layers(model)
+    kernel = np.asarray(layers.first_kernel(model), np.float32)
+    heats = np.asarray(methods.grad_cam(model, images, jnp.asarray(outputs), names[-1]))
+    feature_maps = []
+    for i in np.unique(np.linspace(0, len(names) - 1, _LAYERS).round().astype(int)):
+        maps = np.asarray(layers.activations(model, images[:1], names[i])[0], np.float32)
+        scaled = np.round(255 * pictures.scale_channels(maps, _CHANNELS)).astype(np.uint8)
+        feature_maps.append(FeatureMaps(names[i], scaled, maps.shape[-1]))
+    return Explained(
+        filters=pictures.filter_tiles(kernel[..., :_FILTERS]),
+        filters_layer=names[0],
+        filters_count=kernel.shape[-1],
+        subject=samples[0],
+        feature_maps=tuple(feature_maps),
+        cam_layer=names[-1],
+        cams=tuple(
+            (sample, pictures.overlay(sample.pixels, heat))
+            for sample, heat in zip(samples, heats, strict=True)
+        ),
+    )

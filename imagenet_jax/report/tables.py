@@ -1,0 +1,251 @@
+"""Tables of a report as rows of text, and all of them as Markdown."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from imagenet_jax.classify.by_class import ByClass
+from imagenet_jax.report.predictions import Predicted
+from imagenet_jax.report.read import Run
+from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS, score, shown_metrics
+
+Rows = list[tuple[str, ...]]
+
+CLASS_HEAD = ("class", "precision", "recall", "F1", "images", "most often taken for")
+_MARKDOWN_CLASSES = 20
+_MARKDOWN_SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#"})
+
+
+def tabulate_results(run: Run) -> tuple[list[str], Rows]:
+    """Return the head and the rows of the last and the best evaluation of a run.
+
+    The metrics are the columns 2 to -4.
+    """
+    metrics = shown_metrics(run.num_classes)
+    labels = [
+        f"{metric.label} ({metric.unit})" if metric.unit else metric.label for metric in metrics
+    ]
+    head = ["checkpoint", "weights", *labels, "step", "split", "images"]
+    lines = main_evaluations(run)
+    if not lines:
+        return head, []
+    last = lines[-1]["step"]
+    best = max(lines, key=lambda line: (score(line, run.best_metric), line["step"]))["step"]
+    steps = {"last": last, f"best by {METRICS[run.best_metric].label}": best}
+    if best == last:
+        steps = {", ".join(steps): last}
+    rows = [
+        (
+            title,
+            WEIGHTS_LABELS[line["weights"]],
+            *(metric.text(line.get(metric.name)) for metric in metrics),
+            f"{step:,}",
+            line["split"],
+            f"{line['count']:,}",
+        )
+        for title, step in steps.items()
+        for line in run.evaluations
+        if line["step"] == step
+    ]
+    return head, rows
+
+
+def main_evaluations(run: Run) -> list[dict[str, Any]]:
+    """Return the evaluations that a run is judged by: of EMA weights, if it has any."""
+    kinds = {line["weights"] for line in run.evaluations}
+    kept = "ema" if "ema" in kinds else "raw"
+    return [line for line in run.evaluations if line["weights"] == kept]
+
+
+def tabulate_comparison(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return rows (quantity, [(value, difference from the first run) of each run]).
+
+    Both are "" if the run does not have the quantity; quantities that no run has are left out.
+    """
+    rows = []
+    for name, find, value_format in _list_quantities(max(run.num_classes for run in runs)):
+        values = [find(run) for run in runs]
+        first = values[0]
+        cells = []
+        for i, value in enumerate(values):
+            difference = ""
+            if i and value is not None and first is not None:
+                points = value_format.endswith("%")
+                gap = (100 if points else 1) * (value - first)
+                difference = f"{gap:+.2f} points" if points else f"{gap:+{value_format}}"
+            cells.append(("" if value is None else f"{value:{value_format}}", difference))
+        if any(value is not None for value in values):
+            rows.append((name, cells))
+    return rows
+
+
+def _list_quantities(num_classes: int) -> list[tuple[str, Callable[[Run], float | None], str]]:
+    """Return (name, function of a run, format) of what runs are compared by."""
+
+    def find_last(run: Run, field: str) -> float | None:
+        lines = main_evaluations(run)
+        return lines[-1].get(field) if lines else None
+
+    def find_best(run: Run) -> float | None:
+        lines = main_evaluations(run)
+        return max(lines, key=lambda line: score(line, "top1"))["top1"] if lines else None
+
+    def find_trained(run: Run) -> float | None:
+        values = logged_values(run, "loss")
+        return values[-1] if values else None
+
+    metrics = shown_metrics(num_classes)
+    return [
+        *(
+            (
+                f"{metric.label}, last",
+                lambda run, name=metric.name: find_last(run, name),
+                metric.format,
+            )
+            for metric in metrics
+        ),
+        (f"{METRICS['top1'].label}, best", find_best, METRICS["top1"].format),
+        (
+            "F1, class mean",
+            lambda run: run.predicted and run.predicted.by_class.as_json()["f1"],
+            ".2%",
+        ),
+        (
+            "expected calibration error",
+            lambda run: run.predicted and run.predicted.reliability.error,
+            ".2%",
+        ),
+        ("training loss, last", find_trained, METRICS["loss"].format),
+        ("images per second, median", lambda run: find_median(run, "images_per_second"), ",.0f"),
+        ("input wait, median", lambda run: find_median(run, "input_wait"), ".1%"),
+    ]
+
+
+def logged_values(run: Run, field: str) -> list[float]:
+    """Return the values of a field in the training lines of metrics.jsonl."""
+    return [line[field] for line in run.metrics if line["split"] == "train" and field in line]
+
+
+def find_median(run: Run, field: str) -> float | None:
+    """Return the median of `logged_values`, None if there are none."""
+    values = logged_values(run, field)
+    return float(np.median(values)) if values else None
+
+
+def tabulate_config(run: Run) -> Rows:
+    """Return (field, value) of every config field."""
+    return [(field, _format(value)) for field, value in run.config.items()]
+
+
+def tabulate_provenance(run: Run) -> Rows:
+    """Return (name, value) of provenance.json; the entries of a group as "packages.jax"."""
+    rows: Rows = []
+    for name, value in run.provenance.items():
+        if name == "resumed":
+            rows.append(("resumed", f"{len(value)} time{'' if len(value) == 1 else 's'}"))
+        elif isinstance(value, dict):
+            rows += [(f"{name}.{key}", _format(inner)) for key, inner in value.items()]
+        else:
+            rows.append((name, _format(value)))
+    return rows
+
+
+def find_differences(runs: Sequence[Run], tabulate: Callable[[Run], Rows]) -> Rows:
+    """Return (field, value in each run) of the fields that differ between the runs' tables."""
+    columns = [dict(tabulate(run)) for run in runs]
+    fields = dict.fromkeys(field for column in columns for field in column)
+    rows = [(field, *(column.get(field, "") for column in columns)) for field in fields]
+    return [row for row in rows if len(set(row[1:])) > 1]
+
+
+def _format(value: Any) -> str:
+    """Return a value of a config or of provenance.json as text."""
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "unknown"}[value]
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {_format(inner)}" for key, inner in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        counts = Counter(map(_format, value))
+        return ", ".join(t if n == 1 else f"{n} x {t}" for t, n in counts.items()) or "none"
+    return str(value)
+
+
+def tabulate_classes(found: ByClass, limit: int) -> Rows:
+    """Return rows of `CLASS_HEAD` for at most `limit` classes, lowest F1 first."""
+    rows = []
+    for label in np.argsort(found.f1, kind="stable")[:limit].tolist():
+        wrong = found.confusion[label].copy()
+        wrong[label] = 0
+        guess = int(wrong.argmax())
+        rows.append(
+            (
+                found.class_names[label],
+                f"{found.precision[label]:.1%}",
+                f"{found.recall[label]:.1%}",
+                f"{found.f1[label]:.1%}",
+                f"{found.support[label]:,}",
+                f"{found.class_names[guess]} ({wrong[guess]:,})" if wrong[guess] else "",
+            )
+        )
+    return rows
+
+
+def format_markdown(runs: Sequence[Run]) -> str:
+    """Return results, differences, configs, provenance, hardest classes and confused pairs."""
+    parts = [f"# {_escape(' / '.join(run.name for run in runs))}"]
+    if len(runs) > 1:
+        names = [run.name for run in runs]
+        compared = [
+            (name, *(f"{value} ({gap})" if gap else value for value, gap in cells))
+            for name, cells in tabulate_comparison(runs)
+        ]
+        parts += ["## Results", "In parentheses: the difference from the first run."]
+        parts.append(_markdown_table(["", *names], compared))
+        differences = find_differences(runs, tabulate_config)
+        if differences:
+            parts += ["## Config differences", _markdown_table(["field", *names], differences)]
+    for run in runs:
+        parts += [f"## {_escape(run.name)}", _escape(run.status)]
+        head, rows = tabulate_results(run)
+        if rows:
+            parts.append(_markdown_table(head, rows))
+        parts += ["### Config", _markdown_table(["", ""], run.recipe)]
+        parts += ["### Provenance", _markdown_table(["", ""], tabulate_provenance(run))]
+        if run.predicted:
+            parts += _format_predictions(run.predicted)
+        else:
+            parts.append(_escape(f"No predictions: {run.missing}"))
+    return "\n\n".join(parts) + "\n"
+
+
+def _format_predictions(predicted: Predicted) -> list[str]:
+    rows = tabulate_classes(predicted.by_class, _MARKDOWN_CLASSES)
+    count = len(predicted.by_class.f1)
+    limit = f": the {len(rows)} of {count:,} with the lowest F1" if len(rows) < count else ""
+    parts = [
+        f"### Classes{limit}",
+        f"Expected calibration error {predicted.reliability.error:.2%} on {predicted.images:,} "
+        f"images of {_escape(predicted.split)}, step {predicted.step:,}.",
+        _markdown_table(CLASS_HEAD[:5], [row[:5] for row in rows]),
+    ]
+    if predicted.pairs:
+        head = ["class", "taken for", "images", "of the class"]
+        pairs = [
+            (p.true, p.predicted, f"{p.count:,}", f"{p.fraction:.1%}") for p in predicted.pairs
+        ]
+        parts += ["### Most confused pairs", _markdown_table(head, pairs)]
+    return parts
+
+
+def _markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [map(_escape, head), ["---"] * len(head), *(map(_escape, row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escape(text: str) -> str:
+    """Return `text` so that Markdown shows it unchanged, on one line."""
+    return " ".join(text.split()).translate(_MARKDOWN_SPECIAL)
