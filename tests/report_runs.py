@@ -1,15 +1,16 @@
-"""Runs as the report takes them, made of random numbers: no training, no data."""
+"""Runs for tests of the report, made of random numbers without training or data."""
 
 import numpy as np
 
 from imagenet_jax.classify.by_class import by_class, reliability
-from imagenet_jax.report.records import Explained, FeatureMaps, Pair, Predicted, Run, Sample
+from imagenet_jax.report.predictions import Explained, FeatureMaps, Pair, Predicted, Sample
+from imagenet_jax.report.read import Run
 
 STEPS_PER_EPOCH = 22.5
 
 
 def metrics_of(rng, lines=40, every=10):
-    """Lines of metrics.jsonl: training, and now and then an evaluation of both weights."""
+    """Return lines of metrics.jsonl: training, and some evaluations of both kinds of weights."""
     found = []
     for i in range(1, lines + 1):
         step = i * every
@@ -32,7 +33,7 @@ def metrics_of(rng, lines=40, every=10):
 
 
 def probabilities_of(rng, images, classes):
-    """(labels i[N], probabilities f[N, C]): often right, seldom sure."""
+    """Return labels i[N] and probabilities f[N, C] that are often right."""
     labels = np.arange(images) % classes
     logits = rng.normal(0, 1, (images, classes))
     logits[np.arange(images), labels] += rng.uniform(0, 6, images)
@@ -47,7 +48,10 @@ def sample_of(rng, names, true, predicted, side=16):
 
 
 def run_of(name="runs/a", seed=0, classes=10, class_names=None, **changes):
-    """A finished run with predictions and explanations; `changes` replace fields of it."""
+    """Return a finished run with predictions and explanations; `changes` replace its fields.
+
+    "best_metric" is a field of its config.
+    """
     rng = np.random.default_rng(seed)
     names = class_names or tuple(f"kind {i}" for i in range(classes))
     labels, probabilities = probabilities_of(
@@ -86,12 +90,12 @@ def run_of(name="runs/a", seed=0, classes=10, class_names=None, **changes):
         "workdir": name,
         "status": "finished, 400 steps",
         "config": {"seed": seed, "optim.base_lr": 0.1, "loss.label_smoothing": 0.1}
-        | {"augment.mixup": 0.0, "augment.cutmix": 0.0},
+        | {"augment.mixup": 0.0, "augment.cutmix": 0.0, "model.num_classes": len(names)}
+        | {"checkpoint.best_metric": changes.pop("best_metric", "top1")},
         "recipe": [("model", "resnet18, 100 parameters, float32"), ("length", "18 epochs")],
         "provenance": {"git_revision": f"{seed:040x}", "devices": ["cpu"], "resumed": [{}]},
         "metrics": metrics,
         "evaluations": [line for line in metrics if "weights" in line],
-        "best_metric": "top1",
         "steps_per_epoch": STEPS_PER_EPOCH,
         "predicted": predicted,
         "explained": explained,

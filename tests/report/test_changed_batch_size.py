@@ -1,4 +1,4 @@
-"""A run whose batch size changed in mid-run, in reports and where it is to be published."""
+"""Runs whose batch size changed during training: reports and publishing."""
 
 import json
 from fractions import Fraction
@@ -22,7 +22,7 @@ RUN = SimpleNamespace(
 )
 
 
-def test_it_is_not_published(tmp_path):
+def test_publishing_is_refused(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
     with pytest.raises(UserError, match=r"batch size in mid-run: step 5 is at epoch 0\.25, not 0"):
@@ -31,13 +31,13 @@ def test_it_is_not_published(tmp_path):
     publishing._require_one_batch_size(tmp_path, RUN)
 
 
-def test_its_length_follows_the_records():
-    assert read.total_steps(LINES[-1], 3.0, RUN) == 10 + (3000 - 500) // 100
-    assert read.total_steps({"step": 20, "epoch": 2.0}, 3.0, RUN) == 30
+def test_the_last_step_follows_from_the_records_left():
+    assert read.find_last_step(LINES[-1], 3.0, RUN) == 10 + (3000 - 500) // 100
+    assert read.find_last_step({"step": 20, "epoch": 2.0}, 3.0, RUN) == 30
 
 
-def test_its_curves_are_where_its_records_are():
+def test_curves_are_drawn_at_the_logged_epochs():
     evaluation = {"step": 18, "split": "validation", "weights": "raw", "loss": 1.0}
     run = run_of(metrics=LINES, evaluations=[evaluation], steps_per_epoch=10.0)
-    loss = charts.curves([run])[0]
+    (loss,) = (chart for chart in charts.make_curves([run]) if chart.key == "loss")
     assert [line.x for line in loss.series] == [[0.25, 0.5, 1.0, 1.5], [pytest.approx(1.3)]]

@@ -1,4 +1,4 @@
-"""The report's page, Markdown and PNGs: their numbers, and text that is no markup."""
+"""The report's page, Markdown and PNG files: numbers, and names that look like markup."""
 
 import json
 from html.parser import HTMLParser
@@ -10,13 +10,13 @@ from report_runs import probabilities_of, run_of
 from sklearn.metrics import precision_recall_fscore_support
 
 from imagenet_jax.classify.by_class import reliability
-from imagenet_jax.report import charts, figures, markdown, page
+from imagenet_jax.report import charts, figures, page, tables
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{b}|`*_"
 
 
 class Page(HTMLParser):
-    """Tags, rows of tables as text, and the values that the charts are drawn from."""
+    """A parsed page: tags, table rows as text, and the data of the charts."""
 
     def __init__(self, text):
         super().__init__()
@@ -56,7 +56,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def single():
     run = run_of()
-    return run, Page(page.page_of([run]))
+    return run, Page(page.make_page([run]))
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def single():
         ("input_wait", "train", "input_wait"),
     ],
 )
-def test_curves_are_the_lines_of_metrics_jsonl(single, key, role, field):
+def test_curves_show_the_lines_of_metrics_jsonl(single, key, role, field):
     run, shown = single
     (line,) = [s for s in shown.charts[key]["series"] if s["role"] == role]
     kind = "train" if role == "train" else role
@@ -81,31 +81,31 @@ def test_curves_are_the_lines_of_metrics_jsonl(single, key, role, field):
     assert line["text"] == [f"step {x['step']:,}" for x in expected]
 
 
-def test_results_are_the_last_and_the_best_evaluation(single):
+def test_results_show_the_last_and_the_best_evaluation(single):
     run, shown = single
-    average = [x for x in run.metrics if x.get("weights") == "ema"]
-    best = max(average, key=lambda x: x["top1"])
+    ema = [x for x in run.metrics if x.get("weights") == "ema"]
+    best = max(ema, key=lambda x: x["top1"])
     assert best["step"] == 200
     rows = [row for row in shown.rows if row[0].startswith(("last", "best by top-1"))]
-    assert [(row[0], row[1], row[3], row[5]) for row in rows] == [
+    assert [(row[0], row[5], row[1], row[2]) for row in rows] == [
         (name, str(x["step"]), kind, f"{x['top1']:.2%}")
         for name, step in (("last", 400), ("best by top-1", best["step"]))
-        for kind, weights in (("average", "ema"), ("raw", "raw"))
+        for kind, weights in (("EMA", "ema"), ("raw", "raw"))
         for x in run.metrics
         if x["step"] == step and x.get("weights") == weights
     ]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_an_evaluation_that_is_not_finite_is_never_the_best(bad):
+def test_a_non_finite_evaluation_is_never_the_best(bad):
     run = run_of(best_metric="loss")
     lines = [x | ({"loss": bad} if x["step"] in (100, 400) else {}) for x in run.evaluations]
-    shown = Page(page.page_of([run_of(best_metric="loss", evaluations=lines)]))
+    shown = Page(page.make_page([run_of(best_metric="loss", evaluations=lines)]))
     rows = [row for row in shown.rows if row[0].startswith(("last", "best by loss"))]
-    assert [row[1] for row in rows] == ["400", "400", "200", "200"]  # 1 - top1 is least at 200
+    assert [row[5] for row in rows] == ["400", "400", "200", "200"]  # 1 - top1 is least at 200
 
 
-def test_classes_are_as_sklearn_counts_them(single):
+def test_class_metrics_equal_those_of_sklearn(single):
     run, shown = single
     labels, probabilities = probabilities_of(np.random.default_rng(0), 200, 10)
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -122,7 +122,7 @@ def test_classes_are_as_sklearn_counts_them(single):
 
 
 @pytest.mark.parametrize("bins", [1, 4, 15])
-def test_reliability_is_what_a_loop_over_bins_finds(bins):
+def test_reliability_equals_a_loop_over_bins(bins):
     labels, probabilities = probabilities_of(np.random.default_rng(3), 300, 7)
     probabilities[0], probabilities[1] = np.eye(7)[0], np.full(7, 1 / 7)
     found = reliability(labels, probabilities, bins)
@@ -141,12 +141,12 @@ def test_reliability_is_what_a_loop_over_bins_finds(bins):
     assert found.error == pytest.approx(error)
 
 
-def test_names_are_text_never_markup():
+def test_names_are_never_markup():
     names = tuple(f"{HOSTILE} {i}" for i in range(4))
     run = run_of(HOSTILE, class_names=names, status=HOSTILE, workdir=HOSTILE)
     config = run.config | {HOSTILE: HOSTILE}
     runs = [run, run_of("other", seed=1, config=config, missing=HOSTILE, predicted=None)]
-    shown = Page(page.page_of(runs))
+    shown = Page(page.make_page(runs))
     assert shown.tags.count("script") == 3
     assert not [a for a in shown.attributes if a[1].startswith("on")]
     sources = [value for tag, name, value in shown.attributes if name == "src"]
@@ -156,7 +156,7 @@ def test_names_are_text_never_markup():
     assert shown.charts["classes"]["names"] == list(names)
 
 
-def test_a_page_loads_nothing(single):
+def test_the_page_loads_nothing(single):
     _, shown = single
     links = [v for _, name, v in shown.attributes if name in ("href", "src")]
     assert links
@@ -165,12 +165,12 @@ def test_a_page_loads_nothing(single):
     assert policy.startswith("default-src 'none'")
 
 
-def test_many_classes_are_limited_and_the_limit_is_told():
-    shown = Page(page.page_of([run_of(classes=1000)]))
+def test_the_class_table_is_limited_and_the_page_says_so():
+    shown = Page(page.make_page([run_of(classes=1000)]))
     assert sum(row[0].startswith("kind ") for row in shown.rows) >= 1000
     assert "classes of lowest F1" not in shown.text
     assert "confusion-0" not in shown.charts
-    shown = Page(page.page_of([run_of(classes=2100)]))
+    shown = Page(page.make_page([run_of(classes=2100)]))
     assert "The 2,000 classes of lowest F1 of 2,100 are shown" in shown.text
 
 
@@ -180,24 +180,24 @@ def test_long_curves_are_thinned_and_the_page_says_so():
         for i in range(1, 9001)
     ]
     run = run_of(metrics=lines, evaluations=[])
-    shown = Page(page.page_of([run]))
+    shown = Page(page.make_page([run]))
     (line,) = shown.charts["loss"]["series"]
     assert line["y"][0] is None
     assert line["y"][1:] == [1 / i for i in range(4, 9001, 3)]
     assert "4,000 points" in shown.text
 
 
-def test_what_is_missing_is_told_in_every_section_that_lacks_it():
+def test_each_section_says_what_is_missing():
     run = run_of(metrics=[], evaluations=[], predicted=None, explained=None, missing="no data here")
-    shown = Page(page.page_of([run]))
-    assert shown.text.count("not shown, as no data here") == 7
+    shown = Page(page.make_page([run]))
+    assert shown.text.count("Not available: no data here") == 7
     assert "has no lines yet" in shown.text
     assert shown.data["charts"] == []
 
 
 def test_several_runs_are_compared():
     runs = [run_of("a", 0), run_of("b", 1)]
-    shown = Page(page.page_of(runs))
+    shown = Page(page.make_page(runs))
     assert [s["run"] for s in shown.charts["grad_norm"]["series"]] == [0, 1]
     assert ["seed", "0", "1"] in shown.rows
     (row,) = [row for row in shown.rows if row[0] == "top-1, last"]
@@ -206,22 +206,22 @@ def test_several_runs_are_compared():
     assert row[1:] == [f"{last[0]:.2%}", f"{last[1]:.2%} {gap:+.2f} points"]
 
 
-def test_markdown_holds_the_tables_with_names_as_text():
+def test_markdown_has_the_tables_with_escaped_names():
     runs = [run_of("a|b", 0), run_of("b", 1, predicted=None, missing="no *data*")]
-    text = markdown.markdown_of(runs)
-    tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert all("a|b" not in line for line in tables)
-    assert "| seed | 0 | 1 |" in tables
+    text = tables.format_markdown(runs)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert all("a|b" not in line for line in rows)
+    assert "| seed | 0 | 1 |" in rows
     last = [x for x in runs[0].evaluations if x["weights"] == "ema"][-1]
-    assert any(f"{last['top1']:.2%}" in line for line in tables)
+    assert any(f"{last['top1']:.2%}" in line for line in rows)
     assert "no \\*data\\*" in text
 
 
 def test_pngs_have_content(tmp_path):
     runs = [run_of("a/x", 0), run_of("b", 1, explained=None)]
-    names = figures.names_of(runs, tmp_path)
+    names = figures.plan_figures(runs, tmp_path)
     assert {path.name for path in names} >= {"curves.png", "gradcam_a_x.png", "confusion_b.png"}
-    names |= figures.names_of(runs, tmp_path / "all.png")
+    names |= figures.plan_figures(runs, tmp_path / "all.png")
     for path, draw in names.items():
         draw(path)
         with Image.open(path) as picture:
@@ -229,7 +229,7 @@ def test_pngs_have_content(tmp_path):
         assert pixels.std() > 10, path
 
 
-def test_charts_that_nothing_is_known_of_are_not_drawn(tmp_path):
+def test_charts_without_data_are_not_drawn(tmp_path):
     run = run_of(metrics=[], evaluations=[], predicted=None, explained=None, missing="none")
-    assert charts.curves([run]) == []
-    assert figures.names_of([run], tmp_path) == {}
+    assert charts.make_curves([run]) == []
+    assert figures.plan_figures([run], tmp_path) == {}

@@ -1,4 +1,4 @@
-"""The report of real workdirs: its numbers beside the evaluation's, and what may be missing."""
+"""Reports on real workdirs: numbers equal to those of evaluation, and missing parts."""
 
 import json
 import os
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from imagenet_jax.data import sources
-from imagenet_jax.report import __main__ as door
-from imagenet_jax.report import images as report_images
+from imagenet_jax.report import __main__ as report
+from imagenet_jax.report import predictions
 from imagenet_jax.report.read import read_run
 from imagenet_jax.runtime.eval_variants import run_settings
 from imagenet_jax.training.evaluate import evaluate_workdir
@@ -18,21 +18,21 @@ from imagenet_jax.training.evaluate import evaluate_workdir
 
 @pytest.fixture(scope="module")
 def passes():
-    """The calls of `predict_split` so far."""
+    """Return the weights of each call of `predict_split` so far."""
     return []
 
 
 @pytest.fixture(scope="module")
 def run(finished, passes):
-    """The finished run, read."""
-    once = report_images.predict_split
+    """Return the finished run, read."""
+    once = predictions.predict_split
 
     def counted(weights, fingerprint):
         passes.append(weights.origin)
         return once(weights, fingerprint)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report_images, "predict_split", counted)
+        patch.setattr(predictions, "predict_split", counted)
         return read_run(finished.workdir, "tiny", "latest", [])
 
 
@@ -46,7 +46,7 @@ def without_checkpoints(workdir):
     return workdir
 
 
-def test_predictions_are_what_evaluation_measures_in_one_pass(run, copy, passes):
+def test_one_pass_gives_the_same_metrics_as_evaluation(run, copy, passes):
     (result,) = evaluate_workdir(copy, "latest")
     predicted = run.predicted
     assert (predicted.step, predicted.weights) == (result["step"], result["weights"])
@@ -68,14 +68,14 @@ def test_samples_are_records_of_the_split(run, finished):
     largest = np.sort(confusion[~np.eye(10, dtype=bool)])[::-1]
     for pair, count in zip(run.predicted.pairs, largest, strict=False):
         true, other = names.index(pair.true), names.index(pair.predicted)
-        assert pair.images == confusion[true, other] == count
-        assert pair.share == pytest.approx(count / confusion[true].sum())
+        assert pair.count == confusion[true, other] == count
+        assert pair.fraction == pytest.approx(count / confusion[true].sum())
         assert all(
             labels[s.name] == pair.true != s.predicted == pair.predicted for s in pair.samples
         )
 
 
-def test_explanations_are_of_images_of_the_split(run):
+def test_explanations_show_images_of_the_split(run):
     explained = run.explained
     assert explained.filters.shape[0] == explained.filters_count == 4
     assert [m.maps.dtype for m in explained.feature_maps] == [np.uint8] * 4
@@ -84,13 +84,13 @@ def test_explanations_are_of_images_of_the_split(run):
     assert any(s.is_right for s, _ in explained.cams) or run.predicted.top1 == 0
 
 
-def test_the_door_writes_page_pictures_and_markdown(finished, copy, tmp_path, call_door):
+def test_the_command_writes_page_figures_and_markdown(finished, copy, tmp_path, call_door):
     config = json.loads((copy / "config.json").read_text())
     config["seed"] = 5
     (without_checkpoints(copy) / "config.json").write_text(json.dumps(config))
     out, png, text = tmp_path / "a/r.html", tmp_path / "png", tmp_path / "r.md"
     code, printed, err = call_door(
-        door,
+        report,
         [finished.workdir, copy, f"--out={out}", f"--png={png}", f"--markdown={text}"],
     )
     assert (code, err) == (0, "")
@@ -98,19 +98,19 @@ def test_the_door_writes_page_pictures_and_markdown(finished, copy, tmp_path, ca
     assert out.stat().st_size < 7e6
     assert "| seed | 0 | 5 |" in text.read_text()
     assert {"curves.png", "gradcam_run.png", "classes.png"} <= {p.name for p in png.iterdir()}
-    assert not list(tmp_path.rglob(".r.*"))  # no part of a file
+    assert not list(tmp_path.rglob(".r.*"))  # no partial files
 
 
-def test_data_that_has_moved_away_costs_the_images_alone(copy, digits_path, tmp_path, call_door):
+def test_without_the_data_only_the_images_are_missing(copy, digits_path, tmp_path, call_door):
     config = json.loads((copy / "config.json").read_text())
     config["data"] |= {"path": str(tmp_path / "gone"), "source": "tfds"}
     (copy / "config.json").write_text(json.dumps(config))
     out = tmp_path / "r.html"
-    code, printed, _ = call_door(door, [copy, f"--out={out}"])
+    code, printed, _ = call_door(report, [copy, f"--out={out}"])
     assert code == 0
     assert "--config.data.path=" in printed
     page = out.read_text()
-    assert page.count("not shown, as ") == 7
+    assert page.count("Not available: ") == 7
     assert "--config.data.path=" in page
     assert '"key":"loss"' in page
     back = read_run(copy, "copy", "latest", [("data.path", str(digits_path))])
@@ -118,7 +118,7 @@ def test_data_that_has_moved_away_costs_the_images_alone(copy, digits_path, tmp_
     assert back.predicted.images == 360
 
 
-def test_runs_that_have_not_come_far(copy, tmp_path):
+def test_unfinished_runs(copy, tmp_path):
     lines = (copy / "metrics.jsonl").read_text().splitlines()
     torn = [line for line in lines if json.loads(line)["step"] <= 4]
     (copy / "metrics.jsonl").write_text("\n".join(torn) + '\n{"step": 6, "spl')
@@ -135,7 +135,7 @@ def test_runs_that_have_not_come_far(copy, tmp_path):
     assert (empty.status, empty.evaluations) == ("nothing logged yet", [])
 
 
-def test_later_evaluations_count_too(copy):
+def test_later_evaluations_are_shown(copy):
     (copy / "eval").mkdir(exist_ok=True)
     one = {"weights": "ema", "count": 9, "top1": 0.125, "top5": 0.5, "loss": 2.5}
     record = {"step": 4, "split": "validation"} | one | {"also": [one | {"weights": "raw"}]}
@@ -147,7 +147,7 @@ def test_later_evaluations_count_too(copy):
     assert found[0] == {"step": 4, "split": "validation"} | one
 
 
-def test_evaluations_by_other_settings_or_of_other_data_are_not_the_runs(copy):
+def test_evaluations_with_other_settings_or_data_are_left_out(copy):
     one = {"weights": "ema", "count": 9, "top1": 0.125, "top5": 0.5, "loss": 2.5, "also": []}
     before = read_run(without_checkpoints(copy), "copy", "latest", []).evaluations
     own = run_settings(copy)
@@ -165,7 +165,7 @@ def test_evaluations_by_other_settings_or_of_other_data_are_not_the_runs(copy):
     assert len(found) == len(before) + 1
 
 
-def test_predictions_of_other_images_are_not_the_runs(copy):
+def test_predictions_of_other_images_are_refused(copy):
     back = read_run(copy, "copy", "latest", [("data.eval_split", "validation[:50]")])
     assert back.predicted is None
     assert "has other images than the run was evaluated on, or the same stored" in back.missing
@@ -173,16 +173,16 @@ def test_predictions_of_other_images_are_not_the_runs(copy):
 
 def test_user_errors(copy, tmp_path, fails):
     out = f"--out={tmp_path / 'r.html'}"
-    fails(door, [tmp_path, out], "no config.json", str(tmp_path))
-    fails(door, [copy], "--out=")
-    fails(door, [copy, f"--out={tmp_path}"], "is a folder")
-    fails(door, [copy, copy / "../copy", out], "twice")
-    fails(door, [copy, out, "--checkpoint=5"], "--checkpoint=5", "8")
-    fails(door, [copy, out, "--config.optim.peak=1"], "optim.peak")
-    fails(door, [copy, out, "--config.eval.resize=20"], "eval.resize", "imagenet_jax.eval")
-    fails(door, [copy, "--out=/proc/1/r.html"], "cannot be written")
+    fails(report, [tmp_path, out], "no config.json", str(tmp_path))
+    fails(report, [copy], "--out=")
+    fails(report, [copy, f"--out={tmp_path}"], "is a folder")
+    fails(report, [copy, copy / "../copy", out], "twice")
+    fails(report, [copy, out, "--checkpoint=5"], "--checkpoint=5", "8")
+    fails(report, [copy, out, "--config.optim.peak=1"], "optim.peak")
+    fails(report, [copy, out, "--config.eval.resize=20"], "eval.resize", "imagenet_jax.eval")
+    fails(report, [copy, "--out=/proc/1/r.html"], "cannot be written")
     (copy / "eval").mkdir(exist_ok=True)
     (copy / "eval" / "4.json").write_text("{}")
-    fails(door, [copy, out], "eval/4.json", "move it away")
+    fails(report, [copy, out], "eval/4.json", "move it away")
     (copy / "metrics.jsonl").write_text("[]\n")
-    fails(door, [copy, out], "metrics.jsonl, line 1")
+    fails(report, [copy, out], "metrics.jsonl, line 1")
