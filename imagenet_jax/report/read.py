@@ -15,8 +15,8 @@ from imagenet_jax.debug.recipe_rows import recipe_of
 from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.files import read_json, read_json_lines
 from imagenet_jax.report.predictions import Explained, Predicted, predict_and_explain
+from imagenet_jax.runtime.eval_variants import is_variant, require_run_settings, run_settings
 from imagenet_jax.runtime.lock import is_training
-from imagenet_jax.runtime.measured import is_own, own_measured, require_own_settings
 from imagenet_jax.runtime.workdir import has_checkpoint, read_config
 from imagenet_jax.training.checkpoint import open_to_read
 from imagenet_jax.training.experiment import Experiment, make_experiment
@@ -77,7 +77,7 @@ def read_run(
       overrides: (field, text), such as where the data is on this machine.
     Raises UserError if `workdir` is not the workdir of a run, or its files are damaged.
     """
-    require_own_settings(workdir, overrides, "report")
+    require_run_settings(workdir, overrides, "report")
     config, here = read_config(workdir), read_config(workdir, overrides)
     metrics = _read_metrics(workdir / "metrics.jsonl")
     evaluations = _read_evaluations(workdir, metrics)
@@ -88,7 +88,7 @@ def read_run(
             raise UserError(f"no checkpoint in {workdir} yet; continue training, then report again")
         step = open_to_read(workdir, here).find(checkpoint)
         weights = of_workdir(workdir, str(step), overrides)
-        fingerprint = own_measured(workdir)["data"]
+        fingerprint = run_settings(workdir)["data"]
         predicted, explained = predict_and_explain(weights, step, fingerprint)
     except UserError as e:
         missing = _add_way_out(one_line(e, length=None))
@@ -185,7 +185,7 @@ def _read_evaluations(workdir: Path, metrics: list[dict[str, Any]]) -> list[dict
         if not path.stem.isdecimal():
             continue  # a variant, or metrics of each class
         record = _read_object(path)
-        if not is_own(workdir, record):
+        if is_variant(workdir, record):
             continue
         for one in (record, *record.get("also", [])):
             values = {"step": record.get("step"), "split": record.get("split"), **one}

@@ -1,26 +1,16 @@
-"""The sections of the page: tables, places of charts, and notes on what is missing."""
+"""The sections of the page."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from imagenet_jax.markup import escape, table
-from imagenet_jax.report import charts, galleries, tables
+from imagenet_jax.report import charts, fragments, tables
 from imagenet_jax.report.charts import Chart
 from imagenet_jax.report.predictions import Explained, Predicted
 from imagenet_jax.report.read import Run
 from imagenet_jax.training.metrics import WEIGHTS_LABELS
 
-_MAX_CLASSES = 2000  # rows of the class table; a browser would hang on 21,000
-_FILTERED_CLASSES = 20  # longer class tables have a search field
 _MIXED_LABELS = ("loss.label_smoothing", "augment.mixup", "augment.cutmix")
-_LEGEND = {
-    "train": ("training", '<path d="M0 6h26" stroke-width="2"/>'),
-    "ema": ("evaluation, EMA weights", '<path d="M0 6h26"/><circle cx="13" cy="6" r="3.5"/>'),
-    "raw": (
-        "evaluation, raw weights",
-        '<path d="M0 6h26" stroke-dasharray="2 4"/><path d="M10 3l6 6m0-6l-6 6"/>',
-    ),
-}
 
 
 class Section(NamedTuple):
@@ -44,9 +34,9 @@ def make_sections(runs: Sequence[Run]) -> list[Section]:
         _show_calibration(runs),
         _show_confusions(runs),
         Section("mistakes", "Mistakes", _fold_predicted(runs, _show_mistakes)),
-        _show_explained(runs, "filters", "First-layer filters", galleries.show_filters),
-        _show_explained(runs, "features", "Feature maps", galleries.show_feature_maps),
-        _show_explained(runs, "gradcam", "Grad-CAM", galleries.show_cams),
+        _show_explained(runs, "filters", "First-layer filters", fragments.show_filters),
+        _show_explained(runs, "features", "Feature maps", fragments.show_feature_maps),
+        _show_explained(runs, "gradcam", "Grad-CAM", fragments.show_cams),
     ]
 
 
@@ -64,16 +54,17 @@ def _show_results(runs: Sequence[Run]) -> Section:
     for run in runs:
         head, rows = tables.tabulate_results(run)
         if len(runs) > 1:
-            parts.append(f"<h3>{_swatch(run, runs)}{escape(run.name)}</h3>")
+            parts.append(f"<h3>{fragments.show_name(run, runs)}</h3>")
         numbers = {*range(2, len(head))} - {head.index("split")}
-        parts.append(table(head, rows, numbers) if rows else _note("Not evaluated yet."))
+        parts.append(
+            table(head, rows, numbers) if rows else fragments.show_note("Not evaluated yet.")
+        )
     return Section("results", "Results", "".join(parts))
 
 
 def _show_comparison(runs: Sequence[Run]) -> str:
     head = "".join(
-        f'<th scope="col" class="number">{_swatch(run, runs)}{escape(run.name)}</th>'
-        for run in runs
+        f'<th scope="col" class="number">{fragments.show_name(run, runs)}</th>' for run in runs
     )
     body = []
     for name, cells in tables.tabulate_comparison(runs):
@@ -93,12 +84,14 @@ def _show_comparison(runs: Sequence[Run]) -> str:
 def _show_curves(runs: Sequence[Run]) -> Section:
     drawn = charts.make_curves(runs)
     parts = [
-        _note(f"{run.workdir}/metrics.jsonl has no lines yet, so there are no curves.")
+        fragments.show_note(
+            f"{run.workdir}/metrics.jsonl has no lines yet, so there are no curves."
+        )
         for run in runs
         if not run.metrics
     ]
     if drawn:
-        parts += [_show_legend(runs, drawn), _show_charts(drawn)]
+        parts += [fragments.show_legend(runs, drawn), fragments.show_charts(drawn)]
         hint = "Drag to zoom, double-click to reset; all charts zoom together."
         if any(run.config[field] for run in runs for field in _MIXED_LABELS):
             hint += (
@@ -114,7 +107,9 @@ def _show_curves(runs: Sequence[Run]) -> Section:
 def _show_speed(runs: Sequence[Run]) -> Section:
     drawn = charts.make_speed(runs)
     if not drawn:
-        body = _note("No speed was logged; it needs at least two steps and a logged interval.")
+        body = fragments.show_note(
+            "No speed was logged; it needs at least two steps and a logged interval."
+        )
         return Section("throughput", "Throughput", body)
     rows = []
     for run in runs:
@@ -125,7 +120,7 @@ def _show_speed(runs: Sequence[Run]) -> Section:
             rows.append((run.name, f"{rate:,.0f} img/s", f"{wait:.1%}", devices))
     head = ["run", "median throughput", "median input wait", "devices"]
     return Section(
-        "throughput", "Throughput", table(head, rows, (1, 2)) + _show_charts(drawn), drawn
+        "throughput", "Throughput", table(head, rows, (1, 2)) + fragments.show_charts(drawn), drawn
     )
 
 
@@ -157,46 +152,12 @@ def _show_classes(runs: Sequence[Run]) -> Section:
         return (
             f"<p>{escape(measured[0].upper() + measured[1:])} Class means: precision "
             f"{means['precision']:.2%}, recall {means['recall']:.2%}, F1 {means['f1']:.2%}.</p>"
-            + _show_class_table(f"classes-{runs.index(run)}", predicted)
+            + fragments.show_class_table(f"classes-{runs.index(run)}", predicted)
         )
 
     drawn = charts.make_class_accuracy(runs)
-    return Section("classes", "Classes", _show_charts(drawn) + _fold_predicted(runs, show), drawn)
-
-
-def _show_class_table(key: str, predicted: Predicted) -> str:
-    """Return the table of classes, which the reader sorts and searches."""
-    count = len(predicted.by_class.f1)
-    rows = [
-        f'<tr><th scope="row">{escape(name)}</th>'
-        + "".join(
-            f'<td class="number" data-value="{text.strip("%").replace(",", "")}">{text}</td>'
-            for text in numbers
-        )
-        + f"<td>{escape(confused)}</td></tr>"
-        for name, *numbers, confused in tables.tabulate_classes(predicted.by_class, _MAX_CLASSES)
-    ]
-    heads = "".join(
-        f'<th scope="col"{" class=number" if 0 < i < 5 else ""}'
-        f"{' aria-sort=ascending' if name == 'F1' else ''}>"
-        f'<button type="button">{name}</button></th>'
-        for i, name in enumerate(tables.CLASS_HEAD)
-    )
-    limit = ""
-    if count > _MAX_CLASSES:
-        limit = _note(
-            f"The {_MAX_CLASSES:,} classes of lowest F1 of {count:,} are shown; "
-            "imagenet_jax.eval --by_class writes all."
-        )
-    search = ""
-    if len(rows) > _FILTERED_CLASSES:
-        search = (
-            f'<input type="search" data-filter="{key}" placeholder="filter classes" '
-            'aria-label="filter classes">'
-        )
-    return (
-        f'{limit}{search}<div class="scroll tall"><table class="sortable" id="{key}">'
-        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    return Section(
+        "classes", "Classes", fragments.show_charts(drawn) + _fold_predicted(runs, show), drawn
     )
 
 
@@ -213,7 +174,7 @@ def _show_calibration(runs: Sequence[Run]) -> Section:
         "<p>Predictions in 15 bins of equal width by confidence (Guo et al. 2017). The accuracy of "
         "a calibrated model equals its confidence: the dashed line.</p>"
         + table(["run", "expected calibration error", "images"], rows, (1, 2))
-        + _show_charts(drawn, "two")
+        + fragments.show_charts(drawn, "two")
         + "".join(_note_missing(run, f"{run.name}: ") for run in runs if not run.predicted)
     )
     return Section("calibration", "Calibration", text, drawn)
@@ -226,11 +187,11 @@ def _show_confusions(runs: Sequence[Run]) -> Section:
         chart = charts.make_confusion(runs.index(run), run)
         drawn.extend(chart)
         if not predicted.pairs:
-            return _show_charts(chart) + _note("No image is misclassified.")
+            return fragments.show_charts(chart) + fragments.show_note("No image is misclassified.")
         return (
-            f"{_show_charts(chart)}<h3>Most confused pairs</h3>"
+            f"{fragments.show_charts(chart)}<h3>Most confused pairs</h3>"
             f"<p>The {len(predicted.pairs)} most frequent, with the images of highest "
-            f"confidence.</p>{galleries.show_pairs(predicted.pairs)}"
+            f"confidence.</p>{fragments.show_pairs(predicted.pairs)}"
         )
 
     return Section("confusions", "Confusions", _fold_predicted(runs, show), drawn)
@@ -238,11 +199,11 @@ def _show_confusions(runs: Sequence[Run]) -> Section:
 
 def _show_mistakes(run: Run, predicted: Predicted) -> str:
     if not predicted.mistakes:
-        return _note("No image is misclassified.")
+        return fragments.show_note("No image is misclassified.")
     return (
         f"<p>{predicted.wrong:,} of {predicted.images:,} images are misclassified; these are the "
         f"{len(predicted.mistakes)} with the highest confidence.</p>"
-        f"{galleries.show_samples(predicted.mistakes)}"
+        f"{fragments.show_samples(predicted.mistakes)}"
     )
 
 
@@ -253,55 +214,8 @@ def _show_explained(
     return Section(key, title, body)
 
 
-def _show_charts(drawn: Sequence[Chart], layout: str = "") -> str:
-    """Return a place for each chart; `layout` is a class of the style sheet."""
-    boxes = []
-    for chart in drawn:
-        button = ""
-        if chart.logarithmic is not None:
-            text = "linear axis" if chart.logarithmic else "log axis"
-            button = f'<button type="button" data-logarithmic="{chart.key}">{text}</button>'
-        boxes.append(
-            f'<figure class="chart-box"><figcaption>{escape(chart.title)}{button}</figcaption>'
-            f'<div class="chart {chart.kind}" id="chart-{chart.key}"></div></figure>'
-        )
-    return f'<div class="figures {layout}">{"".join(boxes)}</div>' if boxes else ""
-
-
-def _show_legend(runs: Sequence[Run], drawn: Sequence[Chart]) -> str:
-    """Return the legend; its boxes show and hide lines."""
-    roles = {line.role for chart in drawn for line in chart.series}
-    hidden = charts.find_hidden_roles(runs)
-    entries = []
-    if len(runs) > 1:
-        entries = [
-            f'<label><input type="checkbox" checked data-run="{i}">'
-            f"<span>{_swatch(run, runs)}{escape(run.name)}</span></label>"
-            for i, run in enumerate(runs)
-        ]
-    for role, (name, drawing) in _LEGEND.items():
-        if role in roles:
-            color = "--muted" if len(runs) > 1 else "--run-0" if role == "train" else "--run-1"
-            checked = "" if role in hidden else " checked"
-            entries.append(
-                f'<label><input type="checkbox"{checked} data-role="{role}"><svg width="26" '
-                f'height="12" fill="var({color})" stroke="var({color})" stroke-width="2">{drawing}'
-                f"</svg>{name}</label>"
-            )
-    return f'<div class="legend">{"".join(entries)}</div>'
-
-
-def _swatch(run: Run, runs: Sequence[Run]) -> str:
-    """Return a square in the color of the run's lines."""
-    return f'<i class="swatch" style="background:var(--run-{runs.index(run) % 8})"></i>'
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{escape(text)}</p>'
-
-
 def _note_missing(run: Run, prefix: str = "") -> str:
-    return _note(f"{prefix}Not available: {run.missing}")
+    return fragments.show_note(f"{prefix}Not available: {run.missing}")
 
 
 def _fold(runs: Sequence[Run], show: Callable[[Run], str]) -> str:
@@ -309,7 +223,7 @@ def _fold(runs: Sequence[Run], show: Callable[[Run], str]) -> str:
     if len(runs) == 1:
         return show(runs[0])
     return "".join(
-        f"<details><summary>{_swatch(run, runs)}{escape(run.name)}</summary>{show(run)}</details>"
+        f"<details><summary>{fragments.show_name(run, runs)}</summary>{show(run)}</details>"
         for run in runs
     )
 

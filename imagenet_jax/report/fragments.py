@@ -1,0 +1,192 @@
+"""HTML fragments of the page: places of charts, legend, class table, pictures."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from imagenet_jax.markup import data_uri, escape
+from imagenet_jax.report import charts, tables
+from imagenet_jax.report.charts import Chart
+from imagenet_jax.report.predictions import Explained, Pair, Predicted, Sample
+from imagenet_jax.report.read import Run
+
+_PIXELATED_SIDE = 64  # smaller images are shown pixel by pixel
+_MAX_CLASSES = 2000  # rows of the class table; a browser would hang on 21,000
+_FILTERED_CLASSES = 20  # longer class tables have a search field
+_LEGEND = {
+    "train": ("training", '<path d="M0 6h26" stroke-width="2"/>'),
+    "ema": ("evaluation, EMA weights", '<path d="M0 6h26"/><circle cx="13" cy="6" r="3.5"/>'),
+    "raw": (
+        "evaluation, raw weights",
+        '<path d="M0 6h26" stroke-dasharray="2 4"/><path d="M10 3l6 6m0-6l-6 6"/>',
+    ),
+}
+
+
+def show_note(text: str) -> str:
+    """Return a line that says why something is missing."""
+    return f'<p class="note">{escape(text)}</p>'
+
+
+def show_charts(drawn: Sequence[Chart], layout: str = "") -> str:
+    """Return a place for each chart; `layout` is a class of the style sheet."""
+    boxes = []
+    for chart in drawn:
+        button = ""
+        if chart.logarithmic is not None:
+            text = "linear axis" if chart.logarithmic else "log axis"
+            button = f'<button type="button" data-logarithmic="{chart.key}">{text}</button>'
+        boxes.append(
+            f'<figure class="chart-box"><figcaption>{escape(chart.title)}{button}</figcaption>'
+            f'<div class="chart {chart.kind}" id="chart-{chart.key}"></div></figure>'
+        )
+    return f'<div class="figures {layout}">{"".join(boxes)}</div>' if boxes else ""
+
+
+def show_legend(runs: Sequence[Run], drawn: Sequence[Chart]) -> str:
+    """Return the legend; its boxes show and hide lines."""
+    roles = {line.role for chart in drawn for line in chart.series}
+    hidden = charts.find_hidden_roles(runs)
+    entries = []
+    if len(runs) > 1:
+        entries = [
+            f'<label><input type="checkbox" checked data-run="{i}">'
+            f"<span>{show_name(run, runs)}</span></label>"
+            for i, run in enumerate(runs)
+        ]
+    for role, (name, drawing) in _LEGEND.items():
+        if role in roles:
+            color = "--muted" if len(runs) > 1 else "--run-0" if role == "train" else "--run-1"
+            checked = "" if role in hidden else " checked"
+            entries.append(
+                f'<label><input type="checkbox"{checked} data-role="{role}"><svg width="26" '
+                f'height="12" fill="var({color})" stroke="var({color})" stroke-width="2">{drawing}'
+                f"</svg>{name}</label>"
+            )
+    return f'<div class="legend">{"".join(entries)}</div>'
+
+
+def show_name(run: Run, runs: Sequence[Run]) -> str:
+    """Return the run's name after a square in the color of its lines."""
+    color = f"--run-{runs.index(run) % 8}"
+    return f'<i class="swatch" style="background:var({color})"></i>{escape(run.name)}'
+
+
+def show_class_table(key: str, predicted: Predicted) -> str:
+    """Return the table of classes, which the reader sorts and searches."""
+    count = len(predicted.by_class.f1)
+    rows = [
+        f'<tr><th scope="row">{escape(name)}</th>'
+        + "".join(
+            f'<td class="number" data-value="{text.strip("%").replace(",", "")}">{text}</td>'
+            for text in numbers
+        )
+        + f"<td>{escape(confused)}</td></tr>"
+        for name, *numbers, confused in tables.tabulate_classes(predicted.by_class, _MAX_CLASSES)
+    ]
+    heads = "".join(
+        f'<th scope="col"{" class=number" if 0 < i < 5 else ""}'
+        f"{' aria-sort=ascending' if name == 'F1' else ''}>"
+        f'<button type="button">{name}</button></th>'
+        for i, name in enumerate(tables.CLASS_HEAD)
+    )
+    limit = ""
+    if count > _MAX_CLASSES:
+        limit = show_note(
+            f"The {_MAX_CLASSES:,} classes of lowest F1 of {count:,} are shown; "
+            "imagenet_jax.eval --by_class writes all."
+        )
+    search = ""
+    if len(rows) > _FILTERED_CLASSES:
+        search = (
+            f'<input type="search" data-filter="{key}" placeholder="filter classes" '
+            'aria-label="filter classes">'
+        )
+    return (
+        f'{limit}{search}<div class="scroll tall"><table class="sortable" id="{key}">'
+        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def show_samples(samples: Sequence[Sample]) -> str:
+    """Return a grid of images with their predicted and true classes."""
+    return _gallery((_image(s.pixels, s.name), _verdict(s)) for s in samples)
+
+
+def show_pairs(pairs: Sequence[Pair]) -> str:
+    """Return a row for each pair of confused classes: how often, and some of its images."""
+    rows = []
+    for pair in pairs:
+        images = _gallery((_image(s.pixels, s.name), f"{s.confidence:.1%}") for s in pair.samples)
+        count = f"{pair.count:,} image{'' if pair.count == 1 else 's'}, {pair.fraction:.1%}"
+        rows.append(
+            f'<div class="pair"><p><b>{escape(pair.true)}</b> taken for '
+            f'<b>{escape(pair.predicted)}</b><br><span class="muted">{count} of '
+            f"{escape(pair.true)}</span></p>{images}</div>"
+        )
+    return "".join(rows)
+
+
+def show_filters(explained: Explained) -> str:
+    """Return the kernels of the first convolution as colors."""
+    count, height, width = explained.filters.shape[:3]
+    of = f" of {explained.filters_count:,}" if count < explained.filters_count else ""
+    return (
+        f"<p>{count:,}{of} filters of <code>{escape(explained.filters_layer)}</code>, "
+        f"{height}x{width} pixels, each scaled separately; mid-gray is 0.</p>"
+        + _gallery(
+            ((_image(f, f"filter {i}"), "") for i, f in enumerate(explained.filters)), "small"
+        )
+    )
+
+
+def show_feature_maps(explained: Explained) -> str:
+    """Return channels of some layers for one image."""
+    parts = [show_samples([explained.subject])]
+    for layer in explained.feature_maps:
+        count, height, width = layer.maps.shape
+        parts.append(
+            f"<h3><code>{escape(layer.layer)}</code></h3><p>{count} of {layer.channels:,} "
+            f"channels, {height}x{width}, each scaled to its own range.</p>"
+            + _gallery(((_image(m, f"channel {i}"), "") for i, m in enumerate(layer.maps)), "small")
+        )
+    return "".join(parts)
+
+
+def show_cams(explained: Explained) -> str:
+    """Return each image next to its Grad-CAM map of the predicted class."""
+    pairs = (
+        (
+            f'<div class="beside">{_image(s.pixels, s.name)}{_image(cam, "Grad-CAM")}</div>',
+            _verdict(s),
+        )
+        for s, cam in explained.cams
+    )
+    return (
+        "<p>Evidence for the predicted class in the output of "
+        f"<code>{escape(explained.cam_layer)}</code> (Selvaraju et al. 2017), from blue (none) to "
+        f"red (most).</p>{_gallery(pairs, 'wide')}"
+    )
+
+
+def _gallery(figures: Iterable[tuple[str, str]], size: str = "") -> str:
+    """Return a grid of (image, caption), both HTML."""
+    content = "".join(
+        f"<figure>{image}" + (f"<figcaption>{text}</figcaption>" if text else "") + "</figure>"
+        for image, text in figures
+    )
+    return f'<div class="gallery {size}">{content}</div>'
+
+
+def _verdict(sample: Sample) -> str:
+    """Return the predicted class with its confidence, and the true class if it is another."""
+    guess = f"{escape(sample.predicted)} {sample.confidence:.1%}"
+    if sample.is_right:
+        return f'<span class="right">{guess}</span>'
+    return f'<span class="wrong">{guess}</span><br>is {escape(sample.true)}'
+
+
+def _image(pixels: np.ndarray, name: str) -> str:
+    small = ' class="pixels"' if max(pixels.shape[:2]) <= _PIXELATED_SIDE else ""
+    text = escape(name)
+    return f'<img{small} src="{data_uri(pixels)}" alt="{text}" title="{text}" loading="lazy">'
