@@ -6,19 +6,16 @@
     --config=configs/resnet50.py --class=tabby --layer=layer3.5.conv3 --out=cat_explained.png
   python -m imagenet_jax.explain --workdir=runs/resnet50 '--layer=?'
 
-Methods:
-  gradcam    where a layer responds in favor of the class (Selvaraju et al. 2017)
-  occlusion  how the class's probability changes when a gray square hides a part of the image:
-             red where it falls, blue where it rises (Zeiler & Fergus 2014)
-  guided     guided backpropagation: the pixels that raise the class's score
-             (Springenberg et al. 2015)
-  features   the output of a layer, 64 strongest channels
-  filters    the weights of the first convolution; needs no image
+gradcam    where a layer supports the class (Selvaraju et al. 2017)
+occlusion  how hiding parts of the image behind a gray square changes the class's probability: red
+           where it falls, blue where it rises (Zeiler & Fergus 2014)
+guided     guided backpropagation, pixels that raise the score (Springenberg et al. 2015)
+features   output of a layer, the 64 strongest channels
+filters    weights of the first convolution; needs no image
 
-IMAGE is a file, a folder (with its subfolders) or - for an image on standard input. Images are
-resized and cropped as in evaluation. --out=FILE.png puts all pictures on one sheet; any other name
-is a folder of PNG files. An image that cannot be read is reported and skipped; the exit code is
-then 1.
+IMAGE is a file, a folder (with its subfolders) or - for an image on standard input, resized and
+cropped as in evaluation. --out=FILE.png puts all pictures on one sheet; any other name is a
+folder of PNG files. An image that cannot be read is reported and skipped, and the exit code is 1.
 """
 
 import argparse
@@ -37,13 +34,13 @@ def main(argv: Sequence[str]) -> int:
     add("images", nargs="*", metavar="IMAGE", help="a file, a folder or -")
     add("--workdir", metavar="DIR", help="of a training run")
     add("--checkpoint", metavar="latest|best|STEP", help="of the workdir (default: latest)")
-    add("--weights", metavar="FILE", help="a state dict in torchvision's layout")
+    add("--weights", metavar="FILE", help="a state dict with torchvision's names")
     cli.add_weights_key(parser)
     cli.add_config(parser, what="the config of the model in --weights")
-    add("--methods", metavar="A,B", help="which (default: all)")
-    add("--class", dest="class_name", metavar="NAME|INDEX", help="(default: the likeliest)")
-    add("--layer", metavar="NAME", help="of gradcam, features (default: the last); ? lists them")
-    add("--square", type=int, metavar="PIXELS", help="of occlusion (default: a fifth of the side)")
+    add("--methods", metavar="A,B", help="methods (default: all)")
+    add("--class", dest="class_name", metavar="NAME|INDEX", help="(default: the most likely)")
+    add("--layer", metavar="NAME", help="for gradcam, features (default: last); ? lists them")
+    add("--square", type=int, metavar="PIXELS", help="occlusion's square (default: side / 5)")
     add("--out", metavar="DIR|FILE.png", help="a folder of pictures, or one sheet")
     args = parser.parse_args(argv)
     cli.check_weights(args)
@@ -62,21 +59,22 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _check(args: argparse.Namespace, methods: Sequence[str]) -> None:
-    """UserError for flags that contradict each other or would do nothing."""
+    """Raise UserError for flags that contradict each other or have no effect."""
     for method in methods:
         if method not in METHODS:
-            raise UserError(f"--methods={args.methods}: {method!r} is not of {','.join(METHODS)}")
+            known = ",".join(METHODS)
+            raise UserError(f"--methods={args.methods}: {method!r} is not one of {known}")
     if not args.out:
         raise UserError("give --out=DIR, or --out=FILE.png for one sheet")
     if bool(args.images) == (methods == ("filters",)):
-        raise UserError("filters are of the model alone, all other methods need an IMAGE")
+        raise UserError("--methods=filters takes no IMAGE; all other methods need an IMAGE")
     for flag, value, users in (
         ("--layer", args.layer, {"gradcam", "features"}),
         ("--square", args.square, {"occlusion"}),
         ("--class", args.class_name, {"gradcam", "occlusion", "guided"}),
     ):
         if value is not None and not users & set(methods):
-            raise UserError(f"{flag} does nothing for --methods={args.methods}")
+            raise UserError(f"{flag} does nothing with --methods={args.methods}")
     if args.square is not None and args.square < 1:
         raise UserError(f"--square={args.square}: give at least 1")
 

@@ -8,7 +8,7 @@ from imagenet_jax.report import charts, fragments, tables
 from imagenet_jax.report.charts import Chart
 from imagenet_jax.report.predictions import Explained, Predicted
 from imagenet_jax.report.read import Run
-from imagenet_jax.training.metrics import WEIGHTS_LABELS
+from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS
 
 _MIXED_LABELS = ("loss.label_smoothing", "augment.mixup", "augment.cutmix")
 
@@ -144,10 +144,11 @@ def _show_provenance(runs: Sequence[Run]) -> Section:
 def _show_classes(runs: Sequence[Run]) -> Section:
     def show(run: Run, predicted: Predicted) -> str:
         means = predicted.by_class.as_json()
+        has_top5 = run.num_classes >= METRICS["top5"].min_classes
+        top5 = f", top-5 {predicted.top5:.2%}" if has_top5 else ""
         measured = (
             f"{WEIGHTS_LABELS[predicted.weights]} weights of step {predicted.step:,} on "
-            f"{predicted.images:,} images of {predicted.split}: top-1 {predicted.top1:.2%}, "
-            f"top-5 {predicted.top5:.2%}."
+            f"{predicted.images:,} images of {predicted.split}: top-1 {predicted.top1:.2%}{top5}."
         )
         return (
             f"<p>{escape(measured[0].upper() + measured[1:])} Class means: precision "
