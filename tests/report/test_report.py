@@ -5,12 +5,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from report_runs import probabilities_of, run_of
 from sklearn.metrics import precision_recall_fscore_support
 
 from imagenet_jax.classify.by_class import reliability
 from imagenet_jax.report import charts, figures, page, tables
+from imagenet_jax.training.metrics import METRICS, Metric
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{b}|`*_"
 
@@ -227,6 +229,60 @@ def test_pngs_have_content(tmp_path):
         with Image.open(path) as picture:
             pixels = np.asarray(picture.convert("L"))
         assert pixels.std() > 10, path
+
+
+def test_legends_cover_no_chart(monkeypatch, tmp_path):
+    saved, savefig = [], Figure.savefig
+
+    def save(figure, path, **options):
+        savefig(figure, path, **options)
+        saved.append(figure)
+
+    monkeypatch.setattr(Figure, "savefig", save)
+    for runs in ([run_of()], [run_of("a", 0), run_of("b", 1)]):
+        for path, draw in figures.plan_figures(runs, tmp_path).items():
+            draw(path)
+        figures.plan_figures(runs, tmp_path / "all.png")[tmp_path / "all.png"](tmp_path / "all.png")
+    legends = 0
+    for figure in saved:
+        parts = [figure, *figure.subfigs]
+        boxes = [axes.get_tightbbox() for axes in figure.axes if axes.axison]
+        assert not any(axes.get_legend() for axes in figure.axes)
+        for legend in (legend for part in parts for legend in part.legends):
+            legends += 1
+            assert not any(legend.get_window_extent().overlaps(box) for box in boxes)
+    assert legends >= 6
+
+
+def test_a_new_metric_is_in_tables_and_charts(monkeypatch, tmp_path):
+    metric = Metric(
+        "perplexity", "perplexity", lambda logits, labels: logits, ".3f", higher_is_better=False
+    )
+    monkeypatch.setitem(METRICS, "perplexity", metric)
+    runs = [run_of("a", 0), run_of("b", 1)]
+    for run in runs:
+        for i, line in enumerate(run.evaluations):
+            line["perplexity"] = 1.5 + i
+    shown = Page(page.make_page(runs))
+    assert [len(s["y"]) for s in shown.charts["perplexity"]["series"]] == [4] * 4
+    assert shown.charts["perplexity"]["y_title"] == "perplexity"
+    (head, *_) = [row for row in shown.rows if row[0] == "checkpoint"]
+    column = head.index("perplexity")
+    found = [row[column] for row in shown.rows if row[0] in ("last", "best by top-1")]
+    assert found[:2] == ["7.500", "8.500"]  # EMA and raw weights at step 400
+    assert ["perplexity, last", "7.500", "7.500 +0.000"] in shown.rows
+    assert "| perplexity, last | 7.500 | 7.500 (+0.000) |" in tables.format_markdown(runs)
+
+
+def test_values_of_configs_are_formatted():
+    config = run_of().config | {"eval.flip": True, "tags": {"a": 1.0, "b": [1, 1, 2]}, "empty": ()}
+    run = run_of(config=config, provenance={"git_dirty": False, "packages": {"jax": "0.10"}})
+    rows = Page(page.make_page([run])).rows
+    for row in (
+        ["eval.flip", "true"], ["tags", "a: 1, b: 2 x 1, 2"], ["empty", "none"],
+        ["git_dirty", "false"], ["packages.jax", "0.10"], ["optim.base_lr", "0.1"],
+    ):  # fmt: skip
+        assert row in rows
 
 
 def test_charts_without_data_are_not_drawn(tmp_path):
