@@ -19,7 +19,7 @@ import jax
 
 from imagenet_jax import cli
 from imagenet_jax import config as config_io
-from imagenet_jax.debug.cost import create_initial_state, make_bare_step, random_batch
+from imagenet_jax.debug.cost import make_bare_step, random_batch
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 
 SAVE_EVERY = 500  # steps
@@ -28,7 +28,7 @@ SAVE_EVERY = 500  # steps
 def measure(config: Any, rounds: int, steps: int) -> dict[str, float]:
     """Medians over rounds of `steps` steps without and with a save."""
     bare = make_bare_step(config)
-    state, batch = create_initial_state(config, bare), random_batch(config, bare.mesh)
+    state, batch = bare.create_state(), random_batch(config, bare.mesh)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     plain, saving, calls = [], [], []
     with tempfile.TemporaryDirectory() as directory:

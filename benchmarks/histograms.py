@@ -18,17 +18,15 @@ import jax
 
 from imagenet_jax import cli
 from imagenet_jax import config as config_io
-from imagenet_jax.debug.cost import create_initial_state, make_bare_step, random_batch
+from imagenet_jax.debug.cost import make_bare_step, random_batch
 from imagenet_jax.debug.histograms import compile_histograms
-from imagenet_jax.training.state import graph_of
 
 
 def measure(config: Any, rounds: int) -> dict[str, float]:
     """Medians over `rounds`, after one to warm up, of milliseconds and of their ratio."""
     bare = make_bare_step(config)
-    graph = graph_of(config.model)
-    of_gradients, of_weights = compile_histograms(bare.abstract, bare.mesh, graph, config)
-    state, batch = create_initial_state(config, bare), random_batch(config, bare.mesh)
+    of_gradients, of_weights = compile_histograms(bare.parts, bare.abstract, bare.mesh)
+    state, batch = bare.create_state(), random_batch(config, bare.mesh)
     steps, gradients, weights = [], [], []
     for i in range(rounds + 1):
         times = [_seconds(of_gradients, state, batch)[0]]

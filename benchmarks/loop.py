@@ -49,14 +49,14 @@ def measure(config: Any, rounds: int) -> dict[str, float]:
     """Medians over `rounds` of images per second, bare and in the loop."""
     run = make_experiment(config)
     ready = Ready(config)
-    step = compile_train_step(
-        run.abstract, run.mesh, run.graph, run.tx, run.schedule, config, run.averaging
-    )
+    step = compile_train_step(run.parts, run.abstract, run.mesh)
     batch = jax.device_put(ready.batch, batch_sharding(run.mesh))
     images = run.total_steps * config.batch_size
     bare, looped = [], []
     for i in range(rounds + 1):
-        state = create_state(config.model, run.tx, config.ema.decay > 0, run.mesh, config.seed)
+        state = create_state(
+            config.model, run.parts.tx, config.ema.decay > 0, run.mesh, config.seed
+        )
         state, metrics = step(state, batch)
         jax.block_until_ready(state)
         start = time.perf_counter()

@@ -23,7 +23,6 @@ from ml_collections import ConfigDict
 from imagenet_jax import config as config_io
 from imagenet_jax.config.rules import warnings
 from imagenet_jax.data import pipeline
-from imagenet_jax.debug.cost import StepFlops
 from imagenet_jax.debug.determinism import require_repeatable
 from imagenet_jax.debug.histograms import Histograms
 from imagenet_jax.debug.nans import stop_at_nans
@@ -32,6 +31,7 @@ from imagenet_jax.debug.profiling import traced
 from imagenet_jax.logs.recorder import Recorder
 from imagenet_jax.logs.saver import Saver
 from imagenet_jax.logs.services import require_services
+from imagenet_jax.logs.throughput import StepFlops
 from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.runtime import xla
 from imagenet_jax.runtime.integrity import set_aside_damaged
@@ -152,9 +152,9 @@ def _start(
         state, position = checkpoints.restore(run.abstract, first)
         run, note = resume_at(run, position, first, rewinds)
         return _Start(run, first, state, position, rewinds, note)
-    state = create_state(config.model, run.tx, config.ema.decay > 0, run.mesh, config.seed)
+    state = create_state(config.model, run.parts.tx, config.ema.decay > 0, run.mesh, config.seed)
     if initial:
-        state = start_from(initial, state, run.tx)
+        state = start_from(initial, state, run.parts.tx)
     return _Start(run, 0, state, Position(data={}, interval={}), rewinds)
 
 
@@ -186,9 +186,7 @@ def _train(
         recorder.say(f"starting from {initial.summary}")
     saver = Saver(checkpoints, recorder, run, batch_of, provenance)
 
-    compiled_step = compile_train_step(
-        run.abstract, run.mesh, run.graph, run.tx, run.schedule, config, run.averaging
-    )
+    compiled_step = compile_train_step(run.parts, run.abstract, run.mesh)
     flops = StepFlops(compiled_step, run.abstract, config, run.mesh)
     evaluate = Evaluator(run.evaluation)
     eval_steps = run.steps_at(config.eval.every_epochs)

@@ -60,7 +60,7 @@ class LightLoop:
                 "epoch": epochs,
             }
 
-    def compile_train_step(self, abstract, mesh, graph, tx, schedule, config, averaging):
+    def compile_train_step(self, parts, abstract, mesh):
         def step(state, batch):
             done = int(state.step)
             self.on_step(done + 1)
@@ -68,7 +68,7 @@ class LightLoop:
             self.records.append(np.asarray(batch["label"]))
             self.epochs.append(np.asarray(batch["epoch"]))
             values = {"loss": 1 / (done + 1), "top1": 0.5, "grad_norm": 1.0, "param_norm": 1.0}
-            values["learning_rate"] = schedule(done)
+            values["learning_rate"] = parts.schedule(done)
             metrics = {name: jnp.float32(value) for name, value in values.items()}
             return state.replace(step=state.step + 1), metrics
 

@@ -26,7 +26,7 @@ def dry_run(config: ConfigDict) -> None:
     for warning in warnings(config):
         console.print(f"warning: {warning}")
     console.print("learning rate")
-    for line in schedule_picture(run.schedule, run.total_steps, config.epochs):
+    for line in schedule_picture(run.parts.schedule, run.total_steps, config.epochs):
         console.print(line)
     console.print("compiling the step ...")
     for line in _cost_lines(run):

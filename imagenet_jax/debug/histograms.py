@@ -7,9 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from imagenet_jax.logs.recorder import Recorder
 from imagenet_jax.logs.writers import Histogram
@@ -18,7 +16,7 @@ from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.layer_groups import named_groups
 from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import TrainState
-from imagenet_jax.training.step import Batch, gradient
+from imagenet_jax.training.step import Batch, StepParts, gradient
 
 BINS = 64
 
@@ -37,9 +35,7 @@ class Histograms:
         every = run.config.log.histograms_every_epochs
         self._steps = run.steps_at(every) if every else set()
         self._recorder, self._idle = recorder, idle
-        self._of_gradients, self._of_weights = compile_histograms(
-            run.abstract, run.mesh, run.graph, run.config
-        )
+        self._of_gradients, self._of_weights = compile_histograms(run.parts, run.abstract, run.mesh)
         self._found: dict[str, Histogram] = {}
 
     def before(self, step: int, state: TrainState, batch: Batch) -> None:
@@ -59,21 +55,20 @@ class Histograms:
 
 
 def compile_histograms(
-    abstract: TrainState, mesh: Mesh, graph: nnx.GraphDef, config: ConfigDict
+    parts: StepParts, abstract: TrainState, mesh: Mesh
 ) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
     """(state, batch) -> `group_histograms` of the gradient, and params -> those of them."""
+    model = parts.config.model.name
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     compiled = functools.partial(
         jax.jit, out_shardings=replicated(mesh), compiler_options=xla.options()
     )
     of_gradients = compiled(
-        lambda state, batch: group_histograms(
-            gradient(state, batch, graph=graph, config=config).grads, config.model.name
-        ),
+        lambda state, batch: group_histograms(gradient(state, batch, parts).grads, model),
         in_shardings=(shardings, batch_sharding(mesh)),
     )
     of_weights = compiled(
-        lambda params: group_histograms(params, config.model.name),
+        lambda params: group_histograms(params, model),
         in_shardings=(shardings.params,),
     )
     return of_gradients, of_weights

@@ -55,14 +55,7 @@ def _has_nan(tree: Any) -> jax.Array:
 
 def _origin(run: Experiment, state: TrainState, batch: Batch) -> str:
     """What made the first NaN of the step from `state`, and where the code asks for it."""
-    step = functools.partial(
-        train_step,
-        graph=run.graph,
-        tx=run.tx,
-        schedule=run.schedule,
-        config=run.config,
-        averaging=run.averaging,
-    )
+    step = functools.partial(train_step, parts=run.parts)
     checked = checkify.checkify(step, errors=checkify.nan_checks)
     locate = jax.jit(
         lambda state, batch: checked(state, batch)[0],

@@ -12,12 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.logs import memory
 from imagenet_jax.logs.console import ConsoleWriter
 from imagenet_jax.logs.panel import Panel
-from imagenet_jax.logs.peak_flops import peak_flops
 from imagenet_jax.logs.services import service_writers
-from imagenet_jax.logs.throughput import Throughput
+from imagenet_jax.logs.throughput import Throughput, memory_limit, peak_flops, peak_memory
 from imagenet_jax.logs.writers import Histogram, JsonlWriter, Writers
 from imagenet_jax.runtime.processes import gather_names, is_first, run_on_first
 from imagenet_jax.training.experiment import Experiment
@@ -63,7 +61,7 @@ class Recorder:
             run.total_steps,
             config.batch_size,
             first,
-            memory.limit(),
+            memory_limit(),
             shown,
         )
         self._writers = Writers(self._console)
@@ -158,7 +156,7 @@ class Recorder:
         self._console.progress(step, self._throughput.rate())
         self._window.append(step, metrics, skipped)
         if step % self._every == 0:
-            self._speed[step] = self._throughput.lap() | memory.used() | self._now()
+            self._speed[step] = self._throughput.lap() | peak_memory() | self._now()
             self.report(step - self._every)  # one interval late: it is there, nobody waits
 
     def done(self, flops: float | None) -> None:

@@ -1,29 +1,77 @@
-"""How fast the loop goes, and how much of its time it waits for input."""
+"""Speed and memory of training: images and operations per second, input wait, bytes used."""
 
+import re
+import resource
+import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-# Values of the train split that tell of the machine: two runs that are otherwise equal differ.
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+# Values of the train split that depend on the machine: they differ between otherwise equal runs.
 MEASURED = (
     "images_per_second", "input_wait", "flops_per_second", "peak_share", "device_memory",
     "process_memory", "seconds", "time",
 )  # fmt: skip
 
+# Running steps before the loop waits for the oldest: enough to keep the devices busy, few enough
+# that their batches do not fill the memory.
+_IN_FLIGHT = 3
+
+# Peak of bfloat16 matrix products in TFLOP/s: dense (no structured sparsity), summed in float32.
+# The pattern must match the whole `device_kind`, so that a slice of a GPU (MIG) or a variant that
+# is not listed gets no peak instead of a wrong one.
+_TFLOPS = {
+    # NVIDIA H100 datasheet (1979, 1513 and 1671 with sparsity); H200 datasheet (1979 and 1671).
+    r"NVIDIA H100 80GB HBM3": 989.5,
+    r"NVIDIA H100 PCIe": 756.5,
+    r"NVIDIA H100 NVL": 835.5,
+    r"NVIDIA H200": 989.5,
+    r"NVIDIA H200 NVL": 835.5,
+    # NVIDIA A100 datasheet.
+    r"NVIDIA A100-(SXM4|PCIE)-(40|80)GB|NVIDIA A100 80GB PCIe": 312.0,
+    # NVIDIA V100 datasheet; float16 products, as it has no bfloat16.
+    r"Tesla V100-SXM[23]-(16|32)GB": 125.0,
+    r"Tesla V100-PCIE-(16|32)GB": 112.0,
+    # NVIDIA T4 datasheet; float16 products.
+    r"Tesla T4": 65.0,
+    # NVIDIA L4 datasheet (242 with sparsity), L40S datasheet.
+    r"NVIDIA L4": 121.0,
+    r"NVIDIA L40S": 362.05,
+    # NVIDIA's architecture whitepapers: Ampere GA102 and Ada.
+    r"NVIDIA GeForce RTX 3090": 71.0,
+    r"NVIDIA GeForce RTX 4090": 165.2,
+    r"NVIDIA RTX A6000": 154.8,
+    # https://cloud.google.com/tpu/docs/v3 and its siblings, per chip; a device of v2 and v3 is a
+    # core, half a chip.
+    r"TPU v2": 45.0 / 2,
+    r"TPU v3": 123.0 / 2,
+    r"TPU v4": 275.0,
+    r"TPU (v5 lite|v5e)": 197.0,
+    r"TPU (v5|v5p)": 459.0,
+    r"TPU (v6 lite|v6e)": 918.0,
+}
+
 
 class Throughput:
-    """The speed of training, measured between steps that are known to be done.
+    """The speed of training, measured between completed steps.
 
-    Dispatched steps say nothing: the first ones are dispatched at once, and some are always under
-    way. The clock runs from one completed step to the next while the devices stay busy. Whatever
-    empties them (the start, a compilation, an evaluation, a checkpoint) stops it, and it starts
-    again when the first step after that is done.
+    The time of dispatching a step says nothing, because several steps are always in flight. The
+    clock runs from one completed step to the next while the devices are busy. Whatever empties them
+    (the start, a compilation, an evaluation, a checkpoint) stops it, and it starts again when the
+    next step is done.
     """
 
     def __init__(self, batch_size: int, peak: float | None = None):
-        """`peak` is what all devices together could do in a second; None: not known."""
+        """`peak`: operations per second that all devices together could do; None: unknown."""
         self._batch_size, self._peak = batch_size, peak
-        self._last: float | None = None  # when the last step was done; None: the clock stands
+        self._in_flight: deque[tuple[jax.Array, float | None]] = deque()
+        self._last: float | None = None  # when the last step was done; None: the clock is stopped
         self._waiting = 0.0  # for input, since the last step was done
         self._reset()
 
@@ -31,8 +79,26 @@ class Throughput:
         self._steps, self._elapsed, self._waited = 0, 0.0, 0.0
         self._flops: float | None = 0.0
 
+    def dispatched(self, loss: jax.Array, flops: float | None, *, timed: bool) -> None:
+        """Add a step of `flops` operations; if too many are in flight, wait for the oldest.
+
+        `timed`: count the step that was waited for.
+        """
+        self._in_flight.append((loss, flops))
+        if len(self._in_flight) > _IN_FLIGHT:
+            oldest, operations = self._in_flight.popleft()
+            oldest.block_until_ready()
+            if timed:
+                self.done(operations)
+
+    def drain(self) -> None:
+        """Wait for all steps in flight and stop the clock: what follows is not training time."""
+        jax.block_until_ready([loss for loss, _ in self._in_flight])
+        self._in_flight.clear()
+        self.stop_clock()
+
     def done(self, flops: float | None = None) -> None:
-        """Note that one more step, of `flops` operations, is done; None: not known."""
+        """Count one more completed step of `flops` operations; None: unknown."""
         now = time.perf_counter()
         if self._last is not None:
             self._steps += 1
@@ -42,12 +108,12 @@ class Throughput:
         self._last, self._waiting = now, 0.0
 
     def stop_clock(self) -> None:
-        """Leave out the time until the next step is done: the devices run empty."""
+        """Do not count the time until the next step is done: the devices are empty."""
         self._last = None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time inside is spent waiting for input."""
+        """Count the time inside as waiting for input."""
         before = time.perf_counter()
         yield
         self._waiting += time.perf_counter() - before
@@ -57,11 +123,11 @@ class Throughput:
         return self._steps * self._batch_size / self._elapsed if self._elapsed else None
 
     def lap(self) -> dict[str, float]:
-        """Return the speed since the last lap; {} if it is not known.
+        """Return the speed since the last lap; {} if it is unknown.
 
         Returns:
-          images_per_second and input_wait (share of time); flops_per_second of all devices if the
-          operations are known; peak_share of what the devices could do if that is known.
+          images_per_second and input_wait (fraction of time); flops_per_second of all devices if
+          the operations are known; peak_share, the fraction of `peak`, if that is known.
         """
         values = {}
         if rate := self.rate():
@@ -72,3 +138,67 @@ class Throughput:
                     values["peak_share"] = self._flops / self._elapsed / self._peak
         self._reset()
         return values
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Return the peak FLOP/s of one device (a multiply-add is two); None if it is not listed."""
+    for pattern, tera in _TFLOPS.items():
+        if re.fullmatch(pattern, device_kind):
+            return tera * 1e12
+    return None
+
+
+def count_flops(step: jax.stages.Compiled, config: ConfigDict, mesh: Mesh) -> float | None:
+    """Return the floating-point operations of the train step over all devices.
+
+    None if XLA does not report them. With micro-batches, the parameter update (a small part of the
+    whole) is counted once per micro-batch.
+    """
+    try:
+        counted = (step.cost_analysis() or {}).get("flops")
+    except NotImplementedError:
+        return None
+    # XLA counts one device, and the body of a loop once.
+    return float(counted) * mesh.size * config.optim.grad_accum_steps if counted else None
+
+
+class StepFlops:
+    """`count_flops` of the running train step, computed once per image size."""
+
+    def __init__(self, step: Any, abstract: Any, config: ConfigDict, mesh: Mesh):
+        """`step` is a jitted function of (state, batch), `abstract` the shapes of the state."""
+        self._step, self._abstract, self._config, self._mesh = step, abstract, config, mesh
+        self._known: dict[tuple[int, ...], float | None] = {}
+
+    def __call__(self, batch: dict[str, jax.Array]) -> float | None:
+        """`batch` is one that the step has run on, so that nothing is compiled again."""
+        shape = batch["image"].shape
+        if shape not in self._known:
+            shapes = {
+                name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+                for name, x in batch.items()
+            }
+            compiled = self._step.lower(self._abstract, shapes).compile()
+            self._known[shape] = count_flops(compiled, self._config, self._mesh)
+        return self._known[shape]
+
+
+def peak_memory() -> dict[str, int]:
+    """Return the most bytes used so far, without waiting for any step.
+
+    Returns:
+      device_memory of this process's first device, if it reports it (a CPU does not);
+      process_memory: resident memory of this process.
+    """
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # getrusage(2): KiB on Linux, bytes on macOS.
+    process = {"process_memory": peak if sys.platform == "darwin" else 1024 * peak}
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" not in stats:
+        return process
+    return {"device_memory": stats["peak_bytes_in_use"]} | process
+
+
+def memory_limit() -> int | None:
+    """Return the bytes that a program may use on a device; None if it does not report it."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

@@ -8,7 +8,7 @@ from imagenet_jax.data.sampler import Sampler
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import rewind
 from imagenet_jax.training.checkpoint import Position
-from imagenet_jax.training.experiment import Experiment, with_sampler
+from imagenet_jax.training.experiment import Experiment
 
 
 def get_data_position(sampler: Sampler, batch: int) -> dict[str, Any]:
@@ -61,7 +61,7 @@ def resume_at(
     next_batch = rewind.Batches(rewinds).of_step(step) + 1
     shift = target - next_batch * sampler.batch_size
     if shift:
-        run = with_sampler(run, sampler.shifted(shift))
+        run = run.with_sampler(sampler.shifted(shift))
     end = run.config.epochs * sampler.records_per_epoch
     if run.total_steps < step:
         # The last batch may reach beyond the end.

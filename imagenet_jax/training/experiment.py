@@ -1,9 +1,8 @@
-"""From a config to the parts of training and evaluation, checked against each other."""
+"""Experiments: everything that training and evaluating a config need, checked for consistency."""
 
 import dataclasses
 import math
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import optax
@@ -20,15 +19,18 @@ from imagenet_jax.training import ema, optim
 from imagenet_jax.training.fine_tuning import fine_tuning_of
 from imagenet_jax.training.sharding import check_batch_size, make_mesh
 from imagenet_jax.training.state import TrainState, abstract_state, graph_of
+from imagenet_jax.training.step import StepParts
+
+_MAX_STEPS = 2**31 - 1  # the step counter is an int32
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What evaluating a config's model takes.
+    """Everything that evaluating a config's model needs.
 
     Attributes:
-      abstract: shapes and shardings of the state; `opt_state` is empty.
-      outputs: i32[K], the output of the head that each label of the data means; None: the same.
+      abstract: shapes and shardings of the state, with an empty `opt_state`.
+      outputs: i32[K], index of the logit of each label of the data; None: label i is logit i.
     """
 
     config: ConfigDict
@@ -41,14 +43,13 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """What training a config takes.
+    """Everything that training a config needs.
 
     Attributes:
-      sampler: of the records of the training split.
-      steps_per_epoch: batches that the training split fills, fractional where batches run across
-        epochs.
-      total_steps: optimizer steps of the whole run.
+      source, sampler: the training split and the order of its records.
+      parts: the model, optimizer, schedule and EMA of the train step.
       abstract: shapes and shardings of the state.
+      total_steps: optimizer steps of the whole run.
     """
 
     config: ConfigDict
@@ -56,16 +57,17 @@ class Experiment:
     source: sources.Source
     sampler: Sampler
     evaluation: Evaluation
-    graph: nnx.GraphDef
-    schedule: optax.Schedule
-    tx: optax.GradientTransformation
-    averaging: ema.Share
+    parts: StepParts
     abstract: TrainState
-    steps_per_epoch: Fraction
     total_steps: int
 
+    @property
+    def steps_per_epoch(self) -> Fraction:
+        """Batches in the training split; fractional if batches span two epochs."""
+        return self.sampler.steps_per_epoch
+
     def epoch_at(self, step: int) -> float:
-        """Return the epochs of images that the first `step` steps train on."""
+        """Return how many epochs of images the first `step` steps train on."""
         return float((step + _shift(self.sampler)) / self.steps_per_epoch)
 
     def steps_at(self, every_epochs: float) -> set[int]:
@@ -78,27 +80,34 @@ class Experiment:
         if in_steps(every_epochs, self.steps_per_epoch) <= 1:
             return set(range(1, self.total_steps + 1))
         count = int(self.epoch_at(self.total_steps) / every_epochs)
-        marks = {_steps(i * every_epochs, self.sampler) for i in range(1, count + 1)}
+        marks = {_last_step(i * every_epochs, self.sampler) for i in range(1, count + 1)}
         return marks | {self.total_steps}
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """What identifies the data of both splits."""
+        """The fingerprints of the training and the evaluation split."""
         c = self.config.data
         return {
             c.train_split: self.source.fingerprint,
             c.eval_split: self.evaluation.source.fingerprint,
         }
 
+    def with_sampler(self, sampler: Sampler) -> "Experiment":
+        """Return this experiment with another sampler, and steps and schedules that follow it."""
+        parts = make_step_parts(self.config, sampler.steps_per_epoch, _shift(sampler))
+        total = _last_step(self.config.epochs, sampler)
+        return dataclasses.replace(self, sampler=sampler, parts=parts, total_steps=total)
+
 
 def make_evaluation(
     config: ConfigDict, mesh: Mesh | None = None, known: KnownClasses | None = None
 ) -> Evaluation:
-    """Return what evaluating takes; with `known`, the classes of weights made elsewhere.
+    """Build everything that evaluating `config` needs.
 
-    The data may then have some of these classes, and in another order.
+    `known` has the classes of weights that were trained elsewhere; the data may then have only some
+    of these classes, and in another order.
 
-    Raises UserError where model, data and devices do not fit each other.
+    Raises UserError if model, data and devices do not fit together.
     """
     mesh = mesh or make_mesh(config.mesh.fsdp)
     check_batch_size("eval.batch_size", config.eval.batch_size, mesh)
@@ -111,7 +120,10 @@ def make_evaluation(
 
 
 def make_experiment(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
-    """Raises UserError where model, data and devices do not fit each other; writes nothing."""
+    """Build everything that training `config` needs; write nothing.
+
+    Raises UserError if model, data and devices do not fit together.
+    """
     mesh = mesh or make_mesh(config.mesh.fsdp)
     group = config.model.get("bn_group", 0) or 1
     check_batch_size("batch_size", config.batch_size, mesh, config.optim.grad_accum_steps, group)
@@ -126,68 +138,42 @@ def make_experiment(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     sampler = pipeline.make_sampler(
         source, config.data, seed=config.seed, batch_size=config.batch_size
     )
-    total = _steps(config.epochs, sampler)
-    if total < 1:
-        raise UserError(
-            f"config.batch_size = {config.batch_size} leaves no step of the {len(source)} images "
-            f"of {config.data.train_split!r}"
-        )
-    if total > 2**31 - 1:
-        raise UserError(
-            f"config.epochs = {config.epochs} is too long: it takes more than {2**31 - 1:,} steps"
-        )
-    window = step_window(config.profile.steps)
-    if window and window[1] > total:
-        raise UserError(
-            f"config.profile.steps = {config.profile.steps!r} is not within the run's {total} steps"
-        )
-    course = _course(config, sampler)
-    return Experiment(
-        config=config,
-        mesh=mesh,
-        source=source,
-        sampler=sampler,
-        evaluation=evaluation,
-        graph=evaluation.graph,
-        abstract=abstract_state(config.model, course["tx"], config.ema.decay > 0, mesh),
-        steps_per_epoch=sampler.steps_per_epoch,
-        **course,
-    )
+    total = _last_step(config.epochs, sampler)
+    _check_length(config, source, total)
+    parts = make_step_parts(config, sampler.steps_per_epoch)
+    abstract = abstract_state(config.model, parts.tx, config.ema.decay > 0, mesh)
+    return Experiment(config, mesh, source, sampler, evaluation, parts, abstract, total)
 
 
-def with_sampler(run: Experiment, sampler: Sampler) -> Experiment:
-    """Return `run` on another order of its records, which its steps and schedules follow."""
-    return dataclasses.replace(run, sampler=sampler, **_course(run.config, sampler))
+def make_step_parts(
+    config: ConfigDict, steps_per_epoch: Fraction | int, shift: Fraction | int = 0
+) -> StepParts:
+    """Build the model, optimizer, schedule and EMA of the train step.
 
-
-def _course(config: ConfigDict, sampler: Sampler) -> dict[str, Any]:
-    """Return the fields of an Experiment that depend on where its epochs lie in steps."""
-    per_epoch, shift = sampler.steps_per_epoch, _shift(sampler)
+    `shift` is `Sampler.shift` in steps: not 0 if an earlier part of the run had another batch size.
+    """
     schedule = optim.make_schedule(
         config.optim,
         batch_size=config.batch_size,
-        steps_per_epoch=per_epoch,
-        total_steps=math.ceil(in_steps(config.epochs, per_epoch)),
+        steps_per_epoch=steps_per_epoch,
+        total_steps=math.ceil(in_steps(config.epochs, steps_per_epoch)),
         shift=shift,
     )
-    tuning = fine_tuning_of(config, per_epoch)
+    tuning = fine_tuning_of(config, steps_per_epoch)
     if shift and tuning.frozen_steps:
-        frozen = max(1, round(in_steps(config.optim.freeze_epochs, per_epoch) - shift))
+        frozen = max(1, round(in_steps(config.optim.freeze_epochs, steps_per_epoch) - shift))
         tuning = tuning._replace(frozen_steps=frozen)
-    return {
-        "schedule": schedule,
-        "tx": optim.make_optimizer(config.optim, schedule, tuning),
-        "averaging": ema.make_step_size(
-            config.ema,
-            batch_size=config.batch_size,
-            epochs=config.epochs,
-            warmup_steps=math.ceil(in_steps(config.optim.warmup_epochs, per_epoch) - shift),
-        ),
-        "total_steps": _steps(config.epochs, sampler),
-    }
+    step_size = ema.make_step_size(
+        config.ema,
+        batch_size=config.batch_size,
+        epochs=config.epochs,
+        warmup_steps=math.ceil(in_steps(config.optim.warmup_epochs, steps_per_epoch) - shift),
+    )
+    tx = optim.make_optimizer(config.optim, schedule, tuning)
+    return StepParts(config, graph_of(config.model), tx, schedule, step_size)
 
 
-def _steps(epochs: float, sampler: Sampler) -> int:
+def _last_step(epochs: float, sampler: Sampler) -> int:
     """Return the step that completes `epochs`."""
     return math.ceil(in_steps(epochs, sampler.steps_per_epoch) - _shift(sampler))
 
@@ -195,6 +181,24 @@ def _steps(epochs: float, sampler: Sampler) -> int:
 def _shift(sampler: Sampler) -> Fraction:
     """Return `sampler.shift` in steps."""
     return Fraction(sampler.shift, sampler.batch_size)
+
+
+def _check_length(config: ConfigDict, source: sources.Source, total_steps: int) -> None:
+    if total_steps < 1:
+        raise UserError(
+            f"config.batch_size = {config.batch_size} leaves no step of the {len(source)} images "
+            f"of {config.data.train_split!r}"
+        )
+    if total_steps > _MAX_STEPS:
+        raise UserError(
+            f"config.epochs = {config.epochs} is too long: it takes more than {_MAX_STEPS:,} steps"
+        )
+    window = step_window(config.profile.steps)
+    if window and window[1] > total_steps:
+        raise UserError(
+            f"config.profile.steps = {config.profile.steps!r} is not within the run's "
+            f"{total_steps} steps"
+        )
 
 
 def _check_classes(config: ConfigDict, source: sources.Source, split: str) -> None:

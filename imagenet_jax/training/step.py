@@ -1,5 +1,6 @@
-"""The train step and the eval step: pure functions of (state, batch), compiled once each."""
+"""The train step and the evaluation step: pure functions of (state, batch), compiled once each."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +16,8 @@ from ml_collections import ConfigDict
 from imagenet_jax.data import augment
 from imagenet_jax.data.augment import normalize
 from imagenet_jax.runtime import xla
-from imagenet_jax.training import ema, losses
+from imagenet_jax.training import losses
+from imagenet_jax.training.ema import StepSize
 from imagenet_jax.training.group_norms import group_norms
 from imagenet_jax.training.metrics import METRICS
 from imagenet_jax.training.sharding import batch_sharding, replicated
@@ -25,46 +27,51 @@ Batch = dict[str, jax.Array]
 Scalars = dict[str, jax.Array]
 
 
-def train_step(
-    state: TrainState,
-    batch: Batch,
-    *,
-    graph: nnx.GraphDef,
-    tx: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    config: ConfigDict,
-    averaging: ema.Share | None = None,
-) -> tuple[TrainState, Scalars]:
-    """One optimizer step.
+@dataclasses.dataclass(frozen=True)
+class StepParts:
+    """Everything a train step needs besides the state and a batch (`experiment.make_step_parts`).
+
+    Attributes:
+      graph: the model's structure without its arrays.
+      tx: the optimizer.
+      schedule: the learning rate of each step, only to report it; `tx` applies it.
+      ema_step_size: how far the EMA moves toward the new weights at each step.
+    """
+
+    config: ConfigDict
+    graph: nnx.GraphDef
+    tx: optax.GradientTransformation
+    schedule: optax.Schedule
+    ema_step_size: StepSize
+
+
+def train_step(state: TrainState, batch: Batch, parts: StepParts) -> tuple[TrainState, Scalars]:
+    """Take one optimizer step.
 
     Args:
-      state: before the step.
+      state: the state before the step.
       batch: "image" u8[B, H, W, 3] and "label" i32[B]; with config.data.undecodable = "skip" also
-        "mask" f32[B]: rows of 0 enter neither the loss nor the metrics.
-      graph: structure of the model.
-      tx, schedule: the optimizer, and the learning rate to report.
-      config: the run's; seed, model, data, augment, loss, optim, ema and log.group_norms are read.
-      averaging: the share of each step in the EMA; None: 1 - config.ema.decay throughout.
+        "mask" f32[B]: rows with mask 0 count in neither the loss nor the metrics.
 
     Returns:
-      The state after it, and f32[] scalars: loss and the metrics with `in_training`, means over the
-      batch before the update, grad_norm (before clipping), param_norm (after the update) and
-      learning_rate; with config.log.group_norms also those of `group_norms`. The label of a mixed
-      image is the class with the larger share (the first class, at a half).
+      The state after the step, and f32[] scalars: loss and the metrics with `in_training`, means
+      over the batch before the update, grad_norm (before clipping), param_norm (after the update)
+      and learning_rate; with config.log.group_norms also those of `group_norms`. The label of a
+      mixed image is the class with the larger weight (the lower class index if both are 0.5).
     """
-    grads, stats, means = gradient(state, batch, graph=graph, config=config)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    config = parts.config
+    grads, stats, means = gradient(state, batch, parts)
+    updates, opt_state = parts.tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     average = state.ema
     if average is not None:
         new = {"params": params, "batch_stats": stats}
-        share = ema.share_at(config.ema, averaging, state.step)
-        average = optax.incremental_update(new, average, share)
+        average = optax.incremental_update(new, average, parts.ema_step_size(state.step))
     metrics = {
         **means,
         "grad_norm": optax.tree.norm(grads),
         "param_norm": optax.tree.norm(params),
-        "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+        "learning_rate": jnp.asarray(parts.schedule(state.step), jnp.float32),
     }
     if config.log.group_norms:
         metrics |= group_norms(config.model.name, grads, updates, params)
@@ -72,18 +79,18 @@ def train_step(
 
 
 def step_keys(seed: int, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The keys of augmentation and of dropout, of the step that follows `step` others."""
+    """Return the keys of augmentation and of dropout for the step that follows `step` steps."""
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
     return augment_key, dropout_key
 
 
 class Gradient(NamedTuple):
-    """Of the mean loss over a batch, as the optimizer gets it.
+    """The gradient of the mean loss over a batch, as passed to the optimizer.
 
     Attributes:
-      grads: like the parameters, before clipping.
-      batch_stats: after the batch.
-      means: {"loss" and the metrics with `in_training`: f32[]}, of the batch.
+      grads: same tree as the parameters, before clipping.
+      batch_stats: batch-norm statistics after the batch.
+      means: {"loss" and the metrics with `in_training`: f32[]}, over the batch.
     """
 
     grads: Any
@@ -91,12 +98,11 @@ class Gradient(NamedTuple):
     means: Scalars
 
 
-def gradient(
-    state: TrainState, batch: Batch, *, graph: nnx.GraphDef, config: ConfigDict
-) -> Gradient:
-    """The gradient of `train_step`, of the same arguments."""
+def gradient(state: TrainState, batch: Batch, parts: StepParts) -> Gradient:
+    """Return the gradient that `train_step` applies for the same arguments."""
+    config, graph = parts.config, parts.graph
     augment_key, dropout_key = step_keys(config.seed, state.step)
-    # The whole batch at once, before it is split: an image is mixed with any other of the batch.
+    # Augment before splitting into micro-batches: an image is mixed with any other of the batch.
     pixels, targets = augment.apply(
         batch["image"],
         batch["label"],
@@ -135,33 +141,36 @@ def gradient(
         (loss, (stats, metrics)), grads = gradient(state.params, stats, *micro)
         return stats, (grads, metrics | {"loss": loss})
 
-    parts = config.optim.grad_accum_steps
-    if parts == 1:
+    count = config.optim.grad_accum_steps
+    if count == 1:
         stats, (grads, means) = micro_step(
             state.batch_stats, (pixels, targets, (weight, loss_weight), dropout_key)
         )
     else:
-        rows = jax.tree.map(lambda x: _split(x, parts), (pixels, targets, (weight, loss_weight)))
-        micros = (*rows, jax.random.split(dropout_key, parts))
-        stats, (grads, means) = _accumulate(micro_step, state, micros, parts)
+        rows = jax.tree.map(lambda x: _split(x, count), (pixels, targets, (weight, loss_weight)))
+        micros = (*rows, jax.random.split(dropout_key, count))
+        stats, (grads, means) = _accumulate(micro_step, state, micros, count)
     return Gradient(grads, stats, means)
 
 
 def _weights(mask: jax.Array) -> jax.Array:
-    """f32[B] of mean 1, so that micro-batches average to the mean of the rows that count."""
-    return mask / jnp.maximum(mask.mean(), 1.0 / len(mask))  # 0 where no row counts
+    """Return f32[B] of mean 1, so that micro-batches average to the mean over unmasked rows."""
+    return mask / jnp.maximum(mask.mean(), 1.0 / len(mask))  # 0 if every row is masked
 
 
-def _split(x: jax.Array, parts: int) -> jax.Array:
-    """[B, ...] -> [parts, B / parts, ...], every part taking rows of every device.
+def _split(x: jax.Array, count: int) -> jax.Array:
+    """Reshape [B, ...] to [count, B / count, ...], each micro-batch with rows of every device.
 
-    Row i goes to part i % parts, so that no row leaves the device it lies on.
+    Row i goes to micro-batch i % count, so that every row stays on its device.
     """
-    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+    return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
 
 
-def _accumulate(micro_step: Callable, state: TrainState, micros: Any, parts: int):
-    """Return the batch statistics after all micro-batches, and the means of what each gives."""
+def _accumulate(micro_step: Callable, state: TrainState, micros: Any, count: int):
+    """Return the batch statistics after `count` micro-batches, and the means of their results.
+
+    Memory holds one sum of gradients, not `count` gradients.
+    """
     first = jax.tree.map(lambda x: x[0], micros)
     _, shapes = jax.eval_shape(micro_step, state.batch_stats, first)
 
@@ -172,7 +181,7 @@ def _accumulate(micro_step: Callable, state: TrainState, micros: Any, parts: int
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # one tree of gradients
     (stats, total), _ = jax.lax.scan(body, (state.batch_stats, zeros), micros)
-    return stats, jax.tree.map(lambda x: x / parts, total)
+    return stats, jax.tree.map(lambda x: x / count, total)
 
 
 def eval_step(
@@ -183,17 +192,17 @@ def eval_step(
     config: ConfigDict,
     outputs: np.ndarray | None = None,
 ) -> Scalars:
-    """Sums over one batch, padding excluded.
+    """Return sums of metrics over one batch, without its padding.
 
     Args:
       weights: {"params", "batch_stats"}.
       batch: "image" u8[B, H, W, 3], "label" i32[B], "mask" f32[B] (0 for padding).
-      outputs: i32[K], the output of the head that each label means; the others are left out. None:
-        each output is a label.
+      outputs: i32[K], index of the logit of each of the K labels; other logits are ignored. None:
+        label i is logit i.
 
     Returns:
       f32[] sums over the images: count, and `per_image` of every metric; the loss is the softmax
-      cross-entropy, whatever config.loss trains on.
+      cross-entropy, regardless of config.loss.
     """
     model = nnx.merge(graph, weights["params"], weights["batch_stats"])
     pixels = normalize(batch["image"], config.data.mean, config.data.std, config.model.dtype)
@@ -201,7 +210,7 @@ def eval_step(
     mask = batch["mask"]
     per_image = {name: m.per_image(logits, batch["label"]) for name, m in METRICS.items()}
     per_image["count"] = jnp.ones_like(mask)
-    # where, not a product: a padded row's loss may be infinite, and 0 * inf is NaN.
+    # where instead of a product: a padded row's loss may be infinite, and 0 * inf is NaN.
     return {k: jnp.sum(jnp.where(mask > 0, v, 0), dtype=jnp.float32) for k, v in per_image.items()}
 
 
@@ -213,40 +222,25 @@ def predict(
     config: ConfigDict,
     outputs: np.ndarray | None = None,
 ) -> jax.Array:
-    """Class probabilities f32[B, C] of u8[B, H, W, 3]; f32[B, K] with `outputs` of `eval_step`."""
+    """Return class probabilities f32[B, C] of u8[B, H, W, 3]; f32[B, K] with `outputs`."""
     model = nnx.merge(graph, weights["params"], weights["batch_stats"])
     pixels = normalize(jnp.asarray(images), config.data.mean, config.data.std, config.model.dtype)
     return jax.nn.softmax(_logits(model, pixels, config.eval.flip, outputs))
 
 
 def _logits(model: Any, pixels: jax.Array, flip: bool, outputs: np.ndarray | None) -> jax.Array:
-    """f32[B, C], or the K of `outputs`; with `flip` the mean over each image and its mirror."""
+    """Return f32[B, C], or the K `outputs`; with `flip`, the mean over image and mirror image."""
     logits = model(pixels, train=False)
     if flip:
         logits = (logits + model(pixels[:, :, ::-1], train=False)) / 2
     return logits if outputs is None else logits[:, outputs]
 
 
-def compile_train_step(
-    abstract: TrainState,
-    mesh: Mesh,
-    graph: nnx.GraphDef,
-    tx: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    config: ConfigDict,
-    averaging: ema.Share | None = None,
-) -> jax.stages.Wrapped:
-    """`train_step` as one sharded program that reuses the state's memory."""
+def compile_train_step(parts: StepParts, abstract: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
+    """Return `train_step` as one sharded program of (state, batch) that donates the state."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     return jax.jit(
-        functools.partial(  # keeps the name train_step, which a trace shows
-            train_step,
-            graph=graph,
-            tx=tx,
-            schedule=schedule,
-            config=config,
-            averaging=averaging,
-        ),
+        functools.partial(train_step, parts=parts),  # partial keeps the name for profiler traces
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
@@ -261,7 +255,7 @@ def compile_eval_step(
     config: ConfigDict,
     outputs: np.ndarray | None = None,
 ) -> jax.stages.Wrapped:
-    """`eval_step` as one sharded program whose sums are on every device."""
+    """Return `eval_step` as one sharded program of (weights, batch); the sums are replicated."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract.weights("raw"))
     return jax.jit(
         functools.partial(eval_step, graph=graph, config=config, outputs=outputs),

@@ -41,8 +41,8 @@ def test_inputs_are_the_pixels_that_the_first_step_trains_on(tiny, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(_Seen) as seen:
         patch.setattr(augment, "apply", spy)
-        state = create_state(tiny.model, run.tx, True, run.mesh, tiny.seed)
-        train_step(state, batch, graph=run.graph, tx=run.tx, schedule=run.schedule, config=tiny)
+        state = create_state(tiny.model, run.parts.tx, True, run.mesh, tiny.seed)
+        train_step(state, batch, run.parts)
     pixels = np.asarray(seen.value.args[0])[:9]
     expected = np.clip(pixels * np.array(tiny.data.std) + np.array(tiny.data.mean), 0, 1) * 255
     shown = pictures.augmented(batch, 1, tiny, run.mesh, 9)

@@ -12,10 +12,15 @@ from conftest import tiny_config
 from imagenet_jax import train as loop
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.debug import histograms
-from imagenet_jax.debug.cost import StepFlops, abstract_batch, flops_of, make_bare_step
-from imagenet_jax.logs import memory, recorder, throughput
-from imagenet_jax.logs.peak_flops import peak_flops
-from imagenet_jax.logs.throughput import Throughput
+from imagenet_jax.debug.cost import abstract_batch, make_bare_step
+from imagenet_jax.logs import recorder, throughput
+from imagenet_jax.logs.throughput import (
+    StepFlops,
+    Throughput,
+    count_flops,
+    peak_flops,
+    peak_memory,
+)
 from imagenet_jax.training.sharding import batch_sharding, make_mesh, replicated
 
 
@@ -247,7 +252,7 @@ def test_operations_of_a_resnet_are_those_of_its_layers():
     config.batch_size, config.augment.image_size, config.model.num_classes = 8, 64, 10
     bare = make_bare_step(config)
     lowered = bare.step.lower(bare.abstract, abstract_batch(config, bare.mesh))
-    counted = flops_of(lowered, config, make_mesh(devices=jax.devices()[:1]))  # not partitioned
+    counted = count_flops(lowered, config, make_mesh(devices=jax.devices()[:1]))  # not partitioned
     # What is left is norms, activations and the update.
     update = 4 * sum(x.size for x in jax.tree.leaves(bare.abstract.params))
     formula = 8 * _resnet18_training(64, 1, 10, "imagenet")
@@ -255,7 +260,7 @@ def test_operations_of_a_resnet_are_those_of_its_layers():
 
 
 def test_a_run_records_its_operations_and_memory(tiny, tmp_path):
-    before = memory.used()["process_memory"]
+    before = peak_memory()["process_memory"]
     assert loop.train(tiny, tmp_path) == 0
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     measured = [line for line in lines if "flops_per_second" in line]

@@ -10,6 +10,8 @@ with 1e-8 even float64's rounding shows.
 Batch norm's running variance is the unbiased one on both sides (see imagenet_jax/models/norm.py).
 """
 
+import dataclasses
+
 import jax
 import numpy as np
 import optax
@@ -22,7 +24,7 @@ from parity import twins  # noqa: E402
 
 from imagenet_jax.config import fields  # noqa: E402
 from imagenet_jax.data.augment import normalize  # noqa: E402
-from imagenet_jax.training import optim  # noqa: E402
+from imagenet_jax.training.experiment import make_step_parts  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -89,16 +91,15 @@ def compare(name, rule, decayed, dtype, side, parity_table):
     config.loss.label_smoothing = 0.1
     config.optim.update(RULES[rule] | {"schedule": "constant", "lr_scaling": "none"})
     config.optim.decay_bias_and_norm = decayed == "all"
-    schedule = optim.make_schedule(
-        config.optim, batch_size=ROWS, steps_per_epoch=1, total_steps=100
-    )
-    tx = optax.chain(twins.kept_gradients(), optim.make_optimizer(config.optim, schedule))
+    config.batch_size, config.epochs = ROWS, 100.0
+    parts = make_step_parts(config, steps_per_epoch=1)
+    tx = optax.chain(twins.kept_gradients(), parts.tx)
 
     model = twins.torch_model(name)
     state = twins.state_of(model, config, tx, dtype)
     model = model.to(getattr(torch, dtype))
     theirs = twins.torch_optimizer(config.optim, model)
-    step = twins.compiled_step(config, tx, schedule)
+    step = twins.compiled_step(dataclasses.replace(parts, tx=tx))
     start = snapshot(model)
 
     for t in range(STEPS[dtype]):

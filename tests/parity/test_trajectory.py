@@ -25,7 +25,7 @@ pytest.importorskip("torchvision")
 from parity import twins  # noqa: E402
 
 from imagenet_jax.data import augment  # noqa: E402
-from imagenet_jax.training import ema, optim  # noqa: E402
+from imagenet_jax.training.experiment import make_step_parts  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -125,15 +125,9 @@ def already_mixed(config, steps, dtype):
 
 def ours(config, model, batches, dtype):
     """(losses, state after the last step)."""
-    schedule = optim.make_schedule(
-        config.optim, batch_size=ROWS, steps_per_epoch=1, total_steps=STEPS
-    )
-    tx = optim.make_optimizer(config.optim, schedule)
-    averaging = ema.make_step_size(
-        config.ema, batch_size=ROWS, epochs=config.epochs, warmup_steps=WARMUP
-    )
-    step = twins.compiled_step(config, tx, schedule, averaging)
-    state = twins.state_of(model, config, tx, dtype)
+    parts = make_step_parts(config, steps_per_epoch=1)
+    step = twins.compiled_step(parts)
+    state = twins.state_of(model, config, parts.tx, dtype)
     losses = []
     for batch in batches:
         state, metrics = step(state, batch)

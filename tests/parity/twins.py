@@ -13,9 +13,8 @@ import torchvision
 from ml_collections import ConfigDict
 
 from imagenet_jax.config import fields
-from imagenet_jax.training.ema import Share
-from imagenet_jax.training.state import TrainState, graph_of
-from imagenet_jax.training.step import train_step
+from imagenet_jax.training.state import TrainState
+from imagenet_jax.training.step import StepParts, train_step
 from imagenet_jax.weights import torch_names
 
 CLASSES = 10
@@ -120,25 +119,9 @@ def state_of(
     return state
 
 
-def compiled_step(
-    config: ConfigDict,
-    tx: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    averaging: Share | None = None,
-):
+def compiled_step(parts: StepParts):
     """The package's train_step, on one device."""
-    graph = graph_of(config.model)
-    return jax.jit(
-        lambda state, batch: train_step(
-            state,
-            batch,
-            graph=graph,
-            tx=tx,
-            schedule=schedule,
-            config=config,
-            averaging=averaging,
-        )
-    )
+    return jax.jit(lambda state, batch: train_step(state, batch, parts))
 
 
 def batch_of(rows: int, side: int, seed: int) -> dict[str, np.ndarray]:

@@ -74,7 +74,7 @@ def test_schedules_and_marks_follow_the_records(runs):
     for step in (10, 14, 30):
         done = (480 + (step - 10) * 96) / 96  # steps of 96
         rate = 0.05 * 96 / 48 * (1 + math.cos(math.pi * done / total)) / 2
-        assert float(run.schedule(step)) == pytest.approx(rate, rel=1e-5)
+        assert float(run.parts.schedule(step)) == pytest.approx(rate, rel=1e-5)
     # 957 records are left of the first epoch: 9.97 batches of 96.
     assert run.steps_at(1.0) == {20, 10 + math.ceil((2 * COUNT - 480) / 96)}
 

@@ -1,4 +1,4 @@
-"""The share of new weights in the average: against recursions written out step by step."""
+"""The step size of the EMA against recursions written out step by step."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,23 +12,23 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.training import ema
 
 
-def _shares(steps, *, batch_size=8, epochs=10.0, warmup_steps=0, **changes):
+def _step_sizes(steps, *, batch_size=8, epochs=10.0, warmup_steps=0, **changes):
     config = defaults().ema
     config.update(changes)
-    share = ema.make_step_size(
+    step_size = ema.make_step_size(
         config, batch_size=batch_size, epochs=epochs, warmup_steps=warmup_steps
     )
-    return np.array([float(share(jnp.int32(t))) for t in range(steps)])
+    return np.array([float(step_size(jnp.int32(t))) for t in range(steps)])
 
 
 def test_constant_is_one_minus_the_decay():
-    assert (_shares(5, decay=0.9999) == np.float64(1 - 0.9999)).all()
+    assert (_step_sizes(5, decay=0.9999) == np.float64(1 - 0.9999)).all()
 
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_between_updates_the_average_stays(every):
-    shares = _shares(10, decay=0.75, every_steps=every)
-    np.testing.assert_allclose(shares, [0.25 if t % every == 0 else 0.0 for t in range(10)])
+    sizes = _step_sizes(10, decay=0.75, every_steps=every)
+    np.testing.assert_allclose(sizes, [0.25 if t % every == 0 else 0.0 for t in range(10)])
 
 
 @settings(max_examples=15)
@@ -52,7 +52,7 @@ def test_torchvision_copies_until_the_warm_up_is_over(decay, every, warmup, batc
         averaged += 1
         if t < warmup:
             averaged = 0
-    got = _shares(
+    got = _step_sizes(
         20,
         form="torchvision",
         decay=decay,
@@ -67,16 +67,9 @@ def test_torchvision_copies_until_the_warm_up_is_over(decay, every, warmup, batc
 @pytest.mark.parametrize(("gamma", "power"), [(1.0, 2 / 3), (5.0, 0.75)])
 def test_timm_warms_its_decay_up(gamma, power):
     want = [1.0] + [1 - min(0.9, 1 - (1 + t / gamma) ** -power) for t in range(1, 200)]
-    got = _shares(200, form="timm", decay=0.9, gamma=gamma, power=power)
+    got = _step_sizes(200, form="timm", decay=0.9, gamma=gamma, power=power)
     np.testing.assert_allclose(got, want, rtol=1e-5)
     assert got[-1] == pytest.approx(0.1)
-
-
-def test_a_step_that_is_not_told_the_form_does_not_guess_it():
-    config = defaults().ema
-    config.update(decay=0.9, form="timm")
-    with pytest.raises(ValueError, match="averaging"):
-        ema.share_at(config, None, jnp.int32(0))
 
 
 @pytest.mark.parametrize(

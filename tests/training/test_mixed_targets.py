@@ -8,7 +8,7 @@ from conftest import tiny_config
 from flax import nnx
 
 from imagenet_jax.data import augment
-from imagenet_jax.training import optim
+from imagenet_jax.training.experiment import make_step_parts
 from imagenet_jax.training.sharding import batch_sharding, make_mesh
 from imagenet_jax.training.state import abstract_state, create_state, graph_of
 from imagenet_jax.training.step import compile_train_step
@@ -27,14 +27,11 @@ def _batch(side):
 def _step(config, devices):
     """(state before, metrics) of one step."""
     mesh = make_mesh(1, jax.devices()[:devices])
-    schedule = optim.make_schedule(
-        config.optim, batch_size=ROWS, steps_per_epoch=10, total_steps=100
-    )
-    tx = optim.make_optimizer(config.optim, schedule)
-    state = create_state(config.model, tx, False, mesh, config.seed)
+    parts = make_step_parts(config, steps_per_epoch=10)
+    state = create_state(config.model, parts.tx, False, mesh, config.seed)
     before = jax.device_get(state.weights("raw"))
-    abstract = abstract_state(config.model, tx, False, mesh)
-    step = compile_train_step(abstract, mesh, graph_of(config.model), tx, schedule, config)
+    abstract = abstract_state(config.model, parts.tx, False, mesh)
+    step = compile_train_step(parts, abstract, mesh)
     batch = jax.device_put(_batch(config.augment.image_size), batch_sharding(mesh))
     return before, jax.device_get(step(state, batch)[1])
 

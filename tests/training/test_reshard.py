@@ -16,7 +16,7 @@ def _experiment(config, devices, fsdp):
 
 
 def _save(run, directory):
-    state = create_state(run.config.model, run.tx, True, run.mesh, seed=5)
+    state = create_state(run.config.model, run.parts.tx, True, run.mesh, seed=5)
     checkpoints = Checkpoints(directory)
     checkpoints.save(
         state, Position(data={"next_record": 0}, interval={}),

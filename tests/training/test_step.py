@@ -7,7 +7,7 @@ import pytest
 from conftest import tiny_config
 from flax import nnx
 
-from imagenet_jax.training import optim
+from imagenet_jax.training.experiment import make_step_parts
 from imagenet_jax.training.sharding import batch_sharding, make_mesh
 from imagenet_jax.training.state import abstract_state, count_parameters, create_state, graph_of
 from imagenet_jax.training.step import compile_eval_step, compile_train_step
@@ -25,16 +25,15 @@ def _batch(rows, side, mask=None):
 def _train(config, devices, fsdp=1, steps=3, rows=32, wide=False):
     """(state after some steps, metrics of each) on the first `devices` devices; wide: float64."""
     mesh = make_mesh(fsdp, jax.devices()[:devices])
-    schedule = optim.make_schedule(
-        config.optim, batch_size=rows, steps_per_epoch=10, total_steps=100
-    )
-    tx = optim.make_optimizer(config.optim, schedule)
+    config = config.copy_and_resolve_references()
+    config.batch_size, config.epochs = rows, 10.0
+    parts = make_step_parts(config, steps_per_epoch=10)
     ema = config.ema.decay > 0
-    abstract = abstract_state(config.model, tx, ema, mesh)
-    state = create_state(config.model, tx, ema, mesh, config.seed)
+    abstract = abstract_state(config.model, parts.tx, ema, mesh)
+    state = create_state(config.model, parts.tx, ema, mesh, config.seed)
     if wide:
         state = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state)
-    step = compile_train_step(abstract, mesh, graph_of(config.model), tx, schedule, config)
+    step = compile_train_step(parts, abstract, mesh)
     metrics = []
     for _ in range(steps):
         batch = jax.device_put(_batch(rows, config.augment.image_size), batch_sharding(mesh))
@@ -93,8 +92,7 @@ def test_eight_devices_stay_with_one_in_float64(tiny, fsdp):
 def test_fsdp_shards_parameters_optimizer_and_ema(tiny):
     tiny.model.width = 0.125  # every kernel has an axis that 4 divides
     mesh = make_mesh(4)
-    tx = optim.make_optimizer(tiny.optim, lambda step: 0.1)
-    state = create_state(tiny.model, tx, True, mesh, 0)
+    state = create_state(tiny.model, make_step_parts(tiny, 10).tx, True, mesh, 0)
     on_one = sum(
         shard.data.nbytes
         for leaf in jax.tree.leaves(state)
@@ -107,11 +105,10 @@ def test_fsdp_shards_parameters_optimizer_and_ema(tiny):
 
 def test_the_whole_state_is_donated(tiny):
     mesh = make_mesh(1, jax.devices()[:1])
-    schedule = optim.make_schedule(tiny.optim, batch_size=48, steps_per_epoch=10, total_steps=100)
-    tx = optim.make_optimizer(tiny.optim, schedule)
-    abstract = abstract_state(tiny.model, tx, True, mesh)
-    state = create_state(tiny.model, tx, True, mesh, 0)
-    step = compile_train_step(abstract, mesh, graph_of(tiny.model), tx, schedule, tiny)
+    parts = make_step_parts(tiny, steps_per_epoch=10)
+    abstract = abstract_state(tiny.model, parts.tx, True, mesh)
+    state = create_state(tiny.model, parts.tx, True, mesh, 0)
+    step = compile_train_step(parts, abstract, mesh)
     step(state, jax.device_put(_batch(48, 16), batch_sharding(mesh)))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
@@ -190,7 +187,7 @@ def test_learning_rate_reported_is_the_one_applied(digits_path):
 @pytest.mark.parametrize("devices", [1, 8])
 def test_eval_step_ignores_padding_whatever_it_holds(tiny, devices):
     mesh = make_mesh(1, jax.devices()[:devices])
-    tx = optim.make_optimizer(tiny.optim, lambda step: 0.1)
+    tx = make_step_parts(tiny, 10).tx
     abstract = abstract_state(tiny.model, tx, True, mesh)
     state = create_state(tiny.model, tx, True, mesh, 0)
     step = compile_eval_step(abstract, mesh, graph_of(tiny.model), tiny)
@@ -215,7 +212,7 @@ def test_eval_step_ignores_padding_whatever_it_holds(tiny, devices):
 
 def test_every_start_from_a_seed_is_the_same_and_seeds_differ(tiny):
     mesh = make_mesh()
-    tx = optim.make_optimizer(tiny.optim, lambda step: 0.1)
+    tx = make_step_parts(tiny, 10).tx
     a, b, c = (create_state(tiny.model, tx, False, mesh, seed) for seed in (3, 3, 4))
     kernels = [np.asarray(s.params["conv1"]["kernel"]) for s in (a, b, c)]
     assert (kernels[0] == kernels[1]).all()

@@ -5,20 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from imagenet_jax.training import optim
+from imagenet_jax.training.experiment import make_step_parts
 from imagenet_jax.training.sharding import batch_sharding, make_mesh
-from imagenet_jax.training.state import abstract_state, create_state, graph_of
+from imagenet_jax.training.state import abstract_state, create_state
 from imagenet_jax.training.step import compile_train_step
 
 
 def one_step(config, devices: int, rows: int = 32):
     """(state, metrics) after one step in float64, so that rounding hides no difference."""
     mesh = make_mesh(1, jax.devices()[:devices])
-    tx = optim.make_optimizer(config.optim, lambda step: 0.05)
-    abstract = abstract_state(config.model, tx, True, mesh)
-    state = create_state(config.model, tx, True, mesh, config.seed)
+    parts = make_step_parts(config, steps_per_epoch=10)
+    abstract = abstract_state(config.model, parts.tx, True, mesh)
+    state = create_state(config.model, parts.tx, True, mesh, config.seed)
     state = jax.tree.map(lambda x: x.astype(float) if x.dtype == jnp.float32 else x, state)
-    step = compile_train_step(abstract, mesh, graph_of(config.model), tx, lambda step: 0.05, config)
+    step = compile_train_step(parts, abstract, mesh)
     rng = np.random.default_rng(7)
     side = config.augment.image_size
     batch = {
@@ -37,6 +37,7 @@ def params(config, devices: int) -> np.ndarray:
 
 @pytest.fixture
 def options(tiny):
+    tiny.optim.schedule = "constant"  # at 0.05
     tiny.model.drop_path = 0.5
     tiny.model.bn_group = 8  # two devices' images
     tiny.model.blur_pool = "zhang"

@@ -13,19 +13,18 @@ from PIL import Image
 from imagenet_jax import eval as eval_door
 from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import optim
+from imagenet_jax.training.experiment import make_step_parts
 from imagenet_jax.training.sharding import make_mesh
-from imagenet_jax.training.state import abstract_state, create_state, graph_of
+from imagenet_jax.training.state import abstract_state, create_state
 from imagenet_jax.training.step import compile_train_step
 
 
 def _after_a_step(config, batch):
     mesh = make_mesh(1, jax.devices()[:1])
-    schedule = optim.make_schedule(config.optim, batch_size=8, steps_per_epoch=10, total_steps=100)
-    tx = optim.make_optimizer(config.optim, schedule)
-    abstract = abstract_state(config.model, tx, False, mesh)
-    state = create_state(config.model, tx, False, mesh, config.seed)
-    step = compile_train_step(abstract, mesh, graph_of(config.model), tx, schedule, config)
+    parts = make_step_parts(config, steps_per_epoch=10)
+    abstract = abstract_state(config.model, parts.tx, False, mesh)
+    state = create_state(config.model, parts.tx, False, mesh, config.seed)
+    step = compile_train_step(parts, abstract, mesh)
     state, metrics = step(state, batch)
     return jax.device_get(state.params), jax.device_get(metrics)
 
