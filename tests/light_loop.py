@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from imagenet_jax import train
-from imagenet_jax.training import experiment
+from imagenet_jax.logs import recorder
+from imagenet_jax.training import experiment, run_context
 from imagenet_jax.training.sharding import make_mesh, replicated
 from imagenet_jax.training.state import TrainState
 
@@ -91,8 +92,8 @@ def light(monkeypatch):
     monkeypatch.setattr(experiment, "make_mesh", lambda fsdp: make_mesh(devices=jax.devices()[:1]))
     monkeypatch.setattr(experiment, "abstract_state", _abstract)
     monkeypatch.setattr(experiment, "graph_of", lambda config: None)
-    monkeypatch.setattr(train, "create_state", _state)
-    monkeypatch.setattr(train, "count_parameters", lambda params: 2)
+    monkeypatch.setattr(run_context, "create_state", _state)
+    monkeypatch.setattr(recorder, "count_parameters", lambda params: 2)
     monkeypatch.setattr(train.pipeline, "train_batches", run.train_batches)
     monkeypatch.setattr(train, "compile_train_step", run.compile_train_step)
     monkeypatch.setattr(train, "Evaluator", run.evaluator)

@@ -114,15 +114,15 @@ def test_undecodable_image_is_named(folder, tmp_path, fails, damage):
 
 
 def test_image_that_vanishes_is_named(folder, tmp_path, fails, monkeypatch):
-    from imagenet_jax import train as loop
+    from imagenet_jax.training import run_context
 
-    real = loop.create_state
+    real = run_context.create_state
 
     def remove_then_create(*args):
         (folder / "train" / "ant" / "0.JPEG").unlink()
         return real(*args)
 
-    monkeypatch.setattr(loop, "create_state", remove_then_create)
+    monkeypatch.setattr(run_context, "create_state", remove_then_create)
     fails(
         main_door,
         _args(tmp_path, folder, "--config.epochs=2"),

@@ -1,8 +1,7 @@
-"""Which operation of a training step made the first NaN (config.debug.nans)."""
+"""The NaN check: finds the operation that made the first NaN of a step (config.debug.nans)."""
 
 import functools
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.experimental import checkify
 
+from imagenet_jax.debug.hooks import Hook
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import xla
 from imagenet_jax.training.experiment import Experiment
@@ -18,34 +18,29 @@ from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import TrainState, copy_state
 from imagenet_jax.training.step import Batch, Scalars, train_step
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, Scalars]]
-
-# Where an operation is asked for, rather than made: frames of these packages say nothing.
+# Frames in these packages do not tell which line of the model asked for an operation.
 _LIBRARIES = tuple(path for package in (jax, flax, optax) for path in package.__path__)
 
 
-def stop_at_nans(step: Step, run: Experiment) -> Step:
-    """`step`, or with config.debug.nans one that raises UserError where its result has a NaN.
+class NanCheck(Hook):
+    """Raises UserError after a step whose results contain a NaN.
 
-    The compiled step is the same, so are its results; but each is waited for, and a copy of the
-    state is held until then. A step with a NaN runs again from that copy with a check of every
-    operation, as `jax.experimental.checkify` puts them in; the message names the first that fails.
+    The compiled step and its results do not change, but each step is waited for, with a copy of the
+    state in memory. A step with a NaN runs again from that copy, with every operation checked by
+    `jax.experimental.checkify`; the message names the first one that fails.
     """
-    if not run.config.debug.nans:
-        return step
-    has_nan = jax.jit(_has_nan, out_shardings=replicated(run.mesh))
 
-    def checked(state: TrainState, batch: Batch) -> tuple[TrainState, Scalars]:
-        before = copy_state(state)
-        result = step(state, batch)
-        if has_nan(result):
-            raise UserError(
-                f"NaN at step {int(before.step) + 1}: {_origin(run, before, batch)}; the last "
-                "checkpoint is kept"
-            )
-        return result
+    def __init__(self, run: Experiment):
+        self._run = run
+        self._has_nan = jax.jit(_has_nan, out_shardings=replicated(run.mesh))
 
-    return checked
+    def before_update(self, step: int, state: TrainState, batch: Batch) -> None:
+        self._before, self._batch = copy_state(state), batch
+
+    def after_update(self, step: int, state: TrainState, metrics: Scalars) -> None:
+        if self._has_nan((state, metrics)):
+            origin = _find_origin(self._run, self._before, self._batch)
+            raise UserError(f"NaN at step {step}: {origin}; the last checkpoint is kept")
 
 
 def _has_nan(tree: Any) -> jax.Array:
@@ -53,8 +48,8 @@ def _has_nan(tree: Any) -> jax.Array:
     return jnp.any(jnp.stack([jnp.isnan(x).any() for x in floats]))
 
 
-def _origin(run: Experiment, state: TrainState, batch: Batch) -> str:
-    """What made the first NaN of the step from `state`, and where the code asks for it."""
+def _find_origin(run: Experiment, state: TrainState, batch: Batch) -> str:
+    """Return the operation that made the first NaN of the step from `state`, and its line."""
     step = functools.partial(train_step, parts=run.parts)
     checked = checkify.checkify(step, errors=checkify.nan_checks)
     locate = jax.jit(
@@ -69,11 +64,11 @@ def _origin(run: Experiment, state: TrainState, batch: Batch) -> str:
             "not when the step ran again from the same state and batch, with every operation "
             "checked; see --config.debug.determinism"
         )
-    return f"first in the operation {error.prim}, or its gradient, at {_place(error)}"
+    return f"first in the operation {error.prim}, or its gradient, at {_find_line(error)}"
 
 
-def _place(error: Any) -> str:
-    """file:line (function) of the innermost frame outside the libraries."""
+def _find_line(error: Any) -> str:
+    """Return "file:line (function)" of the innermost frame outside the libraries."""
     frames = traceback.extract_tb(error.traceback_info.as_python_traceback())
     ours = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
     frame = (ours or frames)[-1]

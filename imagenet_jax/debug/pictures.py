@@ -1,5 +1,6 @@
-"""Pictures of a run: what its first step trains on, and what it gets wrong at its end."""
+"""Pictures of a run: the inputs of its first step, and its worst mistakes at the end."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,23 +10,55 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from imagenet_jax.data import augment, pipeline
+from imagenet_jax.debug.hooks import Batches, Hook
 from imagenet_jax.debug.image_grid import captioned, grid
 from imagenet_jax.logs.recorder import Recorder
 from imagenet_jax.runtime import xla
-from imagenet_jax.training.evaluate import Watched
 from imagenet_jax.training.experiment import Evaluation, Experiment
 from imagenet_jax.training.sharding import batch_sharding, prefetch_to_device, replicated
 from imagenet_jax.training.state import TrainState
-from imagenet_jax.training.step import predict, step_keys
+from imagenet_jax.training.step import Batch, predict, step_keys
+
+
+class Pictures(Hook):
+    """Writes config.log.images images: inputs of the first step, and mistakes of the last one."""
+
+    def __init__(self, run: Experiment, recorder: Recorder):
+        self._run, self._recorder = run, recorder
+        self._count = min(run.config.log.images, run.config.batch_size)
+
+    def before_update(self, step: int, state: TrainState, batch: Batch) -> None:
+        if step == 1:
+            with self._recorder.evaluating():
+                pixels = augmented(batch, 1, self._run.config, self._run.mesh, self._count)
+                self._recorder.images(1, "inputs", grid(pixels))
+
+    def after_evaluation(
+        self, step: int, state: TrainState, watch: Callable[[Batches], Batches]
+    ) -> None:
+        run, names = self._run, self._run.source.class_names
+        if step != run.total_steps:
+            return
+        with self._recorder.evaluating():
+            worst = find_mistakes(run.evaluation, state, run.config.log.images, watch)
+        if len(worst.labels):
+            captions = [
+                (f"true: {names[label]}", f"predicted {p:.0%}: {names[predicted]}")
+                for label, predicted, p in zip(
+                    worst.labels, worst.predicted, worst.confidence, strict=True
+                )
+            ]
+            self._recorder.images(step, "mistakes", grid(captioned(worst.pixels, captions), gap=6))
 
 
 def augmented(
     batch: dict[str, jax.Array], step: int, config: ConfigDict, mesh: Mesh, count: int
 ) -> np.ndarray:
-    """The first `count` images of the batch of `step` as the step sees them: u8[N, H, W, 3].
+    """Return u8[N, H, W, 3]: the first `count` images of the batch of `step` after augmentation.
 
-    The same function with the same key, on the whole batch, for an image may be mixed with any
-    other; without the normalisation, cut to the range of bytes. Every process must call it.
+    This is the step's own augmentation with the step's key, applied to the whole batch because an
+    image may be mixed with any other; then the normalization is undone and values are clipped to
+    bytes. Every process must call it.
     """
 
     def shown(images: jax.Array, labels: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -51,7 +84,7 @@ def augmented(
 
 
 class Mistakes(NamedTuple):
-    """The images that were taken for another class with the most confidence, the worst first.
+    """The wrong predictions of the highest confidence, in descending order.
 
     Attributes:
       pixels: u8[N, S, S, 3], as the model saw them.
@@ -66,16 +99,17 @@ class Mistakes(NamedTuple):
     confidence: np.ndarray
 
 
-def mistakes(
+def find_mistakes(
     evaluation: Evaluation,
     state: TrainState,
     count: int,
-    watched: Watched = iter,
+    watch: Callable[[Batches], Batches] = iter,
 ) -> Mistakes:
-    """The worst `count` of the evaluation split, or as many as there are, by the average weights.
+    """Return the worst `count` mistakes of the evaluation split, or fewer if there are fewer.
 
-    If the run keeps no EMA weights, use the raw weights. It takes as long as an evaluation; every
-    process must call it. `watched` wraps the batches; what it raises ends the search.
+    Uses the EMA weights if the run keeps them, otherwise the raw weights. Takes as long as an
+    evaluation. `watch` wraps the batches; an exception that it raises ends the search. Every
+    process must call it.
     """
     config, mesh = evaluation.config, evaluation.mesh
     weights = state.weights("raw" if state.ema is None else "ema")
@@ -114,39 +148,9 @@ def mistakes(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    for batch in watched(prefetch_to_device(batches, mesh)):
+    for batch in watch(prefetch_to_device(batches, mesh)):
         batch.pop("skipped", None)
         worst = program(weights, worst, batch)
     confidence, pixels, labels, predicted = (np.asarray(x) for x in worst)
     found = confidence >= 0
     return Mistakes(pixels[found], labels[found], predicted[found], confidence[found])
-
-
-def show_inputs(recorder: Recorder, run: Experiment, batch: dict[str, jax.Array]) -> None:
-    """A grid of what the first step trains on, where config.log asks for it."""
-    config = run.config
-    count = min(config.log.images, config.batch_size)
-    if count and _shown(config):
-        with recorder.evaluating():
-            recorder.images(1, "inputs", grid(augmented(batch, 1, config, run.mesh, count)))
-
-
-def show_mistakes(recorder: Recorder, run: Experiment, state: TrainState, watched: Watched) -> None:
-    """A grid of the most confident mistakes, with both names, where config.log asks for it."""
-    count, names = run.config.log.images, run.source.class_names
-    if not count or not _shown(run.config):
-        return
-    with recorder.evaluating():
-        worst = mistakes(run.evaluation, state, count, watched)
-    if len(worst.labels):
-        captions = [
-            (f"true: {names[label]}", f"said {p:.0%}: {names[predicted]}")
-            for label, predicted, p in zip(
-                worst.labels, worst.predicted, worst.confidence, strict=True
-            )
-        ]
-        recorder.images(run.total_steps, "mistakes", grid(captioned(worst.pixels, captions), gap=6))
-
-
-def _shown(config: ConfigDict) -> bool:
-    return bool(config.log.tensorboard or config.log.wandb or config.log.mlflow)

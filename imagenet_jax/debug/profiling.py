@@ -1,99 +1,79 @@
-"""A trace of some steps: what the host and the devices did, and when."""
+"""The profiler: a trace of the steps of config.profile.steps on host and devices."""
 
-import contextlib
-from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 
 import jax
-from ml_collections import ConfigDict
 
 from imagenet_jax.config.rules import step_window
-from imagenet_jax.runtime.processes import is_first
+from imagenet_jax.debug.hooks import Hook
+from imagenet_jax.logs.recorder import Recorder
+from imagenet_jax.training.experiment import Experiment
 
 
-@contextlib.contextmanager
-def traced(
-    steps: range,
-    config: ConfigDict,
-    workdir: Path,
-    idle: Callable[[], None],
-    say: Callable[[str], None],
-) -> Iterator[Iterable[int]]:
-    """`steps` to loop over, those of config.profile.steps under the profiler of process 0.
+class Profiler(Hook):
+    """Traces the steps of config.profile.steps in this process; used only in process 0.
 
-    workdir/profile gets plugins/profile/TIME/HOST.xplane.pb, which TensorBoard's profile plugin and
-    xprof read with workdir/profile as their logdir, and HOST.trace.json.gz, which
-    https://ui.perfetto.dev opens. A step is the annotation "train" with its step_num; it spans the
-    whole turn of the loop, the wait for input included.
-
-    Args:
-      steps: where they begin in the middle of the window, as after a restart, the rest is traced.
-      idle: waits until the devices have finished the steps under way.
-      say: gets the line that tells where the trace is, or why it is not.
+    workdir/profile gets plugins/profile/TIME/HOST.xplane.pb, for TensorBoard's profile plugin and
+    xprof with workdir/profile as their logdir, and HOST.trace.json.gz, for https://ui.perfetto.dev.
+    Each step is an annotation "train" with its step_num. It covers everything from reading the
+    batch to logging and saving.
     """
-    wanted = step_window(config.profile.steps)
-    if not wanted or not is_first():
-        yield steps
-        return
-    if steps and steps[0] > wanted[1]:
-        say(
-            f"no trace: steps {config.profile.steps} lie before step {steps[0]}, where this run "
-            "continues"
-        )
-    trace = _Trace(*wanted, workdir / "profile", idle, say)
-    turns = trace.over(steps)
-    try:
-        yield turns
-    finally:
-        turns.close()
-        trace.stop()
 
+    def __init__(self, run: Experiment, recorder: Recorder, workdir: Path, first: int):
+        """Continue after step `first`; in the middle of the window, the rest of it is traced."""
+        self._recorder, self._directory = recorder, workdir / "profile"
+        text = run.config.profile.steps
+        start, self._last = step_window(text)
+        self._window = range(start, self._last + 1)
+        self._traced: list[int] = []  # steps in the running trace
+        self._annotation: jax.profiler.StepTraceAnnotation | None = None
+        if first >= self._last and first < run.total_steps:
+            recorder.say(
+                f"no trace: steps {text} lie before step {first + 1}, where this run continues"
+            )
 
-class _Trace:
-    def __init__(
-        self,
-        first: int,
-        last: int,
-        directory: Path,
-        idle: Callable[[], None],
-        say: Callable[[str], None],
-    ):
-        self._window, self._last = range(first, last + 1), last
-        self._directory, self._idle, self._say = directory, idle, say
-        self._done: list[int] = []  # steps in the trace that runs
+    def begin_step(self, step: int) -> None:
+        if step not in self._window:
+            return
+        if not self._traced:
+            self._start()
+        self._traced.append(step)
+        self._annotation = jax.profiler.StepTraceAnnotation("train", step_num=step)
+        self._annotation.__enter__()
 
-    def over(self, steps: range) -> Generator[int, None, None]:
-        for step in steps:
-            if step not in self._window:
-                yield step
-                continue
-            if not self._done:
-                self._start()
-            self._done.append(step)
-            with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                yield step
-            if step == self._last:
-                self.stop()
+    def end_step(self, step: int) -> None:
+        self._end_annotation()
+        if step == self._last:
+            self._stop()
+
+    def close(self) -> None:
+        self._end_annotation()
+        self._stop()
+
+    def _end_annotation(self) -> None:
+        if self._annotation:
+            self._annotation.__exit__(None, None, None)
+            self._annotation = None
 
     def _start(self) -> None:
-        self._idle()
+        self._recorder.throughput.drain()
         options = jax.profiler.ProfileOptions()
-        # Every Python call would be a million events, beyond what the viewers show.
+        # Tracing every Python call gives a million events, more than the viewers can show.
         options.python_tracer_level = 0
         jax.profiler.start_trace(self._directory, profiler_options=options)
 
-    def stop(self) -> None:
-        """Write the trace if one runs, complete to the steps under way; training does not fail."""
-        if not self._done:
+    def _stop(self) -> None:
+        """Write the running trace, if there is one; a failure does not stop training."""
+        if not self._traced:
             return
-        steps, self._done = f"{self._done[0]} to {self._done[-1]}", []
+        steps, self._traced = f"{self._traced[0]} to {self._traced[-1]}", []
         try:
-            self._idle()
+            self._recorder.throughput.drain()
             jax.profiler.stop_trace()
             (newest,) = sorted(self._directory.glob("plugins/profile/*/*.trace.json.gz"))[-1:]
-            self._say(
-                f"trace of steps {steps}: tensorboard --logdir={self._directory} (its profile "
-                f"plugin) shows it, and https://ui.perfetto.dev opens {newest}"
+            self._recorder.say(
+                f"trace of steps {steps}: open it with tensorboard --logdir={self._directory} "
+                f"(profile plugin), or open this file on https://ui.perfetto.dev: {newest}"
             )
         except (OSError, RuntimeError, ValueError) as e:
-            self._say(f"the trace of steps {steps} could not be written: {e}")
+            self._recorder.say(f"the trace of steps {steps} could not be written: {e}")

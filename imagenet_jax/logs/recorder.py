@@ -1,4 +1,4 @@
-"""What a run says while it trains: intervals of steps, evaluations, and how fast it goes."""
+"""The recorder: writes what a run measures to console, metrics.jsonl, TensorBoard and services."""
 
 import datetime
 import time
@@ -11,46 +11,46 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from imagenet_jax.config.rules import warnings
 from imagenet_jax.errors import UserError
 from imagenet_jax.logs.console import ConsoleWriter
 from imagenet_jax.logs.panel import Panel
-from imagenet_jax.logs.services import service_writers
 from imagenet_jax.logs.throughput import Throughput, memory_limit, peak_flops, peak_memory
 from imagenet_jax.logs.writers import Histogram, JsonlWriter, Writers
 from imagenet_jax.runtime.processes import gather_names, is_first, run_on_first
+from imagenet_jax.training import rewind
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.metrics import Interval, MetricWindow, shown_metrics
+from imagenet_jax.training.optim import peak_learning_rate
+from imagenet_jax.training.run_context import Start
+from imagenet_jax.training.state import count_parameters
 
-# Steps whose own loss and gradient norm are kept, for another run to be compared with.
+# Steps whose own loss and gradient norm are kept in first_steps.jsonl, to compare runs.
 FIRST_STEPS = 50
 
 
 class Recorder:
-    """Takes in what each step gives, without waiting for it, and writes it when it is there."""
+    """Takes the results of each step without waiting for them, and writes them when they are ready.
 
-    def __init__(
-        self,
-        run: Experiment,
-        workdir: Path,
-        first: int,
-        interval: dict[str, Any],
-        *,
-        quiet: bool = False,
-    ):
-        """Continue after step `first`, where the sums of the interval under way were `interval`.
+    Attributes:
+      throughput: the speed of training.
+    """
 
-        `quiet` prints only errors and the final result. Raises UserError where the files cannot be
+    def __init__(self, start: Start, workdir: Path, *, quiet: bool = False):
+        """Continue the files in `workdir` after the step of `start`, and print what is trained.
+
+        `quiet` prints only errors and the final result. Raises UserError if the files cannot be
         written.
         """
+        run = start.run
         config = run.config
         self._config, self._epoch_at = config, run.epoch_at
         self._every, self._eval_split = config.log.every_steps, config.data.eval_split
-        self._window = MetricWindow(
-            self._every, run.total_steps, Interval(**interval), self._keep_first_steps
-        )
+        interval = Interval(**start.position.interval)
+        self._window = MetricWindow(self._every, run.total_steps, interval, self._write_first_steps)
         devices = jax.devices()
         peak = peak_flops(devices[0].device_kind)
-        self._throughput = Throughput(config.batch_size, peak and peak * len(devices))
+        self.throughput = Throughput(config.batch_size, peak and peak * len(devices))
         self._speed: dict[int, dict[str, float]] = {}
         shown = shown_metrics(len(run.source.class_names))
         self._console = ConsoleWriter(
@@ -60,7 +60,7 @@ class Recorder:
             f"{config.model.name}  {workdir}",
             run.total_steps,
             config.batch_size,
-            first,
+            start.step,
             memory_limit(),
             shown,
         )
@@ -70,9 +70,21 @@ class Recorder:
         self._began, self._seconds_before = time.monotonic(), 0.0
         if is_first():
             try:
-                self._add_files(config, workdir, first)
+                self._add_files(config, workdir, start.step)
             except OSError as e:
                 raise UserError(f"the metrics in {workdir} cannot be written: {e.strerror}") from e
+            for values in rewind.unrecorded(start.rewinds, workdir / "metrics.jsonl"):
+                self.write(start.step, "rewind", values)
+        self._announce(start)
+
+    def _announce(self, start: Start) -> None:
+        self.say(headline(start.run, start.state.params, start.step))
+        if start.warning:
+            self.warn(start.warning)
+        for warning in warnings(start.run.config):
+            self.warn(f"warning: {warning}")
+        if start.origin:
+            self.say(f"starting from {start.origin}")
 
     def _add_files(self, config: ConfigDict, workdir: Path, first: int) -> None:
         history = JsonlWriter(workdir / "metrics.jsonl", first)
@@ -82,37 +94,40 @@ class Recorder:
             if "weights" in record:
                 self._evaluated.add(record["step"])
         self._writers.add(history)
+        # Imported here: these imports take a second, and not every run needs them.
         if config.log.tensorboard:
-            # A second of imports that not every run needs.
             from imagenet_jax.logs.tensorboard import TensorBoardWriter
 
             self._writers.add(TensorBoardWriter(workdir / "tensorboard", first))
-        for writer in service_writers(config, workdir, self.warn):
-            self._writers.add(writer)
+        if config.log.wandb or config.log.mlflow:
+            from imagenet_jax.logs.services import service_writers
+
+            for writer in service_writers(config, workdir, self.warn):
+                self._writers.add(writer)
         self._first_steps = JsonlWriter(workdir / "first_steps.jsonl", first)
 
     def start(self) -> None:
-        """Training begins; until `close` a terminal shows its panel."""
+        """Show the panel, if this is a terminal, until `close`."""
         self._console.start(self._panel)
 
     def say(self, text: str) -> None:
-        """A line on the console."""
+        """Print a line, unless the run is quiet."""
         self._console.say(text)
 
     def warn(self, text: str) -> None:
-        """A line about what went wrong."""
+        """Print a line about a problem, also if the run is quiet."""
         self._console.warn(text)
 
     def end(self, text: str) -> None:
-        """The last line."""
+        """Print the last line, and mark the run as ended in every service."""
         self._writers.end(text)
 
     def saving(self, step: int) -> None:
-        """A checkpoint of `step` is being written."""
+        """Show that a checkpoint of `step` is being written."""
         self._console.saved(step)
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
-        """One point of each curve, with the time at which it is known."""
+        """Write one point of each curve in `values`, with the present time."""
         self._writers.write(step, split, self._now() | values)
 
     def _now(self) -> dict[str, Any]:
@@ -122,61 +137,50 @@ class Recorder:
         return {"seconds": round(seconds, 3), "time": now}
 
     def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
-        """{name: (counts [N], edges [N + 1])}, of arrays on the host."""
+        """Write {name: (counts [N], edges [N + 1])}, NumPy arrays."""
         self._writers.histograms(step, histograms)
 
     def images(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """u8[H, W, 3] or u8[N, H, W, 3], of arrays on the host."""
+        """Write one image u8[H, W, 3], or several u8[N, H, W, 3]."""
         self._writers.images(step, name, pixels)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time inside is spent waiting for input."""
-        with self._throughput.waiting():
-            yield
-
-    @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """The console shows that an evaluation runs; the caller has stopped the clock."""
+        """Show on the console that an evaluation is running."""
         self._console.status("evaluating")
         yield
         self._console.status("training")
 
-    def stop_clock(self) -> None:
-        """No step is under way: the time until the next one is done does not count."""
-        self._throughput.stop_clock()
+    def step(self, step: int, metrics: dict[str, jax.Array], skipped: list[str]) -> None:
+        """Take the results of `step`, which was dispatched, without waiting for them.
 
-    def step(
-        self,
-        step: int,
-        metrics: dict[str, jax.Array],
-        skipped: list[str],
-    ) -> None:
-        """Step `step` was dispatched; `skipped` are images of its batch that were not decoded."""
-        self._console.progress(step, self._throughput.rate())
+        `skipped`: names of the images of its batch that could not be decoded.
+        """
+        self._console.progress(step, self.throughput.rate())
         self._window.append(step, metrics, skipped)
         if step % self._every == 0:
-            self._speed[step] = self._throughput.lap() | peak_memory() | self._now()
-            self.report(step - self._every)  # one interval late: it is there, nobody waits
-
-    def done(self, flops: float | None) -> None:
-        """The oldest step under way is done; its operations over all devices if they are known."""
-        self._throughput.done(flops)
+            self._speed[step] = self.throughput.lap() | peak_memory() | self._now()
+            self.report(step - self._every)  # one interval late, so that nothing waits for it
 
     def report(self, upto: int) -> None:
-        """Write the intervals that are complete by step `upto`; NonFiniteError if one is bad."""
+        """Write the intervals that are complete by step `upto`.
+
+        Raises NonFiniteError if a metric is NaN or infinite.
+        """
         for last, values in self._window.fetch(upto):
             if self._config.data.undecodable == "skip":
-                values |= _names_of_all(values.get("skipped", []))
+                names = gather_names(values.get("skipped", []))
+                values |= {"skipped": names} if names else {}
             epoch = {"epoch": self._epoch_at(last)}
             self.write(last, "train", epoch | values | self._speed.pop(last, {}))
 
-    def _keep_first_steps(self, step: int, values: dict[str, float]) -> None:
+    def _write_first_steps(self, step: int, values: dict[str, float]) -> None:
         if self._first_steps and step <= FIRST_STEPS:
             kept = {name: values[name] for name in ("loss", "grad_norm")}
             self._first_steps.write(step, "train", kept)
 
     def evaluated(self, step: int, results: list[dict[str, Any]]) -> None:
+        """Write the results of an evaluation after `step`."""
         for result in results:
             self.write(step, self._eval_split, result)
 
@@ -185,16 +189,19 @@ class Recorder:
         return run_on_first(lambda: step in self._evaluated)
 
     def interval(self) -> dict[str, Any]:
-        """The sums of the interval under way, to be saved with a checkpoint after `report`."""
+        """Return the sums of the unfinished interval, for a checkpoint; call `report` first."""
         return self._window.partial()
 
     @property
     def skipped(self) -> int:
-        """Images that could not be decoded since the run began."""
+        """Number of images that could not be decoded since the run began."""
         return self._window.skipped
 
     def flush(self) -> None:
-        """What was written survives a kill once this returns; OSError where it cannot."""
+        """Put everything written so far on disk, so that a kill does not lose it.
+
+        Raises OSError if that fails.
+        """
         self._writers.flush()
         if self._first_steps:
             self._first_steps.flush()
@@ -205,7 +212,13 @@ class Recorder:
             self._first_steps.close()
 
 
-def _names_of_all(skipped: list[str]) -> dict[str, list[str]]:
-    """{"skipped": the names of every process}, or {} where there is none."""
-    names = gather_names(skipped)
-    return {"skipped": names} if names else {}
+def headline(run: Experiment, params: dict, first: int) -> str:
+    """Return one line on what is trained: model, data, length, devices and learning rate."""
+    config, devices = run.config, jax.devices()
+    resumed = f"; continuing after step {first}" if first else ""
+    return (
+        f"{config.model.name}, {count_parameters(params):,} parameters; {len(run.source):,} images "
+        f"in {len(run.source.class_names)} classes; {run.total_steps:,} steps of "
+        f"{config.batch_size} on {len(devices)} x {devices[0].device_kind}; peak learning rate "
+        f"{peak_learning_rate(config.optim, config.batch_size):g}{resumed}"
+    )

@@ -79,12 +79,12 @@ class Throughput:
         self._steps, self._elapsed, self._waited = 0, 0.0, 0.0
         self._flops: float | None = 0.0
 
-    def dispatched(self, loss: jax.Array, flops: float | None, *, timed: bool) -> None:
-        """Add a step of `flops` operations; if too many are in flight, wait for the oldest.
-
-        `timed`: count the step that was waited for.
-        """
+    def dispatched(self, loss: jax.Array, flops: float | None) -> None:
+        """Add a step of `flops` operations to those in flight; `loss` is its result."""
         self._in_flight.append((loss, flops))
+
+    def wait_for_oldest(self, *, timed: bool = True) -> None:
+        """If too many steps are in flight, wait for the oldest, and count it if `timed`."""
         if len(self._in_flight) > _IN_FLIGHT:
             oldest, operations = self._in_flight.popleft()
             oldest.block_until_ready()

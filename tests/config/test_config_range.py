@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from imagenet_jax import config as config_io
 from imagenet_jax import models
-from imagenet_jax import train as loop
 from imagenet_jax.config import fields as defaults
 from imagenet_jax.config.rules import warnings
 from imagenet_jax.data.resolution import resolution_of
@@ -22,6 +21,7 @@ from imagenet_jax.data.sampler import steps_per_epoch
 from imagenet_jax.data.sources import open_source
 from imagenet_jax.debug.recipe_rows import recipe_of
 from imagenet_jax.errors import UserError, expand_user
+from imagenet_jax.logs import recorder
 from imagenet_jax.training import ema, losses, optim
 from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.fine_tuning import fine_tuning_of
@@ -230,7 +230,7 @@ def test_the_rate_of_adam_is_shown_where_a_run_starts(digits_path):
     config = tiny_config(digits_path)
     config.optim.update({"name": "adam", "lr_scaling": "auto", "base_lr": 0.003})
     config.optim.base_batch_size = 256
-    headline = loop._headline(make_experiment(config), {}, 0)
+    headline = recorder.headline(make_experiment(config), {}, 0)
     assert "steps of 48 on" in headline and headline.endswith("; peak learning rate 0.003")
     rows = dict(recipe_of(config_io.check(config), None, None))
     assert rows["learning rate"] == "0.003 (at any batch size), cosine"

@@ -32,7 +32,7 @@ def test_a_source_that_changes_is_named_with_its_batch(checked, tmp_path, monkey
             yield batch
 
     monkeypatch.setattr(loop, "prefetch_to_device", place)
-    with pytest.raises(UserError, match="batch 3 is not repeatable: image has other bits"):
+    with pytest.raises(UserError, match="batch 3 is not repeatable: image has different bits"):
         loop.train(checked, tmp_path)
     assert not (tmp_path / "metrics.jsonl").read_text()
 

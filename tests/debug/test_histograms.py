@@ -141,11 +141,11 @@ _group_histograms = jax.jit(lambda tree: group_histograms(tree, "resnet18"))
 
 
 def test_values_that_are_not_finite_make_no_histogram():
-    from imagenet_jax.debug.histograms import _on_host
+    from imagenet_jax.debug.histograms import _to_host
 
     finite, nan = jnp.arange(3.0), jnp.array([1.0, jnp.nan])
     found = {"a": (jnp.ones(2, int), finite), "b": (jnp.ones(1, int), nan)}
-    assert list(_on_host("weights", found)) == ["weights/a"]
+    assert list(_to_host("weights", found)) == ["weights/a"]
 
 
 def test_without_a_writer_that_shows_them_they_are_refused(tiny):

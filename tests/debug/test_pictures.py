@@ -63,7 +63,7 @@ def test_without_augmentation_the_inputs_are_the_batch(tiny):
 def test_mistakes_are_the_most_confident_wrong_ones(saved_run):
     config, state = saved_run.config, saved_run.state
     evaluation = make_evaluation(config)
-    worst = pictures.mistakes(evaluation, state, 7)
+    worst = pictures.find_mistakes(evaluation, state, 7)
     images, labels = [], []
     for batch in pipeline.eval_batches(evaluation.source, config.data, config.eval):
         kept = batch["mask"] > 0
@@ -83,7 +83,7 @@ def test_mistakes_are_the_most_confident_wrong_ones(saved_run):
 
 
 def test_no_more_mistakes_than_there_are(saved_run):
-    worst = pictures.mistakes(make_evaluation(saved_run.config), saved_run.state, 400)
+    worst = pictures.find_mistakes(make_evaluation(saved_run.config), saved_run.state, 400)
     evaluated = [len(x) for x in worst]
     assert len(set(evaluated)) == 1
     assert 0 < evaluated[0] <= 360

@@ -142,7 +142,9 @@ def test_a_constant_speed_is_shown_throughout(
     )
     save = loop.Saver.save
     monkeypatch.setattr(
-        loop.Saver, "save", lambda self, *args: (pass_time(30), save(self, *args))[1]
+        loop.Saver,
+        "save",
+        lambda self, *args, **kwargs: (pass_time(30), save(self, *args, **kwargs))[1],
     )
     monkeypatch.setattr(loop, "compile_train_step", compile_step)
     light.on_batch = lambda step: pass_time(20)

@@ -11,7 +11,9 @@ import pytest
 from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import integrity, signals
+from imagenet_jax.runtime.lock import Lock
 from imagenet_jax.runtime.signals import StopSignal
+from imagenet_jax.training import run_context
 from imagenet_jax.training.checkpoint import Checkpoints
 
 STEP = 48 / 1437  # epochs
@@ -152,7 +154,7 @@ def test_input_that_stalls_is_closed_last(light, config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop.pipeline, "train_batches", train_batches)
     monkeypatch.setattr(loop, "Evaluator", evaluator)
     monkeypatch.setattr(loop.Recorder, "close", noting("recorder", loop.Recorder.close))
-    monkeypatch.setattr(loop.Lock, "__exit__", noting("running", loop.Lock.__exit__))
+    monkeypatch.setattr(Lock, "__exit__", noting("running", Lock.__exit__))
     monkeypatch.setattr(signals, "exit_soon", lambda code: (events.append(code), Deadline())[1])
     assert loop.train(config, tmp_path) == 143
     assert events[:3] == ["recorder", "running", 143]
@@ -180,7 +182,7 @@ def test_several_processes_leave_an_evaluation_at_the_batch_that_they_agree_on(
 
         return agreed
 
-    monkeypatch.setattr(loop, "StopAgreement", agreement)
+    monkeypatch.setattr(run_context, "StopAgreement", agreement)
     assert loop.train(config, tmp_path) == 143
     assert asked == [(1, None), (2, None), (3, None), (1, None), (2, None)]
     assert Checkpoints(tmp_path / "checkpoints", write=False).steps() == [4]
