@@ -89,7 +89,7 @@ class _Loop:
         self.last = min(stop_after or run.total_steps, run.total_steps)
         self.eval_steps = run.steps_at(config.eval.every_epochs)
         self.save_steps = run.steps_at(config.checkpoint.every_epochs)
-        self.batch_order = rewind.Batches(start.rewinds)
+        self.batch_order = rewind.BatchOrder(start.rewinds)
         self.recorder = Recorder(start, context.workdir, quiet=quiet)
         self.saver = Saver(
             context.checkpoints, self.recorder, run, self.batch_order, context.provenance
@@ -203,7 +203,7 @@ class _Loop:
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
             )
-            for start, end in self.batch_order.spans(self.step, last)
+            for start, end in self.batch_order.ranges(self.step, last)
         )
         return prefetch_to_device(rows, run.mesh)
 

@@ -12,7 +12,7 @@ import pytest
 from imagenet_jax import train as loop
 from imagenet_jax.data import sources
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import evaluate, leaves
+from imagenet_jax.training import checkpoint_errors, evaluate
 from imagenet_jax.training.evaluate import Evaluator, evaluate_workdir
 from imagenet_jax.training.experiment import make_evaluation
 from imagenet_jax.training.state import create_state
@@ -92,7 +92,7 @@ def removing(saved_run, tmp_path, monkeypatch):
     shutil.copytree(saved_run.workdir, workdir)
     for step in (5, 7):
         shutil.copytree(workdir / "checkpoints" / "3", workdir / "checkpoints" / str(step))
-    require_same = leaves.require_same
+    require_same = checkpoint_errors.require_same_arrays
     monkeypatch.setattr(
         evaluate, "Evaluator", lambda _: lambda state: [{"weights": "ema", "top1": 0.5}]
     )
@@ -107,7 +107,7 @@ def removing(saved_run, tmp_path, monkeypatch):
                     threading.Timer(0.2, shutil.rmtree, [directory]).start()
             require_same(path, expected)
 
-        monkeypatch.setattr(leaves, "require_same", vanish_first)
+        monkeypatch.setattr(checkpoint_errors, "require_same_arrays", vanish_first)
         return workdir
 
     return start

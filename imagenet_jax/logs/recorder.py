@@ -73,7 +73,7 @@ class Recorder:
                 self._add_files(config, workdir, start.step)
             except OSError as e:
                 raise UserError(f"the metrics in {workdir} cannot be written: {e.strerror}") from e
-            for values in rewind.unrecorded(start.rewinds, workdir / "metrics.jsonl"):
+            for values in rewind.find_unrecorded(start.rewinds, workdir / "metrics.jsonl"):
                 self.write(start.step, "rewind", values)
         self._announce(start)
 

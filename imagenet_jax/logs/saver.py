@@ -8,7 +8,7 @@ from imagenet_jax.runtime import processes
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.data_position import get_data_position
 from imagenet_jax.training.experiment import Experiment
-from imagenet_jax.training.rewind import Batches
+from imagenet_jax.training.rewind import BatchOrder
 from imagenet_jax.training.state import TrainState
 
 
@@ -20,7 +20,7 @@ class Saver:
         checkpoints: Checkpoints,
         recorder: Recorder,
         run: Experiment,
-        batch_order: Batches,
+        batch_order: BatchOrder,
         provenance: dict[str, Any],
     ):
         self._checkpoints, self._recorder = checkpoints, recorder
@@ -75,7 +75,7 @@ class Saver:
     def _start(self, state: TrainState, step: int, results: list[dict] | None) -> None:
         if not self._flush(step):
             return
-        data = get_data_position(self._run.sampler, self._batch_order.of_step(step) + 1)
+        data = get_data_position(self._run.sampler, self._batch_order.batch_at(step) + 1)
         self._checkpoints.save(
             state,
             Position(data=data, interval=self._recorder.interval()),

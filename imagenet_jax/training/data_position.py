@@ -1,4 +1,4 @@
-"""The position of a run in its data, counted in records: also after the batch size has changed."""
+"""The position of a run in its data, which also fits after the batch size has changed."""
 
 import dataclasses
 import decimal
@@ -12,9 +12,9 @@ from imagenet_jax.training.experiment import Experiment
 
 
 def get_data_position(sampler: Sampler, batch: int) -> dict[str, Any]:
-    """Return what a checkpoint keeps of `order` if `batch` is the next batch of the run.
+    """Return the position that a checkpoint stores if `batch` is the next batch of the run.
 
-    "next_record" counts the positions of the whole run that were trained on or skipped.
+    "next_record": number of records of the whole run that were trained on or skipped.
     """
     return {
         "next_record": batch * sampler.batch_size + sampler.shift,
@@ -30,14 +30,14 @@ def get_data_position(sampler: Sampler, batch: int) -> dict[str, Any]:
 def resume_at(
     run: Experiment, position: Position, step: int, rewinds: list[rewind.Rewind]
 ) -> tuple[Experiment, str]:
-    """Return `run` as it continues after `step` at `position`, and a note, "" if it is exact.
+    """Return `run` continued after `step` at `position`, and a warning, "" if there is none.
 
     The next batch starts at the first record that was not trained on. Total steps, epochs and
-    schedules follow the records. The note says that an epoch is continued in another order, so that
-    some of its records come twice and others not at all.
+    schedules follow the records. The warning says that the order of an epoch in progress changed,
+    so that some of its records are used twice and others not at all.
 
-    Raises UserError if the batch size changed where the remaining records cannot be determined
-    exactly, and if config.epochs is less than what is already trained.
+    Raises UserError if the batch size changed at a position where the remaining records are not
+    known exactly, and if config.epochs is less than what is already trained.
     """
     saved, sampler = position.data, run.sampler
     if "next_record" not in saved:
@@ -56,15 +56,15 @@ def resume_at(
         target = epoch * sampler.records_per_epoch + part
     elif not _same(saved, sampler):
         exact = False
-    if sampler.drops or sampler.repeats > 1:  # these need whole batches
+    if sampler.drops or sampler.repeats > 1:  # they work only with whole batches
         target -= target % sampler.batch_size
-    next_batch = rewind.Batches(rewinds).of_step(step) + 1
+    next_batch = rewind.BatchOrder(rewinds).batch_at(step) + 1
     shift = target - next_batch * sampler.batch_size
     if shift:
         run = run.with_sampler(sampler.shifted(shift))
     end = run.config.epochs * sampler.records_per_epoch
     if run.total_steps < step:
-        # The last batch may reach beyond the end.
+        # The last batch may extend beyond the end.
         if target - size >= end:
             trained = saved["next_record"] / per_epoch
             enough = _enough(target, size, sampler)
@@ -74,17 +74,17 @@ def resume_at(
                 "another --workdir"
             )
         run = dataclasses.replace(run, total_steps=step)
-    note = (
-        f"the order of the images changed within epoch {epoch + 1}: some of its images come twice, "
-        "others not at all"
+    warning = (
+        f"the order of the images changed within epoch {epoch + 1}: some of its images are used "
+        "twice, others not at all"
     )
-    return run, "" if exact or not done else note
+    return run, "" if exact or not done else warning
 
 
 def _enough(target: int, size: int, sampler: Sampler) -> str:
-    """Return epochs that end within the batch of `size` that ends at `target`, or just after it.
+    """Return as text the epochs that end in the last batch, which has `size` records.
 
-    They are rounded up: a few records less would end before the batch.
+    The batch ends at record `target`. Rounding is upward: a few records less might end before it.
     """
     context = decimal.Context(prec=6, rounding=decimal.ROUND_CEILING)
     epochs = context.divide(decimal.Decimal(2 * target - size), 2 * sampler.records_per_epoch)
@@ -99,7 +99,7 @@ def _same(saved: dict[str, Any], sampler: Sampler) -> bool:
 
 
 def _require_exact(sampler: Sampler, epoch: int, done: int, size: int) -> None:
-    """Raise UserError if batches of another `size` cannot continue with exactly what is left."""
+    """Raise UserError if a change from batches of `size` would repeat or skip records."""
     change = f"config.batch_size: {size} -> {sampler.batch_size}"
     back = f"continue with --config.batch_size={size}, or use another --workdir"
     if not done:

@@ -23,7 +23,7 @@ from imagenet_jax.runtime.processes import (
     run_on_first,
 )
 from imagenet_jax.runtime.workdir import read_config
-from imagenet_jax.training.checkpoint import open_to_read
+from imagenet_jax.training.checkpoint_reader import open_to_read
 from imagenet_jax.training.experiment import Evaluation, make_evaluation
 from imagenet_jax.training.load_weights import known_to_file, known_to_run, place, read_file
 from imagenet_jax.training.metrics import METRICS, finish_means

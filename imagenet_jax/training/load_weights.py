@@ -15,7 +15,7 @@ from imagenet_jax.data import imagenet_classes, sources
 from imagenet_jax.data.known_classes import KnownClasses, known_classes, outputs_of
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime.workdir import read_classes, read_config
-from imagenet_jax.training.checkpoint import open_to_read
+from imagenet_jax.training.checkpoint_reader import open_to_read
 from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import abstract_state
 from imagenet_jax.weights import torch_names, weight_file

@@ -1,4 +1,4 @@
-"""Training losses: softmax or binary cross-entropy, smoothing, class weights."""
+"""Training losses: softmax and binary cross-entropy, with label smoothing and class weights."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,10 @@ from imagenet_jax.errors import UserError
 
 
 def per_image(logits: jax.Array, labels: jax.Array, loss: ConfigDict) -> jax.Array:
-    """f32[B]: the loss that `config.loss` names, of logits f32[B, C] and labels or targets."""
+    """Return f32[B], the loss that `config.loss` names.
+
+    `logits`: f32[B, C]; `labels`: i32[B], or target distributions f32[B, C].
+    """
     if loss.name == "softmax":
         return cross_entropy(logits, labels, loss.label_smoothing, loss.class_weights)
     if loss.name != "bce":
@@ -31,15 +34,15 @@ def cross_entropy(
     smoothing: float = 0.0,
     class_weights: Sequence[float] = (),
 ) -> jax.Array:
-    """Softmax cross-entropy of each image.
+    """Return the softmax cross-entropy of each image.
 
     Args:
       logits: f32[B, C].
       labels: i32[B], or target distributions f32[B, C].
       smoothing: the target becomes (1 - smoothing) * target + smoothing / C
         (Szegedy et al. 2016, arXiv:1512.00567, section 7).
-      class_weights: C factors of the classes' terms, or none. The mean over a batch is torch's
-        CrossEntropyLoss(weight=...) with the row weights of `normalized_weights`.
+      class_weights: C factors of the classes' terms, or (). With the row weights of
+        `normalized_weights`, the mean over a batch equals torch's CrossEntropyLoss(weight=...).
 
     Returns:
       f32[B], in nats.
@@ -59,12 +62,14 @@ def binary_cross_entropy(
     threshold: float = 0.0,
     reduction: str = "mean",
 ) -> jax.Array:
-    """One yes-or-no question a class (Wightman et al. 2021, arXiv:2110.00476, section 4.2).
+    """Return the binary cross-entropy of each image over its classes.
+
+    Wightman et al. 2021, arXiv:2110.00476, section 4.2.
 
     Args:
       logits, labels, smoothing: as for `cross_entropy`.
-      class_weights: C factors of the classes' terms, or none.
-      threshold: smoothed or mixed targets above it become 1, the others 0; 0: they stay.
+      class_weights: C factors of the classes' terms, or ().
+      threshold: smoothed or mixed targets above it become 1, the others 0; 0: no change.
       reduction: "mean" or "sum" over the C classes.
 
     Returns:
@@ -83,22 +88,21 @@ def binary_cross_entropy(
 def normalized_weights(
     labels: jax.Array, loss: ConfigDict, weight: jax.Array | None
 ) -> jax.Array | None:
-    """Row weights of the mean over a batch, where classes have weights.
+    """Return the row weights of the mean loss over a batch: f32[B], or None for a plain mean.
 
-    As in torch, the softmax loss of labels i32[B] is divided by the sum of their classes' weights,
-    that of distributions f32[B, C], and any binary loss, by the number of rows.
+    As in torch, the softmax loss of labels i32[B] is divided by the sum of their class weights. The
+    softmax loss of distributions f32[B, C] and binary losses are divided by the number of rows.
+
+    The weights are normalized over the whole batch, so that micro-batches average to its mean.
 
     Args:
-      weight: f32[B] of mean 1, or None: every row counts alike.
-
-    Returns:
-      f32[B] or None; over the whole batch, so that micro-batches average to it.
+      weight: f32[B] of mean 1, or None: all rows have weight 1.
     """
     if not loss.class_weights or loss.name != "softmax" or labels.ndim == 2:
         return weight
     rows = jnp.ones(labels.shape, jnp.float32) if weight is None else weight
     total = jnp.mean(rows * jnp.asarray(loss.class_weights, jnp.float32)[labels])
-    return rows / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)  # 0 where no row counts
+    return rows / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)  # 0 if all rows are masked
 
 
 def _smooth(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:

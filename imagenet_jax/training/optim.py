@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules and the weight-decay mask, from optax."""
+"""Learning-rate schedules, optimizers and weight decay, built from optax."""
 
 import itertools
 import math
@@ -14,12 +14,12 @@ from ml_collections import ConfigDict
 from imagenet_jax.config.rules import resolve_lr_scaling
 from imagenet_jax.data.sampler import in_steps
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import large_batch
 from imagenet_jax.training.fine_tuning import FineTuning, head_first, scale_layers, zero_frozen
+from imagenet_jax.training.lars_lamb import lamb, lars, masked
 
 
 def peak_learning_rate(optim: ConfigDict, batch_size: int) -> float:
-    """The configured rate scaled from the reference batch size to this one.
+    """Return the learning rate after warm-up: `base_lr` scaled to this batch size.
 
     "linear" is Goyal et al. 2017 (arXiv:1706.02677, section 2.1); "sqrt" keeps the variance of
     the update (Krizhevsky 2014, arXiv:1404.5997).
@@ -41,19 +41,20 @@ def make_schedule(
     total_steps: int,
     shift: Fraction | int = 0,
 ) -> optax.Schedule:
-    """Return the learning rate of step 0, 1, ...: a linear warm-up, then the named schedule.
+    """Return the learning rate as a function of the step (0, 1, ...): linear warm-up, then decay.
 
-    With w warm-up steps, rate s at the start, peak p, end e and T steps in all, step t >= w has
-        step        p * factor ** (number of milestones m with t >= m * steps_per_epoch)
+    With w warm-up steps, start s, peak p, end e and T total steps, the rate at step t >= w is
+        step        p * decay_factor ** (number of milestones m with t >= m * steps_per_epoch)
         cosine      e + (p - e) * (1 + cos(pi * u)) / 2   (arXiv:1608.03983)
         polynomial  e + (p - e) * (1 - u) ** power
         constant    p
-    and step t < w has s + (p - s) * t / w. The decay begins at step d of config.optim.decay_from,
-    by default w: u = max(0, t - d) / (T - d). With config.optim.schedule_by = "epoch" all of these
-    are in epochs, and the rate stays the same from the first step of an epoch to its last.
+    and s + (p - s) * t / w at step t < w. u = max(0, t - d) / (T - d) with d from
+    config.optim.decay_from, by default w. With config.optim.schedule_by = "epoch", t, w, d and T
+    are in epochs and the rate is constant within an epoch.
 
-    `shift` is added to each step, for a run that had another batch size before: t is not whole
-    then. A milestone or an epoch still changes the rate at the first step that begins after it.
+    `shift` is added to each step. It is not 0, and may be fractional, if an earlier part of the run
+    had another batch size. A milestone or a new epoch changes the rate at the first step that
+    begins after it.
     """
     if optim.schedule_by == "epoch":
         epochs = (in_steps(epoch, steps_per_epoch) for epoch in itertools.count())
@@ -68,7 +69,7 @@ def make_schedule(
         total_steps,
         round(in_steps(optim.warmup_epochs, steps_per_epoch)),
         round(in_steps(optim.decay_from, steps_per_epoch)) if optim.decay_from >= 0 else -1,
-        # Whole steps, so that rounding in float32 cannot move a milestone.
+        # Integers, so that float32 rounding cannot move a milestone.
         [
             math.ceil(begin - shift)
             for begin in (in_steps(m, steps_per_epoch) for m in optim.milestones)
@@ -80,10 +81,12 @@ def make_schedule(
 
 
 class _Times(NamedTuple):
-    """When a schedule changes, in steps or in epochs; `decay_from` is -1 for `warmup`.
+    """The times at which a schedule changes, in steps or in epochs.
 
-    The milestones are those before `total`, and count from the first step as it is numbered; all
-    else counts from `shift` steps before it.
+    Attributes:
+      decay_from: -1: the end of the warm-up.
+      milestones: only those before `total`, already without `shift`.
+      shift: added to each step.
     """
 
     total: int
@@ -94,11 +97,11 @@ class _Times(NamedTuple):
 
 
 def _curve(optim: ConfigDict, batch_size: int, times: _Times) -> optax.Schedule:
-    """The formulas of `make_schedule`, in the unit of `times`."""
+    """Return the formula of `make_schedule` as a function of time in the unit of `times`."""
     scale = _scale(optim, batch_size)
     peak, start, end = (r * scale for r in (optim.base_lr, optim.warmup_start_lr, optim.end_lr))
     warmup, shift = times.warmup, times.shift
-    # By how much the decay begins before the warm-up ends.
+    # How long before the end of the warm-up the decay begins.
     early = 0 if times.decay_from < 0 else warmup - times.decay_from
     decay = max(1, times.total - warmup + early)
     if optim.schedule == "step":
@@ -133,20 +136,20 @@ def _curve(optim: ConfigDict, batch_size: int, times: _Times) -> optax.Schedule:
 
 
 def _sum(step: Any, more: float) -> Any:
-    """Return `step` + `more`, a whole number where nothing is added."""
+    """Return `step` + `more`; an integer step stays an integer if `more` is 0."""
     return step + more if more else step
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the leaves that decay when biases and norm parameters do not: the kernels.
+    """Return a tree with True for kernels and False for biases and norm parameters.
 
-    Biases and norm scales are the one-dimensional parameters of these models.
+    In these models, biases and norm parameters are exactly the one-dimensional parameters.
     """
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def add_l1_gradient(strength: float) -> optax.GradientTransformation:
-    """Adds the gradient of strength * sum(|w|), whose value at w = 0 is taken as 0."""
+    """Return a transformation that adds the gradient of strength * sum(|w|), 0 at w = 0."""
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return jax.tree.map(lambda g, w: g + strength * jnp.sign(w), grads, params), state
@@ -157,11 +160,13 @@ def add_l1_gradient(strength: float) -> optax.GradientTransformation:
 def make_optimizer(
     optim: ConfigDict, schedule: optax.Schedule, tuning: FineTuning | None = None
 ) -> optax.GradientTransformation:
-    """The update rule: clip, L1, L2 decay, preconditioner, decoupled decay, learning rate, in turn.
+    """Return the optimizer of `config.optim`.
 
-    With "l2" decay this is torch.optim.SGD / Adam (decay enters the momentum); with "decoupled"
-    it is SGDW / AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), scaled by the learning rate.
-    `tuning` freezes layers at first or scales the rates of layers; None does neither.
+    In order: gradient clipping, L1, L2 decay, SGD or Adam, decoupled decay, learning rate. With
+    "l2" decay this is torch.optim.SGD / Adam (the decay enters the momentum); with "decoupled" it
+    is SGDW / AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), scaled by the learning rate.
+
+    `tuning`: layers to freeze at first, and scales of their learning rates; None: neither.
     """
     mask = None if optim.decay_bias_and_norm else decay_mask
     frozen = tuning.frozen_steps if tuning else 0
@@ -170,14 +175,13 @@ def make_optimizer(
         parts.append(zero_frozen(tuning.model, frozen))
     if optim.grad_clip_norm:
         parts.append(optax.clip_by_global_norm(optim.grad_clip_norm))
-    if optim.name == "lars":
-        parts.append(optax.chain(*_l1(optim, mask), large_batch.lars(optim, schedule, mask)))
-    elif optim.name == "lamb":
-        parts.append(optax.chain(*_l1(optim, mask), large_batch.lamb(optim, schedule, mask)))
+    if optim.name in ("lars", "lamb"):
+        make_rule = lars if optim.name == "lars" else lamb
+        parts.append(optax.chain(*_l1(optim, mask), make_rule(optim, schedule, mask)))
     else:
         rule = optax.chain(*_l1(optim, mask), *_decayed_rule(optim, mask))
         parts.append(head_first(rule, tuning.model, frozen) if tuning and frozen else rule)
-        # Outside the rule, whose steps a frozen layer does not count.
+        # Not in `rule`, which counts steps: a frozen layer does not run it.
         parts.append(optax.scale_by_learning_rate(schedule))
     if tuning and tuning.layer_decay != 1.0:
         parts.append(scale_layers(tuning.model, tuning.layer_decay))
@@ -185,14 +189,11 @@ def make_optimizer(
 
 
 def _l1(optim: ConfigDict, mask: Any) -> list[optax.GradientTransformation]:
-    if not optim.l1:
-        return []
-    l1 = add_l1_gradient(optim.l1)
-    return [l1 if mask is None else optax.masked(l1, mask)]
+    return [masked(add_l1_gradient(optim.l1), mask)] if optim.l1 else []
 
 
 def _decayed_rule(optim: ConfigDict, mask: Any) -> list[optax.GradientTransformation]:
-    """SGD or Adam with weight decay before or after it."""
+    """Return SGD or Adam, with weight decay before (L2) or after it (decoupled)."""
     if optim.name == "sgd":
         rule = optax.trace(decay=optim.momentum, nesterov=optim.nesterov)
     elif optim.name in ("adam", "adamw"):
@@ -202,6 +203,6 @@ def _decayed_rule(optim: ConfigDict, mask: Any) -> list[optax.GradientTransforma
     if not optim.weight_decay:
         return [rule]
     decay = optax.add_decayed_weights(optim.weight_decay, mask=mask)
-    # torch's AdamW is decoupled by definition; the name alone decides there.
+    # As in torch, AdamW is decoupled by definition.
     decoupled = optim.weight_decay_form == "decoupled" or optim.name == "adamw"
     return [rule, decay] if decoupled else [decay, rule]

@@ -1,9 +1,9 @@
-"""After a loss that is not finite: back to the last checkpoint, and past the batches before it.
+"""Rewinds: after a NaN or infinite loss, continue from the last checkpoint and skip some batches.
 
-`rewinds.json` in the workdir lists what was left out. Step s of a run trains on the s-th batch of
-the order that is not in the list, so what a step does is a function of (config, seed, list), and a
-run that is killed after a rewind continues alike. Chowdhery et al. 2022 (PaLM, section 5.1) went
-back about 100 steps and skipped 200 to 500 batches.
+`rewinds.json` in the workdir lists the skipped batches. Step s of a run trains on the s-th batch of
+the data order that is not in the list. What a step does is thus a function of (config, seed, list),
+and a run that is killed after a rewind continues in the same way. Chowdhery et al. 2022 (PaLM,
+section 5.1) went back about 100 steps and skipped 200 to 500 batches.
 """
 
 import dataclasses
@@ -25,9 +25,10 @@ class Rewind:
     """One return to a checkpoint.
 
     Attributes:
-      nonfinite_step: where something was not finite.
-      checkpoint: step that training went back to; 0: the beginning.
-      skipped_batches: (first, last) of the run's order, counted from 0, left out since.
+      nonfinite_step: the step whose loss, gradient or parameters were not finite.
+      checkpoint: the step that training went back to; 0: the start.
+      skipped_batches: (first, last) batch that is skipped since then, in the run's data order,
+        counted from 0.
       batch_size: of these batches.
     """
 
@@ -37,11 +38,11 @@ class Rewind:
     batch_size: int
 
 
-class Batches:
-    """Which batch each step trains on."""
+class BatchOrder:
+    """The batch that each step trains on, without the skipped ones."""
 
     def __init__(self, rewinds: list[Rewind]):
-        # Merged: a window may reach into one that was skipped before.
+        # Merge windows: one may extend into another.
         self._skipped: list[tuple[int, int]] = []
         for first, last in sorted(rewind.skipped_batches for rewind in rewinds):
             if self._skipped and first <= self._skipped[-1][1] + 1:
@@ -49,49 +50,66 @@ class Batches:
                 first, last = before[0], max(before[1], last)
             self._skipped.append((first, last))
 
-    def of_step(self, step: int) -> int:
-        """The batch, counted from 0, of step `step`, counted from 1."""
+    def batch_at(self, step: int) -> int:
+        """Return the batch, counted from 0, of a step, counted from 1."""
         batch = step - 1
         for first, last in self._skipped:
             if batch >= first:
                 batch += last - first + 1
         return batch
 
-    def spans(self, done: int, total: int) -> list[tuple[int, int]]:
-        """[start, stop) of the batches of steps done + 1 .. total, without what is skipped."""
+    def ranges(self, done: int, total: int) -> list[tuple[int, int]]:
+        """Return the [start, stop) ranges of the batches of steps done + 1 .. total."""
         if done >= total:
             return []
-        at, end = self.of_step(done + 1), self.of_step(total) + 1
+        start, end = self.batch_at(done + 1), self.batch_at(total) + 1
         found = []
         for first, last in self._skipped:
-            if at < first < end:
-                found.append((at, first))
-            if at <= last and first < end:
-                at = max(at, last + 1)
-        return [*found, (at, end)]
+            if start < first < end:
+                found.append((start, first))
+            if start <= last and first < end:
+                start = max(start, last + 1)
+        return [*found, (start, end)]
 
 
-def next_rewind(
+def plan(
     rewinds: list[Rewind], nonfinite_step: int, checkpoint: int, skip_steps: int, batch_size: int
 ) -> Rewind:
-    """Skip the `skip_steps` batches up to that of `nonfinite_step`, none before the checkpoint."""
-    batches = Batches(rewinds)
+    """Return the rewind that skips the `skip_steps` batches up to that of `nonfinite_step`.
+
+    Batches before the checkpoint are not skipped.
+    """
+    order = BatchOrder(rewinds)
     first_step = max(checkpoint, nonfinite_step - skip_steps) + 1
-    window = (batches.of_step(first_step), batches.of_step(nonfinite_step))
+    window = (order.batch_at(first_step), order.batch_at(nonfinite_step))
     return Rewind(nonfinite_step, checkpoint, window, batch_size)
 
 
 def read(workdir: Path) -> list[Rewind]:
-    """Return the rewinds of a run so far, oldest first; every process must call it."""
-    return [
-        Rewind(nonfinite_step, checkpoint, (first, last), batch_size)
-        for nonfinite_step, checkpoint, first, last, batch_size in run_on_first(
-            lambda: _read(workdir / FILE)
-        )
-    ]
+    """Return the rewinds of a run so far, oldest first. Every process must call it."""
+    path = workdir / FILE
+
+    def read_entries() -> list[dict[str, Any]]:
+        try:
+            return [dataclasses.asdict(_parse(entry)) for entry in read_json(path)]
+        except FileNotFoundError:
+            return []
+        except (ValueError, KeyError, TypeError, IndexError, OSError) as e:
+            raise UserError(
+                f"{path}, which lists the batches to skip, cannot be read ({e}); use another "
+                "--workdir"
+            ) from e
+
+    return [_parse(entry) for entry in run_on_first(read_entries)]
 
 
-def require_size(rewinds: list[Rewind], batch_size: int) -> None:
+def _parse(entry: dict[str, Any]) -> Rewind:
+    window = (int(entry["skipped_batches"][0]), int(entry["skipped_batches"][1]))
+    step, checkpoint = int(entry["nonfinite_step"]), int(entry["checkpoint"])
+    return Rewind(step, checkpoint, window, int(entry["batch_size"]))
+
+
+def check_batch_size(rewinds: list[Rewind], batch_size: int) -> None:
     """Raise UserError if `rewinds` counts batches of another size than `batch_size`."""
     for rewind in rewinds:
         if rewind.batch_size != batch_size:
@@ -102,33 +120,18 @@ def require_size(rewinds: list[Rewind], batch_size: int) -> None:
             )
 
 
-def _read(path: Path) -> list[list[int]]:
-    try:
-        return [
-            [int(entry["nonfinite_step"]), int(entry["checkpoint"])]
-            + [int(entry["skipped_batches"][i]) for i in range(2)]
-            + [int(entry["batch_size"])]
-            for entry in read_json(path)
-        ]
-    except FileNotFoundError:
-        return []
-    except (ValueError, KeyError, TypeError, IndexError, OSError) as e:
-        raise UserError(
-            f"{path} cannot be read ({e}), and says which batches to skip; use another --workdir"
-        ) from e
-
-
 def record(workdir: Path, error: NonFiniteError, checkpoint: int, config: ConfigDict) -> None:
-    """Add to the list the rewind that answers `error`, as config.nonfinite has it.
+    """Add a rewind from `error` to `checkpoint` to the list, as `config.nonfinite` says.
 
-    Raises NonFiniteError where there were as many as it allows, UserError where it cannot write.
+    Raises NonFiniteError after config.nonfinite.max_rewinds of them, and UserError if the list
+    cannot be written.
     """
-    rewinds, plan = read(workdir), config.nonfinite
-    if len(rewinds) >= plan.max_rewinds:
+    rewinds, settings = read(workdir), config.nonfinite
+    if len(rewinds) >= settings.max_rewinds:
         raise NonFiniteError(
             f"{error} (after {len(rewinds)} rewinds, config.nonfinite.max_rewinds)", error.step
         ) from error
-    new = next_rewind(rewinds, error.step, checkpoint, plan.skip_steps, config.batch_size)
+    new = plan(rewinds, error.step, checkpoint, settings.skip_steps, config.batch_size)
     try:
         write(workdir, [*rewinds, new])
     except OSError as e:
@@ -136,12 +139,12 @@ def record(workdir: Path, error: NonFiniteError, checkpoint: int, config: Config
 
 
 def write(workdir: Path, rewinds: list[Rewind]) -> None:
-    """Replace the list."""
+    """Write the list of rewinds."""
     write_json(workdir / FILE, [dataclasses.asdict(rewind) for rewind in rewinds], indent=1)
 
 
-def unrecorded(rewinds: list[Rewind], history: Path) -> list[dict[str, Any]]:
-    """What metrics.jsonl does not say yet, as values of lines of the split "rewind"."""
+def find_unrecorded(rewinds: list[Rewind], history: Path) -> list[dict[str, Any]]:
+    """Return the rewinds that metrics.jsonl lacks, as values of lines with split "rewind"."""
     lines = read_json_lines(history)
     known = sum(line["split"] == "rewind" for line in lines)
     return [dataclasses.asdict(rewind) for rewind in rewinds[known:]]

@@ -123,7 +123,7 @@ class RunContext:
         """
         run, rewinds = self._run, rewind.read(self.workdir)
         config = run.config
-        rewind.require_size(rewinds, config.batch_size)
+        rewind.check_batch_size(rewinds, config.batch_size)
         if self.checkpoints.steps():
             step = self.checkpoints.find("latest")
             state, position = self.checkpoints.restore(run.abstract, step)

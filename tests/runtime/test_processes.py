@@ -16,7 +16,7 @@ from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.runtime.processes import run_on_first
 from imagenet_jax.training import evaluate as evaluation
 from imagenet_jax.training import rewind
-from imagenet_jax.training.checkpoint import Checkpoints
+from imagenet_jax.training.checkpoint_reader import CheckpointReader
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ def test_whether_a_checkpoint_exists_is_decided_by_process_0(in_two_processes, t
     assert in_two_processes(lambda i: workdirs.has_checkpoint(workdir[1 - i])) == [True, True]
 
 
-class _Listed(Checkpoints):
+class _Listed(CheckpointReader):
     """Checkpoints listed from the directory; their weights are not read."""
 
     def __init__(self, directory):

@@ -13,8 +13,9 @@ from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
 from imagenet_jax.logs.throughput import MEASURED
 from imagenet_jax.runtime.integrity import find_problems, set_aside_damaged
-from imagenet_jax.training import leaves
+from imagenet_jax.training import checkpoint_errors
 from imagenet_jax.training.checkpoint import Checkpoints, Position
+from imagenet_jax.training.checkpoint_reader import CheckpointReader
 from imagenet_jax.training.experiment import make_experiment
 
 
@@ -164,7 +165,7 @@ def test_an_unreadable_list_of_checksums_is_damage(run):
 def test_evaluation_names_the_damaged_file(run):
     config, workdir = run
     path = _flip(workdir / "checkpoints" / "8")
-    checkpoints = Checkpoints(workdir / "checkpoints", write=False)
+    checkpoints = CheckpointReader(workdir / "checkpoints")
     with pytest.raises(UserError, match="sha256 differs") as e:
         checkpoints.restore_weights(make_experiment(config).abstract, 8)
     assert str(path) in str(e.value)
@@ -205,7 +206,7 @@ def test_evaluation_says_that_it_cannot_verify(run, capsys):
     config, workdir = run
     path = workdir / "checkpoints" / "8" / "checksums.json"
     path.unlink()
-    checkpoints = Checkpoints(workdir / "checkpoints", write=False)
+    checkpoints = CheckpointReader(workdir / "checkpoints")
     checkpoints.restore_weights(make_experiment(config).abstract, 8)
     assert capsys.readouterr().err.startswith(f"warning: {path} is missing")
 
@@ -215,7 +216,7 @@ def test_arrays_that_the_code_changed_are_named(trained):
     abstract = make_experiment(config).abstract
     name = next(iter(abstract.params))
     renamed = {("renamed" if k == name else k): v for k, v in abstract.params.items()}
-    checkpoints = Checkpoints(workdir / "checkpoints", write=False)
+    checkpoints = CheckpointReader(workdir / "checkpoints")
     with pytest.raises(UserError, match=r"params\.renamed\..*absent in the checkpoint.*workdir"):
         checkpoints.restore(abstract.replace(params=renamed), 8)
     with pytest.raises(UserError, match=rf"params\.{name}\..*absent in the code"):
@@ -230,7 +231,7 @@ def test_arrays_that_the_code_changed_are_named(trained):
         checkpoints.restore(wider, 8)
 
 
-def test_changes_compares_path_shape_and_dtype():
+def test_list_changes_compares_path_shape_and_dtype():
     a = {"w": jnp.zeros((2, 3)), "b": jnp.zeros(3), "same": [jnp.zeros(())]}
     b = {
         "w": jnp.zeros((3, 2)),
@@ -238,12 +239,12 @@ def test_changes_compares_path_shape_and_dtype():
         "same": (jnp.zeros(()),),
         "c": a["b"],
     }
-    assert leaves.changes(a, b) == [
+    assert checkpoint_errors.list_changes(a, b) == [
         "b: float32[3] in the checkpoint, int32[3] in the code",
         "c: absent in the checkpoint, float32[3] in the code",
         "w: float32[2, 3] in the checkpoint, float32[3, 2] in the code",
     ]
-    assert leaves.changes(a, a) == []
+    assert checkpoint_errors.list_changes(a, a) == []
 
 
 def test_checksums_are_there_when_a_checkpoint_is(trained, tmp_path):

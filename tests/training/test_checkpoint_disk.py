@@ -19,8 +19,9 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.runtime.integrity import find_problems
 from imagenet_jax.runtime.lock import Lock
-from imagenet_jax.training import disk
+from imagenet_jax.training import checkpoint_errors
 from imagenet_jax.training.checkpoint import Checkpoints, Position
+from imagenet_jax.training.checkpoint_reader import CheckpointReader
 from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.state import TrainState
 
@@ -124,7 +125,7 @@ def small_disk(tmp_path):
 
 def test_a_disk_that_is_full_then_read_only_then_well_again(small_disk, monkeypatch):
     """The real errors, of a file system of 3 MiB, as where its free space is not known."""
-    monkeypatch.setattr(disk, "require_space", lambda directory, size: None)
+    monkeypatch.setattr(checkpoint_errors, "require_space", lambda directory, size: None)
     directory = small_disk / "checkpoints"
     checkpoints = Checkpoints(directory, keep=1)
 
@@ -152,7 +153,7 @@ def test_a_disk_that_is_full_then_read_only_then_well_again(small_disk, monkeypa
     remount("rw")
     assert save(5) == ([5], [])
     checkpoints.close()
-    read = Checkpoints(directory, write=False).restore_weights(
+    read = CheckpointReader(directory).restore_weights(
         TrainState(
             None,
             {"w": jax.ShapeDtypeStruct((1000,), jnp.float32, sharding=jnp.ones(1).sharding)},
@@ -176,23 +177,22 @@ def test_a_start_on_a_full_disk_is_one_line_and_leaves_no_part(small_disk):
 
 
 def test_space_is_asked_for_before_anything_is_written(tmp_path):
-    disk.require_space(tmp_path, 1000)
+    checkpoint_errors.require_space(tmp_path, 1000)
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(OSError, match="No space left on device, .* bytes free of") as e:
-        disk.require_space(tmp_path, 2 * free)
+        checkpoint_errors.require_space(tmp_path, 2 * free)
     assert e.value.errno == errno.ENOSPC
 
 
 def test_the_reason_is_what_the_system_said():
-    assert (
-        disk.reason(OSError(errno.EROFS, "Read-only file system", "/x")) == "Read-only file system"
-    )
+    read_only = OSError(errno.EROFS, "Read-only file system", "/x")
+    assert checkpoint_errors.describe(read_only) == "Read-only file system"
     long = 'RESOURCE_EXHAUSTED: Error writing "params.w/0" in\nOCDBT database: ' + "x" * 400
     assert (
-        disk.reason(ValueError(f"{long}: No space left on device [28]"))
+        checkpoint_errors.describe(ValueError(f"{long}: No space left on device [28]"))
         == "No space left on device"
     )
-    assert disk.reason(ValueError("something\nelse")) == "something else"
+    assert checkpoint_errors.describe(ValueError("something\nelse")) == "something else"
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.training.checkpoint import Position
 from imagenet_jax.training.data_position import get_data_position, resume_at
 from imagenet_jax.training.experiment import make_experiment
-from imagenet_jax.training.rewind import Batches, Rewind
+from imagenet_jax.training.rewind import BatchOrder, Rewind
 
 COUNT = 1437  # training digits
 
@@ -131,7 +131,7 @@ def test_a_rewind_after_the_batch_size_changed_leaves_out_its_batches(runs):
     """The checkpoint is of 5 batches of 96; batches 5 and 6 of 48 after it are left out."""
     position = _at(runs(96), 5)
     run, note = resume_at(runs(48), position, 5, [Rewind(7, 5, (5, 6), 48)])
-    first = Batches([Rewind(7, 5, (5, 6), 48)]).of_step(6)
+    first = BatchOrder([Rewind(7, 5, (5, 6), 48)]).batch_at(6)
     _, indices, _ = run.sampler.rows(first, range(48))
     start = 5 * 96 + 2 * 48
     assert indices.tolist() == runs(48).sampler.records(start, start + 48)[1].tolist()

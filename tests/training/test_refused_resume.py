@@ -35,7 +35,7 @@ def test_a_config_whose_arrays_are_different_is_refused_before_it_is_written(
     config.resume_with_changes = True
     group, name = field.split(".")
     config[group][name] = value
-    with pytest.raises(UserError, match=f"holds other arrays.*{leaf}"):
+    with pytest.raises(UserError, match=f"has different arrays.*{leaf}"):
         loop.train(config, workdir)
     assert [(workdir / name).read_bytes() for name in FILES] == before
     # The command that trained it is still accepted.

@@ -16,7 +16,7 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.logs.throughput import MEASURED
 from imagenet_jax.training import rewind
 from imagenet_jax.training.metrics import NonFiniteError
-from imagenet_jax.training.rewind import Batches, Rewind, next_rewind
+from imagenet_jax.training.rewind import BatchOrder, Rewind, plan
 
 WINDOWS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), max_size=5)
 
@@ -27,9 +27,9 @@ def test_steps_take_the_batches_that_are_left_in_order(windows, done, more):
     rewinds = [Rewind(0, 0, (first, first + length), 48) for first, length in windows]
     skipped = {b for first, length in windows for b in range(first, first + length + 1)}
     left = [b for b in range(200) if b not in skipped]
-    batches = Batches(rewinds)
-    assert [batches.of_step(step) for step in range(1, 61)] == left[:60]
-    spans = batches.spans(done, done + more)
+    batches = BatchOrder(rewinds)
+    assert [batches.batch_at(step) for step in range(1, 61)] == left[:60]
+    spans = batches.ranges(done, done + more)
     assert [b for start, stop in spans for b in range(start, stop)] == left[done : done + more]
     assert all(start < stop for start, stop in spans)
 
@@ -40,16 +40,16 @@ def test_a_rewind_changes_no_step_up_to_its_checkpoint(events):
     """And the batch of the step that was not finite is trained on no more."""
     rewinds = []
     for after, checkpoint, skip in events:
-        before, bad = Batches(rewinds), checkpoint + after
-        rewinds.append(next_rewind(rewinds, bad, checkpoint, skip, 48))
-        now = Batches(rewinds)
+        before, bad = BatchOrder(rewinds), checkpoint + after
+        rewinds.append(plan(rewinds, bad, checkpoint, skip, 48))
+        now = BatchOrder(rewinds)
         for step in range(1, checkpoint + 1):
-            assert now.of_step(step) == before.of_step(step)
-        remaining = {now.of_step(step) for step in range(1, 100)}
-        assert before.of_step(bad) not in remaining
-        left_out = {before.of_step(s) for s in range(1, 60)} - remaining
+            assert now.batch_at(step) == before.batch_at(step)
+        remaining = {now.batch_at(step) for step in range(1, 100)}
+        assert before.batch_at(bad) not in remaining
+        left_out = {before.batch_at(s) for s in range(1, 60)} - remaining
         assert left_out == {
-            before.of_step(s) for s in range(max(checkpoint, bad - skip) + 1, bad + 1)
+            before.batch_at(s) for s in range(max(checkpoint, bad - skip) + 1, bad + 1)
         }
 
 
@@ -58,9 +58,9 @@ def test_the_list_is_read_as_it_was_written_and_damage_is_told(tmp_path):
     rewinds = [Rewind(9, 4, (6, 8), 256), Rewind(30, 20, (25, 32), 256)]
     rewind.write(tmp_path, rewinds)
     assert rewind.read(tmp_path) == rewinds
-    rewind.require_size(rewinds, 256)
+    rewind.check_batch_size(rewinds, 256)
     with pytest.raises(UserError, match=r"batch_size = 128, but .*--config.batch_size=256"):
-        rewind.require_size(rewinds, 128)
+        rewind.check_batch_size(rewinds, 128)
     for text in ("", "{}[", '[{"checkpoint": 1}]', "[3]"):
         (tmp_path / "rewinds.json").write_text(text)
         with pytest.raises(UserError, match="rewinds.json cannot be read"):

@@ -1,8 +1,9 @@
-"""LARS and LAMB: the learning rate of each array follows the ratio of its norm to its update's.
+"""LARS and LAMB, which scale the learning rate of each array by norm(weights) / norm(update).
 
-An array here is one kernel, bias or norm parameter: what the papers call a layer. With the mask of
-`optim.decay_mask`, biases and norm parameters neither decay nor adapt and take plain momentum or
-Adam steps, as in MLPerf's reference (its skip list) and in LAMB's (exclude_from_weight_decay).
+An array is one kernel, bias or norm parameter ("layer" in the papers). Arrays outside `mask`
+(biases and norm parameters, see `optim.decay_mask`) have no weight decay and no scaling: they take
+plain momentum or Adam steps, as in the skip list of MLPerf's reference and in LAMB's
+exclude_from_weight_decay.
 """
 
 from typing import Any
@@ -16,16 +17,17 @@ from ml_collections import ConfigDict
 def lars(
     optim: ConfigDict, schedule: optax.Schedule, mask: Any = None
 ) -> optax.GradientTransformation:
-    """LARS (You et al. 2017, arXiv:1708.03888, algorithm 1), as MLPerf's ResNet-50 runs it.
+    """Return LARS (You et al. 2017, arXiv:1708.03888, algorithm 1) as in MLPerf's ResNet-50.
 
     With gradient g, weights w, trust coefficient c, decay d and learning rate r,
         v <- momentum * v + r * c * |w| / (|g| + d * |w|) * (g + d * w),    w <- w - v
-    and a ratio of 1 where |w| or |g| is 0. The rate is inside the momentum, unlike in SGD here.
+    and the factor c * |w| / (...) is 1 if |w| or |g| is 0. Unlike in this package's SGD, the
+    learning rate is applied before the momentum.
 
-    optax.lars divides by |g + d * w| instead, which is neither the paper's nor MLPerf's.
+    optax.lars divides by |g + d * w|, unlike the paper and MLPerf.
     """
     return optax.chain(
-        _masked(_scale_by_lars_ratio(optim.trust_coefficient, optim.weight_decay), mask),
+        masked(_scale_by_lars_ratio(optim.trust_coefficient, optim.weight_decay), mask),
         optax.scale_by_learning_rate(schedule),
         optax.trace(decay=optim.momentum, nesterov=optim.nesterov),
     )
@@ -34,22 +36,23 @@ def lars(
 def lamb(
     optim: ConfigDict, schedule: optax.Schedule, mask: Any = None
 ) -> optax.GradientTransformation:
-    """LAMB (You et al. 2019, arXiv:1904.00962, algorithm 2, with phi the identity).
+    """Return LAMB (You et al. 2019, arXiv:1904.00962, algorithm 2, with phi the identity).
 
     With Adam's bias-corrected step a = m / (sqrt(v) + eps), weights w, decay d and rate r,
         u = a + d * w,    w <- w - r * |w| / |u| * u
-    and a ratio of 1 where |w| or |u| is 0. timm's Lamb also clips the gradient to a global norm of
-    1: config.optim.grad_clip_norm.
+    and |w| / |u| is 1 if either norm is 0. timm's Lamb also clips the gradient to a global norm of
+    1; set config.optim.grad_clip_norm for that.
     """
     return optax.chain(
         optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),
         optax.add_decayed_weights(optim.weight_decay, mask=mask),
-        _masked(optax.scale_by_trust_ratio(), mask),
+        masked(optax.scale_by_trust_ratio(), mask),
         optax.scale_by_learning_rate(schedule),
     )
 
 
-def _masked(inner: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:
+def masked(inner: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:
+    """Return `inner` for the arrays in `mask`; for all arrays if it is None."""
     return inner if mask is None else optax.masked(inner, mask)
 
 
@@ -61,7 +64,7 @@ def _scale_by_lars_ratio(coefficient: float, decay: float) -> optax.GradientTran
         return jnp.where(usable, ratio, 1.0) * (g + decay * w)
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        # What a mask leaves out is an optax.MaskedNode: an empty subtree, so tree.map skips it.
+        # tree.map skips masked arrays: each is an optax.MaskedNode, an empty subtree.
         return jax.tree.map(scale, grads, params), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
