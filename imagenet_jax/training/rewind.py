@@ -96,7 +96,7 @@ def read(workdir: Path) -> list[Rewind]:
             return []
         except (ValueError, KeyError, TypeError, IndexError, OSError) as e:
             raise UserError(
-                f"{path}, which lists the batches to skip, cannot be read ({e}); use another "
+                f"{path} cannot be read ({e}), and it lists the batches to skip; use another "
                 "--workdir"
             ) from e
 
