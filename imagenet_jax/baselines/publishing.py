@@ -16,7 +16,7 @@ from imagenet_jax.baselines import model_card
 from imagenet_jax.baselines.checksums import checksums
 from imagenet_jax.classify.by_class import by_class
 from imagenet_jax.classify.images import predict_split
-from imagenet_jax.debug.recipe_rows import recipe_of
+from imagenet_jax.debug.recipe import describe_recipe
 from imagenet_jax.errors import UserError
 from imagenet_jax.logs.recorder import FIRST_STEPS
 from imagenet_jax.runtime import workdir as workdirs
@@ -108,7 +108,7 @@ def publish(
             (part / name).write_text(text)
         if with_weights:
             torch_names.save(tensors, part / baseline.WEIGHTS, weights.class_names)
-        recipe = recipe_of(config, len(run.source), run.total_steps)
+        recipe = describe_recipe(config, len(run.source), run.total_steps)
         card = model_card.markdown(baseline.read(part), out, recipe, with_weights=with_weights)
         (part / baseline.CARD).write_text(card)
         part.rename(out)

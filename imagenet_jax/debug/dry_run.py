@@ -1,4 +1,7 @@
-"""What a config would do, before it does it: the recipe, its cost, nothing written."""
+"""`--dry_run`: the recipe, the learning-rate curve and the cost of a run; nothing is written."""
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -7,12 +10,13 @@ from rich.table import Table
 
 from imagenet_jax.config.rules import warnings
 from imagenet_jax.debug.cost import StepCost, step_cost
-from imagenet_jax.debug.recipe import schedule_picture
-from imagenet_jax.debug.recipe_rows import recipe_of
+from imagenet_jax.debug.recipe import describe_recipe
 from imagenet_jax.training.experiment import Experiment, make_experiment
 
-# A large step takes minutes on a CPU: beyond so many operations fewer images are timed.
+# A large step takes minutes on a CPU. If it has more operations than this, fewer images are timed.
 _CPU_FLOPS, _CPU_ROWS = 1e12, 8
+_BARS = " ▁▂▃▄▅▆▇█"
+_WIDTH, _HEIGHT = 60, 5  # of the learning-rate curve, in characters
 
 
 def dry_run(config: ConfigDict) -> None:
@@ -20,17 +24,30 @@ def dry_run(config: ConfigDict) -> None:
     run = make_experiment(config)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     table = Table(show_header=False)
-    for row in recipe_of(config, len(run.source), run.total_steps):
+    for row in describe_recipe(config, len(run.source), run.total_steps):
         table.add_row(*row)
     console.print(table)
     for warning in warnings(config):
         console.print(f"warning: {warning}")
-    console.print("learning rate")
-    for line in schedule_picture(run.parts.schedule, run.total_steps, config.epochs):
-        console.print(line)
-    console.print("compiling the step ...")
-    for line in _cost_lines(run):
-        console.print(line)
+    curve = draw_schedule(run.parts.schedule, run.total_steps, config.epochs)
+    console.print("learning rate", *curve, sep="\n")
+    console.print("compiling the train step ...")
+    console.print(*_cost_lines(run), sep="\n")
+
+
+def draw_schedule(schedule: Callable[[int], Any], steps: int, epochs: float) -> list[str]:
+    """Return lines of text that draw the learning rate from 0 to its largest value."""
+    rates = [float(schedule(int(i * (steps - 1) / (_WIDTH - 1)))) for i in range(_WIDTH)]
+    top = max(rates) or 1.0  # of the columns: a warm-up may peak between two of them
+    levels = [round(rate / top * _HEIGHT * (len(_BARS) - 1)) for rate in rates]
+    lines = []
+    for row in reversed(range(_HEIGHT)):
+        low = row * (len(_BARS) - 1)
+        bars = "".join(_BARS[min(max(level - low, 0), len(_BARS) - 1)] for level in levels)
+        label = f"{top:.3g}" if row == _HEIGHT - 1 else "0" if row == 0 else ""
+        lines.append(f"{label:>9} |{bars}")
+    end = f"epoch {epochs:g}"
+    return [*lines, f"{'':>9}  0{end:>{_WIDTH - 1}}"]
 
 
 def _cost_lines(run: Experiment) -> list[str]:
@@ -38,24 +55,24 @@ def _cost_lines(run: Experiment) -> list[str]:
     small, on_cpu = config, device.platform == "cpu"
     whole = timed = step_cost(config, repeats=0 if on_cpu else 3, steps=5)
     if on_cpu:
-        small = _smaller(config) if whole.flops > _CPU_FLOPS else config
+        small = _shrink(config) if whole.flops > _CPU_FLOPS else config
         timed = step_cost(small, repeats=3, steps=1)
     rate = small.batch_size / timed.step_seconds
     images = run.total_steps * config.batch_size
-    hours = images / rate / 3600
     per_image = whole.flops / config.batch_size
     note = "" if small is config else f", timed with {small.batch_size} images a step"
     return [
-        f"memory of each device: {_size(whole.state_bytes)} of state and batch, "
-        f"{_size(whole.temporary_bytes)} within the step{_limit(device, whole)}",
-        f"operations: {per_image / 1e9:.3g} GFLOP an image, {per_image * images / 1e18:.3g} EFLOP "
-        f"in all ({images:,} images)",
+        f"memory of each device: {_bytes(whole.state_bytes)} of state and batch, "
+        f"{_bytes(whole.temporary_bytes)} within the step{_compare_memory(device, whole)}",
+        f"operations: {_flops(per_image)} an image, {_flops(per_image * images)} in all "
+        f"({images:,} images)",
         f"time: {rate:,.1f} img/s on {jax.device_count()} x {device.device_kind}{note}; about "
-        f"{_duration(hours)} for all steps, without evaluation and if the input keeps up",
+        f"{_duration(images / rate)} for all steps, without evaluation and if the input keeps up",
     ]
 
 
-def _smaller(config: ConfigDict) -> ConfigDict:
+def _shrink(config: ConfigDict) -> ConfigDict:
+    """Return the config with a batch that a CPU computes in seconds."""
     small = ConfigDict(config.to_dict())
     small.batch_size = min(config.batch_size, _CPU_ROWS * jax.device_count())
     small.optim.grad_accum_steps = 1
@@ -64,21 +81,32 @@ def _smaller(config: ConfigDict) -> ConfigDict:
     return small
 
 
-def _limit(device: jax.Device, cost: StepCost) -> str:
-    """How that compares with the device's memory, where it tells."""
+def _compare_memory(device: jax.Device, cost: StepCost) -> str:
+    """Return the share of the device's memory that the step takes; "" if it is not known."""
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if not limit:
         return ""
     share = (cost.state_bytes + cost.temporary_bytes) / limit
     advice = "; it does not fit: raise config.optim.grad_accum_steps" if share > 1 else ""
-    return f": {share:.0%} of the {_size(limit)} there are{advice}"
+    return f": {share:.0%} of the {_bytes(limit)} there are{advice}"
 
 
-def _size(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+def _bytes(size: int) -> str:
+    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >= 2**power:
+            return f"{size / 2**power:.1f} {unit}"
+    return f"{size} bytes"
 
 
-def _duration(hours: float) -> str:
-    if hours >= 48:
-        return f"{hours / 24:,.1f} days"
-    return f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+def _flops(count: float) -> str:
+    for prefix, unit in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
+        if count >= 0.9995 * unit:  # which prints as 1
+            return f"{count / unit:.3g} {prefix}FLOP"
+    return f"{count:,.0f} FLOP"
+
+
+def _duration(seconds: float) -> str:
+    for unit, length, least in (("days", 86400, 2), ("hours", 3600, 1), ("minutes", 60, 1)):
+        if seconds >= least * length:
+            return f"{seconds / length:,.1f} {unit}"
+    return f"{seconds:.1f} seconds"

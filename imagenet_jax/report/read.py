@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from imagenet_jax.config import flatten
 from imagenet_jax.data.sampler import in_steps
 from imagenet_jax.data.sources import open_source
-from imagenet_jax.debug.recipe_rows import recipe_of
+from imagenet_jax.debug.recipe import describe_recipe
 from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.files import read_json, read_json_lines
 from imagenet_jax.report.predictions import Explained, Predicted, predict_and_explain
@@ -99,7 +99,7 @@ def read_run(
         workdir=str(workdir),
         status=_describe_status(workdir, metrics, lengths.steps),
         config=flatten(config),
-        recipe=recipe_of(config, lengths.images, lengths.steps),
+        recipe=describe_recipe(config, lengths.images, lengths.steps),
         provenance=_read_object(workdir / "provenance.json"),
         metrics=metrics,
         evaluations=evaluations,

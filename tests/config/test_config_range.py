@@ -19,7 +19,7 @@ from imagenet_jax.config.rules import warnings
 from imagenet_jax.data.resolution import resolution_of
 from imagenet_jax.data.sampler import steps_per_epoch
 from imagenet_jax.data.sources import open_source
-from imagenet_jax.debug.recipe_rows import recipe_of
+from imagenet_jax.debug.recipe import describe_recipe
 from imagenet_jax.errors import UserError, expand_user
 from imagenet_jax.logs import recorder
 from imagenet_jax.training import ema, losses, optim
@@ -232,7 +232,7 @@ def test_the_rate_of_adam_is_shown_where_a_run_starts(digits_path):
     config.optim.base_batch_size = 256
     headline = recorder.headline(make_experiment(config), {}, 0)
     assert "steps of 48 on" in headline and headline.endswith("; peak learning rate 0.003")
-    rows = dict(recipe_of(config_io.check(config), None, None))
+    rows = dict(describe_recipe(config_io.check(config), None, None))
     assert rows["learning rate"] == "0.003 (at any batch size), cosine"
 
 

@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 from imagenet_jax import config as config_io
 from imagenet_jax import main as door
 from imagenet_jax.debug import dry_run
-from imagenet_jax.debug.recipe import recipe_rows, schedule_picture
+from imagenet_jax.debug.recipe import describe_recipe
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import optim
 from imagenet_jax.training.experiment import make_experiment
@@ -45,7 +45,7 @@ def test_every_field_that_is_not_as_default_is_shown():
         [("augment.mixup", "0.2"), ("data.repeated_aug", "3"), ("loss.label_smoothing", "0.1"),
          ("data.threads", "7"), ("ema.decay", "0.5")],
     )  # fmt: skip
-    rows = dict(recipe_rows(config, images=10, steps=20, peak_lr=0.1, parameters=100, decayed=90))
+    rows = dict(describe_recipe(config, images=10, steps=20))
     assert rows["augment.mixup"] == "0.2" and rows["data.repeated_aug"] == "3"
     assert rows["loss.label_smoothing"] == "0.1" and rows["ema.decay"] == "0.5"
     assert "data.threads" not in rows  # how it is carried out, not what is computed
@@ -59,7 +59,7 @@ def test_the_picture_shows_warm_up_peak_and_end():
     schedule = optim.make_schedule(
         config.optim, batch_size=256, steps_per_epoch=10, total_steps=900
     )
-    lines = schedule_picture(schedule, 900, 90.0)
+    lines = dry_run.draw_schedule(schedule, 900, 90.0)
     columns = [line.split("|")[1] for line in lines[:-1]]
     heights = [sum(" ▁▂▃▄▅▆▇█".index(c) for c in column) for column in zip(*columns, strict=True)]
     assert heights[0] == 0 and heights[-1] == 0
@@ -72,8 +72,12 @@ def test_quickstart_from_recipe_to_time(tiny, digits_path, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     dry_run.dry_run(tiny)
     out = capsys.readouterr().out
-    for words in ("memory of each device: ", "GFLOP an image", "img/s on 8 x cpu", " minutes for"):
-        assert words in out
+    assert "memory of each device: " in out and "img/s on 8 x cpu" in out
+    # Every quantity is in a unit that fits it.
+    assert re.search(
+        r"operations: [1-9]\d*(\.\d+)? MFLOP an image, [1-9]\d*(\.\d+)? GFLOP in all", out
+    )
+    assert re.search(r"about \d*[1-9]\d*\.\d (seconds|minutes) for all steps", out)
     run = make_experiment(tiny)
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.abstract))
     shown = float(re.search(r"device: ([\d.]+) MiB of state", out)[1]) * 2**20
