@@ -75,7 +75,7 @@ def list_configs(folder: Path = SHIPPED) -> dict[str, str]:
 
 def similar_configs(path: str) -> str:
     """Return advice that names the configs most like the missing file `path`."""
-    known = {}  # by the words that name a config: its variant, or its file
+    known: dict[str, str] = {}  # by the words that name a config: its variant, or its file
     for folder in (SHIPPED, Path(path).parent):
         for spec in list_configs(folder):
             file, _, variant = spec.partition(":")
