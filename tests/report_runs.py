@@ -3,7 +3,7 @@
 import numpy as np
 
 from imagenet_jax.classify.by_class import by_class, reliability
-from imagenet_jax.report.predictions import Explained, FeatureMaps, Pair, Predicted, Sample
+from imagenet_jax.report.predictions import Explained, LayerImages, Pair, Predicted, Sample
 from imagenet_jax.report.read import Run
 
 STEPS_PER_EPOCH = 22.5
@@ -74,13 +74,10 @@ def run_of(name="runs/a", seed=0, classes=10, class_names=None, **changes):
         wrong=len(mistakes),
     )
     explained = Explained(
-        filters=rng.integers(0, 256, (8, 3, 3, 3), dtype=np.uint8),
-        filters_layer="conv1",
-        filters_count=8,
-        subject=samples[0],
-        feature_maps=(
-            FeatureMaps("conv1", rng.integers(0, 256, (8, 16, 16), dtype=np.uint8), 8),
-            FeatureMaps("layer4.1.conv2", rng.integers(0, 256, (6, 4, 4), dtype=np.uint8), 64),
+        filters=LayerImages("conv1", rng.integers(0, 256, (8, 3, 3, 3), dtype=np.uint8), 8),
+        maps=(
+            LayerImages("conv1", rng.integers(0, 256, (8, 16, 16), dtype=np.uint8), 8),
+            LayerImages("layer4.1.conv2", rng.integers(0, 256, (6, 4, 4), dtype=np.uint8), 64),
         ),
         cam_layer="layer4.1.conv2",
         cams=tuple((s, rng.integers(0, 256, s.pixels.shape, dtype=np.uint8)) for s in samples),

@@ -11,7 +11,7 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, Per
 
 from imagenet_jax.report import charts
 from imagenet_jax.report.charts import Chart, Series
-from imagenet_jax.report.predictions import Explained, Sample
+from imagenet_jax.report.predictions import Sample
 from imagenet_jax.report.read import Run
 
 # --run-0 to --run-7 of style.css on white.
@@ -31,27 +31,40 @@ def plan_figures(runs: Sequence[Run], target: Path) -> dict[Path, Draw]:
     """
     if target.suffix.lower() == ".png":
         return {target: partial(_draw_overview, runs)} if charts.make_curves(runs) else {}
-    drawings: dict[Path, Draw] = {}
-
-    def add(name: str, draw: Callable[..., None], content: Sequence | Explained) -> None:
-        if content:
-            drawings[target / f"{name}.png"] = partial(draw, content)
-
-    draw_charts = partial(_draw_charts, runs)
-    add("curves", draw_charts, charts.make_curves(runs))
-    add("throughput", draw_charts, charts.make_speed(runs))
-    add("calibration", draw_charts, charts.make_calibration(runs)[:1])
-    add("classes", draw_charts, charts.make_class_accuracy(runs))
+    drawings: dict[str, Draw] = {}
+    groups = {
+        "curves": charts.make_curves(runs),
+        "throughput": charts.make_speed(runs),
+        "calibration": charts.make_calibration(runs)[:1],
+        "classes": charts.make_class_accuracy(runs),
+    }
     for i, run in enumerate(runs):
         suffix = f"_{run.name.replace('/', '_')}" if len(runs) > 1 else ""
-        add(f"confusion{suffix}", draw_charts, charts.make_confusion(i, run))
-        if run.predicted:
-            add(f"mistakes{suffix}", _draw_samples, run.predicted.mistakes)
-        if run.explained:
-            add(f"filters{suffix}", _draw_filters, run.explained)
-            add(f"features{suffix}", _draw_features, run.explained)
-            add(f"gradcam{suffix}", _draw_cams, run.explained)
-    return drawings
+        groups[f"confusion{suffix}"] = charts.make_confusion(i, run)
+        for name, pictures in _list_pictures(run).items():
+            drawings[f"{name}{suffix}"] = partial(_save_pictures, pictures)
+    drawings |= {
+        name: partial(_draw_charts, runs, drawn) for name, drawn in groups.items() if drawn
+    }
+    return {target / f"{name}.png": draw for name, draw in drawings.items()}
+
+
+def _list_pictures(run: Run) -> dict[str, list[tuple[np.ndarray, str]]]:
+    """Return the (pixels, title) of each figure of pictures."""
+    found = {}
+    if run.predicted and run.predicted.mistakes:
+        found["mistakes"] = [(s.pixels, _verdict(s)) for s in run.predicted.mistakes]
+    if run.explained:
+        found["filters"] = [(one, "") for one in run.explained.filters.images]
+        found["features"] = [
+            (np.repeat(one[..., None], 3, axis=2), "" if i else layer.name)
+            for layer in run.explained.maps
+            for i, one in enumerate(layer.images[:_COLUMNS])
+        ]
+        found["gradcam"] = []
+        for sample, cam in run.explained.cams:
+            found["gradcam"] += [(sample.pixels, _verdict(sample)), (cam, "Grad-CAM")]
+    return found
 
 
 def _draw_overview(runs: Sequence[Run], path: Path) -> None:
@@ -164,37 +177,11 @@ def _draw_confusion(axes: Axes, chart: Chart) -> None:
     axes.figure.colorbar(picture, ax=axes, label="fraction of the true class", shrink=0.8)
 
 
-def _draw_samples(samples: Sequence[Sample], path: Path) -> None:
-    _save_pictures([(s.pixels, _verdict(s)) for s in samples], path)
-
-
-def _draw_filters(explained: Explained, path: Path) -> None:
-    _save_pictures([(kernel, "") for kernel in explained.filters], path, columns=12)
-
-
-def _draw_features(explained: Explained, path: Path) -> None:
-    _save_pictures(
-        [
-            (np.repeat(one[..., None], 3, axis=2), "" if i else layer.layer)
-            for layer in explained.feature_maps
-            for i, one in enumerate(layer.maps[:_COLUMNS])
-        ],
-        path,
-    )
-
-
-def _draw_cams(explained: Explained, path: Path) -> None:
-    pictures = []
-    for sample, cam in explained.cams:
-        pictures += [(sample.pixels, _verdict(sample)), (cam, "Grad-CAM")]
-    _save_pictures(pictures, path)
-
-
-def _save_pictures(
-    pictures: Sequence[tuple[np.ndarray, str]], path: Path, columns: int = _COLUMNS
-) -> None:
-    side = 9.0 / columns + 0.35 * any(title for _, title in pictures)
-    figure = Figure(figsize=(9, side * -(-len(pictures) // columns)), layout="constrained")
+def _save_pictures(pictures: Sequence[tuple[np.ndarray, str]], path: Path) -> None:
+    titled = any(title for _, title in pictures)
+    columns = _COLUMNS if titled else 2 * _COLUMNS
+    height = (9 / columns + 0.35 * titled) * -(-len(pictures) // columns)
+    figure = Figure(figsize=(9, height), layout="constrained")
     _draw_pictures(figure, pictures, columns)
     figure.savefig(path, dpi=_DPI)
 

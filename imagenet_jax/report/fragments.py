@@ -4,10 +4,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from imagenet_jax.markup import data_uri, escape
+from imagenet_jax.classify.by_class import ByClass
+from imagenet_jax.markup import Html, data_uri, escape
 from imagenet_jax.report import charts, tables
 from imagenet_jax.report.charts import Chart
-from imagenet_jax.report.predictions import Explained, Pair, Predicted, Sample
+from imagenet_jax.report.predictions import Explained, LayerImages, Pair, Sample
 from imagenet_jax.report.read import Run
 
 _PIXELATED_SIDE = 64  # smaller images are shown pixel by pixel
@@ -66,46 +67,55 @@ def show_legend(runs: Sequence[Run], drawn: Sequence[Chart]) -> str:
     return f'<div class="legend">{"".join(entries)}</div>'
 
 
-def show_name(run: Run, runs: Sequence[Run]) -> str:
+def show_name(run: Run, runs: Sequence[Run]) -> Html:
     """Return the run's name after a square in the color of its lines."""
     color = f"--run-{runs.index(run) % 8}"
-    return f'<i class="swatch" style="background:var({color})"></i>{escape(run.name)}'
+    return Html(f'<i class="swatch" style="background:var({color})"></i>{escape(run.name)}')
 
 
-def show_class_table(key: str, predicted: Predicted) -> str:
+def show_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = (), key: str = ""
+) -> str:
+    """Return a table; the first cell of a row is its header.
+
+    Args:
+      head: column names. No header row is written if all are empty.
+      numbers: indices of the right-aligned columns.
+      key: id of a table that the reader can sort, in a box with its own scroll bar.
+    """
+    right = set(numbers)
+    mark = [' class="number"' if i in right else "" for i in range(len(head))]
+    top = "".join(f'<th scope="col"{m}>{escape(h)}</th>' for h, m in zip(head, mark, strict=True))
+    body = []
+    for first, *rest in rows:
+        cells = "".join(f"<td{m}>{escape(c)}</td>" for c, m in zip(rest, mark[1:], strict=True))
+        body.append(f'<tr><th scope="row">{escape(first)}</th>{cells}</tr>')
+    content = f"<thead><tr>{top}</tr></thead>" if any(head) else ""
+    content += f"<tbody>{''.join(body)}</tbody>"
+    if key:
+        return (
+            f'<div class="scroll tall"><table class="sortable" id="{key}">{content}</table></div>'
+        )
+    return f'<div class="scroll"><table>{content}</table></div>'
+
+
+def show_class_table(key: str, found: ByClass) -> str:
     """Return the table of classes, which the reader sorts and searches."""
-    count = len(predicted.by_class.f1)
-    rows = [
-        f'<tr><th scope="row">{escape(name)}</th>'
-        + "".join(
-            f'<td class="number" data-value="{text.strip("%").replace(",", "")}">{text}</td>'
-            for text in numbers
+    rows = tables.tabulate_classes(found, _MAX_CLASSES)
+    parts = []
+    if len(found.f1) > len(rows):
+        parts.append(
+            show_note(
+                f"The {len(rows):,} classes of lowest F1 of {len(found.f1):,} are shown; "
+                "imagenet_jax.eval --by_class writes all."
+            )
         )
-        + f"<td>{escape(confused)}</td></tr>"
-        for name, *numbers, confused in tables.tabulate_classes(predicted.by_class, _MAX_CLASSES)
-    ]
-    heads = "".join(
-        f'<th scope="col"{" class=number" if 0 < i < 5 else ""}'
-        f"{' aria-sort=ascending' if name == 'F1' else ''}>"
-        f'<button type="button">{name}</button></th>'
-        for i, name in enumerate(tables.CLASS_HEAD)
-    )
-    limit = ""
-    if count > _MAX_CLASSES:
-        limit = show_note(
-            f"The {_MAX_CLASSES:,} classes of lowest F1 of {count:,} are shown; "
-            "imagenet_jax.eval --by_class writes all."
-        )
-    search = ""
     if len(rows) > _FILTERED_CLASSES:
-        search = (
+        parts.append(
             f'<input type="search" data-filter="{key}" placeholder="filter classes" '
             'aria-label="filter classes">'
         )
-    return (
-        f'{limit}{search}<div class="scroll tall"><table class="sortable" id="{key}">'
-        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    return "".join(parts) + show_table(tables.CLASS_HEAD, rows, range(1, 5), key)
 
 
 def show_samples(samples: Sequence[Sample]) -> str:
@@ -129,28 +139,22 @@ def show_pairs(pairs: Sequence[Pair]) -> str:
 
 def show_filters(explained: Explained) -> str:
     """Return the kernels of the first convolution as colors."""
-    count, height, width = explained.filters.shape[:3]
-    of = f" of {explained.filters_count:,}" if count < explained.filters_count else ""
-    return (
-        f"<p>{count:,}{of} filters of <code>{escape(explained.filters_layer)}</code>, "
-        f"{height}x{width} pixels, each scaled separately; mid-gray is 0.</p>"
-        + _gallery(
-            ((_image(f, f"filter {i}"), "") for i, f in enumerate(explained.filters)), "small"
-        )
-    )
+    return _show_layer(explained.filters, "filters", "each scaled separately; mid-gray is 0")
 
 
 def show_feature_maps(explained: Explained) -> str:
     """Return channels of some layers for one image."""
-    parts = [show_samples([explained.subject])]
-    for layer in explained.feature_maps:
-        count, height, width = layer.maps.shape
-        parts.append(
-            f"<h3><code>{escape(layer.layer)}</code></h3><p>{count} of {layer.channels:,} "
-            f"channels, {height}x{width}, each scaled to its own range.</p>"
-            + _gallery(((_image(m, f"channel {i}"), "") for i, m in enumerate(layer.maps)), "small")
-        )
-    return "".join(parts)
+    maps = (_show_layer(m, "channels", "each scaled to its own range") for m in explained.maps)
+    return show_samples([explained.cams[0][0]]) + "".join(maps)
+
+
+def _show_layer(layer: LayerImages, what: str, scaling: str) -> str:
+    count, height, width = layer.images.shape[:3]
+    images = _gallery(((_image(one, f"{i}"), "") for i, one in enumerate(layer.images)), "small")
+    return (
+        f"<h3><code>{escape(layer.name)}</code></h3><p>{count} of {layer.channels:,} {what}, "
+        f"{height}x{width}, {scaling}.</p>{images}"
+    )
 
 
 def show_cams(explained: Explained) -> str:

@@ -16,27 +16,27 @@ const plain = (text) => text.replace(/&/g, "&amp;").replace(/</g, "&lt;");
 // Too narrow for a hover box with the values of all lines.
 const narrow = (chart) => element(chart).offsetWidth < 480;
 
-function lineOf(line, mixed) {
+function makeLine(line, mixed) {
   // Colors distinguish training and evaluation of a single run, or several runs.
   const single = report.runs.length === 1;
   const base = {x: line.x, y: line.y, text: line.text.map(plain), name: plain(line.name), type: "scatter"};
-  const hue = runColor(single && line.role !== "train" ? 1 : line.run);
+  const lineColor = runColor(single && line.role !== "train" ? 1 : line.run);
   if (line.role === "train") {
     return {...base, mode: line.x.length > 1 ? "lines" : "markers", opacity: mixed && !single ? 0.55 : 1,
-      line: {color: hue, width: mixed && !single ? 1.5 : 2}, marker: {color: hue}};
+      line: {color: lineColor, width: mixed && !single ? 1.5 : 2}, marker: {color: lineColor}};
   }
   const raw = line.role === "raw";
-  return {...base, mode: "lines+markers", line: {color: hue, width: 2, dash: raw ? "dot" : "solid"},
-    marker: {color: hue, size: 6, symbol: raw ? "x" : "circle"}};
+  return {...base, mode: "lines+markers", line: {color: lineColor, width: 2, dash: raw ? "dot" : "solid"},
+    marker: {color: lineColor, size: 6, symbol: raw ? "x" : "circle"}};
 }
 
-function tracesOf(chart) {
+function makeTraces(chart) {
   const shown = chart.series.filter((s) => !hidden.runs.has(s.run) && !hidden.roles.has(s.role));
   if (chart.kind === "curve") {
     const mixed = shown.some((s) => s.role !== "train");
     const value = `%{y:${chart.value_format}} at %{text}`;
     const hovertemplate = narrow(chart) ? `${value}<br>%{fullData.name}<extra></extra>` : value;
-    return shown.map((s) => ({...lineOf(s, mixed), hovertemplate}));
+    return shown.map((s) => ({...makeLine(s, mixed), hovertemplate}));
   }
   const named = (s, more) => ({x: s.x, y: s.y, text: s.text.map(plain), name: plain(s.name), ...more});
   if (chart.kind === "reliability") {
@@ -67,14 +67,14 @@ function tracesOf(chart) {
     hovertemplate: "%{text}: %{y:.1%}"}));
 }
 
-function layoutOf(chart) {
+function makeLayout(chart) {
   const axis = {gridcolor: color("line"), linecolor: color("muted"), zeroline: false, automargin: true,
     ticks: "outside", tickcolor: color("line"), title: {standoff: 10}};
   const percent = chart.value_format.endsWith("%");
   const layout = {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false,
     font: {family: "inherit", size: 12, color: color("ink")},
-    margin: {l: 56, r: 12, t: 10, b: 44}, hovermode: "x unified", bargap: 0.15,
+    margin: {l: 56, r: 12, t: 10, b: 44}, hovermode: "closest", bargap: 0.15,
     hoverlabel: {bgcolor: color("panel"), bordercolor: color("line"), font: {color: color("ink")}},
     modebar: {bgcolor: "rgba(0,0,0,0)", color: color("muted"), activecolor: color("link")},
     xaxis: {...axis, title: {text: chart.x_title, standoff: 10}},
@@ -83,33 +83,28 @@ function layoutOf(chart) {
   if (chart.kind === "curve") {
     layout.yaxis.type = logarithmic[chart.key] ? "log" : "linear";
     if (logarithmic[chart.key]) Object.assign(layout.yaxis, {dtick: "D2", minorloglabels: "complete"});
-    const place = chart.x_title === "epoch" ? "%{x:.2f}" : "%{x:,d}";
-    layout.xaxis.unifiedhovertitle = {text: `${chart.x_title} ${place}`};
-    if (narrow(chart)) layout.hovermode = "closest";
+    const position = chart.x_title === "epoch" ? "%{x:.2f}" : "%{x:,d}";
+    layout.xaxis.unifiedhovertitle = {text: `${chart.x_title} ${position}`};
+    if (!narrow(chart)) layout.hovermode = "x unified";
     if (["images_per_second", "input_wait"].includes(chart.key)) layout.yaxis.rangemode = "tozero";
     layout.xaxis.rangemode = "tozero";
   } else if (chart.kind === "reliability") {
-    layout.hovermode = "closest";
     layout.xaxis.range = layout.yaxis.range = [-0.02, 1.02];
     layout.xaxis.tickformat = ".0%";
   } else if (chart.kind === "histogram") {
-    layout.hovermode = "closest";
     layout.xaxis.range = [0, 1];
     layout.xaxis.tickformat = ".0%";
   } else if (chart.kind === "classes") {
     layout.xaxis.tickvals = chart.names.map((_, i) => i);
     layout.xaxis.ticktext = chart.names.map(plain);
-    layout.hovermode = "closest";
     layout.yaxis.range = [0, 1];
   } else if (chart.kind === "ranks") {
     layout.yaxis.range = [0, 1.02];
-    layout.hovermode = "closest";
   } else if (chart.kind === "confusion") {
     const ticks = {tickvals: chart.names.map((_, i) => i), ticktext: chart.names.map(plain), showgrid: false};
     if (chart.names.length > 40) Object.assign(ticks, {showticklabels: false, ticks: ""});
     Object.assign(layout.xaxis, ticks);
     Object.assign(layout.yaxis, ticks, {autorange: "reversed", tickformat: ""});
-    layout.hovermode = "closest";
   }
   return layout;
 }
@@ -122,7 +117,7 @@ function draw(chart) {
   const box = element(chart);
   if (!box || !box.offsetWidth) return;  // in a closed <details>; drawn when it opens
   const first = !box.data;
-  Plotly.react(box, tracesOf(chart), layoutOf(chart), options);
+  Plotly.react(box, makeTraces(chart), makeLayout(chart), options);
   if (first && chart.kind === "curve") box.on("plotly_relayout", (change) => follow(chart, change));
 }
 
@@ -166,18 +161,25 @@ document.querySelectorAll(".legend input").forEach((box) => {
 // Tables are sorted by a click on a column's header, and filtered by text.
 document.querySelectorAll("table.sortable").forEach((table) => {
   const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
-    const down = head.getAttribute("aria-sort") === "ascending";
-    heads.forEach((h) => h.removeAttribute("aria-sort"));
-    head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
-    const rows = [...table.tBodies[0].rows].sort((a, b) => {
-      const [p, q] = [value(a), value(b)];
-      const order = p !== "" && q !== "" && !isNaN(p) && !isNaN(q) ? p - q : p.localeCompare(q);
-      return down ? -order : order;
+  const value = (row, column) => row.cells[column].textContent.replace(/[,%]/g, "");
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    if (head.textContent === "F1") head.setAttribute("aria-sort", "ascending");  // as written
+    button.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      heads.forEach((h) => h.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      const rows = [...table.tBodies[0].rows].sort((a, b) => {
+        const [p, q] = [value(a, column), value(b, column)];
+        const order = p !== "" && q !== "" && !isNaN(p) && !isNaN(q) ? p - q : p.localeCompare(q);
+        return down ? -order : order;
+      });
+      table.tBodies[0].append(...rows);
     });
-    table.tBodies[0].append(...rows);
-  }));
+  });
 });
 document.querySelectorAll("input[data-filter]").forEach((box) => {
   box.addEventListener("input", () => {

@@ -85,11 +85,17 @@ class Predicted:
     wrong: int
 
 
-class FeatureMaps(NamedTuple):
-    """The strongest channels of one layer for one image: u8[N, h, w], of `channels` in total."""
+class LayerImages(NamedTuple):
+    """Images of some channels of a layer.
 
-    layer: str
-    maps: np.ndarray
+    Attributes:
+      name: of the layer.
+      images: u8[N, h, w] or u8[N, h, w, 3].
+      channels: of the layer; at least N.
+    """
+
+    name: str
+    images: np.ndarray
     channels: int
 
 
@@ -98,17 +104,14 @@ class Explained:
     """First-layer filters, feature maps and Grad-CAM of one checkpoint.
 
     Attributes:
-      filters: u8[N, h, w, 3], of `filters_count` filters of the layer `filters_layer`.
-      subject: the image of `feature_maps`, which are ordered from input to output.
+      filters: of the first convolution.
+      maps: feature maps of the first image of `cams`, from input to output.
       cam_layer: the layer of the Grad-CAM maps.
       cams: images, and u8[S, S, 3] with the map of the predicted class as an overlay.
     """
 
-    filters: np.ndarray
-    filters_layer: str
-    filters_count: int
-    subject: Sample
-    feature_maps: tuple[FeatureMaps, ...]
+    filters: LayerImages
+    maps: tuple[LayerImages, ...]
     cam_layer: str
     cams: tuple[tuple[Sample, np.ndarray], ...]
 
@@ -214,16 +217,12 @@ def _explain(weights: Weights, samples: Sequence[Sample], outputs: np.ndarray) -
     for i in np.unique(np.linspace(0, len(names) - 1, _LAYERS).round().astype(int)):
         maps = np.asarray(layers.activations(model, images[:1], names[i])[0], np.float32)
         scaled = np.round(255 * pictures.scale_channels(maps, _CHANNELS)).astype(np.uint8)
-        feature_maps.append(FeatureMaps(names[i], scaled, maps.shape[-1]))
+        feature_maps.append(LayerImages(names[i], scaled, maps.shape[-1]))
+    filters = pictures.filter_tiles(kernel[..., :_FILTERS])
+    overlays = [pictures.overlay(s.pixels, heat) for s, heat in zip(samples, heats, strict=True)]
     return Explained(
-        filters=pictures.filter_tiles(kernel[..., :_FILTERS]),
-        filters_layer=names[0],
-        filters_count=kernel.shape[-1],
-        subject=samples[0],
-        feature_maps=tuple(feature_maps),
+        filters=LayerImages(names[0], filters, kernel.shape[-1]),
+        maps=tuple(feature_maps),
         cam_layer=names[-1],
-        cams=tuple(
-            (sample, pictures.overlay(sample.pixels, heat))
-            for sample, heat in zip(samples, heats, strict=True)
-        ),
+        cams=tuple(zip(samples, overlays, strict=True)),
     )

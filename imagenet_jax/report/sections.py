@@ -3,9 +3,22 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from imagenet_jax.markup import escape, table
-from imagenet_jax.report import charts, fragments, tables
+from imagenet_jax.markup import Html, escape
+from imagenet_jax.report import charts, tables
 from imagenet_jax.report.charts import Chart
+from imagenet_jax.report.fragments import (
+    show_cams,
+    show_charts,
+    show_class_table,
+    show_feature_maps,
+    show_filters,
+    show_legend,
+    show_name,
+    show_note,
+    show_pairs,
+    show_samples,
+    show_table,
+)
 from imagenet_jax.report.predictions import Explained, Predicted
 from imagenet_jax.report.read import Run
 from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS
@@ -34,9 +47,9 @@ def make_sections(runs: Sequence[Run]) -> list[Section]:
         _show_calibration(runs),
         _show_confusions(runs),
         Section("mistakes", "Mistakes", _fold_predicted(runs, _show_mistakes)),
-        _show_explained(runs, "filters", "First-layer filters", fragments.show_filters),
-        _show_explained(runs, "features", "Feature maps", fragments.show_feature_maps),
-        _show_explained(runs, "gradcam", "Grad-CAM", fragments.show_cams),
+        _show_explained(runs, "filters", "First-layer filters", show_filters),
+        _show_explained(runs, "features", "Feature maps", show_feature_maps),
+        _show_explained(runs, "gradcam", "Grad-CAM", show_cams),
     ]
 
 
@@ -48,50 +61,36 @@ def _show_results(runs: Sequence[Run]) -> Section:
         differences = tables.find_differences(runs, tables.tabulate_config)
         parts.append("<h3>Config differences</h3>")
         if differences:
-            parts.append(table(["field", *(run.name for run in runs)], differences))
+            parts.append(show_table(["field", *(run.name for run in runs)], differences))
         else:
             parts.append("<p>None: all runs have the same config.</p>")
     for run in runs:
         head, rows = tables.tabulate_results(run)
         if len(runs) > 1:
-            parts.append(f"<h3>{fragments.show_name(run, runs)}</h3>")
+            parts.append(f"<h3>{show_name(run, runs)}</h3>")
         numbers = {*range(2, len(head))} - {head.index("split")}
-        parts.append(
-            table(head, rows, numbers) if rows else fragments.show_note("Not evaluated yet.")
-        )
+        parts.append(show_table(head, rows, numbers) if rows else show_note("Not evaluated yet."))
     return Section("results", "Results", "".join(parts))
 
 
 def _show_comparison(runs: Sequence[Run]) -> str:
-    head = "".join(
-        f'<th scope="col" class="number">{fragments.show_name(run, runs)}</th>' for run in runs
-    )
-    body = []
-    for name, cells in tables.tabulate_comparison(runs):
-        columns = "".join(
-            f'<td class="number">{escape(value)}'
-            + (f" <small>{escape(difference)}</small>" if difference else "")
-            + "</td>"
-            for value, difference in cells
-        )
-        body.append(f'<tr><th scope="row">{escape(name)}</th>{columns}</tr>')
-    return (
-        f'<div class="scroll"><table class="compared"><thead><tr><th scope="col"></th>{head}</tr>'
-        f"</thead><tbody>{''.join(body)}</tbody></table></div>"
-    )
+    rows = [
+        (name, *(Html(f"{value} <small>{gap}</small>" if gap else value) for value, gap in cells))
+        for name, cells in tables.tabulate_comparison(runs)
+    ]
+    head = ["", *(show_name(run, runs) for run in runs)]
+    return f'<div class="compared">{show_table(head, rows, range(1, len(head)))}</div>'
 
 
 def _show_curves(runs: Sequence[Run]) -> Section:
     drawn = charts.make_curves(runs)
     parts = [
-        fragments.show_note(
-            f"{run.workdir}/metrics.jsonl has no lines yet, so there are no curves."
-        )
+        show_note(f"{run.workdir}/metrics.jsonl has no lines yet, so there are no curves.")
         for run in runs
         if not run.metrics
     ]
     if drawn:
-        parts += [fragments.show_legend(runs, drawn), fragments.show_charts(drawn)]
+        parts += [show_legend(runs, drawn), show_charts(drawn)]
         hint = "Drag to zoom, double-click to reset; all charts zoom together."
         if any(run.config[field] for run in runs for field in _MIXED_LABELS):
             hint += (
@@ -107,9 +106,7 @@ def _show_curves(runs: Sequence[Run]) -> Section:
 def _show_speed(runs: Sequence[Run]) -> Section:
     drawn = charts.make_speed(runs)
     if not drawn:
-        body = fragments.show_note(
-            "No speed was logged; it needs at least two steps and a logged interval."
-        )
+        body = show_note("No speed was logged; it needs at least two steps and a logged interval.")
         return Section("throughput", "Throughput", body)
     rows = []
     for run in runs:
@@ -120,24 +117,24 @@ def _show_speed(runs: Sequence[Run]) -> Section:
             rows.append((run.name, f"{rate:,.0f} img/s", f"{wait:.1%}", devices))
     head = ["run", "median throughput", "median input wait", "devices"]
     return Section(
-        "throughput", "Throughput", table(head, rows, (1, 2)) + fragments.show_charts(drawn), drawn
+        "throughput", "Throughput", show_table(head, rows, (1, 2)) + show_charts(drawn), drawn
     )
 
 
 def _show_config(run: Run) -> str:
     fields = tables.tabulate_config(run)
     return (
-        f"{table(['', ''], run.recipe)}<details><summary>All {len(fields)} fields of "
-        f"config.json</summary>{table(['field', 'value'], fields)}</details>"
+        f"{show_table(['', ''], run.recipe)}<details><summary>All {len(fields)} fields of "
+        f"config.json</summary>{show_table(['field', 'value'], fields)}</details>"
     )
 
 
 def _show_provenance(runs: Sequence[Run]) -> Section:
-    body = _fold(runs, lambda run: table(["", ""], tables.tabulate_provenance(run)))
+    body = _fold(runs, lambda run: show_table(["", ""], tables.tabulate_provenance(run)))
     differences = tables.find_differences(runs, tables.tabulate_provenance)
     if differences:
         head = ["", *(run.name for run in runs)]
-        body = f"<p>Differences between the runs:</p>{table(head, differences)}{body}"
+        body = f"<p>Differences between the runs:</p>{show_table(head, differences)}{body}"
     return Section("provenance", "Provenance", body)
 
 
@@ -153,13 +150,11 @@ def _show_classes(runs: Sequence[Run]) -> Section:
         return (
             f"<p>{escape(measured[0].upper() + measured[1:])} Class means: precision "
             f"{means['precision']:.2%}, recall {means['recall']:.2%}, F1 {means['f1']:.2%}.</p>"
-            + fragments.show_class_table(f"classes-{runs.index(run)}", predicted)
+            + show_class_table(f"classes-{runs.index(run)}", predicted.by_class)
         )
 
     drawn = charts.make_class_accuracy(runs)
-    return Section(
-        "classes", "Classes", fragments.show_charts(drawn) + _fold_predicted(runs, show), drawn
-    )
+    return Section("classes", "Classes", show_charts(drawn) + _fold_predicted(runs, show), drawn)
 
 
 def _show_calibration(runs: Sequence[Run]) -> Section:
@@ -174,8 +169,8 @@ def _show_calibration(runs: Sequence[Run]) -> Section:
     text = (
         "<p>Predictions in 15 bins of equal width by confidence (Guo et al. 2017). The accuracy of "
         "a calibrated model equals its confidence: the dashed line.</p>"
-        + table(["run", "expected calibration error", "images"], rows, (1, 2))
-        + fragments.show_charts(drawn, "two")
+        + show_table(["run", "expected calibration error", "images"], rows, (1, 2))
+        + show_charts(drawn, "two")
         + "".join(_note_missing(run, f"{run.name}: ") for run in runs if not run.predicted)
     )
     return Section("calibration", "Calibration", text, drawn)
@@ -188,11 +183,11 @@ def _show_confusions(runs: Sequence[Run]) -> Section:
         chart = charts.make_confusion(runs.index(run), run)
         drawn.extend(chart)
         if not predicted.pairs:
-            return fragments.show_charts(chart) + fragments.show_note("No image is misclassified.")
+            return show_charts(chart) + show_note("No image is misclassified.")
         return (
-            f"{fragments.show_charts(chart)}<h3>Most confused pairs</h3>"
+            f"{show_charts(chart)}<h3>Most confused pairs</h3>"
             f"<p>The {len(predicted.pairs)} most frequent, with the images of highest "
-            f"confidence.</p>{fragments.show_pairs(predicted.pairs)}"
+            f"confidence.</p>{show_pairs(predicted.pairs)}"
         )
 
     return Section("confusions", "Confusions", _fold_predicted(runs, show), drawn)
@@ -200,11 +195,11 @@ def _show_confusions(runs: Sequence[Run]) -> Section:
 
 def _show_mistakes(run: Run, predicted: Predicted) -> str:
     if not predicted.mistakes:
-        return fragments.show_note("No image is misclassified.")
+        return show_note("No image is misclassified.")
     return (
         f"<p>{predicted.wrong:,} of {predicted.images:,} images are misclassified; these are the "
         f"{len(predicted.mistakes)} with the highest confidence.</p>"
-        f"{fragments.show_samples(predicted.mistakes)}"
+        f"{show_samples(predicted.mistakes)}"
     )
 
 
@@ -216,7 +211,7 @@ def _show_explained(
 
 
 def _note_missing(run: Run, prefix: str = "") -> str:
-    return fragments.show_note(f"{prefix}Not available: {run.missing}")
+    return show_note(f"{prefix}Not available: {run.missing}")
 
 
 def _fold(runs: Sequence[Run], show: Callable[[Run], str]) -> str:
@@ -224,8 +219,7 @@ def _fold(runs: Sequence[Run], show: Callable[[Run], str]) -> str:
     if len(runs) == 1:
         return show(runs[0])
     return "".join(
-        f"<details><summary>{fragments.show_name(run, runs)}</summary>{show(run)}</details>"
-        for run in runs
+        f"<details><summary>{show_name(run, runs)}</summary>{show(run)}</details>" for run in runs
     )
 
 

@@ -77,9 +77,9 @@ def test_samples_are_records_of_the_split(run, finished):
 
 def test_explanations_show_images_of_the_split(run):
     explained = run.explained
-    assert explained.filters.shape[0] == explained.filters_count == 4
-    assert [m.maps.dtype for m in explained.feature_maps] == [np.uint8] * 4
-    side = explained.subject.pixels.shape
+    assert explained.filters.images.shape[0] == explained.filters.channels == 4
+    assert [m.images.dtype for m in explained.maps] == [np.uint8] * 4
+    side = explained.cams[0][0].pixels.shape
     assert all(overlay.shape == side for _, overlay in explained.cams)
     assert any(s.is_right for s, _ in explained.cams) or run.predicted.top1 == 0
 
