@@ -64,63 +64,46 @@ def tabulate_comparison(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, 
 
     Both are "" if the run does not have the quantity; quantities that no run has are left out.
     """
-    rows = []
-    for name, find, value_format in _list_quantities(max(run.num_classes for run in runs)):
-        values = [find(run) for run in runs]
-        first = values[0]
-        cells = []
-        for i, value in enumerate(values):
-            difference = ""
-            if i and value is not None and first is not None:
-                points = value_format.endswith("%")
-                gap = (100 if points else 1) * (value - first)
-                difference = f"{gap:+.2f} points" if points else f"{gap:+{value_format}}"
-            cells.append(("" if value is None else f"{value:{value_format}}", difference))
-        if any(value is not None for value in values):
-            rows.append((name, cells))
-    return rows
-
-
-def _list_quantities(num_classes: int) -> list[tuple[str, Callable[[Run], float | None], str]]:
-    """Return (name, function of a run, format) of what runs are compared by."""
-
-    def find_last(run: Run, field: str) -> float | None:
-        lines = main_evaluations(run)
-        return lines[-1].get(field) if lines else None
-
-    def find_best(run: Run) -> float | None:
-        lines = main_evaluations(run)
-        return max(lines, key=lambda line: score(line, "top1"))["top1"] if lines else None
-
-    def find_trained(run: Run) -> float | None:
-        values = logged_values(run, "loss")
-        return values[-1] if values else None
-
-    metrics = shown_metrics(num_classes)
+    evaluations = [main_evaluations(run) or [{}] for run in runs]
+    predicted = [run.predicted for run in runs]
+    quantities = {
+        f"{metric.label}, last": (
+            metric.format,
+            [lines[-1].get(metric.name) for lines in evaluations],
+        )
+        for metric in shown_metrics(max(run.num_classes for run in runs))
+    } | {
+        "top-1, best": (
+            ".2%",
+            [max(lines, key=lambda line: score(line, "top1")).get("top1") for lines in evaluations],
+        ),
+        "F1, class mean": (".2%", [p and p.by_class.as_json()["f1"] for p in predicted]),
+        "expected calibration error": (".2%", [p and p.reliability.error for p in predicted]),
+        "training loss, last": (
+            ".4f",
+            [(logged_values(run, "loss") or [None])[-1] for run in runs],
+        ),
+        "images per second, median": (",.0f", [find_median(r, "images_per_second") for r in runs]),
+        "input wait, median": (".1%", [find_median(run, "input_wait") for run in runs]),
+    }
     return [
-        *(
-            (
-                f"{metric.label}, last",
-                lambda run, name=metric.name: find_last(run, name),
-                metric.format,
-            )
-            for metric in metrics
-        ),
-        (f"{METRICS['top1'].label}, best", find_best, METRICS["top1"].format),
-        (
-            "F1, class mean",
-            lambda run: run.predicted and run.predicted.by_class.as_json()["f1"],
-            ".2%",
-        ),
-        (
-            "expected calibration error",
-            lambda run: run.predicted and run.predicted.reliability.error,
-            ".2%",
-        ),
-        ("training loss, last", find_trained, METRICS["loss"].format),
-        ("images per second, median", lambda run: find_median(run, "images_per_second"), ",.0f"),
-        ("input wait, median", lambda run: find_median(run, "input_wait"), ".1%"),
+        (name, [_compare(value, values[0] if i else None, form) for i, value in enumerate(values)])
+        for name, (form, values) in quantities.items()
+        if any(value is not None for value in values)
     ]
+
+
+def _compare(value: float | None, first: float | None, form: str) -> tuple[str, str]:
+    """Return `value` and its difference from `first` as text."""
+    if value is None:
+        return "", ""
+    difference = ""
+    if first is not None:
+        points = form.endswith("%")
+        difference = (
+            f"{100 * (value - first):+.2f} points" if points else f"{value - first:+{form}}"
+        )
+    return f"{value:{form}}", difference
 
 
 def logged_values(run: Run, field: str) -> list[float]:
