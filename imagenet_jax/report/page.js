@@ -78,7 +78,7 @@ function makeLayout(chart) {
     hoverlabel: {bgcolor: color("panel"), bordercolor: color("line"), font: {color: color("ink")}},
     modebar: {bgcolor: "rgba(0,0,0,0)", color: color("muted"), activecolor: color("link")},
     xaxis: {...axis, title: {text: chart.x_title, standoff: 10}},
-    yaxis: {...axis, title: {text: chart.y_title, standoff: 10}, tickformat: percent ? ".3~p" : ""},
+    yaxis: {...axis, title: {text: chart.y_title, standoff: 10}, tickformat: percent ? ".4~p" : ""},
   };
   if (chart.kind === "curve") {
     layout.yaxis.type = logarithmic[chart.key] ? "log" : "linear";
