@@ -131,15 +131,14 @@ def files_of(modules: Iterable[ModuleType]) -> set[Path]:
 def apply_overrides(config: ConfigDict, overrides: Overrides) -> None:
     """Set each (field, text). A model of another family brings its own fields.
 
-    An optimizer that is set brings its own `lr_scaling`, unless the config has a rule other than
-    the one that "auto" chose for its optimizer.
+    An optimizer brings its own lr_scaling, unless the config has a rule other than the one that
+    "auto" chose for the optimizer before.
 
-    Raises UserError for an unknown field, a wrong type, or a field that only the old family has
+    Raises UserError for an unknown field, a wrong type, or a field that only the family before has
     and that differs from its default.
     """
     overrides = list(overrides)
-    new = dict(overrides).get("model.name")
-    given = {field for field, _ in overrides}
+    given = dict(overrides)
     optim, model = config.get("optim"), config.get("model")
     if (
         isinstance(optim, ConfigDict)
@@ -148,24 +147,31 @@ def apply_overrides(config: ConfigDict, overrides: Overrides) -> None:
         and optim.get("lr_scaling") == rules.resolve_lr_scaling(optim.get("name"))
     ):
         optim.lr_scaling = "auto"
-    if new is None or not isinstance(model, ConfigDict):
-        for field, text in overrides:
-            override(config, field, text)
-        return
-    old_fields, new_fields = defaults(model.get("name", "")).model, defaults(new).model
-    with model.unlocked():
-        _fill(model, new_fields)
+    changes_model = isinstance(model, ConfigDict) and "model.name" in given
+    if changes_model:
+        before = defaults(model.get("name", "")).model
+        with model.unlocked():
+            _fill(model, defaults(given["model.name"]).model)
     for field, text in overrides:
         override(config, field, text)
-    with model.unlocked():
-        for field in [name for name in model if name in old_fields and name not in new_fields]:
-            value = model[field]
+    if changes_model:
+        _leave_out_fields(model, before)
+
+
+def _leave_out_fields(model: ConfigDict, before: ConfigDict) -> None:
+    """Delete the fields of the family before; UserError if one differs from its default."""
+    own = defaults(model.name).model
+    for field, default in before.items():
+        if field in own or field not in model:
+            continue
+        value = model[field]
+        with model.unlocked():
             del model[field]
-            if value != old_fields[field]:
-                raise UserError(
-                    f"config.model.{field} = {value!r} does not belong to {new}; set "
-                    f"--config.model.{field}={old_fields[field]} to leave it out"
-                )
+        if value != default:
+            raise UserError(
+                f"config.model.{field} = {value!r} does not belong to {model.name}; set "
+                f"--config.model.{field}={default} to leave it out"
+            )
 
 
 def override(config: ConfigDict, field: str, text: str) -> None:
@@ -208,7 +214,7 @@ def _parse(field: str, old: Any, text: str) -> Any:
 def check(config: ConfigDict) -> ConfigDict:
     """Return the config, locked.
 
-    Raises UserError unless it has every field, and every value is one that can be meant.
+    Raises UserError unless it has every field, and every value is allowed and has an effect.
     """
     value = flatten(config)
     model = value.get("model.name", "")

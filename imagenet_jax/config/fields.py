@@ -49,14 +49,6 @@ class Field:
     was: str = ""
     aliases: tuple[str, ...] = ()
 
-    def allowed(self) -> str:
-        """Return the allowed values in words: "a | b", "above 0", or the type."""
-        if self.choices:
-            return " | ".join(self.choices)
-        if isinstance(self.default, tuple):
-            return self.kind() + (f", each {self.range()}" if self.range() else "")
-        return self.range() or self.kind()
-
     def range(self) -> str:
         """Return the range in words, or "" if there is none."""
         if self.at_least is not None and self.at_most is not None:

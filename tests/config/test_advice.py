@@ -1,4 +1,4 @@
-"""What messages tell users to type: every field and flag exists, and following the advice helps."""
+"""Advice in messages: every field and flag that it names exists, and following it helps."""
 
 import ast
 import re
@@ -25,7 +25,7 @@ FOREIGN = {
 
 
 def texts(path):
-    """The string literals of a file; what an f-string fills in is "{}"."""
+    """Yield the string literals of a file, with "{}" for what an f-string fills in."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.JoinedStr):
             parts = (v.value if isinstance(v, ast.Constant) else "{}" for v in node.values)
@@ -69,13 +69,13 @@ def test_every_field_and_flag_in_a_text_exists(path):
             assert flag in FLAGS, text
 
 
-def test_a_wrong_name_would_be_seen():
+def test_a_wrong_name_would_be_found():
     assert "optim.base_lr" in FIELDS and "optim.rate" not in FIELDS and "optim" in FIELDS
     assert "--workdir" in FLAGS and "--work_dir" not in FLAGS and "--layer" in FLAGS
 
 
-def ways_out(message):
-    """Each way out that a message names, as (field, text) pairs."""
+def remedies_in(message):
+    """Return each remedy that a message names, as (field, text) pairs."""
     ways = []
     for part in message.split(" or "):
         pairs = re.findall(r"--config\.([\w.]+)=('[^']*'|[^\s;,]+)", part)
@@ -92,13 +92,13 @@ def ways_out(message):
 
 
 def follow(spec, overrides, taken=()):
-    """Take every way out, further ones too, until the config loads; returns how many there were."""
+    """Follow every remedy until the config loads; return how many there were."""
     try:
         config_io.load(str(CONFIGS / spec), overrides)
         return 0
     except UserError as e:
-        # Not back to what an earlier way changed.
-        ways = [way for way in ways_out(str(e)) if way[0][0] not in dict(taken)]
+        # Without those that set again what an earlier remedy set.
+        ways = [way for way in remedies_in(str(e)) if way[0][0] not in dict(taken)]
         assert ways and len(taken) < 8, f"{overrides}: {e}"
         return sum(1 + follow(spec, [*overrides, *way], (*taken, *way)) for way in ways)
 
@@ -161,7 +161,7 @@ def test_the_batch_sizes_that_a_message_proposes_work(size, parts, group):
     mesh = make_mesh()
     with pytest.raises(UserError) as e:
         check_batch_size("batch_size", size, mesh, parts, group)
-    ways = ways_out(str(e.value))
+    ways = remedies_in(str(e.value))
     assert ways
     for ((field, text),) in ways:
         config = defaults.defaults("resnet50")
@@ -183,6 +183,6 @@ def test_the_number_of_classes_that_a_message_proposes_works(digits_path):
     config.model.num_classes = 7
     with pytest.raises(UserError) as e:
         make_experiment(config)
-    ((pair,),) = ways_out(str(e.value))
+    ((pair,),) = remedies_in(str(e.value))
     config_io.apply_overrides(config, [pair])
     assert make_experiment(config).config.model.num_classes == 10

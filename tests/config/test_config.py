@@ -1,4 +1,4 @@
-"""Configs: every shipped file, overrides, errors that name the field, JSON and back."""
+"""Loading, overriding, checking and comparing configs, and their JSON form."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Values beyond every range and configs in odd places: they load, or one line says why not."""
+"""Extreme values, and configs in unusual places: they load, or a one-line error says why not."""
 
 import functools
 import json
@@ -180,7 +180,7 @@ def test_a_changed_field_of_the_old_family_is_refused_until_the_advice_is_taken(
     ("name", "rule"),
     [("sgd", "linear"), ("lars", "linear"), ("adam", "none"), ("adamw", "none"), ("lamb", "none")],
 )
-def test_adams_rates_are_those_that_are_written(name, rule):
+def test_learning_rates_of_adam_are_not_scaled(name, rule):
     config = defaults.defaults()
     config.optim.update({"name": name, "base_lr": 0.001})
     assert config_io.check(config).optim.lr_scaling == rule
@@ -198,7 +198,7 @@ def test_a_run_of_too_many_steps_is_refused_before_its_schedule_is_made(digits_p
         make_experiment(config)
 
 
-def test_a_schedule_by_epoch_has_an_end():
+def test_a_schedule_by_epoch_has_a_largest_length():
     config = defaults.defaults()
     config.epochs, config.optim.schedule_by = 1e5 + 1, "epoch"
     with pytest.raises(UserError, match=r"100,000 epochs.*optim\.schedule_by=step"):
@@ -226,7 +226,7 @@ def test_an_optimizer_by_name_brings_its_scaling_to_a_written_config(
     assert config_io.load(str(path), fields).optim.lr_scaling == after
 
 
-def test_the_rate_of_adam_is_shown_where_a_run_starts(digits_path):
+def test_the_learning_rate_of_adam_is_shown_when_a_run_starts(digits_path):
     config = tiny_config(digits_path)
     config.optim.update({"name": "adam", "lr_scaling": "auto", "base_lr": 0.003})
     config.optim.base_batch_size = 256
@@ -236,7 +236,7 @@ def test_the_rate_of_adam_is_shown_where_a_run_starts(digits_path):
     assert rows["learning rate"] == "0.003 (at any batch size), cosine"
 
 
-def test_an_evaluation_size_that_does_not_follow_the_training_size_is_warned_of():
+def test_a_warning_if_the_evaluation_size_does_not_follow_the_training_size():
     resnet = str(CONFIGS / "resnet50.py")
     (warning,) = warnings(config_io.load(resnet, [("augment.image_size", "32")]))
     advice = [word.removeprefix("--config.").split("=") for word in warning.split() if "--" in word]
@@ -257,7 +257,7 @@ def test_an_evaluation_size_that_does_not_follow_the_training_size_is_warned_of(
             c, batch_size=1, steps_per_epoch=1, total_steps=1)),
     ],
 )  # fmt: skip
-def test_an_unknown_name_is_not_taken_for_another(group, change, call):
+def test_an_unknown_name_is_an_error_in_the_functions_that_read_it(group, change, call):
     config = defaults.defaults()[group]
     config.update(change)
     with pytest.raises(UserError, match=next(iter(change.values()))):

@@ -20,7 +20,7 @@ IMAGES = 1_281_167
 
 
 def curve(spec, images=IMAGES):
-    """(rates f32[T] of every step, epochs f64[T] that have passed before each, steps per epoch)."""
+    """Return the rates f32[T] of all steps, the epochs f64[T] before each, and steps per epoch."""
     config = config_io.load(str(CONFIGS / spec))
     per_epoch = steps_per_epoch(images, config.batch_size, config.data.remainder)
     total = math.ceil(Fraction(config.epochs) * per_epoch)
@@ -110,7 +110,7 @@ def bit(epochs, _):
 
 
 def own_cosine(peak):
-    """Of the recipes that are our own: one epoch of warm-up, the cosine over the rest."""
+    """This project's own recipes: one epoch of warm-up, then a cosine."""
 
     def rates(epochs, per_epoch):
         step, warmup, total = np.arange(len(epochs)), round(per_epoch), len(epochs)
@@ -160,6 +160,6 @@ def test_the_whole_curve_is_that_of_the_source(spec):
 
 
 def test_a3_is_half_way_down_at_epoch_50():
-    """A cosine that begins after the warm-up is 8 % higher there."""
+    """A cosine that starts after the warm-up is 8 % higher at that epoch."""
     rates, epochs, _ = curve("resnet50.py:a3")
     assert rates[epochs >= 50][0] == pytest.approx((8e-3 + 1e-6) / 2, rel=1e-5)

@@ -1,5 +1,6 @@
-"""Every config and variant: it loads, its model, optimizer and schedule are made abstractly, and
-its hyper-parameters are those of a table typed from the papers and the references' own commands."""
+"""Every config and variant: its model and optimizer can be made, and it has the published numbers.
+
+The tables are typed from the papers and from the command lines of the reference implementations."""
 
 from pathlib import Path
 

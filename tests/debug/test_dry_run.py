@@ -1,4 +1,4 @@
-"""The dry run: published numbers of a recipe, the picture of a schedule; nothing is written."""
+"""The dry run: the recipe's published numbers, the learning-rate curve, the cost of a step."""
 
 import re
 
@@ -7,7 +7,7 @@ import pytest
 from conftest import REPOSITORY
 
 from imagenet_jax import config as config_io
-from imagenet_jax import main as door
+from imagenet_jax import main as command
 from imagenet_jax.debug import dry_run
 from imagenet_jax.debug.recipe import describe_recipe
 from imagenet_jax.errors import UserError
@@ -16,7 +16,7 @@ from imagenet_jax.training.experiment import make_experiment
 
 
 def _dry_run(args, capsys):
-    assert door.main([*args, "--dry_run"]) == 0
+    assert command.main([*args, "--dry_run"]) == 0
     return capsys.readouterr().out
 
 
@@ -88,4 +88,4 @@ def test_quickstart_from_recipe_to_time(tiny, digits_path, tmp_path, monkeypatch
 
 def test_the_workdir_is_needed_only_to_train():
     with pytest.raises(UserError, match="--workdir=DIR says where .* --dry_run needs none"):
-        door.main([f"--config={REPOSITORY}/configs/quickstart.py"])
+        command.main([f"--config={REPOSITORY}/configs/quickstart.py"])
