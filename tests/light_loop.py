@@ -1,4 +1,4 @@
-"""The training loop without a network: a run of it takes a moment."""
+"""The training loop without a network, so that a run takes a moment."""
 
 import json
 
@@ -15,7 +15,7 @@ from imagenet_jax.training.state import TrainState
 
 
 def _state(*_):
-    """One weight on one device."""
+    """Return a state with one weight, on one device."""
     state = TrainState(
         step=jnp.int32(0),
         params={"w": jnp.ones(2)},
@@ -33,7 +33,7 @@ def _abstract(*_):
 
 
 class LightLoop:
-    """What a run of the loop did.
+    """Fakes of the loop's parts, and a record of what the loop did.
 
     Attributes:
       steps: that ran.
@@ -103,7 +103,7 @@ def light(monkeypatch):
 
 @pytest.fixture
 def history():
-    """history(workdir): the lines of metrics.jsonl without what differs from run to run."""
+    """history(workdir): the lines of metrics.jsonl without the measured values."""
     from imagenet_jax.logs.throughput import MEASURED
 
     def read(workdir):

@@ -23,8 +23,9 @@ class Profiler(Hook):
         """Continue after step `first`; in the middle of the window, the rest of it is traced."""
         self._recorder, self._directory = recorder, workdir / "profile"
         text = run.config.profile.steps
-        start, self._last = step_window(text)
-        self._window = range(start, self._last + 1)
+        window = step_window(text)
+        assert window, "the hook is made only if config.profile.steps is set"
+        self._window, self._last = range(window[0], window[1] + 1), window[1]
         self._traced: list[int] = []  # steps in the running trace
         self._annotation: jax.profiler.StepTraceAnnotation | None = None
         if first >= self._last and first < run.total_steps:

@@ -159,7 +159,7 @@ def make_step_parts(
         total_steps=math.ceil(in_steps(config.epochs, steps_per_epoch)),
         shift=shift,
     )
-    tuning = fine_tuning_of(config, steps_per_epoch)
+    tuning = fine_tuning_of(config, Fraction(steps_per_epoch))
     if shift and tuning.frozen_steps:
         frozen = max(1, round(in_steps(config.optim.freeze_epochs, steps_per_epoch) - shift))
         tuning = tuning._replace(frozen_steps=frozen)

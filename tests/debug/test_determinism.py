@@ -1,4 +1,4 @@
-"""config.debug.determinism tells a run that repeats itself from one that does not."""
+"""config.debug.determinism detects runs that are not repeatable."""
 
 import json
 
@@ -17,8 +17,8 @@ def checked(tiny):
     return tiny
 
 
-def test_a_source_that_changes_is_named_with_its_batch(checked, tmp_path, monkeypatch):
-    """One pixel by one level, in the third batch of the second reading."""
+def test_changing_source_is_reported_with_its_batch(checked, tmp_path, monkeypatch):
+    """One pixel changes by one level in the third batch of the second pass."""
     real, readings = loop.prefetch_to_device, []
 
     def place(batches, mesh):
@@ -37,8 +37,8 @@ def test_a_source_that_changes_is_named_with_its_batch(checked, tmp_path, monkey
     assert not (tmp_path / "metrics.jsonl").read_text()
 
 
-def test_a_step_that_changes_is_named_with_the_array(checked, tmp_path, monkeypatch):
-    """Two parameters by one bit each, in the second step of the second run; +0 is not -0."""
+def test_changing_step_is_reported_with_the_array(checked, tmp_path, monkeypatch):
+    """Two parameters change by one bit each in the second step of the second run; +0 is not -0."""
     real, calls = loop.compile_train_step, []
 
     def compile_step(*args):
@@ -67,7 +67,7 @@ def test_a_step_that_changes_is_named_with_the_array(checked, tmp_path, monkeypa
 
 
 @pytest.mark.full
-def test_checks_the_steps_that_follow_a_restart(checked, tmp_path, capsys):
+def test_steps_after_a_restart_are_checked(checked, tmp_path, capsys):
     assert loop.train(checked, tmp_path, stop_after=6) == 0
     assert "repeatable: steps 1 to 3 ran twice" in capsys.readouterr().out
     assert loop.train(checked, tmp_path) == 0

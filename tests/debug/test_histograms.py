@@ -1,4 +1,4 @@
-"""Histograms against NumPy's, and that no way of watching a run changes it by a bit."""
+"""Histograms against NumPy's; and no hook changes a bit of a run."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ EPOCH = 48 / 1437  # of one step
 
 
 def _config(path):
-    """Three steps of plain gradient descent over a sharded state, each saved."""
+    """Return a config of three steps of plain gradient descent on a sharded state, each saved."""
     config = tiny_config(path, "vgg11")  # a network that compiles fast
     config.epochs, config.checkpoint.every_epochs = 3 * EPOCH, EPOCH
     config.log.every_steps, config.log.images, config.mesh.fsdp = 1, 0, 4
@@ -46,7 +46,7 @@ def plain(digits_path, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def watched(digits_path, tmp_path_factory):
-    """({step: histograms}, {step: state}, workdir) of a run with everything on."""
+    """({step: histograms}, {step: state}, workdir) of a run with all hooks."""
     config, workdir = _config(digits_path), tmp_path_factory.mktemp("watched") / "run"
     config.log.tensorboard, config.log.group_norms = True, True
     config.log.histograms_every_epochs = 2 * EPOCH
@@ -65,7 +65,7 @@ def watched(digits_path, tmp_path_factory):
 
 
 @pytest.mark.full
-def test_watching_changes_no_bit_of_the_state(plain, watched):
+def test_hooks_do_not_change_a_bit_of_the_state(plain, watched):
     for step, state in watched[1].items():
         for (path, a), b in zip(
             jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(plain[step]), strict=True
@@ -79,7 +79,7 @@ def _fourth_group(state):
 
 
 @pytest.mark.slow
-def test_those_of_weights_are_numpys_of_the_checkpoint(watched):
+def test_histograms_of_weights_equal_numpys_of_the_checkpoint(watched):
     written, states, _ = watched
     assert sorted(written) == [2, 3]
     for step, histograms in written.items():
@@ -91,8 +91,8 @@ def test_those_of_weights_are_numpys_of_the_checkpoint(watched):
 
 
 @pytest.mark.full
-def test_those_of_gradients_are_what_the_step_applied(watched):
-    """The difference of rounded weights knows the gradient roughly: shares, not counts."""
+def test_histograms_of_gradients_match_the_applied_update(watched):
+    """The difference of rounded weights gives the gradient only roughly: compare fractions."""
     written, states, _ = watched
     gradients = (_fourth_group(states[1]) - _fourth_group(states[2])) / RATE
     counts, edges = written[2]["gradients/features.3"]
@@ -105,7 +105,7 @@ def test_those_of_gradients_are_what_the_step_applied(watched):
 
 
 @pytest.mark.full
-def test_tensorboard_shows_them(watched):
+def test_tensorboard_has_the_histograms(watched):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     written, _, workdir = watched
@@ -120,8 +120,8 @@ def test_tensorboard_shows_them(watched):
 
 @settings(max_examples=8)
 @given(st.integers(0, 2**16), st.floats(-30, 30), st.sampled_from([0.0, 1e-7, 1.0, 1e4]))
-def test_counts_are_numpys_of_any_values(seed, centre, scale):
-    """Sharded over eight devices; also where all values are one, or next to each other."""
+def test_counts_equal_numpys_for_any_values(seed, centre, scale):
+    """Sharded over eight devices; also for values that are equal or nearly equal."""
     rng = np.random.default_rng(seed)
     names = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc")
     draw = {n: (centre + scale * rng.normal(size=(8, 16))).astype(np.float32) for n in names}
@@ -140,7 +140,7 @@ def test_counts_are_numpys_of_any_values(seed, centre, scale):
 _group_histograms = jax.jit(lambda tree: group_histograms(tree, "resnet18"))
 
 
-def test_values_that_are_not_finite_make_no_histogram():
+def test_nonfinite_values_have_no_histogram():
     from imagenet_jax.debug.histograms import _to_host
 
     finite, nan = jnp.arange(3.0), jnp.array([1.0, jnp.nan])
@@ -148,7 +148,7 @@ def test_values_that_are_not_finite_make_no_histogram():
     assert list(_to_host("weights", found)) == ["weights/a"]
 
 
-def test_without_a_writer_that_shows_them_they_are_refused(tiny):
+def test_histograms_without_a_writer_for_them_are_refused(tiny):
     tiny.log.histograms_every_epochs = 1.0
     with pytest.raises(UserError, match=r"histograms_every_epochs = 1\.0 does nothing"):
         config_io.check(tiny)

@@ -1,4 +1,4 @@
-"""Grids of pictures, against their composition by hand."""
+"""Grids of pictures against a composition with NumPy's stack functions."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def _pictures(count, height, width, seed=0):
 @given(
     st.integers(1, 10), st.integers(1, 5), st.integers(1, 5), st.integers(0, 3), st.integers(1, 4)
 )
-def test_each_picture_lies_in_its_place_on_white(count, height, width, gap, columns):
+def test_grid_puts_each_picture_in_its_cell_on_white(count, height, width, gap, columns):
     pictures = _pictures(count, height, width)
     rows = -(-count // columns)
     blank = np.full((height, width, 3), 255, np.uint8)
@@ -29,11 +29,11 @@ def test_each_picture_lies_in_its_place_on_white(count, height, width, gap, colu
 
 
 @pytest.mark.parametrize(("count", "across", "down"), [(1, 1, 1), (4, 2, 2), (5, 3, 2), (16, 4, 4)])
-def test_unless_told_it_is_nearly_square(count, across, down):
+def test_grid_is_nearly_square_by_default(count, across, down):
     assert grid(_pictures(count, 3, 5), gap=1).shape == (down * 4 + 1, across * 6 + 1, 3)
 
 
-def test_small_pictures_are_enlarged_by_whole_pixels_and_captions_stand_below():
+def test_small_pictures_are_enlarged_and_captions_are_below():
     pictures = _pictures(2, 16, 16)
     out = captioned(pictures, [("true: 3", "said 97%: 8"), ("", "")])
     large = np.kron(pictures, np.ones((1, 8, 8, 1), np.uint8))  # 16 -> 128
@@ -50,7 +50,7 @@ def test_a_caption_is_cut_to_the_width_of_its_picture():
     assert (long[0, 128:, 126:] == 255).all()  # cut before the edge, not by it
 
 
-def test_large_pictures_stay_as_they_are():
+def test_large_pictures_are_not_enlarged():
     pictures = _pictures(1, 224, 224)
     np.testing.assert_array_equal(captioned(pictures, [("a",)])[:, :224], pictures)
 

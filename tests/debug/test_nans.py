@@ -1,4 +1,4 @@
-"""config.debug.nans names the operation and the line where the first NaN was made."""
+"""config.debug.nans names the operation and the line that made the first NaN."""
 
 import inspect
 
@@ -17,12 +17,12 @@ from imagenet_jax.training.checkpoint import Checkpoints
 
 @pytest.fixture
 def tiny(digits_path):
-    """Few operations: with a check of each, a VGG-11 compiles in a quarter of a ResNet's time."""
+    """With a check of each operation, VGG-11 compiles in a quarter of ResNet-18's time."""
     return tiny_config(digits_path, "vgg11")
 
 
 def _loss_with_a_root_of_a_negative(logits, targets, loss):
-    """Of the batches whose labels add up to 183, as those of the fourth do."""
+    """Give NaN for batches whose labels sum to 183, as those of the fourth batch do."""
     value = losses.cross_entropy(logits, targets)
     return value + jnp.sqrt(jnp.where(jnp.sum(targets) == 183, -1.0, 0.0))
 
@@ -33,8 +33,8 @@ def _line_of(function, text):
 
 
 @pytest.mark.slow
-def test_names_operation_and_line_of_an_injected_nan(tiny, tmp_path, monkeypatch):
-    """The first NaN comes up in the forward pass, in mid-run; what follows from it is not named."""
+def test_message_names_operation_and_line_of_an_injected_nan(tiny, tmp_path, monkeypatch):
+    """Only the first NaN, in the forward pass of step 4, is named."""
     tiny.debug.nans = True
     tiny.checkpoint.every_epochs = 2 * 48 / 1437
     monkeypatch.setattr(losses, "per_image", _loss_with_a_root_of_a_negative)
@@ -50,8 +50,8 @@ def test_names_operation_and_line_of_an_injected_nan(tiny, tmp_path, monkeypatch
 
 
 @pytest.mark.full
-def test_names_an_operation_of_the_gradient(tiny, tmp_path, monkeypatch):
-    """The root of 0 is 0, its derivative infinite: 0 * inf is NaN in the backward pass alone."""
+def test_message_names_an_operation_of_the_gradient(tiny, tmp_path, monkeypatch):
+    """sqrt(0) has an infinite derivative, so that only the backward pass has a NaN, 0 * inf."""
 
     def with_root_of_zero(logits, targets, loss):
         zero = logits[:, 0] * 0
@@ -64,20 +64,20 @@ def test_names_an_operation_of_the_gradient(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.full
-def test_a_rate_beyond_all_bounds_is_found_in_the_package(tiny, tmp_path):
+def test_nan_of_a_huge_learning_rate_is_found_in_the_package(tiny, tmp_path):
     tiny.debug.nans = True
     tiny.optim.base_lr = 1e30
     with pytest.raises(UserError, match=r"NaN at step \d: first in .* at .*/imagenet_jax/.*\.py:"):
         loop.train(tiny, tmp_path)
 
 
-def test_rewinding_beside_it_would_do_nothing(tiny):
+def test_nan_check_with_rewinding_is_refused(tiny):
     tiny.debug.nans, tiny.nonfinite.policy = True, "rewind"
     with pytest.raises(UserError, match=r"config\.nonfinite\.policy = 'rewind' does nothing"):
         config_io.check(tiny)
 
 
-def test_numpy_agrees_that_the_injected_functions_are_what_they_are_said_to_be():
+def test_injected_functions_give_nan_in_numpy_and_in_the_gradient():
     with np.errstate(invalid="ignore"):
         assert np.isnan(np.sqrt(-1.0))
     assert np.isnan(jax.grad(lambda x: jnp.sqrt(x * 0) * 0)(1.0))

@@ -1,4 +1,4 @@
-"""What a run shows: the very pixels of its first step, and its worst mistakes."""
+"""Pictures of a run: the exact pixels of its first step, and its worst mistakes."""
 
 import io
 import json
@@ -27,10 +27,10 @@ def _first_batch(run):
 
 
 class _Seen(Exception):
-    """Ends a step where it has its pixels."""
+    """Ends a step once its pixels are computed."""
 
 
-def test_inputs_are_the_pixels_that_the_first_step_trains_on(tiny, monkeypatch):
+def test_inputs_are_the_pixels_of_the_first_step(tiny, monkeypatch):
     tiny.augment.update({"mixup": 0.4, "cutmix": 1.0, "lighting": 0.5, "random_erase": 0.5})
     run = make_experiment(tiny)
     batch = _first_batch(run)
@@ -60,7 +60,7 @@ def test_without_augmentation_the_inputs_are_the_batch(tiny):
     np.testing.assert_array_equal(shown, np.asarray(batch["image"])[:5])
 
 
-def test_mistakes_are_the_most_confident_wrong_ones(saved_run):
+def test_mistakes_are_the_most_confident_wrong_predictions(saved_run):
     config, state = saved_run.config, saved_run.state
     evaluation = make_evaluation(config)
     worst = pictures.find_mistakes(evaluation, state, 7)
@@ -82,7 +82,7 @@ def test_mistakes_are_the_most_confident_wrong_ones(saved_run):
         assert predicted != label
 
 
-def test_no_more_mistakes_than_there_are(saved_run):
+def test_count_may_exceed_the_number_of_mistakes(saved_run):
     worst = pictures.find_mistakes(make_evaluation(saved_run.config), saved_run.state, 400)
     evaluated = [len(x) for x in worst]
     assert len(set(evaluated)) == 1
@@ -101,7 +101,7 @@ def shown_run(tmp_path_factory, digits_path):
 
 
 @pytest.mark.slow
-def test_a_run_shows_both_in_tensorboard(shown_run):
+def test_tensorboard_has_inputs_and_mistakes(shown_run):
     config, workdir = shown_run
     events = EventAccumulator(str(workdir / "tensorboard"), {"images": 0}).Reload()
     shown = {}
@@ -119,14 +119,14 @@ def test_a_run_shows_both_in_tensorboard(shown_run):
     assert (shown["inputs"][20:36, 38:] == 255).all()
 
 
-def test_started_again_it_shows_nothing_twice(shown_run):
+def test_restart_writes_no_picture_twice(shown_run):
     config, workdir = shown_run
     assert loop.train(config, workdir) == 0
     events = EventAccumulator(str(workdir / "tensorboard"), {"images": 0}).Reload()
     assert [len(events.Images(name)) for name in ("inputs", "mistakes")] == [1, 1]
 
 
-def test_the_numbers_are_the_same_without(shown_run, tmp_path):
+def test_pictures_do_not_change_the_numbers(shown_run, tmp_path):
     config, workdir = shown_run
     config = config.copy_and_resolve_references()
     config.log.images, config.log.tensorboard = 0, False

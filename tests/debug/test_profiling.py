@@ -1,4 +1,4 @@
-"""A trace of the steps that were asked for, as the two viewers find it in its files."""
+"""Traces of config.profile.steps, as the two viewers find them in the files."""
 
 import gzip
 import json
@@ -35,7 +35,7 @@ def _steps(workdir):
 
 
 @pytest.mark.slow
-def test_holds_the_steps_and_the_program_for_both_viewers(tiny, tmp_path, capsys):
+def test_trace_has_the_steps_and_the_program_for_both_viewers(tiny, tmp_path, capsys):
     tiny.profile.steps = "3:5"
     tiny.log.group_norms = True
     assert loop.train(tiny, tmp_path) == 0
@@ -49,7 +49,7 @@ def test_holds_the_steps_and_the_program_for_both_viewers(tiny, tmp_path, capsys
 
 
 @pytest.mark.full
-def test_continues_after_a_restart_in_mid_window_and_is_silent_beyond(tiny, tmp_path, capsys):
+def test_trace_continues_after_a_restart_within_the_window_only(tiny, tmp_path, capsys):
     tiny.profile.steps = "3:5"
     assert loop.train(tiny, tmp_path, stop_after=3) == 0
     assert _steps(tmp_path)[0][0] == [3]
@@ -65,8 +65,8 @@ def test_continues_after_a_restart_in_mid_window_and_is_silent_beyond(tiny, tmp_
 
 
 @pytest.mark.full
-def test_an_exception_in_the_window_leaves_what_there_is(tiny, tmp_path, monkeypatch):
-    """And a profiler that can be started again."""
+def test_exception_in_the_window_keeps_the_trace_so_far(tiny, tmp_path, monkeypatch):
+    """The profiler can be started again."""
     real = loop.prefetch_to_device
 
     def batches(*args):
@@ -84,7 +84,7 @@ def test_an_exception_in_the_window_leaves_what_there_is(tiny, tmp_path, monkeyp
         pass
 
 
-def test_a_directory_that_cannot_be_written_does_not_end_training(tiny, tmp_path, capsys):
+def test_unwritable_directory_does_not_stop_training(tiny, tmp_path, capsys):
     tiny.profile.steps = "2:3"
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "profile").write_text("in the way")
@@ -95,12 +95,12 @@ def test_a_directory_that_cannot_be_written_does_not_end_training(tiny, tmp_path
 
 
 @pytest.mark.parametrize("text", ["3", "3:", "5:3", "0:2", "a:b", "-1:3", "1:2:3", "1.0:2", " 1:2"])
-def test_bad_forms_are_told(fails, tmp_path, text):
+def test_malformed_windows_are_refused(fails, tmp_path, text):
     args = [QUICKSTART, f"--workdir={tmp_path}", f"--config.profile.steps={text}"]
     fails(main, args, "config.profile.steps", repr(text), "A:B")
 
 
-def test_a_window_beyond_the_run_is_told(tiny):
+def test_window_beyond_the_run_is_refused(tiny):
     tiny.profile.steps = "3:9"
     with pytest.raises(UserError, match="'3:9' is not within the run's 8 steps"):
         make_experiment(tiny)

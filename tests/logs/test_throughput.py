@@ -1,4 +1,4 @@
-"""Speed: images, operations, shares of time and of the peak, against formulas."""
+"""Throughput: images, operations, input wait and fraction of the peak, against formulas."""
 
 import datetime
 import json
@@ -25,7 +25,7 @@ from imagenet_jax.training.sharding import batch_sharding, make_mesh, replicated
 
 
 def _convolution(size, channels, filters, kernel, stride):
-    """(operations of a convolution that counts no padding, side of its output)."""
+    """Return (operations of a convolution without those on padding, side of its output)."""
     out = -(-size // stride)
     positions = [
         o * stride - kernel // 2 + k for o in range(out) for k in range(kernel)
@@ -35,7 +35,7 @@ def _convolution(size, channels, filters, kernel, stride):
 
 
 def _resnet18_training(size, width, classes, stem):
-    """Of forward pass and both gradients of an image; the first layer has no gradient of pixels."""
+    """Return operations per image of forward and backward pass; pixels need no gradient."""
     channels = [int(64 * width * 2**i) for i in range(4)]
     if stem == "small":
         first, size = _convolution(size, 3, channels[0], 3, 1)
@@ -60,7 +60,7 @@ def clock(monkeypatch):
     return now
 
 
-def test_a_lap_is_rates_and_shares(clock):
+def test_lap_returns_rates_and_fractions(clock):
     speed = Throughput(32, peak=1e6)
     for step in range(9):
         if step == 4:
@@ -80,7 +80,7 @@ def test_a_lap_is_rates_and_shares(clock):
 
 
 @pytest.mark.parametrize(("flops", "peak"), [(None, 1e6), (1e5, None)])
-def test_what_is_not_known_is_left_out(clock, flops, peak):
+def test_unknown_values_are_omitted(clock, flops, peak):
     speed = Throughput(32, peak)
     for _ in range(3):
         speed.done(flops)
@@ -91,7 +91,7 @@ def test_what_is_not_known_is_left_out(clock, flops, peak):
 
 
 class _Pending:
-    """A loss that is there at a moment of the fake clock; who needs it waits until then."""
+    """A loss that is ready at a time of the fake clock; reading it waits until then."""
 
     def __init__(self, clock, when):
         self._clock, self._when = clock, when
@@ -106,12 +106,12 @@ class _Pending:
 
 
 @pytest.mark.parametrize(("step_seconds", "input_seconds"), [(1.0, 0.125), (0.25, 2.0)])
-def test_a_constant_speed_is_shown_throughout(
+def test_constant_speed_is_reported_as_constant(
     light, tiny, tmp_path, clock, monkeypatch, capsys, step_seconds, input_seconds
 ):
-    """Devices or input decide; what takes long beside the steps does not count.
+    """Devices or input determine the speed; whatever else takes long is not counted.
 
-    This is compiling, evaluating, saving, and histograms, which wait for the devices.
+    That is compiling, evaluating, saving, and histograms, which wait for the devices.
     """
     tiny.epochs, tiny.log.every_steps = 60 * 48 / 1437, 5
     tiny.log.histograms_every_epochs = 24 * 48 / 1437
@@ -174,9 +174,7 @@ def test_a_constant_speed_is_shown_throughout(
         assert eta == str(datetime.timedelta(seconds=round((60 - int(step)) * seconds)))
 
 
-def test_lines_have_the_time_of_training_which_restarts_continue(
-    light, tiny, tmp_path, monkeypatch
-):
+def test_seconds_continue_after_a_restart(light, tiny, tmp_path, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(recorder.time, "monotonic", lambda: now[0])
 
@@ -210,19 +208,19 @@ def test_lines_have_the_time_of_training_which_restarts_continue(
         ("TPU v6 lite", 918),
     ],
 )
-def test_peaks_as_their_makers_state_them(kind, tera):
+def test_peaks_equal_the_datasheets(kind, tera):
     assert peak_flops(kind) == pytest.approx(tera * 1e12)
 
 
 @pytest.mark.parametrize(
     "kind", ["cpu", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", "NVIDIA GeForce RTX 4090 D", "TPU v99"]
 )
-def test_no_peak_is_guessed(kind):
+def test_unlisted_devices_have_no_peak(kind):
     assert peak_flops(kind) is None
 
 
-def test_operations_of_a_step_that_is_compiled_once():
-    """A product of [64, 32] and [32, 16] over eight devices, by each size of its images."""
+def test_operations_are_counted_without_another_compilation():
+    """A product of [64, 32] and [32, 16] over eight devices, for each image size."""
     mesh, config = make_mesh(), tiny_config("unused")
     step = jax.jit(
         lambda weights, batch: batch["image"] @ weights,
@@ -249,7 +247,7 @@ def test_operations_of_a_step_that_is_compiled_once():
     assert StepFlops(step, abstract, config, mesh)({"image": image}) == 4 * 2 * 64 * 32 * 16
 
 
-def test_operations_of_a_resnet_are_those_of_its_layers():
+def test_operations_of_a_resnet_are_the_sum_of_its_layers():
     config = defaults("resnet18")
     config.batch_size, config.augment.image_size, config.model.num_classes = 8, 64, 10
     bare = make_bare_step(config)

@@ -1,4 +1,4 @@
-"""Kill a training again and again, and compare what is left with one that nobody touched.
+"""Kill a training run repeatedly and compare the result with an uninterrupted run.
 
   python -m tests.torture.killing --kills=100 --seed=0
 
@@ -29,7 +29,7 @@ _STOPS = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """How one start ends.
+    """How one start is killed.
 
     Attributes:
       signals: sent one after the other, `pause` seconds apart.
@@ -52,7 +52,7 @@ class Kill:
 
 
 def draw(rng: random.Random, number: int) -> Kill:
-    """Kill `number` of a run; every fifth falls into a compilation, two of five into a write."""
+    """Return kill `number`: of each five, one is during compilation and two during a write."""
     moment = ("compile", "write", "step", "write", "start")[number % 5]
     ways: list[tuple[signal.Signals, ...]] = [
         (signal.SIGKILL,), (signal.SIGTERM,), (signal.SIGINT,), (signal.SIGTERM, signal.SIGKILL),
@@ -64,7 +64,7 @@ def draw(rng: random.Random, number: int) -> Kill:
 
 
 class Training:
-    """One workdir, started as often as it takes."""
+    """A training run in one workdir, restarted until it finishes."""
 
     def __init__(self, directory: Path, data: Path, steps: int):
         self.workdir = directory / "run"
@@ -158,7 +158,7 @@ def _text(path: Path) -> str:
 
 
 def contents(workdir: Path, data: Path, steps: int) -> dict[str, Any]:
-    """Everything that two runs of a config must have alike, by name."""
+    """Return, by name, everything that must be equal in two runs of a config."""
     import jax
 
     from imagenet_jax import config as config_io
@@ -200,7 +200,7 @@ def _points(directory: Path) -> Iterator[tuple[int, str, float]]:
 
 
 def torture(directory: Path, data: Path, kills: int, seed: int) -> dict[str, int]:
-    """Train twice, once disturbed; counts of how starts ended, and of what differs ("mismatches").
+    """Train twice, once with kills; return counts of how starts ended and of "mismatches".
 
     Args:
       directory: an empty one.

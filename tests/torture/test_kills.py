@@ -1,4 +1,4 @@
-"""Killed at random moments and restarted, a run ends with the bits of one that nobody touched."""
+"""A run that is killed at random moments ends with the same bits as an uninterrupted run."""
 
 import os
 import random
@@ -9,7 +9,7 @@ from torture.killing import draw, torture
 
 
 def _seed():
-    """Another one each time; set TORTURE_SEED to draw the kills of a failed test again."""
+    """A random seed; set TORTURE_SEED to repeat the kills of a failed test."""
     return int(os.environ.get("TORTURE_SEED", random.SystemRandom().randrange(10**6)))
 
 

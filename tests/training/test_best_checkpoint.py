@@ -1,4 +1,4 @@
-"""Which checkpoints are kept and found as the best, by orbax's own manager."""
+"""Kept and best checkpoints, with orbax's own manager."""
 
 import json
 import math
@@ -34,7 +34,7 @@ def save_all(directory, metric, values):
         ("top5", (NAN, 0.7, 0.8, NAN), 3),
     ],
 )
-def test_values_that_are_not_finite_rank_last(tmp_path, metric, values, best):
+def test_nonfinite_values_rank_last(tmp_path, metric, values, best):
     save_all(tmp_path / "checkpoints", metric, values)
     for write in (True, False):  # as training continues, and as evaluation reads
         checkpoints = Checkpoints(tmp_path / "checkpoints", metric=metric, write=write)
@@ -43,7 +43,7 @@ def test_values_that_are_not_finite_rank_last(tmp_path, metric, values, best):
         checkpoints.close()
 
 
-def test_no_checkpoint_is_best_where_no_value_is_finite(tmp_path):
+def test_no_checkpoint_is_best_without_a_finite_value(tmp_path):
     save_all(tmp_path / "checkpoints", "loss", (INF, NAN))
     checkpoints = Checkpoints(tmp_path / "checkpoints", metric="loss", write=False)
     with pytest.raises(UserError, match="finite loss.*--checkpoint=latest"):

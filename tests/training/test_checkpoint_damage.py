@@ -1,4 +1,4 @@
-"""Checkpoints that were cut, lost a file or had a byte flipped; arrays that the code changed."""
+"""Checkpoints with truncated, missing or corrupted files, or with other arrays than the code."""
 
 import hashlib
 import json
@@ -84,7 +84,7 @@ def _state(config, workdir):
     return jax.device_get(checkpoints.restore(make_experiment(config).abstract, 8)[0])
 
 
-def test_every_file_but_those_of_the_commit_is_recorded_with_its_hash(trained):
+def test_checksums_cover_every_file_written_before_the_commit(trained):
     _, workdir = trained
     for step in (4, 8):
         directory = workdir / "checkpoints" / str(step)
@@ -108,7 +108,7 @@ def test_every_file_but_those_of_the_commit_is_recorded_with_its_hash(trained):
         (_flip_position, "sha256 differs"),
     ],
 )
-def test_damage_is_named_and_the_checkpoint_set_aside(run, damage, says):
+def test_damaged_checkpoint_is_reported_and_set_aside(run, damage, says):
     _, workdir = run
     path = damage(workdir / "checkpoints" / "8")
     (note,) = set_aside_damaged(workdir)
@@ -119,7 +119,7 @@ def test_damage_is_named_and_the_checkpoint_set_aside(run, damage, says):
     assert set_aside_damaged(workdir) == []
 
 
-def test_training_continues_exactly_from_the_checkpoint_before(trained, run, capsys):
+def test_training_continues_exactly_from_the_previous_checkpoint(trained, run, capsys):
     config, workdir = run
     path = _truncate(workdir / "checkpoints" / "8")
     assert loop.train(config, workdir) == 0
@@ -135,7 +135,7 @@ def test_training_continues_exactly_from_the_checkpoint_before(trained, run, cap
     assert _history(workdir) == _history(trained[1])
 
 
-def test_strict_restore_refuses_and_changes_nothing(run):
+def test_strict_restore_raises_and_changes_nothing(run):
     config, workdir = run
     path = _flip(workdir / "checkpoints" / "8")
     with pytest.raises(UserError, match="sha256 differs.*--strict_restore") as e:
@@ -145,7 +145,7 @@ def test_strict_restore_refuses_and_changes_nothing(run):
     assert not (workdir / "damaged").exists()
 
 
-def test_a_run_without_any_intact_checkpoint_is_not_started_anew(run):
+def test_run_without_an_intact_checkpoint_does_not_start_over(run):
     config, workdir = run
     _flip(workdir / "checkpoints" / "8")
     _remove(workdir / "checkpoints" / "4")
@@ -154,7 +154,7 @@ def test_a_run_without_any_intact_checkpoint_is_not_started_anew(run):
             loop.train(config, workdir)
 
 
-def test_an_unreadable_list_of_checksums_is_damage(run):
+def test_unreadable_checksums_count_as_damage(run):
     _, workdir = run
     directory = workdir / "checkpoints" / "8"
     for text in ("{", "[]", '{"weights/d": {}}', '{"weights/d": 3}'):
@@ -171,7 +171,7 @@ def test_evaluation_names_the_damaged_file(run):
     assert str(path) in str(e.value)
 
 
-def test_a_lost_list_of_checksums_is_said_and_the_checkpoint_before_continues(run):
+def test_lost_checksums_are_reported_and_the_previous_checkpoint_is_used(run):
     _, workdir = run
     path = workdir / "checkpoints" / "8" / "checksums.json"
     path.unlink()
@@ -184,7 +184,7 @@ def test_a_lost_list_of_checksums_is_said_and_the_checkpoint_before_continues(ru
     assert (workdir / "damaged" / "8" / "weights").is_dir()
 
 
-def test_without_any_list_of_checksums_the_newest_checkpoint_continues(run):
+def test_without_any_checksums_the_newest_checkpoint_is_used(run):
     _, workdir = run
     for step in (4, 8):
         (workdir / "checkpoints" / str(step) / "checksums.json").unlink()
@@ -195,14 +195,14 @@ def test_without_any_list_of_checksums_the_newest_checkpoint_continues(run):
     assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["8"]
 
 
-def test_what_a_kill_left_of_the_removal_of_an_older_one_is_no_reason_to_stop(run):
+def test_partly_removed_older_checkpoint_does_not_stop_training(run):
     _, workdir = run
     (workdir / "checkpoints" / "4" / "checksums.json").unlink()
     (note,) = set_aside_damaged(workdir, strict=True)
     assert f"moved to {workdir / 'damaged' / '4'}" in note
 
 
-def test_evaluation_says_that_it_cannot_verify(run, capsys):
+def test_evaluation_warns_if_it_cannot_verify(run, capsys):
     config, workdir = run
     path = workdir / "checkpoints" / "8" / "checksums.json"
     path.unlink()
@@ -211,7 +211,7 @@ def test_evaluation_says_that_it_cannot_verify(run, capsys):
     assert capsys.readouterr().err.startswith(f"warning: {path} is missing")
 
 
-def test_arrays_that_the_code_changed_are_named(trained):
+def test_arrays_changed_by_the_code_are_named(trained):
     config, workdir = trained
     abstract = make_experiment(config).abstract
     name = next(iter(abstract.params))
@@ -247,8 +247,8 @@ def test_list_changes_compares_path_shape_and_dtype():
     assert checkpoint_errors.list_changes(a, a) == []
 
 
-def test_checksums_are_there_when_a_checkpoint_is(trained, tmp_path):
-    """They are written before the rename that commits it, in the thread that writes."""
+def test_committed_checkpoints_have_checksums(trained, tmp_path):
+    """The writing thread writes them before the rename that commits the checkpoint."""
     config, _ = trained
     run = make_experiment(config)
     state = jax.tree.map(

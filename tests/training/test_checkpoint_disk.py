@@ -1,4 +1,4 @@
-"""A disk that is full, or no longer writable, while a run saves."""
+"""Saving on a full or read-only disk."""
 
 import contextlib
 import errno
@@ -61,7 +61,7 @@ def limited(tmp_path_factory):
     return directory, done.stdout.splitlines()
 
 
-def test_a_save_that_fails_leaves_the_one_before_and_the_next_one_succeeds(limited):
+def test_failed_save_keeps_the_previous_checkpoint_and_the_next_save_succeeds(limited):
     directory, lines = limited
     assert lines[0] == "1|[1]"
     assert lines[1].startswith("2|[1]|checkpoint 2 could not be saved: File too large")
@@ -72,7 +72,7 @@ def test_a_save_that_fails_leaves_the_one_before_and_the_next_one_succeeds(limit
 
 @contextlib.contextmanager
 def _failing_saves(monkeypatch, steps, error):
-    """Saves of these steps fail where orbax makes the folders of a checkpoint."""
+    """Let saves of these steps fail when orbax makes the directories of a checkpoint."""
     from orbax.checkpoint import AsyncCheckpointer
 
     real = AsyncCheckpointer.save
@@ -87,7 +87,7 @@ def _failing_saves(monkeypatch, steps, error):
         yield
 
 
-def test_training_goes_on_each_failure_is_told_and_the_end_counts(
+def test_training_continues_after_failed_saves_but_the_last_save_must_succeed(
     tiny, tmp_path, monkeypatch, capsys
 ):
     tiny.checkpoint.every_epochs = EVERY_2_STEPS
@@ -123,8 +123,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", path], check=True)
 
 
-def test_a_disk_that_is_full_then_read_only_then_well_again(small_disk, monkeypatch):
-    """The real errors, of a file system of 3 MiB, as where its free space is not known."""
+def test_saves_on_a_disk_that_is_full_then_read_only_then_writable(small_disk, monkeypatch):
+    """Real errors of a 3 MiB file system; the check of its free space is off."""
     monkeypatch.setattr(checkpoint_errors, "require_space", lambda directory, size: None)
     directory = small_disk / "checkpoints"
     checkpoints = Checkpoints(directory, keep=1)
@@ -166,7 +166,7 @@ def test_a_disk_that_is_full_then_read_only_then_well_again(small_disk, monkeypa
     np.testing.assert_array_equal(read.params["w"], jax.random.normal(jax.random.key(5), (1000,)))
 
 
-def test_a_start_on_a_full_disk_is_one_line_and_leaves_no_part(small_disk):
+def test_start_on_a_full_disk_raises_one_line_and_leaves_no_partial_file(small_disk):
     with contextlib.suppress(OSError):
         (small_disk / "other").write_bytes(b"x" * 4_000_000)
     with pytest.raises(UserError, match=f"--workdir={small_disk} cannot be written: No space"):
@@ -176,7 +176,7 @@ def test_a_start_on_a_full_disk_is_one_line_and_leaves_no_part(small_disk):
     assert [p.name for p in small_disk.iterdir()] == ["other"]
 
 
-def test_space_is_asked_for_before_anything_is_written(tmp_path):
+def test_require_space_compares_with_the_free_space(tmp_path):
     checkpoint_errors.require_space(tmp_path, 1000)
     free = shutil.disk_usage(tmp_path).free
     with pytest.raises(OSError, match="No space left on device, .* bytes free of") as e:
@@ -184,7 +184,7 @@ def test_space_is_asked_for_before_anything_is_written(tmp_path):
     assert e.value.errno == errno.ENOSPC
 
 
-def test_the_reason_is_what_the_system_said():
+def test_describe_returns_the_message_of_the_system():
     read_only = OSError(errno.EROFS, "Read-only file system", "/x")
     assert checkpoint_errors.describe(read_only) == "Read-only file system"
     long = 'RESOURCE_EXHAUSTED: Error writing "params.w/0" in\nOCDBT database: ' + "x" * 400
@@ -196,7 +196,7 @@ def test_the_reason_is_what_the_system_said():
 
 
 @pytest.mark.slow
-def test_a_run_on_a_full_disk_goes_on_and_ends_1_and_with_space_ends_0(small_disk, digits_path):
+def test_run_exits_1_on_a_full_disk_and_0_after_space_is_freed(small_disk, digits_path):
     command = [
         sys.executable, "-m", "imagenet_jax.main", "--config=tests/torture/config.py:15",
         f"--config.data.path={digits_path}", "--config.checkpoint.keep=9",

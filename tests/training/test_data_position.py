@@ -1,4 +1,4 @@
-"""A run that continues with another batch size: its records, its length, its learning rate."""
+"""Continuing with another batch size: records, length and learning rate."""
 
 import collections
 import dataclasses
@@ -37,12 +37,12 @@ def runs(digits_path, light):
 
 
 def _at(run, step):
-    """The position that a checkpoint of `step` keeps."""
+    """Return the position that a checkpoint of `step` stores."""
     return Position(data=get_data_position(run.sampler, step), interval={})
 
 
 def _records(run, first, last):
-    """(epoch, index) of all rows of steps first + 1 .. last."""
+    """Return (epoch, index) of all rows of steps first + 1 .. last."""
     found = []
     for step in range(first, last):
         epochs, indices, _ = run.sampler.rows(step, range(run.sampler.batch_size))
@@ -50,7 +50,7 @@ def _records(run, first, last):
     return found
 
 
-def test_each_record_comes_once_an_epoch_whatever_the_batch_sizes(runs):
+def test_each_record_is_used_once_per_epoch_for_any_batch_sizes(runs):
     run, step, taken = runs(48), 0, []
     for batch_size, last in ((96, 5), (24, 9), (48, 60)):
         taken += _records(run, step, last)
@@ -67,7 +67,7 @@ def test_each_record_comes_once_an_epoch_whatever_the_batch_sizes(runs):
     assert run.epoch_at(run.total_steps) == pytest.approx(2, abs=48 / COUNT)
 
 
-def test_schedules_and_marks_follow_the_records(runs):
+def test_schedules_and_evaluation_steps_follow_the_records(runs):
     position = _at(runs(48), 10)
     run, _ = resume_at(runs(96), position, 10, [])
     total = math.ceil(2 * COUNT / 96)
@@ -79,7 +79,7 @@ def test_schedules_and_marks_follow_the_records(runs):
     assert run.steps_at(1.0) == {20, 10 + math.ceil((2 * COUNT - 480) / 96)}
 
 
-def test_an_unchanged_run_is_itself(runs):
+def test_unchanged_run_continues_unchanged(runs):
     run = runs(48)
     assert resume_at(run, _at(run, 7), 7, []) == (run, "")
     # After a rewind that left batches 5 and 6 out, step 7 trains on batch 8.
@@ -89,7 +89,7 @@ def test_an_unchanged_run_is_itself(runs):
     assert resume_at(run, _at(run, 5), 5, rewinds) == (run, "")
 
 
-def test_what_cannot_be_exact_is_refused(runs):
+def test_inexact_batch_size_changes_are_refused(runs):
     with pytest.raises(
         UserError, match=r"batch_size: 48 -> 96: .*repeated_aug = 3 .*batch_size=48"
     ):
@@ -101,8 +101,8 @@ def test_what_cannot_be_exact_is_refused(runs):
 
 
 @pytest.mark.parametrize("done", [4, 29, 33])
-def test_dropping_a_remainder_continues_at_whole_batches(runs, done):
-    """29 batches of 48 are an epoch, and 14 of 96; 33 are 192 records into the second."""
+def test_dropped_remainder_continues_at_whole_batches(runs, done):
+    """An epoch is 29 batches of 48 or 14 of 96; 33 batches of 48 end 192 records into epoch 2."""
     run, note = resume_at(
         runs(96, remainder="drop"), _at(runs(48, remainder="drop"), done), done, []
     )
@@ -115,7 +115,7 @@ def test_dropping_a_remainder_continues_at_whole_batches(runs, done):
     assert left == list(zip(expected[0].tolist(), expected[1].tolist(), strict=True))
 
 
-def test_another_order_within_an_epoch_is_said(runs, digits_path):
+def test_changed_order_within_an_epoch_is_reported(runs, digits_path):
     other = tiny_config(digits_path)
     other.seed = 1
     before = runs(48, epochs=3.0)
@@ -127,8 +127,8 @@ def test_another_order_within_an_epoch_is_said(runs, digits_path):
     assert run.epoch_at(15) == pytest.approx(15 * 48 / COUNT, abs=1 / 700)
 
 
-def test_a_rewind_after_the_batch_size_changed_leaves_out_its_batches(runs):
-    """The checkpoint is of 5 batches of 96; batches 5 and 6 of 48 after it are left out."""
+def test_rewind_after_a_batch_size_change_skips_its_batches(runs):
+    """The checkpoint is after 5 batches of 96; then batches 5 and 6 of size 48 are skipped."""
     position = _at(runs(96), 5)
     run, note = resume_at(runs(48), position, 5, [Rewind(7, 5, (5, 6), 48)])
     first = BatchOrder([Rewind(7, 5, (5, 6), 48)]).batch_at(6)
@@ -138,8 +138,8 @@ def test_a_rewind_after_the_batch_size_changed_leaves_out_its_batches(runs):
     assert not note
 
 
-def test_other_data_with_a_dropped_remainder_is_said(runs):
-    """As far into the epoch as before, at the whole batch before it."""
+def test_changed_data_with_a_dropped_remainder_is_reported(runs):
+    """Continue at the same fraction of the epoch, rounded down to a whole batch."""
     before = runs(48, remainder="drop")  # epochs of 29 batches
     half = runs(48, remainder="drop", train_split="train[:50%]")  # of 14
     run, note = resume_at(half, _at(before, 20), 20, [])
@@ -150,7 +150,7 @@ def test_other_data_with_a_dropped_remainder_is_said(runs):
     assert "within epoch 1" in resume_at(more, _at(before, 20), 20, [])[1]
 
 
-def test_other_data_with_copies_of_records_continues_at_a_whole_batch(runs):
+def test_changed_data_with_repeated_records_continues_at_a_whole_batch(runs):
     half = runs(48, repeated_aug=3, train_split="train[:50%]")
     run, note = resume_at(half, _at(runs(48, repeated_aug=3), 19), 19, [])
     assert "within epoch 1" in note
@@ -159,7 +159,7 @@ def test_other_data_with_copies_of_records_continues_at_a_whole_batch(runs):
     assert run.epoch_at(19) == pytest.approx(19 * 48 / COUNT, abs=48 / 718)
 
 
-def test_fewer_epochs_than_trained_is_an_error_whose_advice_works(runs):
+def test_fewer_epochs_than_trained_raise_and_the_suggested_number_works(runs):
     position = _at(runs(48), 31)  # 1.0355 epochs
     with pytest.raises(UserError, match=r"less than the 1\.035 epochs.*epochs=1\.01879 or"):
         resume_at(runs(48, epochs=1.0), position, 31, [])
@@ -172,7 +172,7 @@ def test_fewer_epochs_than_trained_is_an_error_whose_advice_works(runs):
 
 @dataclasses.dataclass(frozen=True)
 class Length:
-    """What `resume_at` reads of an Experiment whose batch size stays."""
+    """The part of an Experiment that `resume_at` reads if the batch size does not change."""
 
     config: ConfigDict
     sampler: Sampler
@@ -187,7 +187,7 @@ def _length(epochs, sampler):
 @given(st.integers(1, 15_000_000), st.integers(2, 2_000_000), st.integers(1, 70_000))
 @example(1_281_167, 750_900, 256)
 @example(1437, 31, 48)
-def test_the_advice_works_at_any_size(length, step, batch_size):
+def test_suggested_epochs_work_for_any_size(length, step, batch_size):
     sampler = Sampler(length, seed=0, batch_size=batch_size)
     position = Position(data=get_data_position(sampler, step), interval={})
     with pytest.raises(UserError, match=r"use --config\.epochs=[\d.]+ or more") as refused:
@@ -197,7 +197,7 @@ def test_the_advice_works_at_any_size(length, step, batch_size):
     assert epochs * length < step * batch_size * (1 + 1e-5)
 
 
-def test_the_advice_works_with_more_data_than_before(runs):
+def test_suggested_epochs_work_with_more_data_than_before(runs):
     position = _at(runs(48, train_split="train[:25%]"), 20)
     with pytest.raises(UserError, match="less than the") as refused:
         resume_at(runs(48, epochs=0.01), position, 20, [])
@@ -205,7 +205,7 @@ def test_the_advice_works_with_more_data_than_before(runs):
     resume_at(runs(48, epochs=epochs), position, 20, [])
 
 
-def test_the_loop_trains_on_what_is_left(light, tiny, tmp_path, history):
+def test_loop_trains_on_the_remaining_records(light, tiny, tmp_path, history):
     tiny.epochs = 1.0
     assert loop.train(tiny, tmp_path, stop_after=3) == 0
     tiny.batch_size, tiny.resume_with_changes = 96, True

@@ -1,4 +1,4 @@
-"""Every duration in epochs becomes the steps that exact arithmetic gives."""
+"""Durations in epochs convert to steps as in exact arithmetic."""
 
 import math
 from fractions import Fraction
@@ -48,7 +48,7 @@ def test_frozen_epochs_and_crops():
 
 
 class Run(NamedTuple):
-    """What `Experiment.steps_at` reads."""
+    """The attributes that `Experiment.steps_at` reads."""
 
     total_steps: int = 373
     steps_per_epoch: Fraction = PER_EPOCH
@@ -59,18 +59,18 @@ class Run(NamedTuple):
 
 
 @pytest.mark.parametrize("every", [0.25, 1.0, 7.0, 60.0, 1 / 3, 3 * 320 / 1328, 1e-30, 1e300])
-def test_marks_are_those_of_rational_arithmetic(every):
+def test_steps_at_equals_rational_arithmetic(every):
     exact = Fraction(every).limit_denominator(10_000) * PER_EPOCH if every > 1e-9 else Fraction(1)
     want = {373} | {-(-(i * exact) // 1) for i in range(1, int(373 / exact) + 1)}
     assert Experiment.steps_at(Run(), every) == want
 
 
-def test_no_mark_but_the_last_step():
+def test_steps_at_0_is_only_the_last_step():
     assert Experiment.steps_at(Run(), 0.0) == {373}
 
 
-def test_a_schedule_by_epoch_keeps_its_rate_within_an_epoch():
-    """Batches of 320 of 1,328 images: the epochs begin at steps 0, 5, 9, 13 and 17."""
+def test_schedule_by_epoch_is_constant_within_an_epoch():
+    """With batches of 320 of 1,328 images, epochs begin at steps 0, 5, 9, 13 and 17."""
     config = defaults().optim
     config.update({"schedule": "polynomial", "schedule_by": "epoch"})
     schedule = optim.make_schedule(
@@ -88,8 +88,8 @@ def test_a_schedule_by_epoch_keeps_its_rate_within_an_epoch():
 @settings(max_examples=8)
 @example(1000, 100, 256, 3, "step")
 @example(1000, 100, 256, 3, "epoch")
-def test_a_milestone_stays_where_it_is_after_another_batch_size(length, old, new, switch, by):
-    """Step t trains on records from switch * old + (t - switch) * new on."""
+def test_milestone_keeps_its_epoch_after_a_batch_size_change(length, old, new, switch, by):
+    """Step t starts at record switch * old + (t - switch) * new."""
     config = defaults().optim
     config.update({"milestones": (2.0, 3.5, 9.0), "decay_factor": 0.5, "schedule_by": by})
     sampler = Sampler(length, seed=0, batch_size=new)
@@ -107,7 +107,7 @@ def test_a_milestone_stays_where_it_is_after_another_batch_size(length, old, new
         assert rates[t - switch] == pytest.approx(want), t
 
 
-def test_a_long_run_has_few_image_sizes_to_look_for():
+def test_long_run_has_few_image_sizes():
     config = defaults().augment
     config.update({"start_size": 32, "image_size": 128, "size_ramp": (0.0, 2.0)})
     assert resolution_of(config, PER_EPOCH).sizes(1e9) == [32, 96, 128]

@@ -26,7 +26,7 @@ def test_constant_is_one_minus_the_decay():
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_between_updates_the_average_stays(every):
+def test_ema_does_not_change_between_updates(every):
     sizes = _step_sizes(10, decay=0.75, every_steps=every)
     np.testing.assert_allclose(sizes, [0.25 if t % every == 0 else 0.0 for t in range(10)])
 
@@ -39,8 +39,8 @@ def test_between_updates_the_average_stays(every):
     batch=st.sampled_from([8, 1024]),
     epochs=st.sampled_from([2.0, 600.0]),
 )
-def test_torchvision_copies_until_the_warm_up_is_over(decay, every, warmup, batch, epochs):
-    """Its training loop: a counter of averages, held at 0 while the learning rate warms up."""
+def test_torchvision_copies_until_the_end_of_the_warm_up(decay, every, warmup, batch, epochs):
+    """As in its training loop: a counter of averages that is 0 during the warm-up."""
     want, averaged = [], 0
     adjust = batch * every / epochs
     alpha = min(1.0, (1.0 - decay) * adjust)
@@ -65,7 +65,7 @@ def test_torchvision_copies_until_the_warm_up_is_over(decay, every, warmup, batc
 
 
 @pytest.mark.parametrize(("gamma", "power"), [(1.0, 2 / 3), (5.0, 0.75)])
-def test_timm_warms_its_decay_up(gamma, power):
+def test_timm_warms_up_its_decay(gamma, power):
     want = [1.0] + [1 - min(0.9, 1 - (1 + t / gamma) ** -power) for t in range(1, 200)]
     got = _step_sizes(200, form="timm", decay=0.9, gamma=gamma, power=power)
     np.testing.assert_allclose(got, want, rtol=1e-5)
@@ -81,7 +81,7 @@ def test_timm_warms_its_decay_up(gamma, power):
         ({"decay": 0.9, "every_steps": 0}, r"must be above 0"),
     ],
 )
-def test_a_setting_without_effect_is_refused(changes, message):
+def test_settings_without_effect_are_refused(changes, message):
     config = defaults()
     config.ema.update(changes)
     with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""LARS and LAMB against the papers' algorithms in NumPy float64; L1; what LARS is not."""
+"""LARS, LAMB and L1 against the papers' algorithms in NumPy float64."""
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ RATES = [0.5, 1.0, 0.25, 0.25]  # the schedule's place in the formula shows only
 
 
 def _run(params=PARAMS, grads=GRADS, **changes):
-    """Our parameters after the gradients, float32."""
+    """Return our parameters after the gradients, float32."""
     config = defaults().optim
     config.update(changes)
     tx = optim.make_optimizer(config, lambda t: jnp.asarray(RATES)[t])
@@ -94,7 +94,7 @@ def test_lamb_is_algorithm_2(everything):
 
 
 @pytest.mark.parametrize("rule", ["lars", "lamb"])
-def test_the_size_of_a_layer_follows_its_weights_not_its_gradients(rule):
+def test_relative_update_depends_on_neither_the_scale_of_weights_nor_of_gradients(rule):
     """You et al. 2017, section 4: the relative change is the same for all scales of both."""
     small = _run(name=rule, weight_decay=0.0, eps=0.0, momentum=0.0, grads=GRADS[:1])
     large = _run(
@@ -111,7 +111,7 @@ def test_the_size_of_a_layer_follows_its_weights_not_its_gradients(rule):
 
 
 @pytest.mark.parametrize("rule", ["lars", "lamb"])
-def test_an_array_without_gradient_or_weights_stays_finite(rule):
+def test_zero_gradient_or_weights_give_a_finite_update(rule):
     zeros = jax.tree.map(np.zeros_like, PARAMS)
     for params, grads in ((PARAMS, [zeros] * 4), (zeros, GRADS), (zeros, [zeros] * 4)):
         for leaf in jax.tree.leaves(_run(params, grads, name=rule)):
@@ -119,7 +119,7 @@ def test_an_array_without_gradient_or_weights_stays_finite(rule):
 
 
 @pytest.mark.parametrize("everything", [True, False])
-def test_l1_enters_the_gradient_as_its_sign(everything):
+def test_l1_adds_the_sign_of_the_weights_to_the_gradient(everything):
     ours = _run(weight_decay=0.0, momentum=0.0, l1=0.01, decay_bias_and_norm=everything)
     for module, name in (("conv", "kernel"), ("conv", "bias"), ("bn", "bias")):
         want = PARAMS[module][name]
@@ -139,7 +139,7 @@ def test_l1_enters_the_gradient_as_its_sign(everything):
         ({"name": "sgd", "b2": 0.9}, "optim.b2"),
     ],
 )
-def test_a_field_that_the_rule_does_not_read_is_refused(changes, named):
+def test_fields_that_the_optimizer_does_not_read_are_refused(changes, named):
     config = defaults()
     config.optim.update(changes)
     with pytest.raises(UserError, match=rf"config\.{named} = .* does nothing with"):

@@ -1,4 +1,4 @@
-"""The loop: stop and continue, signals, NaN, what the workdir holds. In this process, 8 devices."""
+"""The training loop in this process on 8 devices: resuming, signals, NaN, files of the workdir."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from imagenet_jax.training.metrics import NonFiniteError
 
 
 def _final(config, workdir):
-    """(step, state on the host, position) of the last checkpoint."""
+    """Return (step, state on the host, position) of the last checkpoint."""
     checkpoints = Checkpoints(workdir / "checkpoints", write=False)
     step = checkpoints.find("latest")
     state, position = checkpoints.restore(make_experiment(config).abstract, step)
@@ -67,7 +67,7 @@ def stop_after(monkeypatch):
 @pytest.mark.parametrize(
     "stop", [pytest.param(1, marks=pytest.mark.full), 3, pytest.param(5, marks=pytest.mark.full)]
 )
-def test_stopped_and_continued_is_bit_identical_to_undisturbed(
+def test_stopped_and_resumed_run_is_bit_identical_to_an_uninterrupted_one(
     tiny, tmp_path, stop_after, monkeypatch, stop
 ):
     """Stops inside and at the end of a logging interval of 2 steps, in mid-epoch."""
@@ -87,7 +87,7 @@ def test_interrupt_saves_and_exits_130(tiny, tmp_path, stop_after):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # put back
 
 
-def test_a_finished_run_started_again_changes_nothing(tiny, tmp_path, capsys):
+def test_restarting_a_finished_run_changes_nothing(tiny, tmp_path, capsys):
     assert loop.train(tiny, tmp_path) == 0
     history = (tmp_path / "metrics.jsonl").read_text()
     assert loop.train(tiny, tmp_path) == 0
@@ -95,7 +95,7 @@ def test_a_finished_run_started_again_changes_nothing(tiny, tmp_path, capsys):
     assert "finished: 8 steps" in capsys.readouterr().out
 
 
-def test_workdir_holds_what_the_contract_says(tiny, tmp_path):
+def test_workdir_has_the_documented_files(tiny, tmp_path):
     tiny.log.tensorboard = True
     assert loop.train(tiny, tmp_path) == 0
     config = json.loads((tmp_path / "config.json").read_text())
@@ -124,7 +124,7 @@ def test_workdir_holds_what_the_contract_says(tiny, tmp_path):
     assert "validation/ema/top1" in events.Tags()["scalars"]
 
 
-def test_metrics_file_is_cut_back_to_the_checkpoint(tiny, tmp_path, stop_after, monkeypatch):
+def test_metrics_file_is_truncated_to_the_checkpoint(tiny, tmp_path, stop_after, monkeypatch):
     loop.train(tiny, tmp_path / "whole")
     stop_after(5)
     loop.train(tiny, tmp_path / "parts")
@@ -151,7 +151,7 @@ def test_keeps_the_last_n_and_the_best(tiny, tmp_path):
     assert max(tops.values()) > 0
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tiny, tmp_path):
+def test_nonfinite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path):
     tiny.checkpoint.every_epochs = 3 * 48 / 1437
     tiny.optim.update({"schedule": "polynomial", "base_lr": 0.0, "end_lr": 1e38, "momentum": 0.0})
     with pytest.raises(NonFiniteError, match=r"at step \d+, learning rate .*last checkpoint"):
@@ -165,7 +165,7 @@ def test_loss_that_is_not_finite_stops_the_run_and_keeps_the_good_checkpoint(tin
     assert not (tmp_path / "running.json").exists()
 
 
-def test_workdir_of_another_config_is_refused_unless_told(tiny, tmp_path, digits_path):
+def test_workdir_of_another_config_is_refused_unless_allowed(tiny, tmp_path, digits_path):
     loop.train(tiny, tmp_path)
     before = (tmp_path / "config.json").read_text()
     other = tiny_config(digits_path)
@@ -191,7 +191,7 @@ def test_workdir_of_other_images_is_refused(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.full
-def test_fields_of_convenience_may_change_on_resumption(tiny, tmp_path, stop_after, monkeypatch):
+def test_operational_fields_may_change_on_resumption(tiny, tmp_path, stop_after, monkeypatch):
     stop_after(3)
     loop.train(tiny, tmp_path)
     monkeypatch.undo()
@@ -200,8 +200,8 @@ def test_fields_of_convenience_may_change_on_resumption(tiny, tmp_path, stop_aft
 
 
 @pytest.mark.full
-def test_the_first_steps_alone_are_those_of_a_whole_run(tiny, tmp_path, capsys):
-    """The learning rate still falls over the whole run; the same workdir may go on to its end."""
+def test_stop_after_gives_the_first_steps_of_a_full_run(tiny, tmp_path, capsys):
+    """The schedule is that of the full run, which the same workdir can continue."""
     assert loop.train(tiny, tmp_path / "whole") == 0
     assert loop.train(tiny, tmp_path / "first", stop_after=3) == 0
     assert "ended early, as asked: 3 steps" in capsys.readouterr().out

@@ -20,7 +20,7 @@ from imagenet_jax.training.losses import cross_entropy
     scale=st.sampled_from([1.0, 30.0]),
     seed=st.integers(0, 1000),
 )
-def test_cross_entropy_is_its_definition(shape, smoothing, scale, seed):
+def test_cross_entropy_equals_its_definition(shape, smoothing, scale, seed):
     rows, classes = shape
     rng = np.random.default_rng(seed)
     logits = scale * rng.normal(size=(rows, classes))
@@ -52,10 +52,10 @@ def _config(**changes):
     weighted=st.booleans(),
     seed=st.integers(0, 1000),
 )
-def test_binary_cross_entropy_is_its_definition(
+def test_binary_cross_entropy_equals_its_definition(
     rows, smoothing, threshold, reduction, weighted, seed
 ):
-    """On mixed targets: log likelihoods of as many independent coins as there are classes."""
+    """With mixed targets: the log likelihood of one independent Bernoulli variable per class."""
     rng = np.random.default_rng(seed)
     classes = 6
     logits, mixed = 3 * rng.normal(size=(rows, classes)), rng.dirichlet(np.ones(classes), rows)
@@ -84,7 +84,7 @@ def test_binary_cross_entropy_does_not_overflow():
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_class_weights_make_a_weighted_mean_over_the_rows_that_count(masked):
+def test_class_weights_give_a_weighted_mean_over_unmasked_rows(masked):
     """Sum of weight * loss over the sum of weights: scaling all class weights changes nothing."""
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(8, 3)), rng.integers(3, size=8)
@@ -101,7 +101,7 @@ def test_class_weights_make_a_weighted_mean_over_the_rows_that_count(masked):
         np.testing.assert_allclose(jnp.mean(rows * row_weights), want, rtol=1e-5)
 
 
-def test_a_batch_of_which_nothing_counts_has_no_loss():
+def test_fully_masked_batch_has_loss_0():
     config = _config(class_weights=(1.0, 2.0))
     weights = losses.normalized_weights(jnp.array([0, 1]), config, jnp.zeros(2))
     assert (weights == 0).all()
@@ -118,7 +118,7 @@ def test_a_batch_of_which_nothing_counts_has_no_loss():
         ({"name": "bc"}, r"did you mean 'bce'\?"),
     ],
 )
-def test_a_loss_that_cannot_be_meant_is_refused(changes, message):
+def test_contradictory_loss_settings_are_refused(changes, message):
     config = defaults()
     config.loss.update(changes)
     with pytest.raises(UserError, match=message):

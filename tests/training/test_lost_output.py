@@ -9,8 +9,8 @@ from imagenet_jax import config as config_io
 from imagenet_jax.training.checkpoint import Checkpoints
 
 
-def test_training_goes_on_without_its_output(tiny, light, tmp_path, monkeypatch, capsys):
-    """Checkpoints and metrics are those of a run that can print, and the exit code is 0."""
+def test_training_continues_without_its_output(tiny, light, tmp_path, monkeypatch, capsys):
+    """Checkpoints and metrics are the same as with output, and the exit code is 0."""
     monkeypatch.setattr(config_io, "load", lambda *_: tiny)
     monkeypatch.setattr("sys.argv", ["main", "--config=x.py", f"--workdir={tmp_path}"])
     with Path("/dev/full").open("w") as full, pytest.raises(SystemExit) as caught:

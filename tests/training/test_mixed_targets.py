@@ -1,4 +1,4 @@
-"""The train step where images are mixed: loss and top-1, whole, in parts and on eight devices."""
+"""Loss and top-1 of mixed images: whole batch, micro-batches, and eight devices."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ def _batch(side):
 
 
 def _step(config, devices):
-    """(state before, metrics) of one step."""
+    """Return (state before, metrics) of one step."""
     mesh = make_mesh(1, jax.devices()[:devices])
     parts = make_step_parts(config, steps_per_epoch=10)
     state = create_state(config.model, parts.tx, False, mesh, config.seed)
@@ -37,7 +37,7 @@ def _step(config, devices):
 
 
 @pytest.mark.full
-def test_mixed_targets_reach_the_loss_and_the_dominant_one_top1(digits_path):
+def test_loss_uses_mixed_targets_and_top1_the_dominant_label(digits_path):
     config = tiny_config(digits_path, "vgg11")
     config.model.dropout = 0.0
     config.ema.decay = 0.0

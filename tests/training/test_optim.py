@@ -32,7 +32,7 @@ def _rates(config, steps, *, batch_size=256, steps_per_epoch=10.0):
     warmup=st.sampled_from([0.0, 0.5, 2.0]),
     milestones=st.lists(st.floats(0.0, 8.0), min_size=1, max_size=3),
 )
-def test_step_decay_is_the_peak_times_factor_per_milestone_passed(spe, warmup, milestones):
+def test_step_decay_multiplies_the_peak_by_the_factor_per_milestone(spe, warmup, milestones):
     config = _optim(warmup_epochs=warmup, milestones=tuple(milestones), warmup_start_lr=0.01)
     steps = math.ceil(8 * spe)
     warm = round(warmup * spe)
@@ -77,7 +77,7 @@ def test_constant_is_the_peak_after_the_warm_up():
 @pytest.mark.parametrize(
     ("scaling", "want"), [("linear", 3.2), ("sqrt", 0.1 * 32**0.5), ("none", 0.1)]
 )
-def test_learning_rate_scales_from_the_reference_batch_size(scaling, want):
+def test_learning_rate_scales_with_the_batch_size(scaling, want):
     config = _optim(lr_scaling=scaling, schedule="constant")
     assert optim.peak_learning_rate(config, 8192) == pytest.approx(want)
     assert _rates(config, 2, batch_size=8192)[0] == pytest.approx(want)
@@ -89,13 +89,13 @@ PARAMS = {
 }
 
 
-def test_mask_decays_kernels_and_neither_biases_nor_norm_parameters():
+def test_decay_mask_is_true_only_for_kernels():
     mask = optim.decay_mask(PARAMS)
     assert mask == {"conv": {"kernel": True, "bias": False}, "bn": {"scale": False, "bias": False}}
 
 
 def _numpy_updates(p, grads, config, decayed):
-    """Textbook updates of one parameter, float64."""
+    """Return textbook updates of one parameter, float64."""
     lr, wd = config.base_lr, config.weight_decay * decayed
     m, v, nu = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
     decoupled = config.name == "adamw" or config.weight_decay_form == "decoupled"
@@ -129,7 +129,7 @@ def _numpy_updates(p, grads, config, decayed):
     ],
     ids=lambda r: "-".join(str(v) for v in r.values()),
 )
-def test_optimizer_follows_the_textbook(rule, everything):
+def test_optimizer_equals_the_textbook_updates(rule, everything):
     config = _optim(
         **rule, schedule="constant", base_lr=0.05, weight_decay=0.1, decay_bias_and_norm=everything
     )

@@ -1,4 +1,4 @@
-"""A start that is refused changes none of the files that say what a workdir holds."""
+"""A refused start does not change the files that describe the workdir."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ def workdir(saved_run, tmp_path):
         ("optim.name", "adamw", "opt_state"),
     ],
 )
-def test_a_config_whose_arrays_are_different_is_refused_before_it_is_written(
+def test_config_with_different_arrays_is_refused_before_anything_is_written(
     workdir, digits_path, field, value, leaf
 ):
     before = [(workdir / name).read_bytes() for name in FILES]

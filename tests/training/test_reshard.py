@@ -1,4 +1,4 @@
-"""A checkpoint opens on another number of devices, and the state takes the memory it should."""
+"""Restoring on another number of devices, and memory of the sharded state."""
 
 import jax
 import numpy as np
@@ -37,7 +37,7 @@ def _save(run, directory):
     ],
 )
 def test_saved_on_some_devices_restored_on_others(tiny, tmp_path, before, after):
-    """(devices, fsdp) before and after; the state is the same, bit for bit, in new shards."""
+    """The state is the same bit for bit, in other shards; parameters are (devices, fsdp)."""
     saved = _save(_experiment(tiny, *before), tmp_path / "checkpoints")
     run = _experiment(tiny, *after)
     state, position = Checkpoints(tmp_path / "checkpoints", write=False).restore(run.abstract, 0)
@@ -62,8 +62,8 @@ def _bytes_per_device(tree):
 
 
 @pytest.mark.parametrize("model", ["resnet50", "vgg16"])
-def test_parameters_and_optimizer_take_a_share_of_each_device(tiny, model):
-    """At full width: 1/fsdp of the bytes, but for the few arrays that fsdp does not divide."""
+def test_fsdp_divides_parameters_and_optimizer_among_devices(tiny, model):
+    """At full width: 1/fsdp of the bytes, except for the few arrays that fsdp does not divide."""
     from imagenet_jax.config.fields import defaults
 
     tiny.model = defaults(model).model

@@ -1,4 +1,4 @@
-"""Going back after a loss that is not finite: which batches are skipped, what is recorded."""
+"""Rewinds after a nonfinite loss: skipped batches and recorded lines."""
 
 import json
 import math
@@ -23,7 +23,7 @@ WINDOWS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), max_size=5)
 
 @settings(max_examples=200)
 @given(WINDOWS, st.integers(0, 30), st.integers(0, 30))
-def test_steps_take_the_batches_that_are_left_in_order(windows, done, more):
+def test_steps_train_on_the_remaining_batches_in_order(windows, done, more):
     rewinds = [Rewind(0, 0, (first, first + length), 48) for first, length in windows]
     skipped = {b for first, length in windows for b in range(first, first + length + 1)}
     left = [b for b in range(200) if b not in skipped]
@@ -36,8 +36,8 @@ def test_steps_take_the_batches_that_are_left_in_order(windows, done, more):
 
 @settings(max_examples=100)
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20), st.integers(1, 9)), max_size=4))
-def test_a_rewind_changes_no_step_up_to_its_checkpoint(events):
-    """And the batch of the step that was not finite is trained on no more."""
+def test_rewind_does_not_change_steps_before_its_checkpoint(events):
+    """The batch of the nonfinite step is not trained on again."""
     rewinds = []
     for after, checkpoint, skip in events:
         before, bad = BatchOrder(rewinds), checkpoint + after
@@ -53,7 +53,7 @@ def test_a_rewind_changes_no_step_up_to_its_checkpoint(events):
         }
 
 
-def test_the_list_is_read_as_it_was_written_and_damage_is_told(tmp_path):
+def test_list_of_rewinds_round_trips_and_damage_is_reported(tmp_path):
     assert rewind.read(tmp_path) == []
     rewinds = [Rewind(9, 4, (6, 8), 256), Rewind(30, 20, (25, 32), 256)]
     rewind.write(tmp_path, rewinds)
@@ -107,7 +107,7 @@ def seen(monkeypatch):
 
 
 def _fingerprints(config):
-    """What `seen` notes of batches 0, 1, ... of the run."""
+    """Return what `seen` records for batches 0, 1, ... of the run."""
     from imagenet_jax.data import pipeline
     from imagenet_jax.training.experiment import make_experiment
 
@@ -120,7 +120,7 @@ def _fingerprints(config):
     ]
 
 
-def test_training_goes_back_skips_the_window_and_records_it(tiny, tmp_path, seen, capsys):
+def test_training_rewinds_skips_the_window_and_records_it(tiny, tmp_path, seen, capsys):
     taken, bad = seen
     tiny.checkpoint.every_epochs = 2 * 48 / 1437
     tiny.nonfinite.policy, tiny.nonfinite.skip_steps = "rewind", 2
@@ -148,7 +148,7 @@ def test_training_goes_back_skips_the_window_and_records_it(tiny, tmp_path, seen
 
 
 @pytest.mark.slow
-def test_it_stops_after_so_many_and_by_default_at_once(tiny, tmp_path, seen):
+def test_training_stops_after_max_rewinds_and_by_default_at_once(tiny, tmp_path, seen):
     _, bad = seen
     bad.update(_fingerprints(tiny)[2:])
     with pytest.raises(NonFiniteError, match="loss is inf at step 3.*nonfinite.policy=rewind"):
@@ -161,8 +161,8 @@ def test_it_stops_after_so_many_and_by_default_at_once(tiny, tmp_path, seen):
     assert rewind.read(tmp_path / "rewind") == [Rewind(3, 0, (2, 2), 48), Rewind(3, 0, (3, 3), 48)]
 
 
-def test_a_rewind_before_the_first_checkpoint_of_another_batch_size(light, tiny, tmp_path):
-    """Every start goes on with it; with the size before, its windows would mean other batches."""
+def test_rewind_before_the_first_checkpoint_with_another_batch_size(light, tiny, tmp_path):
+    """Each start continues with it; with the old size its windows would be other batches."""
     tiny.epochs, tiny.nonfinite.policy, tiny.nonfinite.skip_steps = 0.5, "rewind", 1
     assert loop.train(tiny, tmp_path, stop_after=3) == 0
     tiny.batch_size, tiny.resume_with_changes = 24, True

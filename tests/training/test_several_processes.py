@@ -1,4 +1,4 @@
-"""Real processes on loopback: the run of one, one writer, one moment to stop."""
+"""Runs of several real processes on loopback: one result, one writer, one step to stop at."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def _metrics(workdir):
 
 
 def _assert_same_run(one, two):
-    """Losses to float32's rounding in sums over two devices."""
+    """Compare losses up to float32 rounding in sums over two devices."""
     assert [(x["step"], x["split"]) for x in one] == [(x["step"], x["split"]) for x in two]
     for a, b in zip(one, two, strict=True):
         np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-3)
@@ -85,7 +85,7 @@ def _wait_for(path, processes):
 
 
 def _last_state(workdir):
-    """Weights, EMA, optimizer and step of the last checkpoint, on the host."""
+    """Return weights, EMA, optimizer and step of the last checkpoint, on the host."""
     run = make_experiment(read_config(workdir), make_mesh(1, jax.devices()[:2]))
     checkpoints = Checkpoints(workdir / "checkpoints", write=False)
     return jax.device_get(checkpoints.restore(run.abstract, checkpoints.find("latest"))[0])
@@ -111,7 +111,7 @@ def undisturbed(tmp_path_factory, digits_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.full)])
 def test_several_processes_train_and_evaluate_as_one(undisturbed, digits_path, tmp_path, count):
-    """The 360 images of the split are not whole batches of 100, nor whole shares of those."""
+    """The 360 images are neither whole batches of 100 nor whole batches per process."""
     run = tmp_path / "run"
     outputs = _finish(*_start_all(count, run, digits_path))
     assert [code for _, _, code in outputs] == [0] * count, [errors for _, errors, _ in outputs]
@@ -128,8 +128,8 @@ def test_several_processes_train_and_evaluate_as_one(undisturbed, digits_path, t
 
 
 @pytest.mark.full
-def test_one_checkpoint_is_evaluated_where_each_process_sees_another_listing(saved_run, tmp_path):
-    """Each has its own copy of the workdir; the second has a newer checkpoint in it."""
+def test_processes_with_different_listings_evaluate_the_same_checkpoint(saved_run, tmp_path):
+    """Each process has its own copy of the workdir; the second copy has a newer checkpoint."""
     flags = [f"--coordinator=127.0.0.1:{_free_port()}", "--num_processes=2"]
     copies = [tmp_path / str(i) for i in range(2)]
     for copy in copies:
@@ -149,10 +149,10 @@ def test_one_checkpoint_is_evaluated_where_each_process_sees_another_listing(sav
 
 @pytest.mark.full
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4)])
-def test_what_some_processes_saved_others_continue(
+def test_another_number_of_processes_continues_a_checkpoint(
     undisturbed, digits_path, tmp_path, before, after
 ):
-    """On the same samples: other ones would have other losses."""
+    """On the same samples, as the losses show."""
     run = tmp_path / "run"
     processes = _start_all(before, run, digits_path)
     # Several processes take some steps until they agree to stop; one stops at once.
@@ -172,7 +172,9 @@ def test_what_some_processes_saved_others_continue(
 
 
 @pytest.mark.full
-def test_a_signal_to_one_stops_both_and_one_process_continues(undisturbed, digits_path, tmp_path):
+def test_signal_to_one_process_stops_both_and_one_process_continues(
+    undisturbed, digits_path, tmp_path
+):
     run = tmp_path / "run"
     processes = _start_all(2, run, digits_path)
     _wait_for(run / "config.json", processes)  # the first step is yet to be compiled
@@ -187,7 +189,7 @@ def test_a_signal_to_one_stops_both_and_one_process_continues(undisturbed, digit
 
 
 @pytest.mark.full
-def test_another_config_in_one_process_is_named_by_both(digits_path, tmp_path):
+def test_different_config_in_one_process_is_reported_by_both(digits_path, tmp_path):
     port = _free_port()
     flags = [f"--coordinator=127.0.0.1:{port}", "--num_processes=2"]
     outputs = _finish(
@@ -201,8 +203,8 @@ def test_another_config_in_one_process_is_named_by_both(digits_path, tmp_path):
 
 
 @pytest.mark.full
-def test_another_version_of_the_code_in_one_process_is_named(digits_path, tmp_path):
-    """Two clones of the repository, one with a commit more."""
+def test_different_code_in_one_process_is_reported(digits_path, tmp_path):
+    """Two clones of the repository, one of them with one more commit."""
     flags = [f"--coordinator=127.0.0.1:{_free_port()}", "--num_processes=2"]
     processes = []
     for i in range(2):
@@ -224,7 +226,7 @@ def test_another_version_of_the_code_in_one_process_is_named(digits_path, tmp_pa
 
 
 @pytest.mark.full
-def test_the_death_of_one_ends_the_other_and_both_continue_exactly(digits_path, tmp_path):
+def test_death_of_one_process_ends_the_other_and_both_continue_exactly(digits_path, tmp_path):
     more = ("--config.epochs=6", "--config.checkpoint.every_epochs=1")
     whole, run = tmp_path / "whole", tmp_path / "run"
     for _, errors, code in _finish(*_start_all(2, whole, digits_path, *more)):

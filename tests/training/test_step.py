@@ -1,4 +1,4 @@
-"""The sharded step against the one-device step, accumulation, EMA, masks, dtypes."""
+"""The train step: sharding, accumulation, EMA, masks and dtypes."""
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ def _batch(rows, side, mask=None):
 
 
 def _train(config, devices, fsdp=1, steps=3, rows=32, wide=False):
-    """(state after some steps, metrics of each) on the first `devices` devices; wide: float64."""
+    """Return (state after some steps, metrics of each) on `devices` devices; wide: in float64."""
     mesh = make_mesh(fsdp, jax.devices()[:devices])
     config = config.copy_and_resolve_references()
     config.batch_size, config.epochs = rows, 10.0
@@ -59,8 +59,8 @@ def _assert_close(a, b, rtol, atol):
 @pytest.mark.parametrize(
     ("devices", "fsdp"), [(8, 1), *(pytest.param(8, n, marks=pytest.mark.full) for n in (4, 8))]
 )
-def test_eight_devices_take_the_step_of_one(tiny, devices, fsdp):
-    """Float32 sums in another order: 1e-5 of the loss, 1e-4 of the gradient's length.
+def test_eight_devices_compute_the_step_of_one(tiny, devices, fsdp):
+    """Tolerances for float32 sums in another order: 1e-5 (loss), 1e-4 (gradient norm).
 
     Rounding may move a value of this small network across ReLU's kink, which changes the gradient
     by up to some percent; the test in float64 compares each entry.
@@ -78,8 +78,8 @@ def test_eight_devices_take_the_step_of_one(tiny, devices, fsdp):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fsdp", [4])
-def test_eight_devices_stay_with_one_in_float64(tiny, fsdp):
-    """Four steps: rounding grows from step to step, so float64 tells it from a difference."""
+def test_eight_devices_equal_one_in_float64(tiny, fsdp):
+    """Rounding errors grow over four steps; float64 distinguishes them from real differences."""
     with jax.enable_x64(True):
         one, m_one = _train(tiny, 1, steps=4, wide=True)
         many, m_many = _train(tiny, 8, fsdp, steps=4, wide=True)
@@ -115,7 +115,7 @@ def test_the_whole_state_is_donated(tiny):
 
 @pytest.mark.slow
 def test_accumulating_4_of_8_equals_32(digits_path):
-    """Without batch norm and dropout the mean over micro-batches is the mean over the batch."""
+    """Without batch norm and dropout, micro-batches average to the whole batch."""
     config = tiny_config(digits_path, "vgg11")
     config.model.dropout = 0.0
     whole, m_whole = _train(config, 1, steps=2)
@@ -128,7 +128,7 @@ def test_accumulating_4_of_8_equals_32(digits_path):
     _assert_close(whole.params, eight.params, rtol=1e-5, atol=1e-6)
 
 
-def test_accumulation_moves_batch_statistics_once_a_micro_batch(tiny):
+def test_accumulation_updates_batch_statistics_once_per_micro_batch(tiny):
     tiny.augment.flip = False
     tiny.optim.grad_accum_steps = 2
     state, _ = _train(tiny, 1, steps=1)
@@ -154,13 +154,13 @@ def test_ema_follows_its_recursion(tiny):
     _assert_close(states[-1].ema, want, rtol=1e-5, atol=1e-6)
 
 
-def test_no_ema_is_kept_unless_asked(tiny):
+def test_no_ema_by_default(tiny):
     tiny.ema.decay = 0.0
     assert _train(tiny, 1, steps=1)[0].ema is None
 
 
 @pytest.mark.parametrize("model", ["resnet18", pytest.param("vgg11_bn", marks=pytest.mark.full)])
-def test_bfloat16_computes_but_does_not_store(digits_path, model):
+def test_bfloat16_is_used_only_for_computation(digits_path, model):
     config = tiny_config(digits_path, model)
     config.model.dtype = "bfloat16"
     state, metrics = _train(config, 1, steps=2)
@@ -174,7 +174,7 @@ def test_bfloat16_computes_but_does_not_store(digits_path, model):
     assert metrics[0]["loss"] != reference[0]["loss"]  # bfloat16 was really used
 
 
-def test_learning_rate_reported_is_the_one_applied(digits_path):
+def test_reported_learning_rate_is_the_applied_one(digits_path):
     config = tiny_config(digits_path, "vgg11")
     config.optim.update({"schedule": "cosine", "warmup_epochs": 0.5, "momentum": 0.0})
     _, metrics = _train(config, 1, steps=3)
@@ -185,7 +185,7 @@ def test_learning_rate_reported_is_the_one_applied(digits_path):
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_eval_step_ignores_padding_whatever_it_holds(tiny, devices):
+def test_eval_step_ignores_the_content_of_padding(tiny, devices):
     mesh = make_mesh(1, jax.devices()[:devices])
     tx = make_step_parts(tiny, 10).tx
     abstract = abstract_state(tiny.model, tx, True, mesh)
@@ -210,7 +210,7 @@ def test_eval_step_ignores_padding_whatever_it_holds(tiny, devices):
     assert sums["top5"] == (top[:, :5] == labels[:, None]).any(1).sum()
 
 
-def test_every_start_from_a_seed_is_the_same_and_seeds_differ(tiny):
+def test_initial_state_depends_only_on_the_seed(tiny):
     mesh = make_mesh()
     tx = make_step_parts(tiny, 10).tx
     a, b, c = (create_state(tiny.model, tx, False, mesh, seed) for seed in (3, 3, 4))

@@ -1,4 +1,4 @@
-"""The train step with model options that draw numbers or group images: alike on 8 devices and 1."""
+"""Model options with random numbers or groups of images give the same step on 8 devices and 1."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from imagenet_jax.training.step import compile_train_step
 
 
 def one_step(config, devices: int, rows: int = 32):
-    """(state, metrics) after one step in float64, so that rounding hides no difference."""
+    """Return (state, metrics) after one step in float64, so that rounding hides no difference."""
     mesh = make_mesh(1, jax.devices()[:devices])
     parts = make_step_parts(config, steps_per_epoch=10)
     abstract = abstract_state(config.model, parts.tx, True, mesh)
@@ -45,7 +45,7 @@ def options(tiny):
 
 
 @pytest.mark.slow  # three compilations
-def test_options_give_one_device_and_eight_the_same_step(options):
+def test_options_give_the_same_step_on_one_and_eight_devices(options):
     one, many = params(options, 1), params(options, 8)
     np.testing.assert_allclose(many, one, rtol=1e-7, atol=1e-9)
     # And they are not without effect.

@@ -1,4 +1,4 @@
-"""A stop signal at any moment: training saves at once, and continues as if it had not stopped."""
+"""Stop signals at any moment: training saves, and resumes as if it had not stopped."""
 
 import errno
 import os
@@ -25,14 +25,14 @@ def _stop():
 
 @pytest.fixture
 def config(tiny, light):
-    """Evaluates and saves at steps 4 and 8; step 4 is the best."""
+    """A config that evaluates and saves at steps 4 and 8; step 4 is the best."""
     tiny.eval.every_epochs = tiny.checkpoint.every_epochs = 4 * STEP
     light.result = lambda step: {"count": 360, "top1": 1 - step / 10, "top5": 1.0, "loss": 1.0}
     return tiny
 
 
 def _kept(workdir):
-    """(steps, best) of the checkpoints, and the metrics of each."""
+    """Return (steps, best) of the checkpoints, and the metrics of each."""
     checkpoints = Checkpoints(workdir / "checkpoints", write=False)
     steps = checkpoints.steps()
     files = [workdir / "checkpoints" / str(step) / "metrics" / "metrics" for step in steps]
@@ -60,7 +60,7 @@ def test_a_stop_during_evaluation_saves_first_and_evaluates_later(
     assert loop.train(config, tmp_path / "parts", strict_restore=True) == 0  # the checksums hold
 
 
-def test_a_checkpoint_that_only_the_stop_made_is_not_ranked(light, config, tmp_path):
+def test_checkpoint_made_only_by_a_stop_is_not_ranked(light, config, tmp_path):
     config.checkpoint.every_epochs = 0  # a whole run saves step 8 alone
     result = light.result
 
@@ -97,10 +97,10 @@ def test_a_stop_while_the_loop_waits_for_input_saves(light, config, tmp_path, hi
     assert history(tmp_path / "parts") == history(tmp_path / "whole")
 
 
-def test_metrics_that_cannot_be_added_are_told_and_added_at_the_next_start(
+def test_metrics_that_cannot_be_added_are_reported_and_added_at_the_next_start(
     light, config, tmp_path, monkeypatch, history, capsys
 ):
-    """The disk is full while the last evaluation, which a stop has ended, is made again."""
+    """The disk is full when the last evaluation, interrupted by a stop, is repeated."""
     light.on_batch = lambda at: _stop() if at == 8 else None
     assert loop.train(config, tmp_path / "parts") == 143
     light.on_batch = lambda at: None
@@ -124,8 +124,8 @@ def test_metrics_that_cannot_be_added_are_told_and_added_at_the_next_start(
     assert loop.train(config, tmp_path / "parts", strict_restore=True) == 0
 
 
-def test_input_that_stalls_is_closed_last(light, config, tmp_path, monkeypatch):
-    """Closing it may wait forever; the process then exits soon, with everything else written."""
+def test_stalled_input_is_closed_last(light, config, tmp_path, monkeypatch):
+    """Closing it may hang; the process then exits, after everything else is written."""
     events = []
 
     def noting(name, function):
@@ -169,10 +169,10 @@ def test_a_stop_before_the_first_step_exits_with_its_code(light, config, tmp_pat
     assert Checkpoints(tmp_path / "checkpoints", write=False).steps() == []
 
 
-def test_several_processes_leave_an_evaluation_at_the_batch_that_they_agree_on(
+def test_several_processes_stop_an_evaluation_at_the_agreed_batch(
     light, config, tmp_path, monkeypatch
 ):
-    """This process has not received the signal, and nothing but the agreement ends it."""
+    """This process did not receive the signal; only the agreement stops it."""
     asked = []
 
     def agreement(mesh):
@@ -188,8 +188,8 @@ def test_several_processes_leave_an_evaluation_at_the_batch_that_they_agree_on(
     assert Checkpoints(tmp_path / "checkpoints", write=False).steps() == [4]
 
 
-def test_the_same_stop_may_arrive_twice_but_a_later_signal_ends_at_once(monkeypatch):
-    """srun, scancel and a sweep signal every process, and those between pass it on."""
+def test_repeated_signal_is_ignored_but_a_later_one_exits_at_once(monkeypatch):
+    """srun, scancel and a sweep signal every process, and their parents forward the signal."""
     ended, now = [], [100.0]
     monkeypatch.setattr(signals.os, "_exit", ended.append)
     monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])

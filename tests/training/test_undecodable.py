@@ -1,4 +1,4 @@
-"""Undecodable images: the step leaves their rows out, the run names and counts them."""
+"""Undecodable images: the step masks their rows, the run names and counts them."""
 
 import json
 import os
@@ -30,8 +30,8 @@ def _after_a_step(config, batch):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_rows_that_do_not_count_leave_the_step_of_the_others(accumulate):
-    """Without batch norm and dropout, the step of 8 rows of which 6 count is that of the 6."""
+def test_masked_rows_do_not_affect_the_step(accumulate):
+    """Without batch norm and dropout, 8 rows with 2 masked give the step of the other 6."""
     config = tiny_config("", "vgg11")
     config.model.dropout, config.augment.flip, config.ema.decay = 0.0, False, 0.0
     config.loss.label_smoothing = 0.1
@@ -55,7 +55,7 @@ def test_rows_that_do_not_count_leave_the_step_of_the_others(accumulate):
 
 @pytest.fixture
 def damaged(tmp_path):
-    """A folder with 24 + 16 images in two classes; one of each split is cut short."""
+    """A folder with 24 + 16 images in two classes; one of each split is truncated."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 24), ("val", 16)):
         for label in range(2):
@@ -80,7 +80,7 @@ def _lines(workdir):
 
 
 @pytest.mark.slow
-def test_a_run_names_and_counts_what_it_skips(damaged, tmp_path, capsys):
+def test_run_names_and_counts_skipped_images(damaged, tmp_path, capsys):
     assert loop.train(damaged, tmp_path / "run") == 0
     out = capsys.readouterr().out
     assert "3 undecodable images skipped, named in metrics.jsonl" in out  # once in each of 3 epochs
@@ -96,7 +96,7 @@ def test_a_run_names_and_counts_what_it_skips(damaged, tmp_path, capsys):
 
 
 @pytest.mark.full
-def test_the_count_survives_a_stop(damaged, tmp_path, capsys, monkeypatch):
+def test_count_of_skipped_images_survives_a_stop(damaged, tmp_path, capsys, monkeypatch):
     loop.train(damaged, tmp_path / "whole")
     whole = _lines(tmp_path / "whole")
     real = loop.prefetch_to_device
@@ -117,7 +117,7 @@ def test_the_count_survives_a_stop(damaged, tmp_path, capsys, monkeypatch):
     assert skipped[0] == skipped[1]
 
 
-def test_the_default_stops_and_says_how_to_go_on(damaged, tmp_path):
+def test_undecodable_images_stop_training_by_default(damaged, tmp_path):
     damaged.data.undecodable = "stop"
     with pytest.raises(UserError, match=r"train/0/5\.png cannot be decoded.*undecodable=skip"):
         loop.train(damaged, tmp_path / "run")
