@@ -3,8 +3,7 @@
   python -m imagenet_jax.main --config=configs/resnet50.py --workdir=runs/resnet50
 
 Run the same command again and it continues from the last checkpoint, in mid-epoch, on the same
-samples. Any field of the config can be set on the command line; imagenet_jax/config/fields.py
-documents them all:
+samples. Any field of the config can be set on the command line, and --help_config prints them all:
 
   --config.batch_size=1024 --config.data.path=/data/imagenet --config.optim.nesterov=true
 

@@ -57,7 +57,7 @@ def similar_fields(name: str, fields: dict[str, Field]) -> list[str]:
     def likeness(field: str) -> float:
         return difflib.SequenceMatcher(None, name, field).ratio()
 
-    return sorted(same, key=likeness, reverse=True)[:3]
+    return sorted(same, key=likeness, reverse=True)[:3] if "." in name else same[:3]
 
 
 def _old_names(field: str, entry: Field) -> tuple[str, ...]:

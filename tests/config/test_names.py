@@ -135,7 +135,7 @@ def test_what_people_type_leads_to_the_right_field(typed):
         ("model.dropout", "config.model.dropout does not belong to resnet50; its fields are name"),
         ("ema", "config.ema is a group; set one of its fields: decay, every_steps, form"),
         ("optim.batch_size", "did you mean config.batch_size or config.eval.batch_size?"),
-        ("image_size", "did you mean config.eval.image_size or config.augment.image_size?"),
+        ("image_size", "did you mean config.augment.image_size or config.eval.image_size?"),
     ],
 )
 def test_a_name_that_means_no_single_field_leads_to_no_unrelated_one(typed, expected):
