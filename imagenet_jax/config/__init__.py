@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import importlib.util
+import inspect
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -51,6 +52,8 @@ def _run(spec: str, path: str, variant: str) -> ConfigDict:
         module = run_file(path, "config file")
         if not hasattr(module, "get_config"):
             raise UserError(f"config file {path!r} defines no get_config(variant='')")
+        if variant and not inspect.signature(module.get_config).parameters:
+            raise UserError(f"config file {path!r} has no variants; leave out ':{variant}'")
         try:
             config = module.get_config(variant) if variant else module.get_config()
         except UserError:

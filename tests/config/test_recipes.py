@@ -132,6 +132,11 @@ def test_an_unknown_variant_is_one_line():
         load("resnet50.py:goyal8")
 
 
+def test_a_variant_of_a_file_that_has_none_is_an_error():
+    with pytest.raises(UserError, match=r"bit\.py' has no variants; leave out ':a3'"):
+        load("bit.py:a3")
+
+
 @pytest.mark.parametrize("depth", [11, 13, 16, 19])
 def test_vggs_train_at_0_01_without_and_0_1_with_batch_norm(depth):
     """torchvision's references/classification: --lr 1e-2 for VGG, the default for its _bn."""
