@@ -106,18 +106,18 @@ FIELDS = {
     "init.new_head": Field(False, "Start with a new head although the number of classes agrees",
         read_by={"init.weights": ON}),
 
-    "data.source": Field("auto", "Kind of data; auto finds out from data.path",
+    "data.source": Field("auto", "Format of the data; auto detects it from data.path",
         choices=("auto", "tfds", "folder", "digits", "synthetic"), aliases=("dataset",)),
     "data.path": Field("~/tensorflow_datasets/imagenet2012/5.1.0", "Folder of the data",
         operational=True, aliases=("data_dir", "data.dir", "data_path", "data.root")),
     "data.train_split": Field("train", "Name of the split to train on"),
     "data.eval_split": Field("validation", "Name of the split to evaluate on",
         aliases=("val_split", "test_split", "eval.split")),
-    "data.class_order": Field("name", 'Labels of the classes. "name": sorted by name; "number": '
-        "names are numbers, sorted as such; a file with one class name per line: its lines"),
+    "data.class_order": Field("name", "Which class has which label. name: sorted by name; number: "
+        "names are numbers, sorted as such; a file with one class name per line: its line numbers"),
     "data.holdout": Field(0.0, "Share of each class to hold out for validation, if the source is a "
         "folder without splits", at_least=0, below=1),
-    "data.interpolation": Field("bilinear", "Interpolation of crops and of evaluation images",
+    "data.interpolation": Field("bilinear", "Interpolation when images are resized",
         choices=("bilinear", "bicubic")),
     "data.resampling": Field("antialias", "antialias: resize as Pillow does; fast: no low-pass "
         "filter", choices=("antialias", "fast")),
@@ -287,18 +287,18 @@ FIELDS = {
 
     "checkpoint.every_epochs": Field(1.0, "Epochs between checkpoints; 0: only at the end",
         at_least=0, aliases=("save_every", "save_freq", "checkpoint_every", "save_interval")),
-    "checkpoint.keep": Field(3, "Number of last checkpoints to keep, besides the best one", above=0,
-        operational=True, aliases=("keep_checkpoints", "max_to_keep")),
-    "checkpoint.best_metric": Field("top1", "Metric on data.eval_split that the best checkpoint is "
-        "chosen by", choices=("top1", "top5", "loss"), aliases=("monitor",)),
+    "checkpoint.keep": Field(3, "Number of recent checkpoints to keep, besides the best one",
+        above=0, operational=True, aliases=("keep_checkpoints", "max_to_keep")),
+    "checkpoint.best_metric": Field("top1", "Metric on data.eval_split that decides which "
+        "checkpoint is the best", choices=("top1", "top5", "loss"), aliases=("monitor",)),
 
     "nonfinite.policy": Field("stop", "At a loss, gradient or parameter that is NaN or infinite: "
-        "stop, or rewind to the last checkpoint and leave out the batches before the step",
+        "stop, or rewind to the last checkpoint and leave out the batches before the failure",
         choices=("stop", "rewind"), operational=True, aliases=("nan_policy",)),
-    "nonfinite.max_rewinds": Field(3, "Most rewinds of a run", above=0, operational=True,
-        read_by={"nonfinite.policy": ("rewind",)}),
-    "nonfinite.skip_steps": Field(100, "Batches to leave out, up to the one of the step; never "
-        "batches before the checkpoint", above=0, operational=True,
+    "nonfinite.max_rewinds": Field(3, "Largest number of rewinds in a run", above=0,
+        operational=True, read_by={"nonfinite.policy": ("rewind",)}),
+    "nonfinite.skip_steps": Field(100, "Batches to leave out after a rewind, up to the one that "
+        "failed; never batches before the checkpoint", above=0, operational=True,
         read_by={"nonfinite.policy": ("rewind",)}),
 
     "log.every_steps": Field(100, "Steps between log lines and between points of the curves",
@@ -309,8 +309,8 @@ FIELDS = {
     "log.histograms_every_epochs": Field(0.0, "Epochs between histograms of weights and gradients "
         "by layer group; 0: never. Each costs the time of 1.3 steps (benchmarks/histograms.py)",
         at_least=0, operational=True, aliases=("histograms",)),
-    "log.images": Field(16, "Pictures of the first augmented batch, and of the most confident "
-        "mistakes at the end; 0: none. They cost a compilation at the start and the time of an "
+    "log.images": Field(16, "Images to show of the first augmented batch, and of the most "
+        "confident mistakes at the end; 0: none. They cost a compilation at the start and the time of an "
         "evaluation at the end", at_least=0, operational=True),
     "log.wandb": Field("", "Project of Weights & Biases to log to; empty: none", operational=True,
         aliases=("wandb_project",)),
