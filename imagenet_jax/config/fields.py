@@ -310,7 +310,7 @@ FIELDS = {
         "by layer group; 0: never. Each costs the time of 1.3 steps (benchmarks/histograms.py)",
         at_least=0, operational=True, aliases=("histograms",)),
     "log.images": Field(16, "Images to show of the first augmented batch, and of the most "
-        "confident mistakes at the end; 0: none. They cost a compilation at the start and the time of an "
+        "confident mistakes at the end; 0: none. They cost a compilation at the start and an "
         "evaluation at the end", at_least=0, operational=True),
     "log.wandb": Field("", "Project of Weights & Biases to log to; empty: none", operational=True,
         aliases=("wandb_project",)),
