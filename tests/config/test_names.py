@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from imagenet_jax import config as config_io
-from imagenet_jax.config.fields import FIELDS, defaults, fields_of_model
+from imagenet_jax.config import names
+from imagenet_jax.config.fields import FIELDS, REMOVED, defaults, fields_of_model
 from imagenet_jax.errors import UserError
 
 RESNET50 = str(Path(__file__).parents[2] / "configs/resnet50.py")
@@ -120,6 +121,14 @@ def test_a_former_name_says_the_new_one(old, tmp_path):
     )
     with pytest.raises(UserError, match=want):
         config_io.load(str(mine))
+
+
+def test_a_removed_field_says_what_there_is_instead(monkeypatch):
+    monkeypatch.setattr(names, "_fields_of_families", set)
+    fields = {name: f for name, f in fields_of_model("resnet50").items() if name not in REMOVED}
+    for name in ("model.norm", "model.weight_standardization"):
+        text = names.unknown_field(name, fields, "resnet50")
+        assert text.startswith(f"config.{name} was removed: ") and "the bit models" in text
 
 
 @pytest.mark.parametrize("typed", TYPED)
