@@ -1,14 +1,14 @@
 """Publish a finished run as a baseline that others can check.
 
   python -m imagenet_jax.publish runs/resnet50 --out=baselines/resnet50_v1
-  python -m imagenet_jax.publish --table            # the README's table of all baselines
-  python -m imagenet_jax.publish --table --check    # exit code 1 if that is stale
+  python -m imagenet_jax.publish --table            # update the README's table of all baselines
+  python -m imagenet_jax.publish --table --check    # exit code 1 if that table is out of date
 
-The folder holds config, provenance and metrics of the run, results (also by class), a fingerprint
-to know the run again by (data; loss and gradient norm of the first 50 steps; SHA-256 of the
-weights), the weights, and a model card. It is written whole or not at all, from code that is
-committed: then `python -m imagenet_jax.reproduce` can tell whether the run can be had again.
-Where the data lies elsewhere on this machine: --config.data.path=/data/imagenet
+The folder has the config, provenance and metrics of the run, its results (also by class), the
+weights, a model card, and a fingerprint that identifies the run: the data, the loss and gradient
+norm of the first 50 steps, and the SHA-256 of the weights. The code must be committed, so that
+`python -m imagenet_jax.reproduce` can check the run. Either the whole folder is written or nothing.
+If the data has moved on this machine: --config.data.path=/data/imagenet
 """
 
 from collections.abc import Sequence
@@ -20,32 +20,33 @@ from imagenet_jax.errors import UserError, expand_user
 def main(argv: Sequence[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
     parser = cli.parser("imagenet_jax.publish", __doc__)
-    parser.add_argument("workdir", nargs="?", metavar="WORKDIR", help="of a finished run")
-    parser.add_argument("--out", metavar="DIR", help="baselines/NAME, which is not there yet")
-    parser.add_argument(
+    add = parser.add_argument
+    add("workdir", nargs="?", metavar="WORKDIR", help="of a finished run")
+    add("--out", metavar="DIR", help="baselines/NAME; must not exist")
+    add(
         "--checkpoint", metavar="latest|best|STEP",
         help="which one; best is by config.checkpoint.best_metric (default: latest)",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--no_weights", action="store_true",
-        help="leave weights.safetensors out, and keep the checksums: for files too large for git",
+        help="leave out weights.safetensors but keep the checksums, if it is too large for git",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--allow_dirty", action="store_true",
-        help="publish although the code was not committed, or changed during the run",
+        help="publish even if the code was not committed or changed during the run",
     )  # fmt: skip
-    parser.add_argument(
+    add(
         "--table", nargs="?", const="README.md", metavar="FILE",
-        help="write the table of all baselines beside FILE into it (default: README.md)",
+        help="update the table of all baselines in FILE (default: README.md)",
     )  # fmt: skip
-    parser.add_argument("--check", action="store_true", help="with --table: compare, write nothing")
-    parser.add_argument("--config.FIELD", metavar="VALUE", help="of the evaluation here")
+    add("--check", action="store_true", help="with --table: compare it without writing")
+    add("--config.FIELD", metavar="VALUE", help="set a field for the evaluation on this machine")
     args = parser.parse_args(argv)
     of_a_run = args.out or args.checkpoint or args.no_weights or args.allow_dirty or overrides
     if args.table and (args.workdir or of_a_run):
-        raise UserError("--table stands alone, or with --check")
+        raise UserError("--table can only be combined with --check")
     if args.check and not args.table:
-        raise UserError("--check goes with --table")
+        raise UserError("--check needs --table")
     if not args.table and not (args.workdir and args.out):
         raise UserError("give WORKDIR and --out=baselines/NAME, or --table")
 

@@ -1,4 +1,4 @@
-"""A finished run of a few steps, and the same published."""
+"""Fixtures of a finished run of a few steps, and of the same run published."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ class Finished(NamedTuple):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory, digits_path):
-    """A run of 8 steps, to its end: (workdir, config)."""
+    """A completed run of 8 steps: (workdir, config)."""
     from conftest import tiny_config  # which imports this module
 
     from imagenet_jax import config as config_io
@@ -27,7 +27,7 @@ def finished(tmp_path_factory, digits_path):
 
 @pytest.fixture(scope="session")
 def baseline(finished):
-    """That run published, as `baselines/tiny`; not to be changed."""
+    """That run published as `baselines/tiny`; tests must not change it."""
     from imagenet_jax.baselines.publishing import publish
 
     folder = finished.workdir.parent / "baselines" / "tiny"

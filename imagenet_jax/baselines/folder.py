@@ -1,36 +1,38 @@
-"""A published baseline: the folder that says what was trained and how it came out."""
+"""The folder of a published baseline: reading it, and the form of its files."""
 
 import dataclasses
+import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from imagenet_jax import config as config_io
 from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
-from imagenet_jax.files import read_json_lines
+from imagenet_jax.files import read_json, read_json_lines
 
 CONFIG, PROVENANCE, METRICS = "config.json", "provenance.json", "metrics.jsonl"
 RESULTS, FINGERPRINT = "results.json", "fingerprint.json"
 WEIGHTS, CARD = "weights.safetensors", "README.md"
-
-# What readers of the files rely on.
-_RESULTS = ("checkpoint", "split", "results", "by_class")
-_FINGERPRINT = ("data", "total_steps", "first_steps", "weights")
-_PROVENANCE = ("git_revision", "python", "packages", "devices", "data")
+_REQUIRED = {
+    RESULTS: ("checkpoint", "split", "results", "by_class"),
+    FINGERPRINT: ("data", "total_steps", "first_steps", "weights"),
+    PROVENANCE: ("git_revision", "python", "packages", "devices", "data"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """What a folder holds.
+    """The content of a folder.
 
     Attributes:
-      config: that trained it.
-      provenance: what else the numbers depend on; see `provenance.collect_provenance`.
+      provenance: see `collect_provenance`; "resumed" lists the later starts of the run.
       metrics: the lines of metrics.jsonl.
-      results: {checkpoint, split, results: [{weights, count, top1, top5, loss}], by_class}; the
-        first of the results is that of the published weights.
+      results: {checkpoint, split, results: [{weights, count, METRICS ...}], by_class}; the first
+        of the results is that of the published weights.
       fingerprint: {data: {split: fingerprint}, total_steps, first_steps: [{step, loss,
         grad_norm}], weights: {checkpoint, weights, all, tensors}}.
     """
@@ -46,64 +48,90 @@ class Baseline:
     def name(self) -> str:
         return self.path.resolve().name
 
+    @property
+    def result(self) -> dict[str, Any]:
+        """The result of the published weights."""
+        return self.results["results"][0]
+
+    @property
+    def starts(self) -> list[dict[str, Any]]:
+        """The provenance of each start of the run."""
+        return [self.provenance, *self.provenance.get("resumed", [])]
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether a start ran code that was not committed."""
+        return any(start["git_dirty"] for start in self.starts)
+
+    @property
+    def cpu(self) -> dict[str, Any]:
+        return self.provenance.get("machine", {}).get("cpu", {})
+
 
 def read(path: Path) -> Baseline:
-    """What `publishing.publish` wrote; UserError, naming the file, where it is not there whole."""
+    """Return what `publish` wrote; UserError, naming the file, if it is incomplete."""
     if not (path / FINGERPRINT).is_file():
         raise UserError(
-            f"{path} is no published baseline: it has no {FINGERPRINT}; "
+            f"{path} is not a published baseline: it has no {FINGERPRINT}; "
             "python -m imagenet_jax.publish writes one"
         )
     return Baseline(
         path=path,
-        config=config_io.from_json(_text(path / CONFIG), path / CONFIG),
-        provenance=_object(path / PROVENANCE, _PROVENANCE),
+        config=config_io.from_json(_read(path / CONFIG, Path.read_text), path / CONFIG),
+        provenance=_read_object(path / PROVENANCE),
         metrics=read_lines(path / METRICS),
-        results=_object(path / RESULTS, _RESULTS),
-        fingerprint=_object(path / FINGERPRINT, _FINGERPRINT),
+        results=_read_object(path / RESULTS),
+        fingerprint=_read_object(path / FINGERPRINT),
     )
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; UserError where it cannot be read."""
-    try:
-        return read_json_lines(path)
-    except FileNotFoundError as e:
-        raise UserError(f"{path} is missing; publish the run again") from e
-    except OSError as e:
-        raise UserError(f"{path} cannot be read: {e}") from e
-    except ValueError as e:
-        raise UserError(f"{path} is damaged: {e}") from e
+    """Return the objects of a JSON-lines file; UserError if it cannot be read."""
+    return _read(path, read_json_lines)
 
 
-def dumps(value: Any, indent: int = 0) -> str:
-    """JSON with one line for each object or list that holds no other: short, and good to diff."""
+def format_json(value: Any, indent: int = 0) -> str:
+    """Return JSON with one line per innermost object or list: short, and readable as a diff."""
     value = strict_json.encode(value)
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     if not any(isinstance(item, dict | list) for item in inner):
         return strict_json.dumps(value)
     pad, end = " " * (indent + 1), " " * indent
     if isinstance(value, dict):
-        lines = [f"{strict_json.dumps(k)}: {dumps(v, indent + 1)}" for k, v in value.items()]
+        lines = [f"{strict_json.dumps(k)}: {format_json(v, indent + 1)}" for k, v in value.items()]
         return "{\n" + pad + f",\n{pad}".join(lines) + f"\n{end}}}"
-    return "[\n" + pad + f",\n{pad}".join(dumps(v, indent + 1) for v in value) + f"\n{end}]"
+    return "[\n" + pad + f",\n{pad}".join(format_json(v, indent + 1) for v in value) + f"\n{end}]"
 
 
-def _object(path: Path, keys: tuple[str, ...]) -> dict[str, Any]:
-    try:
-        found = strict_json.loads(_text(path))
-    except ValueError as e:
-        raise UserError(f"{path} is damaged: {e}") from e
-    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
-    if missing:
-        raise UserError(f"{path} is damaged: it has no {missing[0]!r}")
+def checksums(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return {"all": SHA-256, "tensors": {name: SHA-256}} in hexadecimal.
+
+    A tensor's is that of its bytes in a .safetensors file: little-endian, row-major. "all" is that
+    of the lines "SHA-256  NAME", sorted by name, as sha256sum prints them.
+    """
+    sums = {}
+    for name in sorted(tensors):
+        array = np.asarray(tensors[name])
+        little = array.astype(array.dtype.newbyteorder("<"), order="C")
+        sums[name] = hashlib.sha256(little.tobytes()).hexdigest()
+    lines = "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+    return {"all": hashlib.sha256(lines.encode()).hexdigest(), "tensors": sums}
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    found = _read(path, read_json)
+    for key in _REQUIRED[path.name]:
+        if not isinstance(found, dict) or key not in found:
+            raise UserError(f"{path} is damaged: it has no {key!r}")
     return found
 
 
-def _text(path: Path) -> str:
+def _read(path: Path, reader: Any) -> Any:
     try:
-        return path.read_text()
+        return reader(path)
     except FileNotFoundError as e:
         raise UserError(f"{path} is missing; publish the run again") from e
-    except (OSError, UnicodeDecodeError) as e:
+    except OSError as e:
         raise UserError(f"{path} cannot be read: {e}") from e
+    except ValueError as e:
+        raise UserError(f"{path} is damaged: {e}") from e

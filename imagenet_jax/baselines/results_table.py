@@ -1,4 +1,4 @@
-"""The README's table of what was measured with this code, from the published baselines."""
+"""The README's table of results, made from the published baselines."""
 
 from pathlib import Path
 from statistics import median
@@ -9,20 +9,21 @@ from imagenet_jax.errors import UserError, writing
 from imagenet_jax.files import write_atomically
 from imagenet_jax.runtime.provenance import describe_code
 from imagenet_jax.training import optim
+from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS
 
 BEGIN = "<!-- results: python -m imagenet_jax.publish --table -->"
 END = "<!-- end of results -->"
 _COLUMNS = (
-    "baseline", "model", "recipe", "epochs", "top-1", "top-5", "images", "loss", "weights",
-    "device", "img/s", "revision",
+    "baseline", "model", "recipe", "epochs", *(metric.label for metric in METRICS.values()),
+    "images", "weights", "device", "img/s", "revision",
 )  # fmt: skip
 
 
 def update(readme: Path, baselines: Path, *, check: bool = False) -> str:
-    """Put the table of `baselines`/* between the markers of `readme`; with `check` compare only.
+    """Write the table of `baselines`/* between the markers in `readme`; return a line about it.
 
-    Returns one line that says what was done. Raises UserError where the file has no markers or
-    cannot be written, and, with `check`, where its table is another.
+    With `check` nothing is written. Raises UserError if the file has no markers, cannot be read or
+    written, or, with `check`, has a different table.
     """
     try:
         text = readme.read_text()
@@ -33,14 +34,14 @@ def update(readme: Path, baselines: Path, *, check: bool = False) -> str:
     if not begin or not end:
         raise UserError(f"{readme} has no table to replace: add the lines {BEGIN} and {END}")
     published = find(baselines)
-    new = f"{before}{BEGIN}\n{table(published, baselines.name)}{END}{after}"
+    new = f"{before}{BEGIN}\n{format_table(published, baselines.name)}{END}{after}"
     count = f"{len(published)} baseline{'s' * (len(published) != 1)}"
     if new == text:
         return f"{readme} has the results of {count}"
     if check:
         raise UserError(
-            f"the results in {readme} are not those of {baselines}: run python -m "
-            "imagenet_jax.publish --table, and commit what it changes"
+            f"the results in {readme} differ from {baselines}: run python -m "
+            "imagenet_jax.publish --table and commit the change"
         )
     with writing(f"--table={readme}"):
         write_atomically(readme, new)
@@ -48,54 +49,48 @@ def update(readme: Path, baselines: Path, *, check: bool = False) -> str:
 
 
 def find(folder: Path) -> list[Baseline]:
-    """Every published baseline in `folder`, by name; UserError where one is damaged."""
-    places = sorted(path.parent for path in folder.glob(f"[!.]*/{baseline.FINGERPRINT}"))
-    return [baseline.read(place) for place in places]
+    """Return every published baseline in `folder`, by name; UserError if one is damaged."""
+    paths = sorted(path.parent for path in folder.glob(f"[!.]*/{baseline.FINGERPRINT}"))
+    return [baseline.read(path) for path in paths]
 
 
-def table(baselines: list[Baseline], folder: str) -> str:
-    """Lines of a Markdown table, linking to `folder`/NAME."""
+def format_table(baselines: list[Baseline], folder: str) -> str:
+    """Return a Markdown table with links to `folder`/NAME."""
     rows = [_COLUMNS, ("---",) * len(_COLUMNS), *(_row(b, folder) for b in baselines)]
     return "".join("| " + " | ".join(row) + " |\n" for row in rows)
 
 
 def _row(published: Baseline, folder: str) -> tuple[str, ...]:
-    config, made_by = published.config, published.provenance
-    first = published.results["results"][0]
+    config, result = published.config, published.result
     rate = optim.peak_learning_rate(config.optim, config.batch_size)
     width = "" if config.model.width == 1 else f", width {config.model.width:g}"
-    dirty = any(start["git_dirty"] for start in (made_by, *made_by.get("resumed", [])))
+    revision = describe_code(published.provenance, 7) or "unknown"
     return (
         f"[{published.name}]({folder}/{published.name}/)",
         f"{config.model.name}{width}",
         f"{config.optim.name}, {config.optim.schedule}, peak {rate:.4g}, batch "
         f"{config.batch_size:,}",
         f"{config.epochs:g}",
-        f"{first['top1']:.2%}",
-        f"{first['top5']:.2%}",
-        f"{first['count']:,}",
-        f"{first['loss']:.4f}",
-        first["weights"],
+        *(metric.text(result.get(metric.name)) for metric in METRICS.values()),
+        f"{result['count']:,}",
+        WEIGHTS_LABELS[result["weights"]],
         _device(published),
         _speed(published),
-        f"`{describe_code(made_by, 7) or 'unknown'}`{' + changes' * dirty}",
+        f"`{revision}`{' + changes' * published.is_dirty}",
     )
 
 
 def _device(published: Baseline) -> str:
     devices = published.provenance["devices"]
-    kind = ", ".join(sorted(set(devices)))
-    if kind != "cpu":
-        return f"{len(devices)} x {kind}"
-    cpu = published.provenance.get("machine", {}).get("cpu", {})
-    return f"{cpu.get('model name', kind)}, {cpu.get('cores', len(devices))} cores"
+    kinds = ", ".join(sorted(set(devices)))
+    if kinds != "cpu":
+        return f"{len(devices)} x {kinds}"
+    cpu = published.cpu
+    return f"{cpu.get('model name', kinds)}, {cpu.get('cores', len(devices))} cores"
 
 
 def _speed(published: Baseline) -> str:
-    """Median over the intervals of the run; empty where none was timed, and on a CPU.
-
-    There it says how busy the machine was.
-    """
+    """Return the median rate of the run; "" on a CPU, where it depends on what else was running."""
     if "cpu" in published.provenance["devices"]:
         return ""
     rates = [line["images_per_second"] for line in published.metrics if "images_per_second" in line]

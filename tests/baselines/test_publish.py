@@ -1,4 +1,4 @@
-"""Publishing a run: what the folder says, against the run's files, NumPy, sklearn and hashlib."""
+"""Publishing a run: the folder against the run's files, NumPy, scikit-learn and hashlib."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from conftest import tiny_config
 from sklearn.metrics import precision_recall_fscore_support
 
 from imagenet_jax import config as config_io
-from imagenet_jax import publish as door
+from imagenet_jax import publish
 from imagenet_jax import train as loop
 from imagenet_jax.baselines import publishing
 from imagenet_jax.classify.images import predict_split
@@ -22,7 +22,7 @@ from imagenet_jax.training.load_weights import of_file
 
 @pytest.fixture
 def copied(finished, tmp_path):
-    """A copy of the finished run, to spoil."""
+    """A copy of the finished run that a test may change."""
     return shutil.copytree(finished.workdir, tmp_path / "run")
 
 
@@ -36,7 +36,7 @@ def _edit(path, change):
     path.write_text(json.dumps(tree))
 
 
-def test_the_folder_says_what_the_run_wrote(finished, baseline):
+def test_folder_has_the_files_and_results_of_the_run(finished, baseline):
     for name in ("config.json", "metrics.jsonl"):
         assert (baseline / name).read_text() == (finished.workdir / name).read_text()
     ran = json.loads((finished.workdir / "provenance.json").read_text())
@@ -59,7 +59,7 @@ def test_the_folder_says_what_the_run_wrote(finished, baseline):
         assert ours == {name: theirs[name] for name in ("step", "loss", "grad_norm")}
 
 
-def test_by_class_is_sklearns_report_of_the_published_weights(finished, baseline):
+def test_results_by_class_agree_with_sklearn(finished, baseline):
     weights = of_file(baseline / "weights.safetensors", finished.config)
     assert weights.class_names == tuple("0123456789")
     found = predict_split(weights)
@@ -76,8 +76,8 @@ def test_by_class_is_sklearns_report_of_the_published_weights(finished, baseline
     }
 
 
-def test_checksums_are_of_the_bytes_in_the_safetensors_file(baseline):
-    """The file read by its specification: u64 length, JSON header, data."""
+def test_checksums_are_those_of_the_bytes_in_the_safetensors_file(baseline):
+    """Reads the file by its specification: u64 length, JSON header, data."""
     sums = json.loads((baseline / "fingerprint.json").read_text())["weights"]
     content = (baseline / "weights.safetensors").read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
@@ -90,7 +90,7 @@ def test_checksums_are_of_the_bytes_in_the_safetensors_file(baseline):
         assert sums["tensors"][name] == digest
 
 
-def test_model_card_has_the_numbers_and_links_that_lead_somewhere(baseline):
+def test_model_card_has_the_results_and_valid_links(baseline):
     import re
 
     card = (baseline / "README.md").read_text()
@@ -103,12 +103,12 @@ def test_model_card_has_the_numbers_and_links_that_lead_somewhere(baseline):
     fingerprint = json.loads((baseline / "fingerprint.json").read_text())
     assert fingerprint["weights"]["all"] in card
     assert f"python -m imagenet_jax.reproduce baselines/{baseline.name} --full" in card
-    for line in card.splitlines():  # every table has as many cells in each row
+    for line in card.splitlines():  # every row of a table is closed
         if line.startswith("|"):
             assert line.endswith(" |")
 
 
-def test_without_weights_there_are_checksums_still(finished, tmp_path, baseline):
+def test_checksums_are_published_without_the_weights(finished, tmp_path, baseline):
     out = tmp_path / "tiny"
     publishing.publish(finished.workdir, out, allow_dirty=True, with_weights=False)
     assert not (out / "weights.safetensors").exists()
@@ -116,7 +116,7 @@ def test_without_weights_there_are_checksums_still(finished, tmp_path, baseline)
     assert "Not in this folder" in (out / "README.md").read_text()
 
 
-def test_a_checkpoint_that_was_not_evaluated_is_evaluated(copied, tmp_path):
+def test_checkpoint_without_a_result_is_evaluated(copied, tmp_path):
     history = copied / "metrics.jsonl"
     kept = [x for x in history.read_text().splitlines() if '"weights"' not in x]
     want = [x for x in _lines(history) if x["split"] == "validation"]
@@ -134,7 +134,7 @@ def _git(folder, *args):
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A clean scratch repository in the place of this one."""
+    """A clean temporary repository that replaces this one."""
     folder = tmp_path / "checkout"
     folder.mkdir()
     _git(folder, "init", "-q")
@@ -148,7 +148,7 @@ def checkout(tmp_path, monkeypatch):
 
 
 def _trained_with(**changes):
-    """An edit of provenance.json: trained at a clean revision but for `changes`."""
+    """Return an edit of provenance.json: trained at a clean revision, except for `changes`."""
 
     def change(tree):
         tree.update({"git_revision": "a" * 40, "git_dirty": False} | changes)
@@ -156,89 +156,89 @@ def _trained_with(**changes):
     return change
 
 
-def test_code_that_nobody_can_know_is_refused(copied, checkout, tmp_path, call_door, fails):
+def test_unidentifiable_code_is_refused(copied, checkout, tmp_path, call_door, fails):
     command = [copied, f"--out={tmp_path}/tiny"]
     changed = {"git_revision": "b" * 40, "git_dirty": False}
     for change, words in (
-        (_trained_with(git_dirty=True), ["not committed", "--allow_dirty"]),
+        (_trained_with(git_dirty=True), ["uncommitted changes", "--allow_dirty"]),
         (_trained_with(git_revision=None), ["outside a git checkout"]),
         (_trained_with(resumed=[changed]), ["several revisions, aaaaaaa, bbbbbbb"]),
-        (_trained_with(resumed=[changed | {"git_dirty": True}]), ["not committed"]),
+        (_trained_with(resumed=[changed | {"git_dirty": True}]), ["uncommitted changes"]),
     ):
         _edit(copied / "provenance.json", change)
-        fails(door, command, *words)
+        fails(publish, command, *words)
     mine = {"git_dirty": True, "git_untracked": ["configs/mine.py"]}
     _edit(copied / "provenance.json", _trained_with(resumed=[changed | mine]))
-    fails(door, command, "configs/mine.py, which git does not know", "--allow_dirty")
+    fails(publish, command, "configs/mine.py, which is not tracked by git", "--allow_dirty")
     _edit(copied / "provenance.json", _trained_with(resumed=[]))
     (checkout / "imagenet_jax" / "step.py").write_text("lr = 2\n")
-    fails(door, command, "changes that are not committed", "--allow_dirty")
+    fails(publish, command, "the code has uncommitted changes", "--allow_dirty")
     assert not (tmp_path / "tiny").exists()
     _git(checkout, "commit", "-q", "-a", "-m", "Change")
-    assert call_door(door, command)[0] == 0
-    assert "**with changes" not in (tmp_path / "tiny" / "README.md").read_text()
+    assert call_door(publish, command)[0] == 0
+    assert "**with uncommitted changes**" not in (tmp_path / "tiny" / "README.md").read_text()
 
 
-def test_changes_are_told_in_the_card_of_a_dirty_run(copied, tmp_path, call_door):
+def test_card_of_a_dirty_run_mentions_the_changes(copied, tmp_path, call_door):
     _edit(copied / "provenance.json", _trained_with(git_dirty=True))
-    code, out, _ = call_door(door, [copied, f"--out={tmp_path}/tiny", "--allow_dirty"])
+    code, out, _ = call_door(publish, [copied, f"--out={tmp_path}/tiny", "--allow_dirty"])
     assert code == 0 and "top-1" in out
-    assert "**with changes that were not committed**" in (tmp_path / "tiny/README.md").read_text()
+    assert "**with uncommitted changes**" in (tmp_path / "tiny/README.md").read_text()
 
 
-def test_what_is_not_fit_to_be_published_is_refused(copied, finished, tmp_path, fails, baseline):
+def test_unfit_runs_and_invalid_flags_are_refused(copied, finished, tmp_path, fails, baseline):
     out = ["--allow_dirty", f"--out={tmp_path}/tiny"]
-    fails(door, [tmp_path, *out], "no config.json")
-    fails(door, [finished.workdir, "--allow_dirty", f"--out={baseline}"], "is there already")
-    fails(door, [finished.workdir, *out, "--checkpoint=7"], "--checkpoint=7", "has 8")
-    fails(door, [finished.workdir], "--out=baselines/NAME")
-    fails(door, [finished.workdir, "--table"], "--table stands alone")
-    fails(door, [finished.workdir, *out, "--check"], "--check goes with --table")
+    fails(publish, [tmp_path, *out], "no config.json")
+    fails(publish, [finished.workdir, "--allow_dirty", f"--out={baseline}"], "already exists")
+    fails(publish, [finished.workdir, *out, "--checkpoint=7"], "--checkpoint=7", "has 8")
+    fails(publish, [finished.workdir], "--out=baselines/NAME")
+    fails(publish, [finished.workdir, "--table"], "--table can only be combined with --check")
+    fails(publish, [finished.workdir, *out, "--check"], "--check needs --table")
 
     (copied / "first_steps.jsonl").write_text('{"step": 1, "loss": 1.0, "grad_norm": 1.0}\n')
-    fails(door, [copied, *out], "first 8 steps")
+    fails(publish, [copied, *out], "first 8 steps")
     (copied / "first_steps.jsonl").unlink()
-    fails(door, [copied, *out], "first 8 steps")
+    fails(publish, [copied, *out], "first 8 steps")
 
-    def other_number(tree):
+    def change_epochs(tree):
         tree["epochs"] = 0.5
 
-    _edit(copied / "config.json", other_number)
-    fails(door, [copied, *out], "not finished: step 8 of 15")
+    _edit(copied / "config.json", change_epochs)
+    fails(publish, [copied, *out], "not finished: step 8 of 15")
     assert not list(tmp_path.glob("*tiny*"))
 
 
-def test_other_images_are_refused(finished, tmp_path, fails):
+def test_different_images_are_refused(finished, tmp_path, fails):
     other = tmp_path / "digits" / "1.0.0"
     digits.prepare(other)
     features = other / "features.json"
     features.write_text(features.read_text() + " ")
     command = [finished.workdir, "--allow_dirty", f"--out={tmp_path}/tiny"]
-    fails(door, [*command, f"--config.data.path={other}"], str(other), "--config.data.path=DIR")
+    fails(publish, [*command, f"--config.data.path={other}"], str(other), "--config.data.path=DIR")
 
 
-def test_results_of_another_machine_that_are_not_found_here_are_refused(copied, tmp_path, fails):
+def test_recorded_results_that_cannot_be_measured_here_are_refused(copied, tmp_path, fails):
     lines = _lines(copied / "metrics.jsonl")
     for line in lines:
         if line.get("weights") == "ema":
             line["top1"] = 0.99
     (copied / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
-    fails(door, [copied, "--allow_dirty", f"--out={tmp_path}/tiny"], "metrics.jsonl", "0.9900")
+    fails(publish, [copied, "--allow_dirty", f"--out={tmp_path}/tiny"], "metrics.jsonl", "0.9900")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_an_interrupted_publish_leaves_nothing(finished, tmp_path, monkeypatch, error):
-    def interrupted(tensors, path, names):
+def test_interrupted_publish_leaves_nothing(finished, tmp_path, monkeypatch, error):
+    def interrupt(tensors, path, names):
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(publishing.torch_names, "save", interrupted)
+    monkeypatch.setattr(publishing.torch_names, "save", interrupt)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else UserError):
         publishing.publish(finished.workdir, tmp_path / "b" / "tiny", allow_dirty=True)
     assert list((tmp_path / "b").iterdir()) == []
 
 
-def test_what_a_killed_publish_left_is_replaced(finished, tmp_path):
+def test_remains_of_a_killed_publish_are_replaced(finished, tmp_path):
     left = tmp_path / ".tiny.part"
     left.mkdir()
     (left / "old.txt").write_text("half")
@@ -247,7 +247,7 @@ def test_what_a_killed_publish_left_is_replaced(finished, tmp_path):
     assert not (tmp_path / "tiny" / "old.txt").exists()
 
 
-def test_a_run_that_was_asked_to_end_early_is_not_finished(digits_path, tmp_path, fails):
+def test_run_that_was_stopped_early_is_refused(digits_path, tmp_path, fails):
     loop.train(tiny_config(digits_path), tmp_path / "run", stop_after=2)
     command = [tmp_path / "run", "--allow_dirty", f"--out={tmp_path}/tiny"]
-    fails(door, command, "not finished: step 2 of 8")
+    fails(publish, command, "not finished: step 2 of 8")

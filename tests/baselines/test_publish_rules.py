@@ -1,4 +1,4 @@
-"""What the comparison of runs allows, the interval of the model card, checksums, the JSON."""
+"""Tolerances of the comparison, the interval of the model card, checksums and the JSON form."""
 
 import hashlib
 
@@ -10,22 +10,22 @@ from scipy import stats
 
 from imagenet_jax import strict_json
 from imagenet_jax.baselines import comparison, folder
-from imagenet_jax.baselines.checksums import checksums
-from imagenet_jax.baselines.model_card import wilson
+from imagenet_jax.baselines.folder import checksums
+from imagenet_jax.baselines.model_card import wilson_interval
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 10), (358, 360), (360, 360), (38_000, 50_000)])
-def test_interval_is_scipys_wilson_interval(right, count):
+def test_interval_agrees_with_scipy(right, count):
     want = stats.binomtest(right, count).proportion_ci(0.95, "wilson")
-    assert wilson(right / count, count) == pytest.approx((want.low, want.high), abs=1e-7)
+    assert wilson_interval(right / count, count) == pytest.approx((want.low, want.high), abs=1e-7)
 
 
-def test_accuracies_of_two_equal_runs_are_within_the_tolerance():
-    """Three standard errors of a difference: 0.27 % of pairs are further apart."""
+def test_equally_good_runs_are_within_the_tolerance():
+    """Three standard errors of a difference: 0.27 % of pairs differ by more."""
     rng = np.random.default_rng(0)
     pairs = rng.binomial(1000, 0.8, (20_000, 2)) / 1000
-    apart = [abs(a - b) > comparison.accuracy_tolerance(a, 1000) for a, b in pairs]
-    assert 0.0015 < np.mean(apart) < 0.0045
+    exceeds = [abs(a - b) > comparison.accuracy_tolerance(a, 1000) for a, b in pairs]
+    assert 0.0015 < np.mean(exceeds) < 0.0045
     assert comparison.accuracy_tolerance(1.0, 360) > 1 / 360
 
 
@@ -34,12 +34,12 @@ def _steps(losses, norms):
     return [{"step": i, "loss": a, "grad_norm": b} for i, (a, b) in rows]
 
 
-def test_exact_sees_the_last_bit_and_names_it():
+def test_exact_comparison_finds_the_last_bit():
     published = _steps([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
     here = _steps([1.0, float(np.nextafter(np.float32(2), np.float32(3))), 4.0], [1.0, 1.0, 1.0])
     found = comparison.first_difference(published, here, exact=True, dtype="float32")
     assert (found.where, found.quantity, found.published) == ("step 2", "loss", 2.0)
-    assert "2.000000238418579" in str(found) and "bits" in str(found)
+    assert "2.000000238418579" in str(found) and "bit for bit" in str(found)
     assert not comparison.first_difference(published, published, exact=True, dtype="float32")
     assert not comparison.first_difference(published, here[:1], exact=True, dtype="float32")
 
@@ -51,7 +51,7 @@ def test_exact_sees_the_last_bit_and_names_it():
     st.floats(1e-3, 1e3),
     st.sampled_from(["float32", "bfloat16"]),
 )
-def test_tolerance_is_a_relative_difference_that_never_shrinks(quantity, step, value, dtype):
+def test_tolerance_is_relative_and_grows_with_the_step(quantity, step, value, dtype):
     allowed = comparison.tolerance(step, quantity, dtype)
     assert allowed <= comparison.tolerance(step + 1, quantity, dtype) < 1
     assert comparison.tolerance(step, quantity, "float32") <= allowed
@@ -64,12 +64,12 @@ def test_tolerance_is_a_relative_difference_that_never_shrinks(quantity, step, v
             assert (found.where, found.quantity) == (f"step {step}", quantity)
 
 
-def test_nan_differs_from_everything():
+def test_nan_always_differs():
     published, here = _steps([1.0], [1.0]), _steps([float("nan")], [1.0])
     assert comparison.first_difference(published, here, exact=False, dtype="float32")
 
 
-def test_checksums_are_those_of_the_bytes_and_of_the_list_of_them():
+def test_checksums_agree_with_hashlib():
     tensors = {
         "b": np.arange(6, dtype=">f4").reshape(2, 3).T,  # neither little-endian nor row-major
         "a": np.int64(7),
@@ -94,6 +94,6 @@ _JSON = st.recursive(
 
 @settings(max_examples=50)
 @given(_JSON)
-def test_json_is_read_back_as_it_was(value):
+def test_json_is_read_back_unchanged(value):
     written = {"value": value}
-    assert strict_json.loads(folder.dumps(written)) == written
+    assert strict_json.loads(folder.format_json(written)) == written

@@ -1,11 +1,11 @@
-"""The README's table of the published baselines: against their files, and told when stale."""
+"""The README's table of results: against the files of the baselines, and when out of date."""
 
 import json
 import shutil
 
 import pytest
 
-from imagenet_jax import publish as door
+from imagenet_jax import publish
 from imagenet_jax.baselines.results_table import BEGIN, END
 
 
@@ -14,14 +14,14 @@ def readme(baseline, tmp_path):
     """A README with markers beside two published baselines."""
     for name in ("tiny", "other"):
         shutil.copytree(baseline, tmp_path / "baselines" / name)
-    shutil.copytree(baseline, tmp_path / "baselines" / ".half.part")  # a killed publish left it
+    shutil.copytree(baseline, tmp_path / "baselines" / ".half.part")  # left by a killed publish
     path = tmp_path / "README.md"
     path.write_text(f"# Title\n\nbefore\n{BEGIN}\n{END}\nafter\n")
     return path
 
 
-def test_table_is_what_the_baselines_say(readme, call_door):
-    code, out, _ = call_door(door, [f"--table={readme}"])
+def test_table_agrees_with_the_files(readme, call_door):
+    code, out, _ = call_door(publish, [f"--table={readme}"])
     assert (code, out) == (0, f"{readme}: results of 2 baselines written\n")
     text = readme.read_text()
     assert text.startswith(f"# Title\n\nbefore\n{BEGIN}\n| ")
@@ -39,7 +39,7 @@ def test_table_is_what_the_baselines_say(readme, call_door):
     cells = dict(zip(header, rows[1], strict=True))
     assert cells["top-1"] == f"{100 * first['top1']:.2f}%"
     assert cells["top-5"] == f"{100 * first['top5']:.2f}%"
-    assert (cells["images"], cells["weights"]) == (str(first["count"]), "ema")
+    assert (cells["images"], cells["weights"]) == (str(first["count"]), "EMA")
     assert float(cells["loss"]) == pytest.approx(first["loss"], abs=6e-5)
     assert cells["model"] == "resnet18, width 0.0625"
     assert float(cells["epochs"]) == config["epochs"]
@@ -47,32 +47,32 @@ def test_table_is_what_the_baselines_say(readme, call_door):
     assert cells["revision"].startswith(f"`{made_by['git_revision'][:7]}`")
     assert ("changes" in cells["revision"]) == made_by["git_dirty"]
     before = readme.read_text()
-    assert call_door(door, [f"--table={readme}"])[:2] == (
+    assert call_door(publish, [f"--table={readme}"])[:2] == (
         0,
         f"{readme} has the results of 2 baselines\n",
     )
     assert readme.read_text() == before
 
 
-def test_a_stale_table_is_told_and_not_written(readme, call_door, fails):
-    fails(door, [f"--table={readme}", "--check"], "run python -m imagenet_jax.publish --table")
-    call_door(door, [f"--table={readme}"])
-    assert call_door(door, [f"--table={readme}", "--check"])[0] == 0
+def test_outdated_table_is_reported_and_not_written(readme, call_door, fails):
+    fails(publish, [f"--table={readme}", "--check"], "run python -m imagenet_jax.publish --table")
+    call_door(publish, [f"--table={readme}"])
+    assert call_door(publish, [f"--table={readme}", "--check"])[0] == 0
     shutil.rmtree(readme.parent / "baselines" / "other")
     before = readme.read_text()
-    fails(door, [f"--table={readme}", "--check"], str(readme))
+    fails(publish, [f"--table={readme}", "--check"], str(readme))
     assert readme.read_text() == before
-    call_door(door, [f"--table={readme}"])
+    call_door(publish, [f"--table={readme}"])
     results = readme.parent / "baselines" / "tiny" / "results.json"
     tree = json.loads(results.read_text())
     tree["results"][0]["top1"] = 0.123
     results.write_text(json.dumps(tree))
-    fails(door, [f"--table={readme}", "--check"], str(readme))
+    fails(publish, [f"--table={readme}", "--check"], str(readme))
 
 
-def test_what_has_no_table_or_a_damaged_baseline_is_named(readme, tmp_path, fails):
+def test_missing_table_and_damaged_baseline_are_named(readme, tmp_path, fails):
     (tmp_path / "other.md").write_text("# Title\n")
-    fails(door, [f"--table={tmp_path}/other.md"], "no table to replace", BEGIN)
-    fails(door, [f"--table={tmp_path}/none.md"], "none.md cannot be read")
+    fails(publish, [f"--table={tmp_path}/other.md"], "no table to replace", BEGIN)
+    fails(publish, [f"--table={tmp_path}/none.md"], "none.md cannot be read")
     (readme.parent / "baselines" / "tiny" / "results.json").write_text("{}")
-    fails(door, [f"--table={readme}"], "tiny/results.json is damaged")
+    fails(publish, [f"--table={readme}"], "tiny/results.json is damaged")

@@ -1,4 +1,4 @@
-"""The baselines in this repository: whole, in the README, and had again by their own command."""
+"""The baselines in this repository: consistent, in the README, and reproducible."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ QUICKSTART = REPOSITORY / "baselines" / "quickstart"
 
 
 def _reproduce(data, *args, flags=""):
-    """What the command prints, on one CPU device; its exit code."""
+    """Return what the command prints on one CPU device, and its exit code."""
     done = subprocess.run(
         [sys.executable, "-m", "imagenet_jax.reproduce", QUICKSTART, *args,
          f"--config.data.path={data}"],
@@ -30,13 +30,13 @@ def _reproduce(data, *args, flags=""):
     return done.stdout, done.returncode
 
 
-def test_the_table_in_the_readme_is_that_of_the_baselines():
+def test_readme_has_the_results_of_the_baselines():
     results_table.update(REPOSITORY / "README.md", REPOSITORY / "baselines", check=True)
     assert QUICKSTART in FOLDERS
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
-def test_a_baseline_agrees_with_itself(folder):
+def test_files_of_a_baseline_are_consistent(folder):
     published = baseline.read(folder)
     assert not published.provenance["git_dirty"]
     assert (folder / "README.md").read_text().startswith(f"# {folder.name}\n")
@@ -56,21 +56,21 @@ def test_a_baseline_agrees_with_itself(folder):
         assert got == sums
 
 
-def test_the_quickstart_is_still_what_was_published():
+def test_quickstart_config_is_the_published_one():
     published = config_io.load(str(QUICKSTART / "config.json"))
     now = config_io.load(str(REPOSITORY / "configs" / "quickstart.py"))
     assert config_io.differences(published, now) == []
 
 
 @pytest.mark.slow
-def test_the_first_steps_of_the_quickstart_are_had_again(digits_path):
+def test_first_steps_of_the_quickstart_are_reproduced(digits_path):
     out, code = _reproduce(digits_path, "--steps=50")
     assert code == 0, out
     assert "PASS quickstart: loss and gradient norm of 50 steps agree" in out.splitlines()[-1]
 
 
 @pytest.mark.full
-def test_the_quickstart_is_had_again_to_its_end(digits_path):
+def test_whole_quickstart_is_reproduced(digits_path):
     out, code = _reproduce(digits_path, "--full")
     assert code == 0, out
     assert out.splitlines()[-1].startswith("PASS quickstart: ")
@@ -78,8 +78,8 @@ def test_the_quickstart_is_had_again_to_its_end(digits_path):
 
 @pytest.mark.full
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names instructions of x86-64")
-def test_the_quickstart_is_had_again_on_another_processor(digits_path):
-    """With 128-bit vectors every reduction adds in another order."""
+def test_quickstart_is_reproduced_on_another_processor(digits_path):
+    """With 128-bit vectors every reduction adds in a different order."""
     out, code = _reproduce(digits_path, "--full", flags="--xla_cpu_max_isa=SSE4_2")
     last = out.splitlines()[-1]
     assert code == 0, out
