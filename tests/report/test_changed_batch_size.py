@@ -25,7 +25,7 @@ RUN = SimpleNamespace(
 def test_publishing_is_refused(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    with pytest.raises(UserError, match=r"batch size during training: step 5 is at epoch 0\.25, not 0"):
+    with pytest.raises(UserError, match=r"during training: step 5 is at epoch 0\.25, not 0"):
         publishing._require_one_batch_size(tmp_path, RUN)
     path.write_text(json.dumps({"step": 5, "split": "train", "epoch": 0.5}) + "\n")
     publishing._require_one_batch_size(tmp_path, RUN)
