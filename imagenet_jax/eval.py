@@ -1,52 +1,54 @@
-"""Evaluate the checkpoints of a training run.
+"""Evaluate the checkpoints of a training run, or a weights file.
 
   python -m imagenet_jax.eval --workdir=runs/resnet50
   python -m imagenet_jax.eval --workdir=runs/resnet50 --checkpoint=best
   python -m imagenet_jax.eval --workdir=runs/resnet50 --follow
   python -m imagenet_jax.eval --weights=resnet50.safetensors --config=configs/resnet50.py
 
-Every image of the evaluation split is counted once. A workdir is all that its evaluation needs
-beside the data: raw and, where the run keeps them, EMA weights are measured; the result is printed
-and written to eval/STEP.json in it. With other settings or other data than the run's own, the file
-is named by what differs, such as eval/STEP-size256-resize292.json. With --weights the config names
-the model and the data. Where the data lies elsewhere on this machine, or the devices differ:
+Every image of the evaluation split is counted once. An evaluation of a workdir needs only the
+workdir and the data. It measures the EMA weights, if the run keeps them, and the raw weights,
+prints the results, and writes them to eval/STEP.json in the workdir. With settings or data that
+differ from the run's own, the file name includes the difference, as in
+eval/STEP-size256-resize292.json. For --weights, the config sets the model and the data.
+
+To change where the data is, or the batch size for other devices:
 
   --config.data.path=/data/imagenet --config.eval.batch_size=64
 """
 
-import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from imagenet_jax import cli
-from imagenet_jax.errors import UserError, expand_user
+from imagenet_jax.errors import UserError
+from imagenet_jax.progress import announce
 
 
 def main(argv: Sequence[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
     parser = cli.parser("imagenet_jax.eval", __doc__)
-    parser.add_argument("--workdir", metavar="DIR", help="of a training run")
+    parser.add_argument("--workdir", metavar="DIR", help="a training run")
     parser.add_argument(
         "--checkpoint", metavar="latest|best|STEP",
-        help="which one; best is by config.checkpoint.best_metric (default: latest)",
+        help="of the workdir; best: by config.checkpoint.best_metric (default: latest)",
     )  # fmt: skip
     parser.add_argument(
         "--follow", action="store_true",
-        help="wait for newer checkpoints while training runs; end when it has ended",
+        help="also evaluate newer checkpoints, until training ends",
     )  # fmt: skip
     parser.add_argument(
         "--weights", metavar="FILE", help="a state dict in torchvision's layout, not a workdir"
     )
     cli.add_weights_key(parser)
-    cli.add_config(parser, what="how --weights is evaluated")
+    cli.add_config(parser, what="model and data of --weights")
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE",
-        help="print the result as JSON instead of a table, or write it to FILE too",
+        help="print the result as JSON instead of a table; with FILE: write it there, too",
     )  # fmt: skip
     parser.add_argument(
         "--by_class", nargs="?", const="", metavar="DIR",
-        help="also precision, recall and F1 of every class, confusions and calibration error, of "
-        "the EMA weights if there are any: a table, and STEP_by_class.json and STEP_confusion.png "
-        "in DIR (default: eval/ in the workdir)",
+        help="also print precision, recall and F1 of every class and the calibration error, for "
+        "the EMA weights if there are any, and write STEP_by_class.json and STEP_confusion.png to "
+        "DIR (default: eval/ in the workdir)",
     )  # fmt: skip
     cli.add_process_flags(parser)
     args = parser.parse_args(argv)
@@ -56,47 +58,14 @@ def main(argv: Sequence[str]) -> int:
     if args.by_class is not None and (args.follow or args.json == "-"):
         raise UserError("--by_class goes with neither --follow nor --json on standard output")
     if args.by_class == "" and not args.workdir:
-        raise UserError("--by_class=DIR says where its files go: there is no workdir")
+        raise UserError("give the folder for the files of --by_class: --by_class=DIR")
 
-    from imagenet_jax import config as config_io
-    from imagenet_jax.classify.write_by_class import write_by_class
-    from imagenet_jax.logs.tables import print_result, write_json
-    from imagenet_jax.runtime import distributed
-    from imagenet_jax.runtime.eval_variants import explain_variant, result_stem
-    from imagenet_jax.runtime.processes import run_on_first
-    from imagenet_jax.runtime.workdir import read_config
-    from imagenet_jax.training.evaluate import evaluate_file, evaluate_workdir
-    from imagenet_jax.training.load_weights import of_file, of_workdir
+    with announce("loading JAX"):
+        from imagenet_jax.classify.evaluate_weights import evaluate_and_report
+        from imagenet_jax.runtime import distributed
 
     distributed.start(args.coordinator, args.num_processes, args.process_id)
-    workdir = expand_user(args.workdir) if args.workdir else None
-    results: Iterable[dict]
-    if workdir:
-        config = read_config(workdir, overrides)
-        which = args.checkpoint or "latest"
-        results = evaluate_workdir(workdir, which, overrides, follow=args.follow)
-    else:
-        config = config_io.load(args.config, overrides)
-        results = [evaluate_file(expand_user(args.weights), config, args.weights_key or "")]
-
-    def tell(result: dict) -> None:
-        if args.json != "-":
-            num_classes = result.get("classes", config.model.num_classes)
-            print_result(result, num_classes, workdir, result_stem(result))
-            if workdir and "variant" in result:
-                print(explain_variant(workdir, result["measured"]), flush=True)
-        if args.json:
-            write_json(result, args.json)
-
-    for result in results:
-        run_on_first(functools.partial(tell, result))
-        if args.by_class is not None:
-            if workdir:
-                weights = of_workdir(workdir, str(result["step"]), overrides)
-            else:
-                weights = of_file(expand_user(args.weights), config, args.weights_key or "")
-            directory = args.by_class or f"{args.workdir}/eval"
-            write_by_class(weights, expand_user(directory), result_stem(result))
+    evaluate_and_report(args, overrides)
     return 0
 
 

@@ -10,10 +10,12 @@ import optax
 import pytest
 
 from imagenet_jax import train as loop
+from imagenet_jax.classify import evaluate_weights
+from imagenet_jax.classify.evaluate_weights import evaluate_workdir
 from imagenet_jax.data import sources
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import checkpoint_errors, evaluate
-from imagenet_jax.training.evaluate import Evaluator, evaluate_workdir
+from imagenet_jax.training import checkpoint_errors
+from imagenet_jax.training.evaluate import Evaluator
 from imagenet_jax.training.experiment import make_evaluation
 from imagenet_jax.training.state import create_state
 
@@ -94,7 +96,7 @@ def removing(saved_run, tmp_path, monkeypatch):
         shutil.copytree(workdir / "checkpoints" / "3", workdir / "checkpoints" / str(step))
     require_same = checkpoint_errors.require_same_arrays
     monkeypatch.setattr(
-        evaluate, "Evaluator", lambda _: lambda state: [{"weights": "ema", "top1": 0.5}]
+        evaluate_weights, "Evaluator", lambda _: lambda *_: [{"weights": "ema", "top1": 0.5}]
     )
 
     def start(step, leave=()):

@@ -9,8 +9,7 @@ from safetensors.numpy import load_file, save_file
 from imagenet_jax import config as config_io
 from imagenet_jax import convert
 from imagenet_jax import eval as eval_door
-from imagenet_jax.logs.tables import print_result
-from imagenet_jax.training.evaluate import evaluate_workdir
+from imagenet_jax.classify.evaluate_weights import evaluate_workdir, print_result
 
 
 @pytest.fixture
@@ -45,7 +44,7 @@ def test_a_converted_checkpoint_measures_what_the_checkpoint_does(
     note = again.pop("note")
     assert note.startswith(f"weights file {wrapped}: renamed 122, such as module.")
     assert again == {**result, "file": str(wrapped)}
-    print_result({**result, "note": note}, num_classes=10)
+    print_result({**result, "note": note})
     assert note in capsys.readouterr().out
 
 

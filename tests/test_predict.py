@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from imagenet_jax import config as config_io
-from imagenet_jax import convert, models, predict
+from imagenet_jax import convert, models, predict, progress
 from imagenet_jax.data import imagenet_classes
 from imagenet_jax.data.loose_images import find_images
 from imagenet_jax.training.load_weights import of_file
@@ -24,8 +24,10 @@ from imagenet_jax.weights import torch_names
 
 
 @pytest.fixture
-def run(call_door):
-    """(exit code, standard output, standard error) of the door."""
+def run(call_door, monkeypatch):
+    """(exit code, standard output, standard error) of the command, on a machine that is fast."""
+    monkeypatch.setattr(progress, "_SLOW_SECONDS", 1e6)
+    monkeypatch.setattr(progress, "_FIRST_LINE", 1e6)
     return lambda *args: call_door(predict, args)
 
 

@@ -14,6 +14,7 @@ from imagenet_jax import strict_json
 from imagenet_jax.baselines import folder as baseline
 from imagenet_jax.baselines.model_card import write_card
 from imagenet_jax.classify.by_class import by_class
+from imagenet_jax.classify.evaluate_weights import evaluate_workdir
 from imagenet_jax.classify.images import predict_split
 from imagenet_jax.debug.recipe import describe_recipe
 from imagenet_jax.errors import UserError, writing
@@ -23,7 +24,6 @@ from imagenet_jax.runtime.eval_variants import require_run_settings
 from imagenet_jax.runtime.lock import is_training
 from imagenet_jax.runtime.provenance import ROOT, collect_provenance, find_revision
 from imagenet_jax.training.checkpoint_reader import open_to_read
-from imagenet_jax.training.evaluate import evaluate_workdir
 from imagenet_jax.training.experiment import Experiment, make_experiment
 from imagenet_jax.training.load_weights import Weights, of_workdir
 from imagenet_jax.training.metrics import METRICS

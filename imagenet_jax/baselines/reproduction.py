@@ -16,10 +16,10 @@ from imagenet_jax.baselines import comparison
 from imagenet_jax.baselines import folder as baseline
 from imagenet_jax.baselines.comparison import Difference
 from imagenet_jax.baselines.folder import Baseline
+from imagenet_jax.classify.evaluate_weights import evaluate_workdir
 from imagenet_jax.errors import UserError, writing
 from imagenet_jax.files import read_json, write_json
 from imagenet_jax.runtime.provenance import collect_provenance
-from imagenet_jax.training.evaluate import evaluate_workdir
 from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.init_weights import read_initial_weights
 from imagenet_jax.training.load_weights import of_workdir

@@ -1,1 +1,1 @@
-"""Predictions on images and by class, with their pages and tables."""
+"""Evaluation of checkpoints and weights files; predictions on images and by class."""

@@ -1,6 +1,7 @@
-"""A classifier class by class: precision, recall, F1, confusions, calibration."""
+"""Precision, recall, F1 and confusions of each class, and calibration of the probabilities."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,20 +10,26 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from imagenet_jax.classify.images import predict_split
+from imagenet_jax.errors import writing
+from imagenet_jax.files import write_atomically, write_json
+from imagenet_jax.runtime.processes import run_on_first
+from imagenet_jax.training.load_weights import Weights
+
 _BINS = 15  # of confidence, as in Guo et al. 2017
 _SHOWN = 50  # classes in the terminal's table; the JSON has all
-_LABELLED = 40  # classes beyond which the picture's axes have no names
+_LABELED = 40  # largest number of classes that the picture's axes name
 
 
 @dataclasses.dataclass(frozen=True)
 class ByClass:
-    """What predictions of a whole split say.
+    """Statistics of the predictions of a split, by class.
 
     Attributes:
-      class_names: label -> name.
-      accuracy: share of right predictions.
-      calibration_error: see `calibration_error`.
-      precision, recall, f1: f64[C]; 0 where a class was never predicted, or never there.
+      class_names: name of each label.
+      accuracy: fraction of right predictions.
+      calibration_error: see `Reliability.error`.
+      precision, recall, f1: f64[C]; 0 for a class that is never predicted, or has no images.
       support: i64[C], images of each class.
       confusion: i64[C, C], [true, predicted].
     """
@@ -37,7 +44,7 @@ class ByClass:
     confusion: np.ndarray
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values; classes in the order of their labels."""
+        """Return plain values, with the classes in the order of their labels."""
         present = self.support > 0
         columns = {
             "name": self.class_names,
@@ -49,7 +56,7 @@ class ByClass:
         return {
             "accuracy": self.accuracy,
             "calibration_error": self.calibration_error,
-            # Means over the classes that are there, each counting once.
+            # Unweighted means over the classes that have images.
             "precision": float(self.precision[present].mean()),
             "recall": float(self.recall[present].mean()),
             "f1": float(self.f1[present].mean()),
@@ -61,30 +68,30 @@ class ByClass:
 
 
 def by_class(labels: np.ndarray, probabilities: np.ndarray, names: tuple[str, ...]) -> ByClass:
-    """From i[N] labels and f[N, C] probabilities."""
+    """Return the statistics of i[N] labels and f[N, C] probabilities."""
     predicted = probabilities.argmax(axis=1)
-    every = np.arange(len(names))
+    classes = np.arange(len(names))
     precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predicted, labels=every, zero_division=0.0
+        labels, predicted, labels=classes, zero_division=0.0
     )
     return ByClass(
         class_names=names,
         accuracy=float((predicted == labels).mean()),
-        calibration_error=calibration_error(labels, probabilities),
+        calibration_error=reliability(labels, probabilities).error,
         precision=precision,
         recall=recall,
         f1=f1,
         support=support,
-        confusion=confusion_matrix(labels, predicted, labels=every),
+        confusion=confusion_matrix(labels, predicted, labels=classes),
     )
 
 
 class Reliability(NamedTuple):
-    """Confidence and accuracy within bins of equal width, of (i / B, (i + 1) / B].
+    """Confidence and accuracy within bins of equal width; bin i is (i / B, (i + 1) / B].
 
     Attributes:
       images: i64[B], images of each bin.
-      confidence, accuracy: f64[B], means over them; NaN where there is none.
+      confidence, accuracy: f64[B], means over them; NaN if there are none.
     """
 
     images: np.ndarray
@@ -93,40 +100,57 @@ class Reliability(NamedTuple):
 
     @property
     def error(self) -> float:
-        """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3)."""
-        there = self.images > 0
-        gaps = np.abs(self.accuracy - self.confidence)[there]
-        return float((gaps * self.images[there]).sum() / self.images.sum())
+        """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3).
+
+        The difference between accuracy and confidence of each bin, averaged over the images.
+        """
+        filled = self.images > 0
+        gaps = np.abs(self.accuracy - self.confidence)[filled]
+        return float((gaps * self.images[filled]).sum() / self.images.sum())
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = _BINS) -> Reliability:
-    """From i[N] labels and f[N, C] probabilities, as the reliability diagrams of Guo et al."""
+    """Return the reliability diagram (Guo et al.) of i[N] labels and f[N, C] probabilities."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == labels
     # Bins are open below and closed above, as in the paper.
-    where = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    images = np.bincount(where, minlength=bins)
+    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    images = np.bincount(bin_of, minlength=bins)
     with np.errstate(invalid="ignore"):
         means = [
-            np.bincount(where, weights=v, minlength=bins) / images for v in (confidence, right)
+            np.bincount(bin_of, weights=v, minlength=bins) / images for v in (confidence, right)
         ]
     return Reliability(images, *means)
 
 
-def calibration_error(labels: np.ndarray, probabilities: np.ndarray, bins: int = _BINS) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv:1706.04599, equation 3).
+def write_by_class(weights: Weights, directory: Path, stem: str) -> None:
+    """Print the statistics; write STEM_by_class.json and STEM_confusion.png in `directory`.
 
-    The mean distance, over images, of confidence and accuracy within bins of equal width.
+    Every process must call it; the first one prints and writes. Raises UserError if it cannot.
     """
-    return reliability(labels, probabilities, bins).error
+    found = predict_split(weights)
+    report = by_class(found.labels, found.probabilities, found.class_names)
+
+    def write() -> None:
+        print_by_class(report)
+        table = directory / f"{stem}_by_class.json"
+        picture = directory / f"{stem}_confusion.png"
+        with writing(f"--by_class={directory}"):
+            directory.mkdir(parents=True, exist_ok=True)
+            write_json(table, report.as_json())
+            write_atomically(picture, lambda part: draw_confusion(report, part))
+        print(f"by class: {table}  confusions: {picture}", flush=True)
+
+    run_on_first(write)
 
 
 def print_by_class(report: ByClass) -> None:
-    """A table of the classes, the hardest first, and the means."""
+    """Print the classes as a table, lowest F1 first, and the means."""
     table = Table(title="by class, lowest F1 first")
     table.add_column("class")
-    for column in ("precision", "recall", "F1", "images", "most often taken for"):
-        table.add_column(column, justify="left" if column.startswith("most") else "right")
+    for column in ("precision", "recall", "F1", "images"):
+        table.add_column(column, justify="right")
+    table.add_column("most often predicted as")
     shown = np.argsort(report.f1, kind="stable")[:_SHOWN]
     for label in shown.tolist():
         wrong = report.confusion[label].copy()
@@ -140,7 +164,7 @@ def print_by_class(report: ByClass) -> None:
             f"{report.support[label]:,}",
             f"{report.class_names[other]} ({wrong[other]:,})" if wrong[other] else "",
         )
-    console = Console(highlight=False, markup=False)
+    console = Console(file=sys.stdout, highlight=False, markup=False)
     console.print(table)
     if len(report.f1) > len(shown):
         console.print(f"and {len(report.f1) - len(shown):,} more")
@@ -154,16 +178,16 @@ def print_by_class(report: ByClass) -> None:
 
 
 def draw_confusion(report: ByClass, path: Path) -> None:
-    """Write the confusion matrix as a picture: rows are true classes, and add up to 1."""
+    """Write the confusion matrix as a picture; rows are true classes, normalized to a sum of 1."""
     from matplotlib.figure import Figure
 
     classes = len(report.class_names)
-    named = classes <= _LABELLED
+    named = classes <= _LABELED
     side = min(12.0, 3.0 + 0.35 * classes) if named else 8.0
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.add_subplot()
-    shares = report.confusion / np.maximum(report.confusion.sum(axis=1, keepdims=True), 1)
-    picture = axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    fractions = report.confusion / np.maximum(report.confusion.sum(axis=1, keepdims=True), 1)
+    picture = axes.imshow(fractions, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
     axes.set(xlabel="predicted", ylabel="true", title=f"accuracy {report.accuracy:.2%}")
     if named:
         axes.set_xticks(range(classes), report.class_names, rotation=90)
@@ -172,7 +196,7 @@ def draw_confusion(report: ByClass, path: Path) -> None:
             axes.text(
                 predicted, true, str(report.confusion[true, predicted]),
                 ha="center", va="center", fontsize=8,
-                color="white" if shares[true, predicted] > 0.5 else "black",
+                color="white" if fractions[true, predicted] > 0.5 else "black",
             )  # fmt: skip
-    figure.colorbar(picture, label="share of the true class", shrink=0.8)
-    figure.savefig(path, dpi=100, format="png")
+    figure.colorbar(picture, label="fraction of the true class", shrink=0.8)
+    figure.savefig(path, dpi=100)

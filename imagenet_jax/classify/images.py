@@ -1,74 +1,135 @@
-"""What weights say of images: of files, or of the whole evaluation split."""
+"""Class probabilities of image files, and of every image of the evaluation split."""
 
-import collections
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from imagenet_jax.classify.page import Failure, Prediction
-from imagenet_jax.data import decode, pipeline
+from imagenet_jax.data import decode
 from imagenet_jax.data.loose_images import LooseImage
 from imagenet_jax.errors import UserError
+from imagenet_jax.progress import announce, track
 from imagenet_jax.runtime import xla
+from imagenet_jax.runtime.processes import is_first
+from imagenet_jax.training.evaluate import eval_batches
 from imagenet_jax.training.experiment import make_evaluation
 from imagenet_jax.training.load_weights import Weights
 from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import graph_of
 from imagenet_jax.training.step import predict
 
-_REASON = "the weights are damaged, or overflow in bfloat16 (--config.model.dtype=float32)"
+_NOT_FINITE = (
+    "the model's output is not finite; the weights are damaged, or overflow in bfloat16 "
+    "(--config.model.dtype=float32)"
+)
+
+
+class Prediction(NamedTuple):
+    """The most likely classes of one image.
+
+    Attributes:
+      name: of the image.
+      pixels: u8[S, S, 3], the input of the model.
+      labels: i64[K], most likely first.
+      classes: their names; "class 7" if the names are unknown.
+      probabilities: f32[K].
+    """
+
+    name: str
+    pixels: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    probabilities: np.ndarray
+
+
+class Failure(NamedTuple):
+    """An image that has no prediction, and one line that names it and says why."""
+
+    name: str
+    reason: str
 
 
 def predict_images(
     weights: Weights, images: Sequence[LooseImage], top: int
 ) -> Iterator[Prediction | Failure]:
-    """A Prediction of each image in order, and a Failure, perhaps earlier, of each bad one.
+    """Yield a Prediction of each image in order, and a Failure, possibly earlier, for a bad one.
 
-    Images are decoded as evaluation decodes them, in threads, and run in batches of at most
-    config.eval.batch_size. `top` classes are named, or all where there are fewer.
+    Images are decoded as in evaluation and run in batches of at most config.eval.batch_size.
+
+    Args:
+      top: number of classes of a Prediction, at most all.
     """
-    config = weights.config
-    step = _compile(weights)
-    # Doubled until all images fit: a single image is not computed 256 times.
+    config, step = weights.config, _compile(weights)
     rows = weights.mesh.size
-    while rows < len(images) and 2 * rows <= config.eval.batch_size:
+    while rows < len(images) and 2 * rows <= config.eval.batch_size:  # no larger than needed
         rows *= 2
-    decoded = _decode_all(images, config, ahead=2 * rows)
-    while chunk := list(itertools.islice(decoded, rows)):
-        good: list[tuple[str, np.ndarray]] = []
-        for name, result in chunk:
-            if isinstance(result, UserError):
-                yield Failure(name, str(result))
-            else:
-                good.append((name, result))
-        if not good:
-            continue
-        batch = np.zeros((rows, *good[0][1].shape), np.uint8)
-        batch[: len(good)] = [pixels for _, pixels in good]
-        for (name, pixels), row in zip(good, np.asarray(step(weights.tree, batch)), strict=False):
-            if not np.isfinite(row).all():
-                yield Failure(name, f"image {name}: the model's output is not finite; {_REASON}")
-                continue
+    remaining = iter(images)
+    done: Iterator[Prediction | Failure] = iter(())
+    with ThreadPoolExecutor(config.data.threads or os.cpu_count()) as pool:
+        while chunk := list(itertools.islice(remaining, rows)):
+            decoded = list(pool.map(lambda image: _decode(image, weights), chunk))
+            yield from done  # of the chunk before, which the devices run while this one is decoded
+            good = [item for item in decoded if not isinstance(item, Failure)]
+            yield from (item for item in decoded if isinstance(item, Failure))
+            done = iter(())
+            if good:
+                batch = np.zeros((rows, *good[0][1].shape), np.uint8)
+                batch[: len(good)] = [pixels for _, pixels in good]
+                with announce("compiling the model"):
+                    outputs = step(weights.tree, {"image": batch})
+                done = _read_predictions(weights, good, outputs["probabilities"], top)
+        yield from done
+
+
+def _decode(image: LooseImage, weights: Weights) -> tuple[str, np.ndarray] | Failure:
+    config = weights.config
+    side = config.eval.image_size
+    pixels = np.empty((side, side, 3), np.uint8)
+    try:
+        encoded = image.read()
+    except UserError as e:
+        return Failure(image.name, str(e))
+    try:
+        decode.eval_image(
+            encoded,
+            pixels,
+            resize=config.eval.resize,
+            interpolation=config.data.interpolation,
+            resampling=config.data.resampling,
+        )
+    except UserError as e:
+        return Failure(image.name, f"image {image.name} cannot be decoded: {e}")
+    return image.name, pixels
+
+
+def _read_predictions(
+    weights: Weights,
+    images: Sequence[tuple[str, np.ndarray]],
+    probabilities: jax.Array,
+    top: int,
+) -> Iterator[Prediction | Failure]:
+    names = weights.class_names or [f"class {i}" for i in range(probabilities.shape[1])]
+    for (name, pixels), row in zip(images, np.asarray(probabilities), strict=False):
+        if np.isfinite(row).all():
             labels = np.argsort(-row, kind="stable")[:top]
-            classes = tuple(_class_name(weights, int(label)) for label in labels)
-            yield Prediction(name, pixels, labels, classes, row[labels])
+            yield Prediction(name, pixels, labels, tuple(names[i] for i in labels), row[labels])
+        else:
+            yield Failure(name, f"image {name}: {_NOT_FINITE}")
 
 
 class Predictions(NamedTuple):
-    """What weights say of a split.
+    """Class probabilities of a split.
 
     Attributes:
       indices: i64[N], of the records that can be decoded, in order.
       labels: i32[N], of the data.
       probabilities: f32[N, K], of the classes of the data.
-      class_names: label -> name for people.
-      outputs: i[K], the output of the head that each label means.
+      class_names: readable name of each label.
+      outputs: i[K], the model's output for each label.
     """
 
     indices: np.ndarray
@@ -79,27 +140,40 @@ class Predictions(NamedTuple):
 
 
 def predict_split(weights: Weights, fingerprint: str = "") -> Predictions:
-    """One pass over config.data.eval_split.
+    """Run every image of config.data.eval_split through the model, and show progress.
 
-    Raises UserError where the data does not fit the weights, or has another `fingerprint`, if one
-    is given.
+    Every process must call it.
+
+    Args:
+      fingerprint: required of the split; "": any.
+
+    Raises UserError if the data does not fit the weights, or has another fingerprint.
     """
     config = weights.config
     evaluation = make_evaluation(config, weights.mesh, weights.known)
     source, outputs = evaluation.source, evaluation.outputs
     if fingerprint and source.fingerprint != fingerprint:
         raise UserError(
-            f"{source.name} has other images than the run was evaluated on, or the same stored "
-            f"otherwise (fingerprint {source.fingerprint}, not {fingerprint}); say where those "
-            "are with --config.data.path=DIR"
+            f"{source.name} has other images than the run was evaluated on, or they are stored "
+            f"differently (fingerprint {source.fingerprint}, not {fingerprint}); give their folder "
+            "with --config.data.path=DIR"
         )
-    step = _compile(weights, outputs)
+    step, size, quiet = _compile(weights, outputs), config.eval.batch_size, not is_first()
+    batches = track(
+        eval_batches(evaluation),
+        f"classifying {config.data.eval_split}",
+        len(source),
+        size=size,
+        quiet=quiet,
+    )
     indices, labels, probabilities = [], [], []
-    for k, batch in enumerate(pipeline.eval_batches(source, config.data, config.eval)):
-        (kept,) = np.nonzero(batch["mask"] > 0)
-        indices.append(k * config.eval.batch_size + kept)
-        labels.append(batch["label"][kept])
-        probabilities.append(np.asarray(step(weights.tree, batch["image"]))[kept])
+    for k, batch in enumerate(batches):
+        batch.pop("skipped", None)
+        out = jax.device_get(step(weights.tree, batch))
+        (rows,) = np.nonzero(out["mask"] > 0)
+        indices.append(k * size + rows)
+        labels.append(out["label"][rows])
+        probabilities.append(out["probabilities"][rows])
     if outputs is None:
         outputs = np.arange(weights.known.count)
     names = weights.class_names
@@ -113,10 +187,19 @@ def predict_split(weights: Weights, fingerprint: str = "") -> Predictions:
 
 
 def _compile(weights: Weights, outputs: np.ndarray | None = None) -> jax.stages.Wrapped:
-    """(tree, u8[B, S, S, 3]) -> probabilities f32[B, C], or of `outputs`, on every device."""
+    """Return a program: (tree, batch) -> what the batch has besides images, and "probabilities".
+
+    They are f32[B, C], or f32[B, K] of `outputs`. All results are on every device.
+    """
     config, graph = weights.config, graph_of(weights.config.model)
+
+    def run(tree: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        rest = {name: value for name, value in batch.items() if name != "image"}
+        found = predict(tree, batch["image"], graph=graph, config=config, outputs=outputs)
+        return rest | {"probabilities": found}
+
     return jax.jit(
-        lambda tree, pixels: predict(tree, pixels, graph=graph, config=config, outputs=outputs),
+        run,
         in_shardings=(
             jax.tree.map(lambda x: x.sharding, weights.tree),
             batch_sharding(weights.mesh),
@@ -124,45 +207,3 @@ def _compile(weights: Weights, outputs: np.ndarray | None = None) -> jax.stages.
         out_shardings=replicated(weights.mesh),
         compiler_options=xla.options(),
     )
-
-
-def _class_name(weights: Weights, label: int) -> str:
-    return weights.class_names[label] if weights.class_names else f"class {label}"
-
-
-def _decode_all(
-    images: Iterable[LooseImage], config: ConfigDict, ahead: int
-) -> Iterator[tuple[str, np.ndarray | UserError]]:
-    """(name, pixels or what is wrong) in order; `ahead` images are decoded before they are used."""
-
-    def pixels_of(image: LooseImage) -> np.ndarray | UserError:
-        out = np.empty((config.eval.image_size, config.eval.image_size, 3), np.uint8)
-        try:
-            encoded = image.read()
-        except UserError as e:
-            return e
-        try:
-            decode.eval_image(
-                encoded,
-                out,
-                resize=config.eval.resize,
-                interpolation=config.data.interpolation,
-                resampling=config.data.resampling,
-            )
-        except UserError as e:
-            return UserError(f"image {image.name} cannot be decoded: {e}")
-        return out
-
-    waiting: collections.deque[tuple[str, Future[np.ndarray | UserError]]] = collections.deque()
-    with ThreadPoolExecutor(config.data.threads or os.cpu_count()) as pool:
-        try:
-            for image in images:
-                waiting.append((image.name, pool.submit(pixels_of, image)))
-                if len(waiting) > ahead:
-                    name, future = waiting.popleft()
-                    yield name, future.result()
-            while waiting:
-                name, future = waiting.popleft()
-                yield name, future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)

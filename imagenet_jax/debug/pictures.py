@@ -9,13 +9,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from imagenet_jax.data import augment, pipeline
+from imagenet_jax.data import augment
 from imagenet_jax.debug.hooks import Batches, Hook
 from imagenet_jax.debug.image_grid import captioned, grid
 from imagenet_jax.logs.recorder import Recorder
 from imagenet_jax.runtime import xla
+from imagenet_jax.training.evaluate import eval_batches
 from imagenet_jax.training.experiment import Evaluation, Experiment
-from imagenet_jax.training.sharding import batch_sharding, prefetch_to_device, replicated
+from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import TrainState
 from imagenet_jax.training.step import Batch, predict, step_keys
 
@@ -141,14 +142,7 @@ def find_mistakes(
         np.zeros(count, np.int32),
         np.zeros(count, np.int32),
     )
-    batches = pipeline.eval_batches(
-        evaluation.source,
-        config.data,
-        config.eval,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    for batch in watch(prefetch_to_device(batches, mesh)):
+    for batch in watch(eval_batches(evaluation)):
         batch.pop("skipped", None)
         worst = program(weights, worst, batch)
     confidence, pixels, labels, predicted = (np.asarray(x) for x in worst)

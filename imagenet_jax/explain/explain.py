@@ -12,8 +12,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from imagenet_jax.classify.images import predict_images
-from imagenet_jax.classify.page import Failure
+from imagenet_jax.classify.images import Failure, predict_images
 from imagenet_jax.data.augment import normalize
 from imagenet_jax.data.loose_images import LooseImage, find_images
 from imagenet_jax.errors import UserError

@@ -42,9 +42,9 @@ def test_counts_by_hand(capsys, tmp_path):
 def test_calibration_error_of_a_bin_is_the_distance_of_confidence_and_accuracy():
     labels = np.zeros(10, int)
     half_right = _one_hot([0] * 5 + [1] * 5, 0.8)
-    assert classification.calibration_error(labels, half_right) == pytest.approx(0.3)
-    assert classification.calibration_error(labels, _one_hot([0] * 10, 1.0)) == 0
-    assert classification.calibration_error(labels, _one_hot([1] * 10, 1.0)) == 1
+    assert classification.reliability(labels, half_right).error == pytest.approx(0.3)
+    assert classification.reliability(labels, _one_hot([0] * 10, 1.0)).error == 0
+    assert classification.reliability(labels, _one_hot([1] * 10, 1.0)).error == 1
 
 
 @settings(max_examples=50)
@@ -60,5 +60,5 @@ def test_calibration_error_is_the_papers_sum(seed, count, bins):
         if inside.any():
             gap = abs(right[inside].mean() - confidence[inside].mean())
             want += inside.sum() / count * gap
-    got = classification.calibration_error(labels, probabilities, bins)
+    got = classification.reliability(labels, probabilities, bins).error
     assert got == pytest.approx(want, abs=1e-9)

@@ -9,13 +9,13 @@ torchvision = pytest.importorskip("torchvision")
 from PIL import Image  # noqa: E402
 from sklearn.datasets import load_sample_images  # noqa: E402
 
+from imagenet_jax.classify.evaluate_weights import evaluate_file  # noqa: E402
 from imagenet_jax.classify.images import predict_images  # noqa: E402
 from imagenet_jax.config import check  # noqa: E402
 from imagenet_jax.config.fields import IMAGENET_MEAN, IMAGENET_STD, defaults  # noqa: E402
 from imagenet_jax.data import imagenet_classes  # noqa: E402
 from imagenet_jax.data.loose_images import find_images  # noqa: E402
 from imagenet_jax.training.conversion import convert  # noqa: E402
-from imagenet_jax.training.evaluate import evaluate_file  # noqa: E402
 from imagenet_jax.training.load_weights import of_file  # noqa: E402
 
 pytestmark = pytest.mark.parity

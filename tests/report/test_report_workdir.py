@@ -8,12 +8,12 @@ import socket
 import numpy as np
 import pytest
 
+from imagenet_jax.classify.evaluate_weights import evaluate_workdir
 from imagenet_jax.data import sources
 from imagenet_jax.report import __main__ as report
 from imagenet_jax.report import predictions
 from imagenet_jax.report.read import read_run
 from imagenet_jax.runtime.eval_variants import run_settings
-from imagenet_jax.training.evaluate import evaluate_workdir
 
 
 @pytest.fixture(scope="module")

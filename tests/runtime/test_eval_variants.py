@@ -6,11 +6,11 @@ import shutil
 import pytest
 
 from imagenet_jax import eval as eval_door
+from imagenet_jax.classify import evaluate_weights
+from imagenet_jax.classify.evaluate_weights import write_result
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime.eval_variants import explain_variant, require_run_settings
 from imagenet_jax.runtime.workdir import read_config
-from imagenet_jax.training import evaluate
-from imagenet_jax.training.evaluate import write_result
 from imagenet_jax.training.experiment import make_evaluation
 
 RESULT = {"weights": "ema", "count": 360, "top1": 0.5, "top5": 0.75, "loss": 1.25}
@@ -73,7 +73,7 @@ def test_the_output_says_why_a_result_is_a_variant(workdir, tmp_path, monkeypatc
     why = explain_variant(workdir, large["measured"])
     assert why == "never reported as the run's result: config.eval.resize = 20, not 16"
     for result, count in ((large, 1), (write(workdir), 0)):
-        monkeypatch.setattr(evaluate, "evaluate_workdir", lambda *_, r=result, **__: [r])
+        monkeypatch.setattr(evaluate_weights, "evaluate_workdir", lambda *_, r=result, **__: [r])
         eval_door.main([f"--workdir={workdir}"])
         assert capsys.readouterr().out.count(f"{why}\n") == count
     # The same images, but in a folder.

@@ -10,11 +10,11 @@ import pytest
 from jax.experimental import multihost_utils
 
 from imagenet_jax import eval as eval_door
+from imagenet_jax.classify import evaluate_weights
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import processes
 from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.runtime.processes import run_on_first
-from imagenet_jax.training import evaluate as evaluation
 from imagenet_jax.training import rewind
 from imagenet_jax.training.checkpoint_reader import CheckpointReader
 
@@ -161,15 +161,15 @@ class _Listed(CheckpointReader):
 def fake_evaluation(monkeypatch):
     """Evaluation of the listed steps without a model; the result is the step in "top1"."""
     monkeypatch.setattr(
-        evaluation,
+        evaluate_weights,
         "make_evaluation",
         lambda config, known: SimpleNamespace(
             config=config, abstract=None, source=SimpleNamespace(fingerprint="", class_names=())
         ),
     )
-    monkeypatch.setattr(evaluation, "open_to_read", lambda w, _: _Listed(w / "checkpoints"))
+    monkeypatch.setattr(evaluate_weights, "open_to_read", lambda w, _: _Listed(w / "checkpoints"))
     monkeypatch.setattr(
-        evaluation, "Evaluator", lambda _: lambda step: [{"weights": "raw", "top1": step}]
+        evaluate_weights, "Evaluator", lambda _: lambda step, _: [{"weights": "raw", "top1": step}]
     )
     monkeypatch.setattr(_Listed, "restore_weights", lambda self, _, step: step)
 
@@ -181,7 +181,7 @@ def test_process_0_chooses_the_evaluated_step(
     for workdir in two_workdirs:
         (workdir / "config.json").write_text((two_workdirs[0] / "config.json").read_text())
     results = in_two_processes(
-        lambda i: [r["top1"] for r in evaluation.evaluate_workdir(two_workdirs[i], which)]
+        lambda i: [r["top1"] for r in evaluate_weights.evaluate_workdir(two_workdirs[i], which)]
     )
     assert results == [[68], [68]]
     assert len(list((two_workdirs[0] / "eval").iterdir())) == 1
@@ -202,12 +202,11 @@ def test_process_0_decides_when_following_continues_and_ends(
                 (two_workdirs[0] / "checkpoints" / str(step)).mkdir(exist_ok=True)
         return i == 0 and asked[0] < 5
 
-    monkeypatch.setattr(evaluation, "is_training", is_training)
+    monkeypatch.setattr(evaluate_weights, "is_training", is_training)
+    monkeypatch.setattr(evaluate_weights, "_POLL_SECONDS", 0.01)
 
     def follow(i):
-        found = evaluation.evaluate_workdir(
-            two_workdirs[i], "latest", follow=True, poll_seconds=0.01
-        )
+        found = evaluate_weights.evaluate_workdir(two_workdirs[i], "latest", follow=True)
         return [result["top1"] for result in found]
 
     assert in_two_processes(follow) == [[68, 90, 95], [68, 90, 95]]
@@ -218,7 +217,7 @@ def test_processes_with_different_commands_are_refused(
     in_two_processes, two_workdirs, fake_evaluation
 ):
     def evaluate(i):
-        return list(evaluation.evaluate_workdir(two_workdirs[0], "68", [("seed", str(i))]))
+        return list(evaluate_weights.evaluate_workdir(two_workdirs[0], "68", [("seed", str(i))]))
 
     for error in in_two_processes(evaluate):
         assert isinstance(error, UserError)
@@ -230,7 +229,9 @@ def test_only_process_0_prints_and_writes_a_result(
 ):
     numbers = {"count": 360, "top5": 1.0, "loss": 0.5}
     monkeypatch.setattr(
-        evaluation, "Evaluator", lambda _: lambda s: [{"weights": "raw", "top1": 0.25} | numbers]
+        evaluate_weights,
+        "Evaluator",
+        lambda _: lambda *_: [{"weights": "raw", "top1": 0.25} | numbers],
     )
 
     def command(i):

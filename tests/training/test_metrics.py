@@ -162,7 +162,7 @@ def more_metrics(monkeypatch):
 
 def test_a_metric_is_one_entry(more_metrics, tiny, tmp_path, capsys):
     from imagenet_jax import train as loop
-    from imagenet_jax.training.evaluate import evaluate_workdir
+    from imagenet_jax.classify.evaluate_weights import evaluate_workdir
 
     tiny.epochs = 6 * 48 / 1437
     tiny.log.every_steps = 6

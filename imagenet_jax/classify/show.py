@@ -1,30 +1,32 @@
-"""Predictions for people and programs: a table, JSON lines, a page with pictures and bars."""
+"""Predictions on images as a table, JSON lines, and an HTML page with pictures and bars."""
 
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from imagenet_jax import strict_json
+from imagenet_jax.classify.images import Failure, Prediction
 from imagenet_jax.errors import writing
 from imagenet_jax.files import write_atomically
 from imagenet_jax.markup import data_uri, escape, printable
+from imagenet_jax.progress import counted
 
 _STYLE = """
 :root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }
 body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; margin-bottom: 0; }
-p { color: gray; margin-top: .2rem; }
-figure { display: flex; gap: 1.2rem; margin: 0; padding: 1rem 0; border-top: 1px solid #8884; }
-figure img { width: 9rem; height: 9rem; border-radius: 4px; flex: none; }
-figcaption { flex: 1; min-width: 0; }
+p { color: gray; margin-top: .2rem; overflow-wrap: anywhere; }
+figure { display: flex; flex-wrap: wrap; gap: 1.2rem; margin: 0; padding: 1rem 0;
+  border-top: 1px solid #8884; }
+figure img { width: 9rem; height: 9rem; border-radius: 4px; }
+figcaption { flex: 1 1 16rem; min-width: 0; }
 figcaption b { overflow-wrap: anywhere; }
-.row { display: grid; grid-template-columns: 12rem 1fr 4.5rem; gap: .8rem; align-items: center; }
+.row { display: grid; grid-template-columns: minmax(0, 12rem) minmax(3rem, 1fr) 4.5rem; gap: .8rem;
+  align-items: center; }
 .row span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .row data { text-align: right; font-variant-numeric: tabular-nums; }
 .bar { background: #8883; border-radius: 3px; }
@@ -33,32 +35,7 @@ li { overflow-wrap: anywhere; }
 """
 
 
-class Prediction(NamedTuple):
-    """The most likely classes of one image.
-
-    Attributes:
-      name: of the image.
-      pixels: u8[S, S, 3], what the model saw.
-      labels: i64[K], most likely first.
-      classes: their names; "class 7" where the names are not known.
-      probabilities: f32[K].
-    """
-
-    name: str
-    pixels: np.ndarray
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    probabilities: np.ndarray
-
-
-class Failure(NamedTuple):
-    """An image that cannot be predicted, and why, in one line that names it."""
-
-    name: str
-    reason: str
-
-
-def report(
+def show_predictions(
     results: Iterable[Prediction | Failure],
     problems: Sequence[str],
     *,
@@ -66,17 +43,19 @@ def report(
     json_lines: bool,
     page: Path | None,
 ) -> int:
-    """Show each prediction on standard output, and on `page`; each failure on standard error.
+    """Print predictions on standard output and failures on standard error; write the page.
 
     Args:
-      problems: what is wrong beside the images.
-      title: of the page: which model.
-      json_lines: one object a line as predictions come, rather than a table at the end.
-      page: where to write one self-contained HTML file.
+      problems: other failures, such as names that are no images.
+      title: the model, for the page.
+      json_lines: print each prediction as a JSON object at once, instead of a table at the end.
+      page: path of the HTML page, a single file.
 
-    Returns the exit code: 1 where anything failed. Raises UserError where `page` cannot be written.
+    Returns the exit code: 1 if anything failed. Raises UserError if `page` cannot be written.
     """
-    failures, figures, rows = list(problems), [], []
+    failures = list(problems)
+    predictions: list[Prediction] = []
+    figures: list[str] = []
     for problem in problems:
         print(f"error: {printable(problem)}", file=sys.stderr)
     for result in results:
@@ -84,16 +63,17 @@ def report(
             failures.append(result.reason)
             print(f"error: {printable(result.reason)}", file=sys.stderr)
             continue
+        if page:
+            figures.append(_make_figure(result))
         if json_lines:
             print(_json_line(result), flush=True)
         else:
-            rows.append((result.name, result.classes, result.probabilities))
-        if page:
-            figures.append(_figure(result))
-    if rows:
-        _print_table(rows)
+            predictions.append(result._replace(pixels=result.pixels[:0]))  # keep no images
+    if predictions:
+        _print_table(predictions)
     if page:
-        _write_html(page, title, figures, failures)
+        with writing(f"--html={page}"):
+            write_atomically(page, _make_page(title, figures, failures))
     return 1 if failures else 0
 
 
@@ -110,16 +90,17 @@ def _json_line(prediction: Prediction) -> str:
     )
 
 
-def _print_table(rows: Sequence[tuple[str, Sequence[str], np.ndarray]]) -> None:
+def _print_table(predictions: Sequence[Prediction]) -> None:
     table = Table()
     table.add_column("image", overflow="fold")
     table.add_column("class", overflow="fold")
     table.add_column("probability", justify="right")
-    for name, classes, probabilities in rows:
-        for i, (class_name, p) in enumerate(zip(classes, probabilities, strict=True)):
-            shown = Text("" if i else printable(name))
-            last = i == len(classes) - 1
-            table.add_row(shown, Text(class_name), f"{p:.2%}", end_section=last)
+    for prediction in predictions:
+        rows = zip(prediction.classes, prediction.probabilities, strict=True)
+        for i, (class_name, p) in enumerate(rows):
+            image = Text("" if i else printable(prediction.name))
+            last = i == len(prediction.classes) - 1
+            table.add_row(image, Text(class_name), f"{p:.2%}", end_section=last)
     console = Console(file=sys.stdout)
     if not console.is_terminal:  # for a pipe, each row on one line
         wide = Console(file=sys.stdout, width=100_000)
@@ -127,24 +108,21 @@ def _print_table(rows: Sequence[tuple[str, Sequence[str], np.ndarray]]) -> None:
     console.print(table)
 
 
-def _write_html(path: Path, title: str, figures: Sequence[str], failures: Sequence[str]) -> None:
-    count = f"{len(figures):,} image{'' if len(figures) == 1 else 's'}"
+def _make_page(title: str, figures: Sequence[str], failures: Sequence[str]) -> str:
     parts = [
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>Predictions</title><style>{_STYLE}</style></head><body>",
-        f"<h1>Predictions</h1><p>{count}, {escape(title)}</p>",
+        f"<h1>Predictions</h1><p>{counted(len(figures), 'image')}, {escape(title)}</p>",
         *figures,
     ]
     if failures:
         items = "".join(f"<li>{escape(failure)}</li>" for failure in failures)
         parts.append(f"<h2>Not predicted</h2><ul>{items}</ul>")
-    parts.append("</body></html>\n")
-    with writing(f"--html={path}"):
-        write_atomically(path, "\n".join(parts))
+    return "\n".join([*parts, "</body></html>\n"])
 
 
-def _figure(prediction: Prediction) -> str:
+def _make_figure(prediction: Prediction) -> str:
     rows = "".join(
         f'<div class="row"><span title="{escape(name)}">{escape(name)}</span>'
         f'<div class="bar"><i style="width:{p:.2%}"></i></div>'

@@ -1,0 +1,144 @@
+"""Progress of long work: a bar with the time left in a terminal, lines at intervals in a log."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Literal, Self, TypeVar
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+_T = TypeVar("_T")
+
+_FIRST_LINE, _LAST_INTERVAL = 3.0, 30.0  # seconds between lines in a log
+_SLOW_SECONDS = 2.0  # after which `announce` names the work
+
+
+class ProgressReporter:
+    """A context manager that shows the progress of one stage of work.
+
+    Args:
+      stage: its name.
+      total: amount of work.
+      already: amount done by an earlier run; it is ignored when estimating the time left.
+      unit: what `total` counts.
+      quiet: show nothing.
+      stderr: write to standard error; work that takes less than three seconds gets no line.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        total: int,
+        *,
+        already: int = 0,
+        unit: Literal["bytes", "items"] = "items",
+        quiet: bool = False,
+        stderr: bool = False,
+    ):
+        self._stage, self._total, self._unit = stage, total, unit
+        self._already = self._done = already
+        self._start = time.monotonic()
+        self._next_line = _FIRST_LINE
+        self._always_ends = not stderr
+        self._console = Console(highlight=False, soft_wrap=True, quiet=quiet, stderr=stderr)
+        self._bar: Progress | None = None
+        if self._console.is_terminal:
+            amount: ProgressColumn = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+            self._bar = Progress(
+                TextColumn(stage), BarColumn(), amount, TimeRemainingColumn(),
+                console=self._console, transient=stderr, redirect_stdout=not stderr,
+            )  # fmt: skip
+            self._task = self._bar.add_task(stage, total=total, completed=already)
+
+    def __enter__(self) -> Self:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, amount: int) -> None:
+        """Count `amount` more of the work as done."""
+        self._done += amount
+        seconds = time.monotonic() - self._start
+        if self._bar:
+            self._bar.update(self._task, completed=self._done)
+        elif seconds >= self._next_line or (self._done == self._total and self._always_ends):
+            self._always_ends = True
+            self._next_line = seconds + min(_LAST_INTERVAL, max(_FIRST_LINE, seconds / 4))
+            self._console.print(self._line(seconds))
+
+    def _line(self, seconds: float) -> str:
+        show = decimal if self._unit == "bytes" else "{:,}".format
+        line = f"{self._stage}: {show(self._done)} of {show(self._total)} in {_duration(seconds)}"
+        if self._done == self._total:
+            return line
+        left = (self._total - self._done) * seconds / max(1, self._done - self._already)
+        return f"{line}, {_duration(left)} left"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def counted(count: int, noun: str) -> str:
+    """Return "1 image", "1,000 images", "2 classes"."""
+    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
+@contextlib.contextmanager
+def announce(work: str, *, quiet: bool = False) -> Iterator[None]:
+    """Name `work` on standard error if the block takes more than two seconds.
+
+    A terminal shows a spinner until the block ends; a log gets one line.
+    """
+    console = Console(highlight=False, soft_wrap=True, quiet=quiet, stderr=True)
+    status = console.status(f"{work} ...") if console.is_terminal else None
+    timer = threading.Timer(
+        _SLOW_SECONDS, status.start if status else lambda: console.print(f"{work} ...")
+    )
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()  # it may be printing
+        if status:
+            status.stop()
+
+
+def track(
+    items: Iterable[_T],
+    stage: str,
+    total: int,
+    *,
+    size: int = 1,
+    already: int = 0,
+    quiet: bool = False,
+) -> Iterator[_T]:
+    """Yield `items` and show progress on standard error.
+
+    Args:
+      total: amount of work, of which each item is `size` and `already` is done.
+    """
+    with ProgressReporter(stage, total, already=already, quiet=quiet, stderr=True) as progress:
+        done = already
+        for item in items:
+            yield item
+            progress.advance(min(size, total - done))
+            done += size
