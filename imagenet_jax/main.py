@@ -51,12 +51,13 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("--workdir=DIR says where the run is written; --dry_run needs none")
 
     from imagenet_jax import config as config_io  # jax is imported after --help was answered
-    from imagenet_jax.debug.dry_run import dry_run
     from imagenet_jax.runtime import distributed
     from imagenet_jax.train import train
 
     config = config_io.load(args.config, overrides)
     if args.dry_run:
+        from imagenet_jax.debug.dry_run import dry_run
+
         dry_run(config)
         return 0
     distributed.start(args.coordinator, args.num_processes, args.process_id)

@@ -134,8 +134,7 @@ class _Loop:
                 self.context.stop.saved(e)
                 return 128 + e.number
             how = "finished" if last == self.experiment.total_steps else "ended early, as asked"
-            skipped = _describe_skipped(recorder.skipped)
-            recorder.end(f"{how}: {last} steps in {self.context.workdir}{skipped}")
+            recorder.end(f"{how}: {last} steps in {self.context.workdir}{recorder.skipped_note()}")
             return 0
 
     def take_step(self, step: int, batches: Iterator[dict[str, Any]]) -> None:
@@ -206,8 +205,3 @@ class _Loop:
             for start, end in self.batch_order.ranges(self.step, last)
         )
         return prefetch_to_device(rows, run.mesh)
-
-
-def _describe_skipped(count: int) -> str:
-    images = f"{count:,} undecodable image{'s' * (count != 1)}"
-    return f"; {images} skipped, named in metrics.jsonl" if count else ""

@@ -36,10 +36,10 @@ class LightLoop:
     """Fakes of the loop's parts, and a record of what the loop did.
 
     Attributes:
-      steps: that ran.
-      epochs, records: of each step, the epoch and the index of each row's record.
-      result: what the evaluation of a step gives.
-      evaluated: steps of the states that were evaluated completely.
+      steps: the steps that ran.
+      epochs, records: for each step, the epoch and the index of each row's record.
+      result: function of the step that returns the result of an evaluation.
+      evaluated: the steps of completed evaluations.
       on_batch: called with the state's step before each batch of an evaluation, of which there are
         three.
       on_input: called with the number of each step before its batch is made.

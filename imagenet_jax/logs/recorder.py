@@ -192,10 +192,11 @@ class Recorder:
         """Return the sums of the unfinished interval, for a checkpoint; call `report` first."""
         return self._window.partial()
 
-    @property
-    def skipped(self) -> int:
-        """Number of images that could not be decoded since the run began."""
-        return self._window.skipped
+    def skipped_note(self) -> str:
+        """Return how many images could not be decoded since the run began; "" if none."""
+        count = self._window.skipped
+        images = f"{count:,} undecodable image{'s' * (count != 1)}"
+        return f"; {images} skipped, named in metrics.jsonl" if count else ""
 
     def flush(self) -> None:
         """Put everything written so far on disk, so that a kill does not lose it.

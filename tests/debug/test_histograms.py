@@ -23,7 +23,7 @@ EPOCH = 48 / 1437  # of one step
 
 def _config(path):
     """Return a config of three steps of plain gradient descent on a sharded state, each saved."""
-    config = tiny_config(path, "vgg11")  # a network that compiles fast
+    config = tiny_config(path, "vgg11")  # compiles fast
     config.epochs, config.checkpoint.every_epochs = 3 * EPOCH, EPOCH
     config.log.every_steps, config.log.images, config.mesh.fsdp = 1, 0, 4
     config.optim.schedule, config.optim.base_lr = "constant", RATE

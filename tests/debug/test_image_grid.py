@@ -39,7 +39,7 @@ def test_small_pictures_are_enlarged_and_captions_are_below():
     large = np.kron(pictures, np.ones((1, 8, 8, 1), np.uint8))  # 16 -> 128
     np.testing.assert_array_equal(out[:, :128], large)
     below = out[:, 128:]
-    assert (below[0] < 128).any(axis=-1).sum() > 50  # written on
+    assert (below[0] < 128).any(axis=-1).sum() > 50  # there is text
     assert (below[1] == 255).all()
 
 
@@ -47,7 +47,7 @@ def test_a_caption_is_cut_to_the_width_of_its_picture():
     pictures = _pictures(2, 128, 128)
     long = captioned(pictures, [("black-footed ferret, polecat, Mustela nigripes",), ("x",)])
     assert long.shape[:3] == (2, 128 + 14 + 4, 128)
-    assert (long[0, 128:, 126:] == 255).all()  # cut before the edge, not by it
+    assert (long[0, 128:, 126:] == 255).all()  # the line ends before the edge
 
 
 def test_large_pictures_are_not_enlarged():

@@ -112,7 +112,7 @@ def test_tensorboard_has_inputs_and_mistakes(shown_run):
     run = make_experiment(config)
     batch = _first_batch(run)
     expected = pictures.augmented(batch, 1, config, run.mesh, 5)
-    # 3 across, 2 down, 2 pixels of white between: the fourth is the first of the second row.
+    # 3 columns, 2 rows, 2 white pixels between: the fourth picture is the first of row 2.
     assert shown["inputs"].shape == (2 * 18 + 2, 3 * 18 + 2, 3)
     np.testing.assert_array_equal(shown["inputs"][2:18, 2:18], expected[0])
     np.testing.assert_array_equal(shown["inputs"][20:36, 2:18], expected[3])

@@ -29,7 +29,7 @@ def _convolution(size, channels, filters, kernel, stride):
     out = -(-size // stride)
     positions = [
         o * stride - kernel // 2 + k for o in range(out) for k in range(kernel)
-    ]  # of the taps along one axis
+    ]  # positions of the taps along one axis
     inside = sum(0 <= p < size for p in positions)
     return 2 * inside**2 * channels * filters, out
 
@@ -116,7 +116,7 @@ def test_constant_speed_is_reported_as_constant(
     tiny.epochs, tiny.log.every_steps = 60 * 48 / 1437, 5
     tiny.log.histograms_every_epochs = 24 * 48 / 1437
     tiny.eval.every_epochs, tiny.checkpoint.every_epochs = 20 * 48 / 1437, 15 * 48 / 1437
-    free = [0.0]  # when the devices have done what they were given
+    free = [0.0]  # when the devices finish what was dispatched
     compile_light = loop.compile_train_step
 
     def compile_step(*args):
@@ -253,7 +253,7 @@ def test_operations_of_a_resnet_are_the_sum_of_its_layers():
     bare = make_bare_step(config)
     lowered = bare.step.lower(bare.abstract, abstract_batch(config, bare.mesh))
     counted = count_flops(lowered, config, make_mesh(devices=jax.devices()[:1]))  # not partitioned
-    # What is left is norms, activations and the update.
+    # The rest is norms, activations and the update.
     update = 4 * sum(x.size for x in jax.tree.leaves(bare.abstract.params))
     formula = 8 * _resnet18_training(64, 1, 10, "imagenet")
     assert 1.0 < (counted - update) / formula < 1.03
@@ -267,8 +267,8 @@ def test_a_run_records_its_operations_and_memory(tiny, tmp_path):
     assert measured
     formula = _resnet18_training(16, 1 / 16, 10, "small")
     for line in measured:
-        # So few channels that what is no convolution is a fifth of all.
+        # With so few channels, a fifth of the operations is not in convolutions.
         assert 1.0 < line["flops_per_second"] / line["images_per_second"] / formula < 1.35
-        assert "peak_share" not in line  # of a CPU
+        assert "peak_share" not in line  # unknown for a CPU
         assert "device_memory" not in line
         assert before <= line["process_memory"] < 2**40

@@ -33,8 +33,8 @@ class Kill:
 
     Attributes:
       signals: sent one after the other, `pause` seconds apart.
-      moment: "start": seconds after the process starts; "compile": seconds after it claimed the
-        workdir, with nothing in the compilation cache; "step": after `count` more logged intervals;
+      moment: "start": seconds after the process starts; "compile": seconds after it locked the
+        workdir, with an empty compilation cache; "step": after `count` more logged intervals;
         "write": when the `count`-th checkpoint of this start has begun to be written.
       count: see `moment`.
       delay: seconds after that.
@@ -57,7 +57,7 @@ def draw(rng: random.Random, number: int) -> Kill:
     ways: list[tuple[signal.Signals, ...]] = [
         (signal.SIGKILL,), (signal.SIGTERM,), (signal.SIGINT,), (signal.SIGTERM, signal.SIGKILL),
     ]  # fmt: skip
-    # Before the handlers are installed every signal is a SIGKILL.
+    # Before the handlers are installed, every signal kills the process.
     signals = (signal.SIGKILL,) if moment == "start" else ways[rng.choice((0, 0, 1, 2, 3))]
     longest = {"start": 3.0, "compile": 3.0, "step": 0.1, "write": 0.15}[moment]
     return Kill(signals, moment, rng.randint(1, 3), rng.uniform(0, longest), rng.uniform(0, 0.2))
@@ -91,7 +91,7 @@ class Training:
         """Undisturbed, to the end."""
         process = self.start()
         try:
-            code = process.wait(timeout=3600)  # a hang ends; a busy machine is no failure
+            code = process.wait(timeout=3600)  # ends a hang, but allows for a busy machine
         finally:
             process.kill()
             process.wait()
@@ -124,7 +124,7 @@ class Training:
     def _wait_for(self, kill: Kill, process: subprocess.Popen) -> None:
         if kill.moment == "start":
             return
-        # The mark of the process before may still be there.
+        # The lock file of the previous process may still exist.
         self._until(process, lambda: str(process.pid) in _text(self.workdir / "running.json"))
         if kill.moment == "compile":
             return
@@ -203,10 +203,10 @@ def torture(directory: Path, data: Path, kills: int, seed: int) -> dict[str, int
     """Train twice, once with kills; return counts of how starts ended and of "mismatches".
 
     Args:
-      directory: an empty one.
+      directory: an empty directory.
       data: the digits, prepared.
     """
-    steps = 6 * kills + 15  # enough that it is not at its end before the last kill
+    steps = 6 * kills + 15  # so that it does not finish before the last kill
     whole = Training(directory / "undisturbed", data, steps)
     killed = Training(directory / "killed", data, steps)
     for training in (whole, killed):

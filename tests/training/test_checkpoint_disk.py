@@ -27,8 +27,8 @@ from imagenet_jax.training.state import TrainState
 
 EVERY_2_STEPS = 2 * 48 / 1437
 
-# A process that may write no file above 100 kB saves a state of 1 kB, one of 400 kB, and one of
-# 1 kB. Its limit stands for the full disk, of which orbax and tensorstore hear in the same way.
+# A process that cannot write files above 100 kB saves states of 1 kB, 400 kB and 1 kB. orbax and
+# tensorstore get this limit as the same kind of error as a full disk.
 _LIMITED = """
 import resource, signal, sys
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_failed_save_keeps_the_previous_checkpoint_and_the_next_save_succeeds(li
     assert lines[0] == "1|[1]"
     assert lines[1].startswith("2|[1]|checkpoint 2 could not be saved: File too large")
     assert lines[2] == "3|[3]"
-    assert [p.name for p in directory.iterdir()] == ["3"]  # the space of the others is free
+    assert [p.name for p in directory.iterdir()] == ["3"]  # the files of the others are removed
     assert find_problems(directory / "3") == []
 
 
@@ -106,7 +106,7 @@ def test_training_continues_after_failed_saves_but_the_last_save_must_succeed(
     checkpoints.restore(make_experiment(tiny).abstract, 2)
 
     with _failing_saves(monkeypatch, {4, 6}, full):
-        assert loop.train(tiny, tmp_path / "run") == 0  # what counts is the end
+        assert loop.train(tiny, tmp_path / "run") == 0  # only the last save must succeed
     assert checkpoints.steps() == [2, 8]
     steps = [json.loads(x)["step"] for x in (tmp_path / "run" / "metrics.jsonl").open()]
     assert steps == [2, 4, 6, 8, 8, 8]

@@ -75,17 +75,17 @@ def test_schedules_and_evaluation_steps_follow_the_records(runs):
         done = (480 + (step - 10) * 96) / 96  # steps of 96
         rate = 0.05 * 96 / 48 * (1 + math.cos(math.pi * done / total)) / 2
         assert float(run.parts.schedule(step)) == pytest.approx(rate, rel=1e-5)
-    # 957 records are left of the first epoch: 9.97 batches of 96.
+    # The first epoch has 957 records left: 9.97 batches of 96.
     assert run.steps_at(1.0) == {20, 10 + math.ceil((2 * COUNT - 480) / 96)}
 
 
 def test_unchanged_run_continues_unchanged(runs):
     run = runs(48)
     assert resume_at(run, _at(run, 7), 7, []) == (run, "")
-    # After a rewind that left batches 5 and 6 out, step 7 trains on batch 8.
+    # After a rewind that skipped batches 5 and 6, step 7 trains on batch 8.
     rewinds = [Rewind(7, 5, (5, 6), 48)]
     assert resume_at(run, _at(run, 9), 7, rewinds) == (run, "")
-    # And after one from the checkpoint of step 5, saved before it.
+    # Also from the checkpoint of step 5, which is older than the rewind.
     assert resume_at(run, _at(run, 5), 5, rewinds) == (run, "")
 
 
@@ -121,7 +121,7 @@ def test_changed_order_within_an_epoch_is_reported(runs, digits_path):
     before = runs(48, epochs=3.0)
     run, note = resume_at(make_experiment(other), _at(before, 2), 2, [])
     assert "within epoch 1" in note
-    # Other images: as far into the epoch as before.
+    # Other images: at the same fraction of the epoch.
     run, note = resume_at(runs(48, train_split="train[:50%]"), _at(before, 15), 15, [])
     assert "within epoch 1" in note
     assert run.epoch_at(15) == pytest.approx(15 * 48 / COUNT, abs=1 / 700)
@@ -145,7 +145,7 @@ def test_changed_data_with_a_dropped_remainder_is_reported(runs):
     run, note = resume_at(half, _at(before, 20), 20, [])
     assert "within epoch 1" in note
     assert run.epoch_at(20) == pytest.approx(20 / 29, abs=1 / 14)
-    # Epochs of as many batches, of more records.
+    # Epochs with as many batches but more records.
     more = runs(48, remainder="drop", train_split="train[:1400]")
     assert "within epoch 1" in resume_at(more, _at(before, 20), 20, [])[1]
 
@@ -164,7 +164,7 @@ def test_fewer_epochs_than_trained_raise_and_the_suggested_number_works(runs):
     with pytest.raises(UserError, match=r"less than the 1\.035 epochs.*epochs=1\.01879 or"):
         resume_at(runs(48, epochs=1.0), position, 31, [])
     assert resume_at(runs(48, epochs=1.01879), position, 31, [])[0].total_steps == 31
-    # A run that has finished is finished with any batch size.
+    # A finished run is finished with any batch size.
     for batch_size in (8, 96):
         run, _ = resume_at(runs(batch_size, epochs=1.0), _at(runs(48), 30), 30, [])
         assert run.total_steps == 30

@@ -17,7 +17,7 @@ from imagenet_jax.training import optim
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.fine_tuning import fine_tuning_of
 
-# 60 * 1328 / 320 = 249 exactly; in floats the product is above it.
+# 60 * 1328 / 320 = 249 exactly; the float product is larger.
 SAMPLER = Sampler(1328, seed=0, batch_size=320)
 PER_EPOCH = SAMPLER.steps_per_epoch
 

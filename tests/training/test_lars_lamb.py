@@ -17,7 +17,12 @@ PARAMS = {
     "bn": {"scale": RNG.normal(size=4), "bias": np.zeros(4)},  # a norm of 0: ratio 1
 }
 GRADS = [jax.tree.map(lambda p: RNG.normal(size=p.shape), PARAMS) for _ in range(4)]
-RATES = [0.5, 1.0, 0.25, 0.25]  # the schedule's place in the formula shows only if it varies
+RATES = [
+    0.5,
+    1.0,
+    0.25,
+    0.25,
+]  # a varying rate shows whether it is applied before or after the momentum
 
 
 def _run(params=PARAMS, grads=GRADS, **changes):

@@ -84,7 +84,7 @@ def test_interrupt_saves_and_exits_130(tiny, tmp_path, stop_after):
     stop_after(2, signal.SIGINT)
     assert loop.train(tiny, tmp_path) == 130
     assert Checkpoints(tmp_path / "checkpoints", write=False).steps() == [2]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # put back
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # restored
 
 
 def test_restarting_a_finished_run_changes_nothing(tiny, tmp_path, capsys):

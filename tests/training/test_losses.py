@@ -14,7 +14,7 @@ from imagenet_jax.training.losses import cross_entropy
 
 
 @settings(max_examples=40)
-@given(  # few shapes, which are compiled once each
+@given(  # few shapes, because each one is compiled
     shape=st.sampled_from([(1, 2), (5, 3), (3, 12)]),
     smoothing=st.sampled_from([0.0, 0.1, 0.5]),
     scale=st.sampled_from([1.0, 30.0]),

@@ -24,7 +24,7 @@ from imagenet_jax.training.metrics import (
 
 
 @settings(max_examples=60)
-@given(  # few shapes, which are compiled once each
+@given(  # few shapes, because each one is compiled
     shape=st.sampled_from([(1, 1), (6, 2), (4, 5), (5, 9)]), seed=st.integers(0, 10_000)
 )
 def test_rank_is_the_place_in_a_stable_sort(shape, seed):

@@ -38,7 +38,7 @@ def test_config_with_different_arrays_is_refused_before_anything_is_written(
     with pytest.raises(UserError, match=f"has different arrays.*{leaf}"):
         loop.train(config, workdir)
     assert [(workdir / name).read_bytes() for name in FILES] == before
-    # The command that trained it is still accepted.
+    # The original command is still accepted.
     workdirs.check_start(workdir, tiny_config(digits_path), json.loads(before[1]))
 
 

@@ -126,7 +126,7 @@ def test_training_rewinds_skips_the_window_and_records_it(tiny, tmp_path, seen, 
     tiny.nonfinite.policy, tiny.nonfinite.skip_steps = "rewind", 2
     prints = _fingerprints(tiny)
     assert len(set(prints)) == len(prints)
-    bad.add(prints[5])  # step 6; noticed at its checkpoint, the one before is of step 4
+    bad.add(prints[5])  # step 6; noticed when it is saved, and the checkpoint before is of step 4
     assert loop.train(tiny, tmp_path) == 0
     back = len(taken) - 4
     assert taken[:6] == prints[:6]
@@ -141,7 +141,7 @@ def test_training_rewinds_skips_the_window_and_records_it(tiny, tmp_path, seen, 
     assert all(math.isfinite(line["loss"]) for line in lines if line["split"] == "train")
     assert "not finite at step 6: back to step 4, without batches 4 to 5" in capsys.readouterr().out
     assert rewind.read(tmp_path) == [Rewind(6, 4, (4, 5), 48)]
-    # Another start of the same run knows.
+    # A restart of the run uses the list.
     before = (tmp_path / "metrics.jsonl").read_text()
     assert loop.train(tiny, tmp_path) == 0
     assert (tmp_path / "metrics.jsonl").read_text() == before
@@ -184,7 +184,7 @@ def test_rewind_before_the_first_checkpoint_with_another_batch_size(light, tiny,
         patch.setattr(loop, "compile_train_step", compile_failing)
         assert loop.train(tiny, tmp_path, stop_after=8) == 0
     assert rewind.read(tmp_path) == [Rewind(5, 3, (4, 4), 24)]
-    taken = np.concatenate(light.records[-5:])  # steps 4 to 8, without the fifth's batch
+    taken = np.concatenate(light.records[-5:])  # steps 4 to 8, without the batch of step 5
     from imagenet_jax.training.experiment import make_experiment
 
     _, indices, _ = make_experiment(tiny).sampler.records(3 * 48, 3 * 48 + 6 * 24)

@@ -20,7 +20,7 @@ from imagenet_jax.training.checkpoint import Checkpoints
 from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.sharding import make_mesh
 
-# A small rate: rounding must not grow from step to step, so that a loss tells its images.
+# A small learning rate, so that rounding errors do not grow and losses identify the images.
 SETTINGS = (
     "batch_size=48", "epochs=0.7", "model.width=0.0625", "augment.image_size=16",
     "eval.image_size=16", "eval.resize=16", "eval.batch_size=100", "log.every_steps=2",
@@ -118,7 +118,7 @@ def test_several_processes_train_and_evaluate_as_one(undisturbed, digits_path, t
     assert "finished: 21 steps" in outputs[0][0]
     assert not any("finished" in out for out, _, _ in outputs[1:])
     _assert_same_run(_metrics(undisturbed), _metrics(run))
-    # What several saved, one opens: every image is counted once again.
+    # One process opens what several saved, and counts every image once.
     ((_, errors, code),) = _finish(_start(run, digits_path, module="eval"))
     assert code == 0, errors
     (result,) = (json.loads(f.read_text()) for f in (run / "eval").glob("*.json"))
@@ -155,7 +155,7 @@ def test_another_number_of_processes_continues_a_checkpoint(
     """On the same samples, as the losses show."""
     run = tmp_path / "run"
     processes = _start_all(before, run, digits_path)
-    # Several processes take some steps until they agree to stop; one stops at once.
+    # Several processes agree to stop some steps later; a single one stops at once.
     begun = "config.json" if before > 1 else "first_steps.jsonl"
     _wait_for(run / begun, processes)
     processes[-1].send_signal(signal.SIGTERM)
@@ -177,7 +177,7 @@ def test_signal_to_one_process_stops_both_and_one_process_continues(
 ):
     run = tmp_path / "run"
     processes = _start_all(2, run, digits_path)
-    _wait_for(run / "config.json", processes)  # the first step is yet to be compiled
+    _wait_for(run / "config.json", processes)  # the first step is not compiled yet
     processes[1].send_signal(signal.SIGTERM)
     first, second = _finish(*processes)
     assert first[2] == second[2] == 143, first[1] + second[1]

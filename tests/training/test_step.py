@@ -171,14 +171,14 @@ def test_bfloat16_is_used_only_for_computation(digits_path, model):
     config.model.dtype = "float32"
     _, reference = _train(config, 1, steps=2)
     np.testing.assert_allclose(metrics[0]["loss"], reference[0]["loss"], rtol=0.02)
-    assert metrics[0]["loss"] != reference[0]["loss"]  # bfloat16 was really used
+    assert metrics[0]["loss"] != reference[0]["loss"]  # bfloat16 is used
 
 
 def test_reported_learning_rate_is_the_applied_one(digits_path):
     config = tiny_config(digits_path, "vgg11")
     config.optim.update({"schedule": "cosine", "warmup_epochs": 0.5, "momentum": 0.0})
     _, metrics = _train(config, 1, steps=3)
-    scale = 32 / 48  # of the batch to the reference batch
+    scale = 32 / 48  # batch size / base batch size
     assert [float(m["learning_rate"]) for m in metrics] == pytest.approx(
         [0.05 * scale * t / 5 for t in range(3)], rel=1e-5
     )

@@ -39,7 +39,7 @@ def params(config, devices: int) -> np.ndarray:
 def options(tiny):
     tiny.optim.schedule = "constant"  # at 0.05
     tiny.model.drop_path = 0.5
-    tiny.model.bn_group = 8  # two devices' images
+    tiny.model.bn_group = 8  # the images of two devices
     tiny.model.blur_pool = "zhang"
     return tiny
 
@@ -48,6 +48,6 @@ def options(tiny):
 def test_options_give_the_same_step_on_one_and_eight_devices(options):
     one, many = params(options, 1), params(options, 8)
     np.testing.assert_allclose(many, one, rtol=1e-7, atol=1e-9)
-    # And they are not without effect.
+    # The options have an effect.
     options.model.drop_path = 0.0
     assert not np.allclose(params(options, 1), one, rtol=1e-3, atol=1e-5)

@@ -47,21 +47,25 @@ def test_a_stop_during_evaluation_saves_first_and_evaluates_later(
     light.evaluated.clear()
     light.on_batch = lambda at: _stop() if at == step else None
     assert loop.train(config, tmp_path / "parts") == 143
-    assert light.evaluated == [4][: step // 8]  # not to its end
+    assert light.evaluated == [4][: step // 8]  # the evaluation was interrupted
     checkpoint = tmp_path / "parts" / "checkpoints" / str(step)
     assert checkpoint.is_dir() and not (checkpoint / "metrics").exists()
-    assert loop.train(config, tmp_path / "parts") == 143  # again, in the same evaluation
+    assert (
+        loop.train(config, tmp_path / "parts") == 143
+    )  # interrupted again, in the same evaluation
     light.on_batch = lambda at: None
     assert loop.train(config, tmp_path / "parts") == 0
     assert light.evaluated == [4, 8]
     assert history(tmp_path / "parts") == history(tmp_path / "whole")
     assert _kept(tmp_path / "parts") == _kept(tmp_path / "whole")
     assert _kept(tmp_path / "whole")[:2] == ([4, 8], 4)
-    assert loop.train(config, tmp_path / "parts", strict_restore=True) == 0  # the checksums hold
+    assert (
+        loop.train(config, tmp_path / "parts", strict_restore=True) == 0
+    )  # the checksums are valid
 
 
 def test_checkpoint_made_only_by_a_stop_is_not_ranked(light, config, tmp_path):
-    config.checkpoint.every_epochs = 0  # a whole run saves step 8 alone
+    config.checkpoint.every_epochs = 0  # an uninterrupted run saves only step 8
     result = light.result
 
     def stop_after(step):  # the evaluation is complete
@@ -109,7 +113,7 @@ def test_metrics_that_cannot_be_added_are_reported_and_added_at_the_next_start(
     def full(directory, name):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    for _ in range(2):  # also where metrics.jsonl has the evaluation already
+    for _ in range(2):  # the second time, metrics.jsonl already has the evaluation
         with monkeypatch.context() as patch:
             patch.setattr(integrity, "add_checksum", full)
             with pytest.raises(UserError, match="evaluation of step 8 could not be saved in"):
