@@ -51,10 +51,10 @@ def resume_at(
     if size != sampler.batch_size:
         _require_exact(sampler, epoch, done, size)
     if per_epoch != sampler.records_per_epoch:
-        exact = sampler.drops and done % sampler.batch_size == 0 and _same(saved, sampler)
+        exact = sampler.drops and done % sampler.batch_size == 0 and _is_same_order(saved, sampler)
         part = done if exact else round(done / per_epoch * sampler.records_per_epoch)
         target = epoch * sampler.records_per_epoch + part
-    elif not _same(saved, sampler):
+    elif not _is_same_order(saved, sampler):
         exact = False
     if sampler.drops or sampler.repeats > 1:  # they work only with whole batches
         target -= target % sampler.batch_size
@@ -67,10 +67,10 @@ def resume_at(
         # The last batch may extend beyond the end.
         if target - size >= end:
             trained = saved["next_record"] / per_epoch
-            enough = _enough(target, size, sampler)
+            suggested = _suggest_epochs(target, size, sampler)
             raise UserError(
                 f"config.epochs = {run.config.epochs:g} is less than the {trained:.4g} epochs that "
-                f"this run has trained (step {step}); use --config.epochs={enough} or more, or "
+                f"this run has trained (step {step}); use --config.epochs={suggested} or more, or "
                 "another --workdir"
             )
         run = dataclasses.replace(run, total_steps=step)
@@ -81,7 +81,7 @@ def resume_at(
     return run, "" if exact or not done else warning
 
 
-def _enough(target: int, size: int, sampler: Sampler) -> str:
+def _suggest_epochs(target: int, size: int, sampler: Sampler) -> str:
     """Return as text the epochs that end in the last batch, which has `size` records.
 
     The batch ends at record `target`. Rounding is upward: a few records less might end before it.
@@ -91,7 +91,7 @@ def _enough(target: int, size: int, sampler: Sampler) -> str:
     return f"{epochs:f}"
 
 
-def _same(saved: dict[str, Any], sampler: Sampler) -> bool:
+def _is_same_order(saved: dict[str, Any], sampler: Sampler) -> bool:
     now = get_data_position(sampler, 0)
     return all(
         saved.get(name, now[name]) == now[name] for name in ("seed", "repeats", "balance", "length")

@@ -121,7 +121,7 @@ def _curve(optim: ConfigDict, batch_size: int, times: _Times) -> optax.Schedule:
             raise UserError(f"config.optim.schedule = {optim.schedule!r} is not a schedule")
 
         def decayed(step: Any) -> jax.Array:
-            t = _sum(_sum(step, shift), -warmup)
+            t = _add(_add(step, shift), -warmup)
             return after(jnp.maximum(t + early, 0) if early else t)
 
     if not warmup:
@@ -129,13 +129,13 @@ def _curve(optim: ConfigDict, batch_size: int, times: _Times) -> optax.Schedule:
     rising = optax.linear_schedule(start, peak, warmup)
 
     def joined(step: Any) -> jax.Array:
-        t = _sum(step, shift)
+        t = _add(step, shift)
         return jnp.where(t < warmup, rising(t), decayed(step))
 
     return joined
 
 
-def _sum(step: Any, more: float) -> Any:
+def _add(step: Any, more: float) -> Any:
     """Return `step` + `more`; an integer step stays an integer if `more` is 0."""
     return step + more if more else step
 
