@@ -23,6 +23,7 @@ from collections.abc import Sequence
 
 from imagenet_jax import cli
 from imagenet_jax.errors import UserError, expand_user
+from imagenet_jax.progress import announce
 
 METHODS = ("gradcam", "occlusion", "guided", "features", "filters")
 
@@ -48,9 +49,10 @@ def main(argv: Sequence[str]) -> int:
     if args.layer != "?":
         _check(args, methods)
 
-    from imagenet_jax.explain.explain import Request, explain_files, print_layers
-
-    weights = cli.open_weights(args, overrides)
+    with announce("importing JAX"):
+        from imagenet_jax.explain.explain import Request, explain_files, print_layers
+    with announce("loading the weights"):
+        weights = cli.open_weights(args, overrides)
     if args.layer == "?":
         print_layers(weights)
         return 0

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -12,13 +12,14 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from imagenet_jax.classify.images import Failure, predict_images
+from imagenet_jax.classify.images import Failure, Prediction, predict_images
 from imagenet_jax.data.augment import normalize
 from imagenet_jax.data.loose_images import LooseImage, find_images
 from imagenet_jax.errors import UserError
 from imagenet_jax.explain import layers, methods, pictures
 from imagenet_jax.explain.pictures import Explanation, Picture
 from imagenet_jax.markup import printable
+from imagenet_jax.progress import announce, track
 from imagenet_jax.training.load_weights import Weights
 from imagenet_jax.training.state import graph_of
 
@@ -42,7 +43,7 @@ class Request:
     square: int = 0
 
 
-def build_model(weights: Weights) -> nnx.Module:
+def build_model(weights: Weights) -> layers.Model:
     """Return the model with its weights."""
     graph = graph_of(weights.config.model)
     return nnx.merge(graph, weights.tree["params"], weights.tree["batch_stats"])
@@ -62,13 +63,9 @@ def explain_files(weights: Weights, names: Sequence[str], request: Request, out:
     if `out` cannot be written.
     """
     images, failures = find_images(names)
-    explanations = []
-    for result in explain(weights, images, request) if images else ():
-        if isinstance(result, Failure):
-            failures.append(result.reason)
-        else:
-            explanations.append(result)
+    explanations, undecoded = explain(weights, images, request) if images else ([], [])
     of_model = [draw_filters(weights)] if "filters" in request.methods else []
+    failures += [failure.reason for failure in undecoded]
     for failure in failures:
         print(f"error: {printable(failure)}", file=sys.stderr)
     if explanations or not names:
@@ -81,39 +78,46 @@ def explain_files(weights: Weights, names: Sequence[str], request: Request, out:
 
 def explain(
     weights: Weights, images: Sequence[LooseImage], request: Request
-) -> Iterator[Explanation | Failure]:
-    """Yield an Explanation for each image in order, and a Failure, possibly earlier, for a bad one.
+) -> tuple[list[Explanation], list[Failure]]:
+    """Return the explanations of the images in order, and the failures of those that are bad.
 
     Images are decoded and classified as by `predict_images`. With config.eval.flip, the class is
     that of the image and its mirror image, but only the image itself is explained.
 
     Raises UserError for an unknown layer or class, or a square larger than the images.
     """
-    model, side = build_model(weights), weights.config.eval.image_size
+    model, classes = build_model(weights), weights.config.model.num_classes
     layer = request.layer or layers.conv_layers(model)[-1]
     layers.check(model, layer)
-    classes = weights.config.model.num_classes
-    wanted = _find_label(request.class_name, weights.class_names, classes)
+    label = _find_label(request.class_name, weights.class_names, classes)
+    side = weights.config.eval.image_size
     square = request.square or methods.default_square(side)
     if "occlusion" in request.methods:  # fail before any image is decoded
         methods.square_starts(side, square, methods.default_stride(square))
     request = dataclasses.replace(request, layer=layer, square=square)
-    data, dtype = weights.config.data, weights.config.model.dtype
-    for result in predict_images(weights, images, top=classes):
-        if isinstance(result, Failure):
-            yield result
-            continue
-        place = 0 if wanted is None else int(np.flatnonzero(result.labels == wanted)[0])
-        zoom = -(-_MIN_SIDE // len(result.pixels))
-        inputs = normalize(jnp.asarray(result.pixels[None]), data.mean, data.std, dtype)
-        subject = _Subject(_enlarge(result.pixels, zoom), inputs, result.labels[place : place + 1])
-        shown = tuple(
-            _draw(method, model, subject, request)
-            for method in request.methods
-            if method != "filters"
+
+    def explain_one(prediction: Prediction) -> Explanation:
+        place = 0 if label is None else int(np.flatnonzero(prediction.labels == label)[0])
+        zoom = -(-_MIN_SIDE // len(prediction.pixels))
+        data, dtype = weights.config.data, weights.config.model.dtype
+        inputs = normalize(jnp.asarray(prediction.pixels[None]), data.mean, data.std, dtype)
+        enlarged, labels = _enlarge(prediction.pixels, zoom), prediction.labels[place : place + 1]
+        subject = _Subject(enlarged, inputs, labels)
+        return Explanation(
+            prediction.name,
+            enlarged,
+            prediction.classes[place],
+            float(prediction.probabilities[place]),
+            tuple(_draw(m, model, subject, request) for m in request.methods if m != "filters"),
         )
-        name, probability = result.classes[place], float(result.probabilities[place])
-        yield Explanation(result.name, subject.pixels, name, probability, shown)
+
+    results = list(predict_images(weights, images, top=classes))
+    good = [result for result in results if isinstance(result, Prediction)]
+    with announce("compiling the explanations"):
+        explanations = [explain_one(prediction) for prediction in good[:1]]
+    rest = track(good[1:], "explaining images", len(good), already=1)
+    explanations += [explain_one(prediction) for prediction in rest]
+    return explanations, [result for result in results if isinstance(result, Failure)]
 
 
 def draw_filters(weights: Weights) -> Picture:
@@ -133,7 +137,7 @@ class _Subject:
     label: np.ndarray
 
 
-def _draw(method: str, model: nnx.Module, subject: _Subject, request: Request) -> Picture:
+def _draw(method: str, model: layers.Model, subject: _Subject, request: Request) -> Picture:
     given = (model, subject.inputs)
     zoom = len(subject.pixels) // subject.inputs.shape[1]
     if method == "gradcam":

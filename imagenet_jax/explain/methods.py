@@ -14,15 +14,14 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.explain import layers
-
-Array = jax.Array | np.ndarray
+from imagenet_jax.explain.layers import Array, Model
 
 _OCCLUDED_ROWS = 64  # images in a batch of occluded images
 _CALLS = ("jit", "pjit")  # JAX's names, new and old, for a call of a compiled function
 
 
 @nnx.jit(static_argnames="layer")
-def grad_cam(model: nnx.Module, images: Array, labels: Array, layer: str) -> jax.Array:
+def grad_cam(model: Model, images: jax.Array, labels: Array, layer: str) -> jax.Array:
     """Return Grad-CAM maps f32[B, H, W] in [0, 1] (Selvaraju et al. 2017, arXiv:1610.02391).
 
     Equations 1 and 2: each channel of the layer is weighted by the spatial mean of the gradient of
@@ -43,7 +42,7 @@ def grad_cam(model: nnx.Module, images: Array, labels: Array, layer: str) -> jax
 
 @nnx.jit(static_argnames="layer")
 def outputs_and_gradients(
-    model: nnx.Module, images: Array, labels: Array, layer: str
+    model: Model, images: jax.Array, labels: Array, layer: str
 ) -> tuple[jax.Array, jax.Array]:
     """Return (A, dy/dA), both f32[B, h, w, K], of a convolution's output A and the logit y.
 
@@ -68,7 +67,7 @@ def outputs_and_gradients(
 
 
 @nnx.jit
-def guided_backpropagation(model: nnx.Module, images: Array, labels: Array) -> jax.Array:
+def guided_backpropagation(model: Model, images: jax.Array, labels: Array) -> jax.Array:
     """Return the guided gradient f32[B, H, W, 3] of the class's logit with respect to the pixels.
 
     Each ReLU passes back only positive gradients, and only where its input was positive
@@ -152,7 +151,7 @@ def square_starts(side: int, square: int, stride: int) -> np.ndarray:
 
 @nnx.jit(static_argnames=("square", "stride"))
 def occluded_probabilities(
-    model: nnx.Module, images: Array, labels: Array, *, square: int, stride: int
+    model: Model, images: jax.Array, labels: Array, *, square: int, stride: int
 ) -> jax.Array:
     """Return the class's probability f32[B, R, C] while a gray square hides part of the image.
 
@@ -175,7 +174,7 @@ def occluded_probabilities(
 
 
 def occlusion(
-    model: nnx.Module, images: Array, labels: Array, *, square: int, stride: int
+    model: Model, images: jax.Array, labels: Array, *, square: int, stride: int
 ) -> np.ndarray:
     """Return occlusion maps f32[B, H, W] in [-1, 1] (Zeiler & Fergus 2014, arXiv:1311.2901, 4.2).
 
@@ -197,7 +196,7 @@ def occlusion(
     return (total / np.maximum(count, 1)).astype(np.float32)
 
 
-def _probabilities(model: nnx.Module, images: Array, labels: Array) -> jax.Array:
+def _probabilities(model: Model, images: jax.Array, labels: Array) -> jax.Array:
     """Return the probability of each image's class, f32[B]."""
     return _select(jax.nn.softmax(model(images, train=False)), labels)
 

@@ -135,12 +135,10 @@ def write_folder(
             name, number = f"{stem}_{number}", number + 1
         files[name] = explanation.pixels
         files |= {f"{name}_{picture.method}": picture.pixels for picture in explanation.pictures}
-    written = []
-    for name, pixels in files.items():
-        path, image = folder / f"{name}.png", Image.fromarray(pixels)
-        _write(path, lambda part, image=image: image.save(part, "PNG"))
-        written.append(path)
-    return written
+    paths = [folder / f"{name}.png" for name in files]
+    for path, pixels in zip(paths, files.values(), strict=True):
+        _write(path, Image.fromarray(pixels).save)
+    return paths
 
 
 def write_sheet(

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from imagenet_jax import cli
 from imagenet_jax.errors import UserError, expand_user
+from imagenet_jax.progress import announce
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,8 +45,8 @@ def main(argv: Sequence[str]) -> int:
         if flag != "png" and path.is_dir():
             raise UserError(f"--{flag}={path} is a folder; name a file in it")
 
-    print("importing JAX and plotly", flush=True)
-    from imagenet_jax.report.make import make_report
+    with announce("importing JAX and plotly"):
+        from imagenet_jax.report.make import make_report
 
     workdirs = [expand_user(workdir) for workdir in args.workdirs]
     make_report(workdirs, outputs, args.checkpoint, overrides)

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, PercentFormatter
@@ -82,7 +83,7 @@ def _draw_overview(runs: Sequence[Run], path: Path) -> None:
     if not samples:
         _draw_grid_of_charts(figure, drawn, runs, columns=3)
     else:
-        top, bottom = figure.subfigures(2, 1, height_ratios=heights)
+        top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
         _draw_grid_of_charts(top, drawn, runs, columns=3)
         _draw_pictures(bottom, [(s.pixels, _verdict(s)) for s in samples], 2 * _COLUMNS)
     figure.savefig(path, dpi=_DPI * 2 // 3)
@@ -102,7 +103,7 @@ def _draw_grid_of_charts(
 ) -> None:
     """Draw charts in rows, and one legend for all of them below."""
     grid = figure.subplots(-(-len(drawn) // columns), columns, squeeze=False).ravel()
-    entries = {}
+    entries: dict[str, Artist] = {}
     for axes, chart in zip(grid, drawn, strict=False):
         _draw(axes, chart, len(runs) == 1, charts.find_hidden_roles(runs))
         lines, names = axes.get_legend_handles_labels()
@@ -111,10 +112,9 @@ def _draw_grid_of_charts(
     for axes in grid[len(drawn) :]:
         axes.remove()
     if entries:
-        figure.legend(
-            entries.values(), entries, loc="outside lower center", ncols=columns, fontsize=8,
-            frameon=False,
-        )  # fmt: skip
+        handles, labels = list(entries.values()), list(entries)
+        options = {"loc": "outside lower center", "ncols": columns}
+        figure.legend(handles, labels, fontsize=8, frameon=False, **options)
 
 
 def _draw(axes: Axes, chart: Chart, single: bool, hidden: Sequence[str]) -> None:
@@ -190,11 +190,11 @@ def _draw_pictures(
     figure: FigureBase, pictures: Sequence[tuple[np.ndarray, str]], columns: int
 ) -> None:
     """Draw (u8[H, W] or u8[H, W, 3], title) in rows."""
-    grid = figure.subplots(-(-len(pictures) // columns), columns, squeeze=False).flat
+    grid = figure.subplots(-(-len(pictures) // columns), columns, squeeze=False).ravel()
     for axes, (pixels, title) in zip(grid, pictures, strict=False):
         axes.imshow(pixels, interpolation="nearest")
         axes.set_title(title, fontsize=7, parse_math=False)
-    for axes in figure.axes:
+    for axes in grid:
         axes.axis("off")
 
 

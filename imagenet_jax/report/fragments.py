@@ -128,7 +128,7 @@ def show_pairs(pairs: Sequence[Pair]) -> str:
     rows = []
     for pair in pairs:
         images = _gallery((_image(s.pixels, s.name), f"{s.confidence:.1%}") for s in pair.samples)
-        count = f"{pair.count:,} image{'' if pair.count == 1 else 's'}, {pair.fraction:.1%}"
+        count = f"{pair.images:,} image{'' if pair.images == 1 else 's'}, {pair.fraction:.1%}"
         rows.append(
             f'<div class="pair"><p><b>{escape(pair.true)}</b> taken for '
             f'<b>{escape(pair.predicted)}</b><br><span class="muted">{count} of '

@@ -14,6 +14,7 @@ from imagenet_jax.data import pipeline, sources
 from imagenet_jax.data.augment import normalize
 from imagenet_jax.explain import layers, methods, pictures
 from imagenet_jax.explain.explain import build_model
+from imagenet_jax.progress import announce
 from imagenet_jax.training.load_weights import Weights
 
 _PAIRS, _SAMPLES_PER_PAIR = 10, 6
@@ -48,14 +49,14 @@ class Pair(NamedTuple):
     """Two classes that are confused.
 
     Attributes:
-      count: images of `true` predicted as `predicted`.
+      images: number of images of `true` predicted as `predicted`.
       fraction: of all images of `true`.
       samples: those with the highest confidence.
     """
 
     true: str
     predicted: str
-    count: int
+    images: int
     fraction: float
     samples: tuple[Sample, ...]
 
@@ -152,7 +153,9 @@ def predict_and_explain(
     right = np.flatnonzero(guesses == labels)
     right = right[np.unique(np.linspace(0, len(right) - 1, min(_RIGHT, len(right))).astype(int))]
     chosen = np.concatenate([right, wrong[:_WRONG]])
-    return predicted, _explain(weights, load(chosen), found.outputs[guesses[chosen]])
+    with announce("computing feature maps and Grad-CAM"):
+        explained = _explain(weights, load(chosen), found.outputs[guesses[chosen]])
+    return predicted, explained
 
 
 def _find_pairs(

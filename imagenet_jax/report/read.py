@@ -14,6 +14,7 @@ from imagenet_jax.data.sources import open_source
 from imagenet_jax.debug.recipe import describe_recipe
 from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.files import read_json, read_json_lines
+from imagenet_jax.progress import announce
 from imagenet_jax.report.predictions import Explained, Predicted, predict_and_explain
 from imagenet_jax.runtime.eval_variants import is_variant, require_run_settings, run_settings
 from imagenet_jax.runtime.lock import is_training
@@ -81,13 +82,15 @@ def read_run(
     config, here = read_config(workdir), read_config(workdir, overrides)
     metrics = _read_metrics(workdir / "metrics.jsonl")
     evaluations = _read_evaluations(workdir, metrics)
-    lengths = _find_lengths(here, metrics)
+    with announce("opening the training data"):
+        lengths = _find_lengths(here, metrics)
     predicted, explained, missing = None, None, ""
     try:
         if not has_checkpoint(workdir):
             raise UserError(f"no checkpoint in {workdir} yet; continue training, then report again")
         step = open_to_read(workdir, here).find(checkpoint)
-        weights = of_workdir(workdir, str(step), overrides)
+        with announce("loading the weights"):
+            weights = of_workdir(workdir, str(step), overrides)
         fingerprint = run_settings(workdir)["data"]
         predicted, explained = predict_and_explain(weights, step, fingerprint)
     except UserError as e:

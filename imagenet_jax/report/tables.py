@@ -12,6 +12,7 @@ from imagenet_jax.report.read import Run
 from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS, score, shown_metrics
 
 Rows = list[tuple[str, ...]]
+Fields = list[tuple[str, str]]
 
 CLASS_HEAD = ("class", "precision", "recall", "F1", "images", "most often taken for")
 _MARKDOWN_CLASSES = 20
@@ -66,7 +67,7 @@ def tabulate_comparison(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, 
     """
     evaluations = [main_evaluations(run) or [{}] for run in runs]
     predicted = [run.predicted for run in runs]
-    quantities = {
+    quantities: dict[str, tuple[str, list[float | None]]] = {
         f"{metric.label}, last": (
             metric.format,
             [lines[-1].get(metric.name) for lines in evaluations],
@@ -81,7 +82,7 @@ def tabulate_comparison(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, 
         "expected calibration error": (".2%", [p and p.reliability.error for p in predicted]),
         "training loss, last": (
             ".4f",
-            [(logged_values(run, "loss") or [None])[-1] for run in runs],
+            [next(reversed(logged_values(run, "loss")), None) for run in runs],
         ),
         "images per second, median": (",.0f", [find_median(r, "images_per_second") for r in runs]),
         "input wait, median": (".1%", [find_median(run, "input_wait") for run in runs]),
@@ -117,14 +118,14 @@ def find_median(run: Run, field: str) -> float | None:
     return float(np.median(values)) if values else None
 
 
-def tabulate_config(run: Run) -> Rows:
+def tabulate_config(run: Run) -> Fields:
     """Return (field, value) of every config field."""
     return [(field, _format(value)) for field, value in run.config.items()]
 
 
-def tabulate_provenance(run: Run) -> Rows:
+def tabulate_provenance(run: Run) -> Fields:
     """Return (name, value) of provenance.json; the entries of a group as "packages.jax"."""
-    rows: Rows = []
+    rows: Fields = []
     for name, value in run.provenance.items():
         if name == "resumed":
             rows.append(("resumed", f"{len(value)} time{'' if len(value) == 1 else 's'}"))
@@ -135,7 +136,7 @@ def tabulate_provenance(run: Run) -> Rows:
     return rows
 
 
-def find_differences(runs: Sequence[Run], tabulate: Callable[[Run], Rows]) -> Rows:
+def find_differences(runs: Sequence[Run], tabulate: Callable[[Run], Fields]) -> Rows:
     """Return (field, value in each run) of the fields that differ between the runs' tables."""
     columns = [dict(tabulate(run)) for run in runs]
     fields = dict.fromkeys(field for column in columns for field in column)
@@ -159,7 +160,7 @@ def _format(value: Any) -> str:
 
 def tabulate_classes(found: ByClass, limit: int) -> Rows:
     """Return rows of `CLASS_HEAD` for at most `limit` classes, lowest F1 first."""
-    rows = []
+    rows: Rows = []
     for label in np.argsort(found.f1, kind="stable")[:limit].tolist():
         wrong = found.confusion[label].copy()
         wrong[label] = 0
@@ -218,7 +219,7 @@ def _format_predictions(predicted: Predicted) -> list[str]:
     if predicted.pairs:
         head = ["class", "taken for", "images", "of the class"]
         pairs = [
-            (p.true, p.predicted, f"{p.count:,}", f"{p.fraction:.1%}") for p in predicted.pairs
+            (p.true, p.predicted, f"{p.images:,}", f"{p.fraction:.1%}") for p in predicted.pairs
         ]
         parts += ["### Most confused pairs", _markdown_table(head, pairs)]
     return parts

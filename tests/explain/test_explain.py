@@ -6,10 +6,17 @@ from conftest import REPOSITORY
 from PIL import Image
 
 from imagenet_jax import config as config_io
-from imagenet_jax import convert
+from imagenet_jax import convert, progress
 from imagenet_jax.explain import __main__ as explain
 
 METHODS = ("gradcam", "occlusion", "guided", "features")
+
+
+@pytest.fixture(autouse=True)
+def no_progress(monkeypatch):
+    """Let slow machines print no progress on standard error."""
+    monkeypatch.setattr(progress, "_SLOW_SECONDS", 1e6)
+    monkeypatch.setattr(progress, "_FIRST_LINE", 1e6)
 
 
 @pytest.fixture
@@ -138,3 +145,15 @@ def test_unwritable_output(fails, saved_run, photos, tmp_path):
     (tmp_path / "file").write_text("")
     for name in ("file", "file/sheet.png"):
         fails(explain, (*given, f"--out={tmp_path / name}"), "--out=", "cannot be written")
+
+
+def test_progress_is_shown(run, saved_run, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "_SLOW_SECONDS", 0)
+    monkeypatch.setattr(progress, "_FIRST_LINE", 0)
+    given = (photos, f"--workdir={saved_run.workdir}", "--methods=gradcam", f"--out={tmp_path}")
+    code, printed, err = run(*given)
+    assert code == 0
+    assert "explaining" not in printed
+    for line in ("loading the weights ...", "compiling the explanations ..."):
+        assert line in err.splitlines()
+    assert "explaining images: 2 of 2 in" in err

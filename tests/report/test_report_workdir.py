@@ -8,12 +8,20 @@ import socket
 import numpy as np
 import pytest
 
+from imagenet_jax import progress
 from imagenet_jax.classify.evaluate_weights import evaluate_workdir
 from imagenet_jax.data import sources
 from imagenet_jax.report import __main__ as report
 from imagenet_jax.report import predictions
 from imagenet_jax.report.read import read_run
 from imagenet_jax.runtime.eval_variants import run_settings
+
+
+@pytest.fixture(autouse=True)
+def no_progress(monkeypatch):
+    """Let slow machines print no progress on standard error."""
+    monkeypatch.setattr(progress, "_SLOW_SECONDS", 1e6)
+    monkeypatch.setattr(progress, "_FIRST_LINE", 1e6)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +76,7 @@ def test_samples_are_records_of_the_split(run, finished):
     largest = np.sort(confusion[~np.eye(10, dtype=bool)])[::-1]
     for pair, count in zip(run.predicted.pairs, largest, strict=False):
         true, other = names.index(pair.true), names.index(pair.predicted)
-        assert pair.count == confusion[true, other] == count
+        assert pair.images == confusion[true, other] == count
         assert pair.fraction == pytest.approx(count / confusion[true].sum())
         assert all(
             labels[s.name] == pair.true != s.predicted == pair.predicted for s in pair.samples
@@ -169,6 +177,17 @@ def test_predictions_of_other_images_are_refused(copy):
     back = read_run(copy, "copy", "latest", [("data.eval_split", "validation[:50]")])
     assert back.predicted is None
     assert "has other images than the run was evaluated on, or the same stored" in back.missing
+
+
+def test_progress_is_shown(finished, tmp_path, call_door, monkeypatch):
+    monkeypatch.setattr(progress, "_SLOW_SECONDS", 0)
+    monkeypatch.setattr(progress, "_FIRST_LINE", 0)
+    markdown = tmp_path / "r.md"
+    code, printed, err = call_door(report, [finished.workdir, f"--markdown={markdown}"])
+    assert (code, printed) == (0, f"reading {finished.workdir}\n{markdown}\n")
+    for line in ("loading the weights ...", "computing feature maps and Grad-CAM ..."):
+        assert line in err.splitlines()
+    assert "classifying validation: " in err
 
 
 def test_user_errors(copy, tmp_path, fails):
