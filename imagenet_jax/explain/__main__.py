@@ -1,14 +1,12 @@
 """Show what a model's predictions depend on.
 
-  python -m imagenet_jax.explain cat.jpg --workdir=runs/resnet50 --out=cat_explained.png
-  python -m imagenet_jax.explain photos/ --workdir=runs/resnet50 --methods=gradcam --out=maps/
+  python -m imagenet_jax.explain cat.jpg photos/ --workdir=runs/resnet50 --out=explained/
   python -m imagenet_jax.explain cat.jpg --weights=resnet50.safetensors \\
     --config=configs/resnet50.py --class=tabby --layer=layer3.5.conv3 --out=cat_explained.png
   python -m imagenet_jax.explain --workdir=runs/resnet50 '--layer=?'
 
 gradcam    where a layer supports the class (Selvaraju et al. 2017)
-occlusion  how hiding parts of the image behind a gray square changes the class's probability: red
-           where it falls, blue where it rises (Zeiler & Fergus 2014)
+occlusion  the probability with a part hidden: red falls, blue rises (Zeiler & Fergus 2014)
 guided     guided backpropagation, pixels that raise the score (Springenberg et al. 2015)
 features   output of a layer, the 64 strongest channels
 filters    weights of the first convolution; needs no image
@@ -48,7 +46,6 @@ def main(argv: Sequence[str]) -> int:
     methods = METHODS if args.methods is None else tuple(dict.fromkeys(args.methods.split(",")))
     if args.layer != "?":
         _check(args, methods)
-
     with announce("importing JAX"):
         from imagenet_jax.explain.explain import Request, explain_files, print_layers
     with announce("loading the weights"):
@@ -62,10 +59,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _check(args: argparse.Namespace, methods: Sequence[str]) -> None:
     """Raise UserError for flags that contradict each other or have no effect."""
-    for method in methods:
-        if method not in METHODS:
-            known = ",".join(METHODS)
-            raise UserError(f"--methods={args.methods}: {method!r} is not one of {known}")
+    if unknown := [method for method in methods if method not in METHODS]:
+        raise UserError(f"--methods: {unknown[0]!r} is not one of {', '.join(METHODS)}")
     if not args.out:
         raise UserError("give --out=DIR, or --out=FILE.png for one sheet")
     if bool(args.images) == (methods == ("filters",)):
