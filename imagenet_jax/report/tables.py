@@ -20,16 +20,13 @@ _MARKDOWN_SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#"})
 
 
 def tabulate_results(run: Run) -> tuple[list[str], Rows]:
-    """Return the head and the rows of the last and the best evaluation of a run.
-
-    The metrics are the columns 2 to -4.
-    """
+    """Return the head and the rows of the last and the best evaluation of a run."""
     metrics = shown_metrics(run.num_classes)
     labels = [
         f"{metric.label} ({metric.unit})" if metric.unit else metric.label for metric in metrics
     ]
     head = ["checkpoint", "weights", *labels, "step", "split", "images"]
-    lines = main_evaluations(run)
+    lines = select_evaluations(run)
     if not lines:
         return head, []
     last = lines[-1]["step"]
@@ -53,7 +50,7 @@ def tabulate_results(run: Run) -> tuple[list[str], Rows]:
     return head, rows
 
 
-def main_evaluations(run: Run) -> list[dict[str, Any]]:
+def select_evaluations(run: Run) -> list[dict[str, Any]]:
     """Return the evaluations that a run is judged by: of EMA weights, if it has any."""
     kinds = {line["weights"] for line in run.evaluations}
     kept = "ema" if "ema" in kinds else "raw"
@@ -65,7 +62,7 @@ def tabulate_comparison(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, 
 
     Both are "" if the run does not have the quantity; quantities that no run has are left out.
     """
-    evaluations = [main_evaluations(run) or [{}] for run in runs]
+    evaluations = [select_evaluations(run) or [{}] for run in runs]
     predicted = [run.predicted for run in runs]
     quantities: dict[str, tuple[str, list[float | None]]] = {
         f"{metric.label}, last": (
@@ -82,7 +79,7 @@ def tabulate_comparison(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, 
         "expected calibration error": (".2%", [p and p.reliability.error for p in predicted]),
         "training loss, last": (
             ".4f",
-            [next(reversed(logged_values(run, "loss")), None) for run in runs],
+            [next(reversed(collect_logged(run, "loss")), None) for run in runs],
         ),
         "images per second, median": (",.0f", [find_median(r, "images_per_second") for r in runs]),
         "input wait, median": (".1%", [find_median(run, "input_wait") for run in runs]),
@@ -107,14 +104,14 @@ def _compare(value: float | None, first: float | None, form: str) -> tuple[str, 
     return f"{value:{form}}", difference
 
 
-def logged_values(run: Run, field: str) -> list[float]:
+def collect_logged(run: Run, field: str) -> list[float]:
     """Return the values of a field in the training lines of metrics.jsonl."""
     return [line[field] for line in run.metrics if line["split"] == "train" and field in line]
 
 
 def find_median(run: Run, field: str) -> float | None:
-    """Return the median of `logged_values`, None if there are none."""
-    values = logged_values(run, field)
+    """Return the median of `collect_logged`, None if there are none."""
+    values = collect_logged(run, field)
     return float(np.median(values)) if values else None
 
 
