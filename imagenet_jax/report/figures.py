@@ -72,7 +72,7 @@ def _draw_overview(runs: Sequence[Run], path: Path) -> None:
     """Draw the most important charts and, of a single run, some predictions."""
     drawn = [
         *charts.make_curves(runs),
-        *charts.make_speed(runs),
+        *charts.make_speed(runs)[:1],
         *charts.make_calibration(runs)[:1],
         *charts.make_class_accuracy(runs),
     ]
@@ -133,6 +133,8 @@ def _draw(axes: Axes, chart: Chart, single: bool, hidden: Sequence[str]) -> None
     for line in chart.series:
         if line.role not in hidden:
             _draw_line(axes, chart, line, single)
+    if chart.value_format.endswith("%"):
+        axes.set_ylim(top=min(axes.get_ylim()[1], 1.02))
     if chart.kind == "classes":
         axes.set_xticks(range(len(chart.names)), chart.names, rotation=90, fontsize=7)
         axes.set_ylim(0, 1)
