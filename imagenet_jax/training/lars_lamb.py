@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from imagenet_jax.training.optim import masked
+
 
 def lars(
     optim: ConfigDict, schedule: optax.Schedule, mask: Any = None
@@ -49,11 +51,6 @@ def lamb(
         masked(optax.scale_by_trust_ratio(), mask),
         optax.scale_by_learning_rate(schedule),
     )
-
-
-def masked(inner: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:
-    """Return `inner` for the arrays in `mask`; for all arrays if it is None."""
-    return inner if mask is None else optax.masked(inner, mask)
 
 
 def _scale_by_lars_ratio(coefficient: float, decay: float) -> optax.GradientTransformation:

@@ -15,7 +15,6 @@ from imagenet_jax.config.rules import resolve_lr_scaling
 from imagenet_jax.data.sampler import in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.fine_tuning import FineTuning, head_first, scale_layers, zero_frozen
-from imagenet_jax.training.lars_lamb import lamb, lars, masked
 
 
 def peak_learning_rate(optim: ConfigDict, batch_size: int) -> float:
@@ -148,6 +147,11 @@ def decay_mask(params: Any) -> Any:
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
+def masked(inner: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:
+    """Return `inner` for the arrays in `mask`; for all arrays if it is None."""
+    return inner if mask is None else optax.masked(inner, mask)
+
+
 def add_l1_gradient(strength: float) -> optax.GradientTransformation:
     """Return a transformation that adds the gradient of strength * sum(|w|), 0 at w = 0."""
 
@@ -176,6 +180,8 @@ def make_optimizer(
     if optim.grad_clip_norm:
         parts.append(optax.clip_by_global_norm(optim.grad_clip_norm))
     if optim.name in ("lars", "lamb"):
+        from imagenet_jax.training.lars_lamb import lamb, lars  # few runs need them
+
         make_rule = lars if optim.name == "lars" else lamb
         parts.append(optax.chain(*_l1(optim, mask), make_rule(optim, schedule, mask)))
     else:
