@@ -118,7 +118,7 @@ def _fill(charts: Sequence[Chart], runs: Sequence[Run]) -> list[Chart]:
                         run=i,
                         role=role,
                         name=f"{run.name}: {name}" if len(runs) > 1 else name,
-                        x=_epochs(run, steps) if x_title == "epoch" else steps,
+                        x=_find_epochs(run, steps) if x_title == "epoch" else steps,
                         y=[_finite(line[chart.key]) for line in lines],
                         text=[f"step {step:,}" for step in steps],
                     )
@@ -128,7 +128,7 @@ def _fill(charts: Sequence[Chart], runs: Sequence[Run]) -> list[Chart]:
     return filled
 
 
-def _epochs(run: Run, steps: Sequence[int]) -> list[float | None]:
+def _find_epochs(run: Run, steps: Sequence[int]) -> list[float | None]:
     """Return the epoch of each step: the logged one, or one computed from the last logged one."""
     known = {0: 0.0} | {line["step"]: line["epoch"] for line in run.metrics if "epoch" in line}
     logged = sorted(known)

@@ -54,7 +54,7 @@ def _list_pictures(run: Run) -> dict[str, list[tuple[np.ndarray, str]]]:
     """Return the (pixels, title) of each figure of pictures."""
     found = {}
     if run.predicted and run.predicted.mistakes:
-        found["mistakes"] = [(s.pixels, _verdict(s)) for s in run.predicted.mistakes]
+        found["mistakes"] = [(s.pixels, _describe(s)) for s in run.predicted.mistakes]
     if run.explained:
         found["filters"] = [(one, "") for one in run.explained.filters.images]
         found["features"] = [
@@ -64,7 +64,7 @@ def _list_pictures(run: Run) -> dict[str, list[tuple[np.ndarray, str]]]:
         ]
         found["gradcam"] = []
         for sample, cam in run.explained.cams:
-            found["gradcam"] += [(sample.pixels, _verdict(sample)), (cam, "Grad-CAM")]
+            found["gradcam"] += [(sample.pixels, _describe(sample)), (cam, "Grad-CAM")]
     return found
 
 
@@ -81,11 +81,11 @@ def _draw_overview(runs: Sequence[Run], path: Path) -> None:
     heights = (3.2 * rows, 1.6 * -(-len(samples) // (2 * _COLUMNS)))
     figure = Figure(figsize=(14, sum(heights)), layout="constrained")
     if not samples:
-        _draw_grid_of_charts(figure, drawn, runs, columns=3)
+        _draw_chart_grid(figure, drawn, runs, columns=3)
     else:
         top, bottom = figure.subfigures(2, 1, squeeze=False, height_ratios=heights)[:, 0]
-        _draw_grid_of_charts(top, drawn, runs, columns=3)
-        _draw_pictures(bottom, [(s.pixels, _verdict(s)) for s in samples], 2 * _COLUMNS)
+        _draw_chart_grid(top, drawn, runs, columns=3)
+        _draw_pictures(bottom, [(s.pixels, _describe(s)) for s in samples], 2 * _COLUMNS)
     figure.savefig(path, dpi=_DPI * 2 // 3)
 
 
@@ -94,11 +94,11 @@ def _draw_charts(runs: Sequence[Run], drawn: Sequence[Chart], path: Path) -> Non
     height = 5.0 if drawn[0].kind in ("reliability", "confusion") else 3.4
     size = (5.5 * columns, height * -(-len(drawn) // columns))
     figure = Figure(figsize=size, layout="constrained")
-    _draw_grid_of_charts(figure, drawn, runs, columns)
+    _draw_chart_grid(figure, drawn, runs, columns)
     figure.savefig(path, dpi=_DPI)
 
 
-def _draw_grid_of_charts(
+def _draw_chart_grid(
     figure: FigureBase, drawn: Sequence[Chart], runs: Sequence[Run], columns: int
 ) -> None:
     """Draw charts in rows, and one legend for all of them below."""
@@ -113,8 +113,9 @@ def _draw_grid_of_charts(
         axes.remove()
     if entries:
         handles, labels = list(entries.values()), list(entries)
-        options = {"loc": "outside lower center", "ncols": columns}
-        figure.legend(handles, labels, fontsize=8, frameon=False, **options)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False
+        )
 
 
 def _draw(axes: Axes, chart: Chart, single: bool, hidden: Sequence[str]) -> None:
@@ -200,6 +201,6 @@ def _draw_pictures(
         axes.axis("off")
 
 
-def _verdict(sample: Sample) -> str:
+def _describe(sample: Sample) -> str:
     text = f"{sample.predicted[:22]} {sample.confidence:.0%}"
     return text if sample.is_right else f"{text}\nis {sample.true[:22]}"

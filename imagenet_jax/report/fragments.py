@@ -120,14 +120,16 @@ def show_class_table(key: str, found: ByClass) -> str:
 
 def show_samples(samples: Sequence[Sample]) -> str:
     """Return a grid of images with their predicted and true classes."""
-    return _gallery((_image(s.pixels, s.name), _verdict(s)) for s in samples)
+    return _show_gallery((_show_image(s.pixels, s.name), _describe(s)) for s in samples)
 
 
 def show_pairs(pairs: Sequence[Pair]) -> str:
     """Return a row for each pair of confused classes: how often, and some of its images."""
     rows = []
     for pair in pairs:
-        images = _gallery((_image(s.pixels, s.name), f"{s.confidence:.1%}") for s in pair.samples)
+        images = _show_gallery(
+            (_show_image(s.pixels, s.name), f"{s.confidence:.1%}") for s in pair.samples
+        )
         count = f"{pair.images:,} image{'' if pair.images == 1 else 's'}, {pair.fraction:.1%}"
         rows.append(
             f'<div class="pair"><p><b>{escape(pair.true)}</b> taken for '
@@ -150,7 +152,9 @@ def show_feature_maps(explained: Explained) -> str:
 
 def _show_layer(layer: LayerImages, what: str, scaling: str) -> str:
     count, height, width = layer.images.shape[:3]
-    images = _gallery(((_image(one, f"{i}"), "") for i, one in enumerate(layer.images)), "small")
+    images = _show_gallery(
+        ((_show_image(one, f"{i}"), "") for i, one in enumerate(layer.images)), "small"
+    )
     return (
         f"<h3><code>{escape(layer.name)}</code></h3><p>{count} of {layer.channels:,} {what}, "
         f"{height}x{width}, {scaling}.</p>{images}"
@@ -161,19 +165,19 @@ def show_cams(explained: Explained) -> str:
     """Return each image next to its Grad-CAM map of the predicted class."""
     pairs = (
         (
-            f'<div class="beside">{_image(s.pixels, s.name)}{_image(cam, "Grad-CAM")}</div>',
-            _verdict(s),
+            f'<div class="beside">{_show_image(s.pixels, s.name)}{_show_image(cam, "Grad-CAM")}</div>',
+            _describe(s),
         )
         for s, cam in explained.cams
     )
     return (
         "<p>Evidence for the predicted class in the output of "
         f"<code>{escape(explained.cam_layer)}</code> (Selvaraju et al. 2017), from blue (none) to "
-        f"red (most).</p>{_gallery(pairs, 'wide')}"
+        f"red (most).</p>{_show_gallery(pairs, 'wide')}"
     )
 
 
-def _gallery(figures: Iterable[tuple[str, str]], size: str = "") -> str:
+def _show_gallery(figures: Iterable[tuple[str, str]], size: str = "") -> str:
     """Return a grid of (image, caption), both HTML."""
     content = "".join(
         f"<figure>{image}" + (f"<figcaption>{text}</figcaption>" if text else "") + "</figure>"
@@ -182,7 +186,7 @@ def _gallery(figures: Iterable[tuple[str, str]], size: str = "") -> str:
     return f'<div class="gallery {size}">{content}</div>'
 
 
-def _verdict(sample: Sample) -> str:
+def _describe(sample: Sample) -> str:
     """Return the predicted class with its confidence, and the true class if it is another."""
     guess = f"{escape(sample.predicted)} {sample.confidence:.1%}"
     if sample.is_right:
@@ -190,7 +194,7 @@ def _verdict(sample: Sample) -> str:
     return f'<span class="wrong">{guess}</span><br>is {escape(sample.true)}'
 
 
-def _image(pixels: np.ndarray, name: str) -> str:
+def _show_image(pixels: np.ndarray, name: str) -> str:
     small = ' class="pixels"' if max(pixels.shape[:2]) <= _PIXELATED_SIDE else ""
     text = escape(name)
     return f'<img{small} src="{data_uri(pixels)}" alt="{text}" title="{text}" loading="lazy">'

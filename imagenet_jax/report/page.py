@@ -36,24 +36,24 @@ def make_page(runs: Sequence[Run]) -> str:
             '<meta name="color-scheme" content="light dark">',
             '<link rel="icon" href="data:,">',
             f"<title>{escape(title)}</title>",
-            f"<style>{_file('style.css')}</style></head><body>",
-            f"<header><h1>{escape(title)}</h1>{_summary(runs)}</header>",
-            f"<nav aria-label='sections'><ul>{_links(sections)}</ul></nav><main>",
+            f"<style>{_read_file('style.css')}</style></head><body>",
+            f"<header><h1>{escape(title)}</h1>{_show_summary(runs)}</header>",
+            f"<nav aria-label='sections'><ul>{_show_links(sections)}</ul></nav><main>",
             *(
                 f'<section id="{s.key}"><h2>{escape(s.title)}</h2>{s.body}</section>'
                 for s in sections
             ),
             "</main><footer>Made by imagenet_jax.report. This file includes plotly.js (MIT "
             "license), which draws the charts.</footer>",
-            f'<script type="application/json" id="report-data">{_embedded(data)}</script>',
+            f'<script type="application/json" id="report-data">{_embed(data)}</script>',
             f"<script>{get_plotlyjs()}</script>",
-            f"<script>{_file('page.js')}</script>",
+            f"<script>{_read_file('page.js')}</script>",
             "</body></html>\n",
         )
     )
 
 
-def _summary(runs: Sequence[Run]) -> str:
+def _show_summary(runs: Sequence[Run]) -> str:
     lines = []
     for run in runs:
         model = escape(dict(run.recipe)["model"])
@@ -62,15 +62,15 @@ def _summary(runs: Sequence[Run]) -> str:
     return "".join(lines)
 
 
-def _links(sections: Sequence[Section]) -> str:
+def _show_links(sections: Sequence[Section]) -> str:
     return "".join(f'<li><a href="#{s.key}">{escape(s.title)}</a></li>' for s in sections)
 
 
-def _embedded(value: object) -> str:
+def _embed(value: object) -> str:
     """Return JSON that cannot end the <script> element around it."""
     text = strict_json.dumps(value, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _file(name: str) -> str:
+def _read_file(name: str) -> str:
     return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
