@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from imagenet_jax.progress import counted
 from imagenet_jax.report.read import Run
 from imagenet_jax.training.metrics import WEIGHTS_LABELS, shown_metrics
 
@@ -151,7 +152,7 @@ def make_calibration(runs: Sequence[Run]) -> list[Chart]:
         if not run.predicted:
             continue
         bins = run.predicted.reliability
-        text = [f"{n:,} image{'' if n == 1 else 's'}" for n in bins.images.tolist()]
+        text = [counted(n, "image") for n in bins.images.tolist()]
         # The area of a marker is proportional to its number of images.
         size = tuple((4 + 14 * np.sqrt(bins.images / bins.images.max())).tolist())
         x = [_finite(value) for value in bins.confidence]

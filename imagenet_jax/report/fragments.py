@@ -6,6 +6,7 @@ import numpy as np
 
 from imagenet_jax.classify.by_class import ByClass
 from imagenet_jax.markup import Html, data_uri, escape
+from imagenet_jax.progress import counted
 from imagenet_jax.report import charts, tables
 from imagenet_jax.report.charts import Chart
 from imagenet_jax.report.predictions import Explained, LayerImages, Pair, Sample
@@ -130,7 +131,7 @@ def show_pairs(pairs: Sequence[Pair]) -> str:
         images = _show_gallery(
             (_show_image(s.pixels, s.name), f"{s.confidence:.1%}") for s in pair.samples
         )
-        count = f"{pair.images:,} image{'' if pair.images == 1 else 's'}, {pair.fraction:.1%}"
+        count = f"{counted(pair.images, 'image')}, {pair.fraction:.1%}"
         rows.append(
             f'<div class="pair"><p><b>{escape(pair.true)}</b> taken for '
             f'<b>{escape(pair.predicted)}</b><br><span class="muted">{count} of '
@@ -163,17 +164,14 @@ def _show_layer(layer: LayerImages, what: str, scaling: str) -> str:
 
 def show_cams(explained: Explained) -> str:
     """Return each image next to its Grad-CAM map of the predicted class."""
-    pairs = (
-        (
-            f'<div class="beside">{_show_image(s.pixels, s.name)}{_show_image(cam, "Grad-CAM")}</div>',
-            _describe(s),
-        )
-        for s, cam in explained.cams
-    )
+    figures = []
+    for sample, cam in explained.cams:
+        images = _show_image(sample.pixels, sample.name) + _show_image(cam, "Grad-CAM")
+        figures.append((f'<div class="beside">{images}</div>', _describe(sample)))
     return (
         "<p>Evidence for the predicted class in the output of "
         f"<code>{escape(explained.cam_layer)}</code> (Selvaraju et al. 2017), from blue (none) to "
-        f"red (most).</p>{_show_gallery(pairs, 'wide')}"
+        f"red (most).</p>{_show_gallery(figures, 'wide')}"
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from imagenet_jax.classify.by_class import ByClass
+from imagenet_jax.progress import counted
 from imagenet_jax.report.predictions import Predicted
 from imagenet_jax.report.read import Run
 from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS, score, shown_metrics
@@ -125,7 +126,7 @@ def tabulate_provenance(run: Run) -> Fields:
     rows: Fields = []
     for name, value in run.provenance.items():
         if name == "resumed":
-            rows.append(("resumed", f"{len(value)} time{'' if len(value) == 1 else 's'}"))
+            rows.append(("resumed", counted(len(value), "time")))
         elif isinstance(value, dict):
             rows += [(f"{name}.{key}", _format(inner)) for key, inner in value.items()]
         else:
