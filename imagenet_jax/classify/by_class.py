@@ -144,30 +144,41 @@ def write_by_class(weights: Weights, directory: Path, stem: str) -> None:
     run_on_first(write)
 
 
-def print_by_class(report: ByClass) -> None:
-    """Print the classes as a table, lowest F1 first, and the means."""
-    table = Table(title="by class, lowest F1 first")
-    table.add_column("class")
-    for column in ("precision", "recall", "F1", "images"):
-        table.add_column(column, justify="right")
-    table.add_column("most often predicted as")
-    shown = np.argsort(report.f1, kind="stable")[:_SHOWN]
-    for label in shown.tolist():
+CLASS_COLUMNS = ("class", "precision", "recall", "F1", "images", "most often predicted as")
+
+
+def tabulate_classes(report: ByClass, limit: int) -> list[tuple[str, ...]]:
+    """Return rows of `CLASS_COLUMNS` as text for at most `limit` classes, lowest F1 first."""
+    rows: list[tuple[str, ...]] = []
+    for label in np.argsort(report.f1, kind="stable")[:limit].tolist():
         wrong = report.confusion[label].copy()
         wrong[label] = 0
         other = int(wrong.argmax())
-        table.add_row(
-            report.class_names[label],
-            f"{report.precision[label]:.1%}",
-            f"{report.recall[label]:.1%}",
-            f"{report.f1[label]:.1%}",
-            f"{report.support[label]:,}",
-            f"{report.class_names[other]} ({wrong[other]:,})" if wrong[other] else "",
+        rows.append(
+            (
+                report.class_names[label],
+                f"{report.precision[label]:.1%}",
+                f"{report.recall[label]:.1%}",
+                f"{report.f1[label]:.1%}",
+                f"{report.support[label]:,}",
+                f"{report.class_names[other]} ({wrong[other]:,})" if wrong[other] else "",
+            )
         )
+    return rows
+
+
+def print_by_class(report: ByClass) -> None:
+    """Print the classes as a table, lowest F1 first, and the means."""
+    table = Table(title="by class, lowest F1 first")
+    for i, column in enumerate(CLASS_COLUMNS):
+        table.add_column(column, justify="right" if 0 < i < 5 else "left")
+    rows = tabulate_classes(report, _SHOWN)
+    for row in rows:
+        table.add_row(*row)
     console = Console(file=sys.stdout, highlight=False, markup=False)
     console.print(table)
-    if len(report.f1) > len(shown):
-        console.print(f"and {len(report.f1) - len(shown):,} more")
+    if len(report.f1) > len(rows):
+        console.print(f"and {len(report.f1) - len(rows):,} more")
     means = report.as_json()
     console.print(
         f"accuracy {report.accuracy:.2%}; means over classes: precision {means['precision']:.2%}, "

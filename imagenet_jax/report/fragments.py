@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from imagenet_jax.classify.by_class import ByClass
+from imagenet_jax.classify.by_class import CLASS_COLUMNS, ByClass, tabulate_classes
 from imagenet_jax.markup import Html, data_uri, escape
 from imagenet_jax.progress import counted
-from imagenet_jax.report import charts, tables
+from imagenet_jax.report import charts
 from imagenet_jax.report.charts import Chart
 from imagenet_jax.report.predictions import Explained, LayerImages, Pair, Sample
 from imagenet_jax.report.read import Run
@@ -102,7 +102,7 @@ def show_table(
 
 def show_class_table(key: str, found: ByClass) -> str:
     """Return the table of classes, which the reader sorts and searches."""
-    rows = tables.tabulate_classes(found, _MAX_CLASSES)
+    rows = tabulate_classes(found, _MAX_CLASSES)
     parts = []
     if len(found.f1) > len(rows):
         parts.append(
@@ -116,7 +116,7 @@ def show_class_table(key: str, found: ByClass) -> str:
             f'<input type="search" data-filter="{key}" placeholder="filter classes" '
             'aria-label="filter classes">'
         )
-    return "".join(parts) + show_table(tables.CLASS_HEAD, rows, range(1, 5), key)
+    return "".join(parts) + show_table(CLASS_COLUMNS, rows, range(1, 5), key)
 
 
 def show_samples(samples: Sequence[Sample]) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from imagenet_jax.classify.by_class import ByClass
+from imagenet_jax.classify.by_class import CLASS_COLUMNS, tabulate_classes
 from imagenet_jax.progress import counted
 from imagenet_jax.report.predictions import Predicted
 from imagenet_jax.report.read import Run
@@ -15,7 +15,6 @@ from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS, score, shown_
 Rows = list[tuple[str, ...]]
 Fields = list[tuple[str, str]]
 
-CLASS_HEAD = ("class", "precision", "recall", "F1", "images", "most often taken for")
 _MARKDOWN_CLASSES = 20
 _MARKDOWN_SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#"})
 
@@ -156,26 +155,6 @@ def _format(value: Any) -> str:
     return str(value)
 
 
-def tabulate_classes(found: ByClass, limit: int) -> Rows:
-    """Return rows of `CLASS_HEAD` for at most `limit` classes, lowest F1 first."""
-    rows: Rows = []
-    for label in np.argsort(found.f1, kind="stable")[:limit].tolist():
-        wrong = found.confusion[label].copy()
-        wrong[label] = 0
-        guess = int(wrong.argmax())
-        rows.append(
-            (
-                found.class_names[label],
-                f"{found.precision[label]:.1%}",
-                f"{found.recall[label]:.1%}",
-                f"{found.f1[label]:.1%}",
-                f"{found.support[label]:,}",
-                f"{found.class_names[guess]} ({wrong[guess]:,})" if wrong[guess] else "",
-            )
-        )
-    return rows
-
-
 def format_markdown(runs: Sequence[Run]) -> str:
     """Return results, differences, configs, provenance, hardest classes and confused pairs."""
     parts = [f"# {_escape(' / '.join(run.name for run in runs))}"]
@@ -212,7 +191,7 @@ def _format_predictions(predicted: Predicted) -> list[str]:
         f"### Classes{limit}",
         f"Expected calibration error {predicted.reliability.error:.2%} on {predicted.images:,} "
         f"images of {_escape(predicted.split)}, step {predicted.step:,}.",
-        _markdown_table(CLASS_HEAD[:5], [row[:5] for row in rows]),
+        _markdown_table(CLASS_COLUMNS[:5], [row[:5] for row in rows]),
     ]
     if predicted.pairs:
         head = ["class", "taken for", "images", "of the class"]
