@@ -67,6 +67,7 @@ bench: $(VENV)/.bench
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/python -m imagenet_jax.publish --table --check
 	$(BIN)/python -m docs.figures

@@ -1,3 +1,3 @@
-"""ImageNet training in JAX/Flax: one readable path from config to metrics."""
+"""ImageNet training in JAX and Flax."""
 
 __version__ = "0.1.0"

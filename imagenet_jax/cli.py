@@ -1,8 +1,9 @@
-"""What the doors share: config overrides on the command line, and how errors reach the user."""
+"""Command lines: common flags, config overrides, shell completion, errors and exit codes."""
 
 import argparse
 import io
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
@@ -17,16 +18,33 @@ if TYPE_CHECKING:
 Overrides = list[tuple[str, str]]
 
 
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that a shell can ask to complete a command line."""
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+        if "_ARGCOMPLETE" in os.environ:  # set by the shell function of argcomplete
+            import argcomplete
+
+            if "--config." in os.environ.get("COMP_LINE", ""):
+                from imagenet_jax.config import flatten
+                from imagenet_jax.config.fields import defaults
+
+                for field in flatten(defaults()):
+                    self.add_argument(f"--config.{field}")
+            argcomplete.autocomplete(self)
+        return super().parse_args(args, namespace)
+
+
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Descriptions as written; options in one column."""
+    """Prints descriptions as written, and options in one column."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=30, width=100)
 
 
 def parser(module: str, description: str) -> argparse.ArgumentParser:
-    """The argument parser of `python -m module`."""
-    p = argparse.ArgumentParser(
+    """Return the argument parser of `python -m module`."""
+    p = _Parser(
         prog=f"python -m {module}",
         description=description,
         formatter_class=_Formatter,
@@ -56,26 +74,28 @@ class _HelpConfig(argparse.Action):
 
 
 def add_process_flags(p: argparse.ArgumentParser) -> None:
-    """--coordinator, --num_processes and --process_id, for `distributed.start`."""
+    """Add --coordinator, --num_processes and --process_id, for `distributed.start`."""
     group = p.add_argument_group(
-        "several processes", "SLURM, TPU VMs and JobSets tell these by themselves; see launch/"
+        "several processes", "detected on SLURM, TPU VMs and Kubernetes JobSets; see launch/"
     )
-    group.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    group.add_argument("--num_processes", type=int, metavar="N", help="1: run alone, ask nobody")
+    group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    group.add_argument(
+        "--num_processes", type=int, metavar="N", help="1: a single process, without detection"
+    )
     group.add_argument("--process_id", type=int, metavar="I", help="0 to N - 1")
 
 
 def add_weights_key(p: argparse.ArgumentParser) -> None:
-    """--weights_key, for `weight_file.read`."""
+    """Add --weights_key, for `weight_file.read`."""
     p.add_argument(
         "--weights_key", metavar="KEY",
-        help="the entry of a weights file that holds the state dict, such as model_ema (default: "
-        "EMA weights if the file has any)",
+        help="entry of the weights file that holds the state dict, such as model_ema (default: the "
+        "EMA weights, if there are any)",
     )  # fmt: skip
 
 
 def check_weights(args: argparse.Namespace) -> None:
-    """Raise UserError unless the flags name either a workdir's or a file's weights."""
+    """Raise UserError unless the flags name either a workdir or a weights file with a config."""
     if bool(args.workdir) == bool(args.weights) or bool(args.weights) != bool(args.config):
         raise UserError("give either --workdir=DIR or --weights=FILE with --config=FILE")
     if args.weights_key and not args.weights:
@@ -85,10 +105,10 @@ def check_weights(args: argparse.Namespace) -> None:
 
 
 def open_weights(args: argparse.Namespace, overrides: Overrides) -> "Weights":
-    """Return what --workdir and --checkpoint, or --weights, --weights_key and --config, name.
+    """Return the weights that the flags of `check_weights` name.
 
-    What was chosen in a file is printed. Raises UserError where the weights cannot be read, or the
-    data is given and does not fit them.
+    If a weights file has several state dicts, prints which one is used. Raises UserError if the
+    weights cannot be read, or if the data is given and does not fit them.
     """
     from imagenet_jax import config as config_io
     from imagenet_jax.training.load_weights import check_data, of_file, of_workdir
@@ -106,9 +126,9 @@ def open_weights(args: argparse.Namespace, overrides: Overrides) -> "Weights":
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], Overrides]:
-    """(other arguments, [(field, text)]) of `--config.FIELD=text` and `--config.FIELD text`.
+    """Return the other arguments, and (field, text) for each `--config.FIELD=text`.
 
-    Raises UserError for a field without a value.
+    `--config.FIELD text` works too. Raises UserError for a field without a value.
     """
     rest: list[str] = []
     overrides: Overrides = []
@@ -129,24 +149,23 @@ def run(
     command: Callable[[Sequence[str]], int | None],
     lost_output: Literal["ends", "fails", "ignored"] = "fails",
 ) -> None:
-    """Exit with the command's code; a user's error becomes one line on stderr and exit code 1.
+    """Run a command and exit with its code; print a UserError as one line and exit with 1.
 
     Args:
-      lost_output: what happens if standard output cannot be written. "ends": the command ends with
-        exit code 1. "fails": it goes on, and then exits with 1. "ignored": it goes on, and exits
-        with its own code.
+      lost_output: what to do if standard output cannot be written: "ends" ends the command with
+        exit code 1, "fails" finishes it and then exits with 1, "ignored" has no effect.
     """
-    # orbax logs every failed write with its traceback; our own line says what it means.
+    # orbax logs a traceback for every failed write, which we report in one line.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    for stream in (sys.stdout, sys.stderr):  # file names may hold what the terminal cannot show
+    for stream in (sys.stdout, sys.stderr):  # for file names that the terminal cannot show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     with safe_streams(ends=lost_output == "ends") as output:
         code = _code(command, sys.argv[1:])
     if output.lost and lost_output != "ignored":
         code = code or 1
-    if code and code > 128:  # a stop signal: whoever sent it does not wait for long
+    if code and code > 128:  # a stop signal: its sender does not wait for long
         exit_soon(code)
     sys.exit(code)
 
@@ -166,7 +185,7 @@ def _code(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -
             raise
         print(f"error: {e.filename}: {e.strerror}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader of our output, `head` say, has gone
+    except BrokenPipeError:  # the reader of the output, for example `head`, has ended
         return 1
     except KeyboardInterrupt:
         return 130

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Turn weights into a .safetensors file that imagenet_jax, torchvision and timm read.
 
   python -m imagenet_jax.convert --from=resnet50.pth --to=resnet50.safetensors

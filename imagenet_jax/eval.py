@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Evaluate the checkpoints of a training run, or a weights file.
 
   python -m imagenet_jax.eval --workdir=runs/resnet50

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Train a model.
 
   python -m imagenet_jax.main --config=configs/resnet50.py --workdir=runs/resnet50

@@ -1,6 +1,6 @@
-"""Standard streams whose failure does not lose the work of a command.
+"""Standard streams that may fail without losing the work of a command.
 
-For example a full disk (`> log.txt`), a reader that is gone (`| head -1`), a closed stream (`>&-`).
+Examples: a full disk (`> log.txt`), a reader that has ended (`| head -1`), a closed stream (`>&-`).
 """
 
 import contextlib
@@ -14,16 +14,16 @@ from imagenet_jax.errors import UserError
 
 
 class Output:
-    """A text stream that reports once that it cannot be written, and goes on without it.
+    """A text stream that reports its first failed write and ignores later ones.
 
-    Later text is written if that is possible again.
+    Later text is written if the stream works again.
 
     Attributes:
       lost: the first error, or None if everything was written.
     """
 
     def __init__(self, stream: TextIO, name: str, *, ends: bool):
-        """`ends`: the first failure ends the command, whose product is this output."""
+        """`ends`: the first failure ends the command, because this output is its result."""
         self._stream, self._name, self._ends = stream, name, ends
         self.lost: OSError | None = None
 
@@ -51,10 +51,10 @@ class Output:
         if self._ends:
             raise error if error.errno == errno.EPIPE else UserError(problem)
         if self._name == "standard output":
-            print(f"warning: {problem}; the command goes on without it", file=sys.stderr)
+            print(f"warning: {problem}; the command continues without it", file=sys.stderr)
 
     def finish(self) -> None:
-        """Leave nothing for Python to write at exit, where a failure would change the exit code."""
+        """Flush now: a failure while Python exits would change the exit code."""
         try:
             self._stream.flush()
         except OSError as e:
@@ -65,9 +65,9 @@ class Output:
 
 @contextlib.contextmanager
 def safe_streams(*, ends: bool) -> Iterator[Output]:
-    """While entered, let sys.stdout and sys.stderr be `Output`s; yields that of sys.stdout.
+    """Replace sys.stdout and sys.stderr by `Output`s in this block; yield that of sys.stdout.
 
-    `ends`: the first failure of sys.stdout raises UserError, or BrokenPipeError.
+    `ends`: the first failure of sys.stdout raises UserError or BrokenPipeError.
     """
     _open_closed_streams()
     before = {"stdout": sys.stdout, "stderr": sys.stderr}
@@ -84,7 +84,7 @@ def safe_streams(*, ends: bool) -> Iterator[Output]:
 
 
 def _open_closed_streams() -> None:
-    """Point streams that were closed at start to nowhere: else a file gets their number."""
+    """Open closed streams as os.devnull: otherwise the next file gets their number."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             try:

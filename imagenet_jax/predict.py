@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Predict the classes of images.
 
   python -m imagenet_jax.predict cat.jpg photos/ --workdir=runs/resnet50

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Publish a finished run as a baseline that others can check.
 
   python -m imagenet_jax.publish runs/resnet50 --out=baselines/resnet50_v1

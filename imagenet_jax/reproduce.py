@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Train a published baseline again and check that the result is the same.
 
   python -m imagenet_jax.reproduce baselines/quickstart              # the first 50 steps

@@ -1,8 +1,8 @@
-"""Valid JSON for numbers that JSON does not have: the one writer and reader of the package.
+"""Valid JSON for NaN and infinite numbers. All JSON of the package is written and read here.
 
-A NaN or infinite number is written as null, and the field "nonfinite_values" of the object that it
-is in says which it was: {"loss": null, "nonfinite_values": {"loss": "nan"}}. A number in a list
-is named by its path from that object, such as "losses/2".
+Such a number is written as null, and the field "nonfinite_values" of its object holds the value:
+{"loss": null, "nonfinite_values": {"loss": "nan"}}. The key of a number in a list is its path
+from that object, such as "losses/2".
 """
 
 import json
@@ -21,7 +21,7 @@ def dumps(
 ) -> str:
     """Return `value` as JSON that every parser accepts.
 
-    Raises ValueError for a NaN or infinite number that is in no object.
+    Raises ValueError for a NaN or infinite number outside of an object.
     """
     return json.dumps(
         encode(value),
@@ -33,17 +33,15 @@ def dumps(
 
 
 def loads(text: str | bytes) -> Any:
-    """Return what `dumps` wrote, NaN and infinite numbers included.
+    """Return the value that `dumps` wrote, including NaN and infinite numbers.
 
-    The literals NaN and Infinity, which are not JSON, are read as well.
-
-    Raises ValueError for anything else.
+    Also reads the literals NaN and Infinity, which are not JSON. Raises ValueError for other text.
     """
     return json.loads(text, object_hook=decode)
 
 
 def encode(value: Any) -> Any:
-    """Return a copy of `value` in which null stands for NaN and infinite numbers."""
+    """Return a copy of `value` with null for NaN and infinite numbers."""
     if isinstance(value, dict):
         found: dict[str, str] = {}
         plain = {k: _encode(v, str(k), found) for k, v in value.items()}
@@ -52,9 +50,9 @@ def encode(value: Any) -> Any:
 
 
 def decode(value: dict[str, Any]) -> dict[str, Any]:
-    """Put the numbers that "nonfinite_values" names back into one object.
+    """Put the numbers in "nonfinite_values" back into their object.
 
-    Raises ValueError where it names what is not there.
+    Raises ValueError if a path in it does not exist.
     """
     for path, number in value.pop(FIELD, {}).items():
         node: Any = value
@@ -63,10 +61,10 @@ def decode(value: dict[str, Any]) -> dict[str, Any]:
             for key in keys:
                 node = node[key]
             if node[last] is not None:
-                raise ValueError("a number is there")
+                raise ValueError("not null")
             node[last] = float(number)
         except (LookupError, TypeError, ValueError) as e:
-            raise ValueError(f"{FIELD} names {path!r}, which is not there") from e
+            raise ValueError(f"{FIELD} names {path!r}, which does not exist or is not null") from e
     return value
 
 
@@ -80,7 +78,7 @@ def _encode(value: Any, path: str, found: dict[str, str]) -> Any:
 
 
 def _keys(value: dict[str, Any], path: str) -> list[Any]:
-    """The keys of a path; a name may have slashes of its own."""
+    """Split a path into keys. The first key may contain slashes."""
     if path in value:
         return [path]
     name, *indices = path.split("/")

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """How fast the input pipeline of a config is on this machine, stage by stage, and what to change.
 
   python -m imagenet_jax.data.bench --config=configs/resnet50.py

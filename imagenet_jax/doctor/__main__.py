@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Look at every image of a data set and say what is wrong with it; changes nothing.
 
   python -m imagenet_jax.doctor /data/imagenet2012/5.1.0

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Show what a model's predictions depend on.
 
   python -m imagenet_jax.explain cat.jpg photos/ --workdir=runs/resnet50 --out=explained/

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Turn the official ImageNet archives, or an image folder, into what training reads fastest.
 
   python -m imagenet_jax.prepare --tars=/downloads --out=/data

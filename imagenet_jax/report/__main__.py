@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Report on training runs: an HTML page, figures for a paper, Markdown for a repository.
 
   python -m imagenet_jax.report runs/resnet50 --out=report.html

@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """Train every setting of a sweep with several seeds, and compare the settings.
 
   python -m imagenet_jax.sweep --config=configs/quickstart.py --seeds=3 --out=runs/ablation \\
