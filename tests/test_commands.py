@@ -1,10 +1,67 @@
-"""`--help` of every command is quick and needs no accelerator."""
+"""The list of commands, --help and shell completion."""
 
+import os
 import subprocess
 import sys
 
 import pytest
 from conftest import REPOSITORY
+
+from imagenet_jax import __main__ as listing
+from imagenet_jax import models
+
+
+def commands():
+    """Return the modules of the package that run as `python -m MODULE`."""
+    for path in sorted((REPOSITORY / "imagenet_jax").rglob("*.py")):
+        if "__main__" in path.read_text() and path.name != "provenance.py":
+            module = path.relative_to(REPOSITORY).with_suffix("")
+            yield ".".join(p for p in module.parts if p != "__main__")
+
+
+def test_the_list_names_every_command_with_its_summary(capsys):
+    assert listing.main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = [line.split(maxsplit=3)[2] for line in lines if line.startswith("  python -m ")]
+    assert sorted([*listed, "imagenet_jax"]) == sorted(commands())
+    assert any(line.endswith("imagenet_jax.main        Train a model.") for line in lines)
+
+
+def test_the_list_of_models_and_configs(capsys):
+    assert listing.main(["--models"]) == 0
+    assert capsys.readouterr().out.split() == models.names()
+    assert listing.main(["--configs"]) == 0
+    out = capsys.readouterr().out
+    for path in (REPOSITORY / "configs").glob("*.py"):
+        assert f"configs/{path.name}" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "completions"),
+    [
+        ("imagenet_jax.eval --w", ["--weights", "--weights_key", "--workdir"]),
+        ("imagenet_jax --con", ["--configs"]),
+        ("imagenet_jax.main --config.optim.nes", ["--config.optim.nesterov"]),
+    ],
+)
+def test_a_shell_completes_flags(tmp_path, words, completions):
+    """As argcomplete's shell function asks; the 3 leading words are `python -m MODULE`."""
+    line, module = f"python -m {words}", words.split()[0]
+    answer = tmp_path / "answer"
+    subprocess.run(
+        [sys.executable, "-m", module],
+        cwd=REPOSITORY, timeout=120, check=True,
+        env=os.environ | {
+            "_ARGCOMPLETE": "3", "_ARGCOMPLETE_IFS": "\n", "COMP_TYPE": "9", "COMP_LINE": line,
+            "COMP_POINT": str(len(line)), "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+        },
+    )  # fmt: skip
+    assert sorted(answer.read_text().split()) == completions
+
+
+def test_every_command_has_the_marker_that_argcomplete_looks_for():
+    for module in commands():
+        subprocess.run([sys.executable, "-m", "argcomplete._check_module", module], check=True)
 
 
 @pytest.mark.parametrize(
