@@ -1,14 +1,12 @@
-"""What saving and restoring a checkpoint costs the loop.
+"""Cost of saving and restoring a checkpoint.
 
   python -m benchmarks.checkpoint --config=configs/resnet50.py
 
-Steps run on a batch that is on the device already, with and without a save among them, in turns.
-The stall is the time that a save adds to the steps around it, the asynchronous part included; its
-share is that of one save every 500 steps.
+Alternates between steps with and without a save, on a batch that is already on the device. The
+stall is the time that a save adds to the steps around it, including its asynchronous part;
+`stall_share_at_500_steps` is its share of the time if every 500th step saves.
 """
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -17,6 +15,7 @@ from typing import Any
 
 import jax
 
+from benchmarks.common import make_parser, print_result
 from imagenet_jax import cli
 from imagenet_jax import config as config_io
 from imagenet_jax.debug.cost import make_bare_step, random_batch
@@ -26,7 +25,7 @@ SAVE_EVERY = 500  # steps
 
 
 def measure(config: Any, rounds: int, steps: int) -> dict[str, float]:
-    """Medians over rounds of `steps` steps without and with a save."""
+    """Return medians over rounds of `steps` steps without and with a save."""
     bare = make_bare_step(config)
     state, batch = bare.create_state(), random_batch(config, bare.mesh)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
@@ -76,20 +75,12 @@ def measure(config: Any, rounds: int, steps: int) -> dict[str, float]:
 
 def main(argv: Any) -> None:
     argv, overrides = cli.split_overrides(argv)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", default="configs/resnet50.py", metavar="FILE[:ARG]")
+    parser = make_parser(__doc__, "configs/resnet50.py")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20, help="in each measurement")
-    parser.add_argument("--json", action="store_true", help="print one JSON object last")
+    parser.add_argument("--steps", type=int, default=20, help="per measurement")
     args = parser.parse_args(argv)
     result = measure(config_io.load(args.config, overrides), args.rounds, args.steps)
-    if args.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:28} {value:12,.3f}")
+    print_result(result, args.json)
 
 
 if __name__ == "__main__":

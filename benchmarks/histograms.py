@@ -1,14 +1,12 @@
-"""What a histogram of weights and gradients costs, in train steps.
+"""Cost of a histogram of weights and gradients, in train steps.
 
   python -m benchmarks.histograms --config=configs/quickstart.py
   python -m benchmarks.histograms --config=configs/resnet50.py --config.model.name=resnet18
 
-Steps and histograms take turns in one process, on data that is already on the device; the ratio is
-a median. With config.log.histograms_every_epochs=1 an epoch pays it once.
+Alternates between steps and histograms in one process, on data that is already on the device, and
+reports medians. With config.log.histograms_every_epochs=1 an epoch has one histogram.
 """
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from typing import Any
 
 import jax
 
+from benchmarks.common import make_parser, print_result
 from imagenet_jax import cli
 from imagenet_jax import config as config_io
 from imagenet_jax.debug.cost import make_bare_step, random_batch
@@ -23,7 +22,7 @@ from imagenet_jax.debug.histograms import compile_histograms
 
 
 def measure(config: Any, rounds: int) -> dict[str, float]:
-    """Medians over `rounds`, after one to warm up, of milliseconds and of their ratio."""
+    """Return medians over `rounds`, after a warm-up round, of milliseconds and of their ratio."""
     bare = make_bare_step(config)
     of_gradients, of_weights = compile_histograms(bare.parts, bare.abstract, bare.mesh)
     state, batch = bare.create_state(), random_batch(config, bare.mesh)
@@ -53,19 +52,11 @@ def _seconds(work: Callable[..., Any], *args: Any) -> tuple[float, Any]:
 
 def main(argv: Any) -> None:
     argv, overrides = cli.split_overrides(argv)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", default="configs/quickstart.py", metavar="FILE[:ARG]")
+    parser = make_parser(__doc__, "configs/quickstart.py")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", action="store_true", help="print one JSON object last")
     args = parser.parse_args(argv)
     result = measure(config_io.load(args.config, overrides), args.rounds)
-    print(
-        json.dumps(result)
-        if args.json
-        else "\n".join(f"{name:20} {value:,.2f}" for name, value in result.items())
-    )
+    print_result(result, args.json)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,13 @@
-"""What the training loop costs: its throughput over that of the bare step.
+"""Cost of the training loop: its throughput relative to the bare train step.
 
   python -m benchmarks.loop
 
 Trains configs/quickstart.py with logging, metrics and prefetch to the device, but on batches that
-are ready in host memory, so that the loop is measured and not the decoding of images; checkpoints
-wait for the end, as so small a model would otherwise save itself every two seconds. Bare steps
-and loop steps run in turn, in one process; the ratio is a median, 1.0 is a loop that costs nothing.
+are ready in host memory, so that decoding is not measured. Checkpoints are saved only at the end:
+such a small model would otherwise be saved every two seconds. Alternates between bare steps and the
+loop in one process and reports medians; a ratio of 1 means that the loop costs nothing.
 """
 
-import argparse
 import itertools
 import statistics
 import tempfile
@@ -20,7 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from imagenet_jax import cli, strict_json
+from benchmarks.common import make_parser, print_result
+from imagenet_jax import cli
 from imagenet_jax import config as config_io
 from imagenet_jax import train as loop
 from imagenet_jax.files import read_json_lines
@@ -31,7 +31,7 @@ from imagenet_jax.training.step import compile_train_step
 
 
 class Ready:
-    """Batches that cost nothing to make, in the shape of the pipeline's."""
+    """Replaces the input pipeline by one batch in host memory, repeated."""
 
     def __init__(self, config: Any):
         rng = np.random.default_rng(0)
@@ -46,7 +46,7 @@ class Ready:
 
 
 def measure(config: Any, rounds: int) -> dict[str, float]:
-    """Medians over `rounds` of images per second, bare and in the loop."""
+    """Return medians over `rounds` of images per second, for bare steps and in the loop."""
     run = make_experiment(config)
     ready = Ready(config)
     step = compile_train_step(run.parts, run.abstract, run.mesh)
@@ -77,7 +77,7 @@ def measure(config: Any, rounds: int) -> dict[str, float]:
 
 
 def _loop_rate(config: Any, workdir: Path, ready: Ready) -> float:
-    """Images per second of a whole run, by the loop's own clock, which starts after step 1."""
+    """Return images per second of a whole run as the loop measures them, from step 2 on."""
     real = loop.pipeline.train_batches
     loop.pipeline.train_batches = ready  # type: ignore[assignment]
     try:
@@ -91,21 +91,13 @@ def _loop_rate(config: Any, workdir: Path, ready: Ready) -> float:
 
 def main(argv: Any) -> None:
     argv, overrides = cli.split_overrides(argv)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", default="configs/quickstart.py", metavar="FILE[:ARG]")
+    parser = make_parser(__doc__, "configs/quickstart.py")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print one JSON object last")
     args = parser.parse_args(argv)
     defaults = [("epochs", "4"), ("checkpoint.every_epochs", "0"), ("eval.every_epochs", "0")]
     config = config_io.load(args.config, [*defaults, *overrides])
     result = measure(config, args.rounds)
-    print(
-        strict_json.dumps(result)
-        if args.json
-        else "\n".join(f"{name:24} {value:,.3f}" for name, value in result.items())
-    )
+    print_result(result, args.json)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,11 @@
-"""Seconds from starting a run to its first step: cold, and with what the first start compiled.
+"""Seconds from the start of a run to its first step, without and with a compilation cache.
 
   python -m benchmarks.restart --config=configs/quickstart.py
 
-The workdir keeps the compiled programs. Both starts are whole processes; the second continues from
-the checkpoint that SIGTERM made the first one save.
+Both starts are separate processes. The first is stopped by SIGTERM and saves a checkpoint; the
+second continues from it and finds the compiled programs in the workdir.
 """
 
-import argparse
-import json
 import os
 import signal
 import subprocess
@@ -16,11 +14,12 @@ import tempfile
 import time
 from typing import Any
 
+from benchmarks.common import make_parser, print_result
 from imagenet_jax import cli
 
 
 def seconds_to_first_step(command: list[str]) -> float:
-    """Start `command`, time it until it reports a step, and stop it."""
+    """Start `command`, stop it when it reports a step, and return the seconds until then."""
     env = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
@@ -31,16 +30,12 @@ def seconds_to_first_step(command: list[str]) -> float:
             process.send_signal(signal.SIGTERM)
             process.communicate()
             return seconds
-    raise SystemExit(f"{' '.join(command)} ended with {process.wait()} before a step")
+    raise SystemExit(f"{' '.join(command)} exited with {process.wait()} before its first step")
 
 
 def main(argv: Any) -> None:
     argv, overrides = cli.split_overrides(argv)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", default="configs/quickstart.py", metavar="FILE[:ARG]")
-    parser.add_argument("--json", action="store_true", help="print one JSON object last")
+    parser = make_parser(__doc__, "configs/quickstart.py")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as directory:
         command = [
@@ -50,11 +45,7 @@ def main(argv: Any) -> None:
         ]  # fmt: skip
         cold, warm = (seconds_to_first_step(command) for _ in range(2))
     result = {"cold_seconds": cold, "warm_seconds": warm, "ratio": cold / warm}
-    if args.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:14} {value:8.2f}")
+    print_result(result, args.json)
 
 
 if __name__ == "__main__":

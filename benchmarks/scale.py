@@ -1,14 +1,13 @@
-"""How the train step grows with devices: bytes on each, and bytes that collectives move.
+"""Memory and communication of the train step by number of devices.
 
   python -m benchmarks.scale --config=configs/resnet50.py --devices=8,64
 
-Nothing runs: the step is compiled for so many CPU devices, in a process for each count, and its
-memory and collectives are read off the program. The images on a device (--images) are as many as in
-a real run: with few, XLA moves activations where it would otherwise move parameters. On CPUs it
-also leaves an all-reduce where accelerators get a reduce-scatter.
+Nothing is run: the step is compiled for N CPU devices, in a separate process for each N, and its
+memory and collectives are read from the program. Use as many images per device (--images) as in a
+real run: with few, XLA communicates activations instead of parameters. On CPUs it also uses an
+all-reduce where accelerators get a reduce-scatter.
 """
 
-import argparse
 import json
 import math
 import os
@@ -17,6 +16,7 @@ import subprocess
 import sys
 from typing import Any
 
+from benchmarks.common import make_parser, print_result
 from imagenet_jax import cli
 
 _COLLECTIVE = re.compile(
@@ -27,7 +27,7 @@ _BYTES = {"f64": 8, "f32": 4, "bf16": 2, "s32": 4, "u32": 4, "u8": 1, "pred": 1}
 
 
 def collectives(program: str) -> dict[str, tuple[int, int]]:
-    """{kind: (operations, bytes of their results on a device)} of an optimised HLO program."""
+    """Return {kind: (number, bytes of the results per device)} of an optimized HLO program."""
     found: dict[str, tuple[int, int]] = {}
     for shapes, kind in _COLLECTIVE.findall(program):
         size = sum(
@@ -40,7 +40,7 @@ def collectives(program: str) -> dict[str, tuple[int, int]]:
 
 
 def compiled_here(config: Any) -> dict[str, Any]:
-    """Of the step of `config` on this process's devices."""
+    """Return the figures of the step of `config`, compiled for the devices of this process."""
     import jax
 
     from imagenet_jax.debug.cost import abstract_batch, make_bare_step
@@ -66,22 +66,18 @@ def compiled_here(config: Any) -> dict[str, Any]:
 
 def main(argv: Any) -> None:
     argv, overrides = cli.split_overrides(argv)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", default="configs/resnet50.py", metavar="FILE[:ARG]")
+    parser = make_parser(__doc__, "configs/resnet50.py")
     parser.add_argument("--devices", default="8,64", metavar="N,N,...")
     parser.add_argument("--fsdp", default="1,8", metavar="N,N,...")
-    parser.add_argument("--images", type=int, default=32, help="on each device")
+    parser.add_argument("--images", type=int, default=32, help="per device")
     parser.add_argument("--here", action="store_true", help="compile for this process's devices")
-    parser.add_argument("--json", action="store_true", help="print one JSON object last")
     args = parser.parse_args(argv)
     if args.here:
         from imagenet_jax import config as config_io
 
         batch_size = str(int(args.devices) * args.images)
         fields = [("batch_size", batch_size), ("mesh.fsdp", args.fsdp), ("model.dtype", "float32")]
-        print(json.dumps(compiled_here(config_io.load(args.config, [*fields, *overrides]))))
+        print_result(compiled_here(config_io.load(args.config, [*fields, *overrides])), True)
         return
     rows = []
     for devices in args.devices.split(","):
@@ -100,7 +96,7 @@ def main(argv: Any) -> None:
             if not args.json:
                 print(", ".join(f"{k}: {v:,.1f}" for k, v in rows[-1].items()), flush=True)
     if args.json:
-        print(json.dumps({"rows": rows}))
+        print_result({"rows": rows}, True)
 
 
 if __name__ == "__main__":

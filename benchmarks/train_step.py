@@ -1,25 +1,24 @@
-"""Speed of one config's train step on data that is already on the device.
+"""Speed of the train step on data that is already on the device.
 
   python -m benchmarks.train_step --config=configs/resnet50.py
   python -m benchmarks.train_step --config=configs/vgg.py --config.batch_size=256 --json
 
-Prints images per second and achieved FLOP/s; floating-point operations are those that XLA counts
-in the compiled program.
+Reports images per second and achieved FLOP/s. XLA counts the floating-point operations in the
+compiled program.
 """
 
-import argparse
-import json
 from typing import Any
 
 import jax
 
+from benchmarks.common import make_parser, print_result
 from imagenet_jax import cli
 from imagenet_jax import config as config_io
 from imagenet_jax.debug.cost import step_cost
 
 
 def measure(config: Any, repeats: int = 5, steps: int = 10) -> dict[str, Any]:
-    """Median over `repeats` of the time of `steps` steps in a row, after two to warm up."""
+    """Return figures from the median time of `steps` consecutive steps over `repeats`."""
     cost = step_cost(config, repeats=repeats, steps=steps)
     return {
         "model": config.model.name,
@@ -38,20 +37,14 @@ def measure(config: Any, repeats: int = 5, steps: int = 10) -> dict[str, Any]:
 
 def main(argv: Any) -> None:
     argv, overrides = cli.split_overrides(argv)
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", required=True, metavar="FILE[:ARG]")
+    parser = make_parser(__doc__, "configs/resnet50.py")
     parser.add_argument("--steps", type=int, default=10, help="steps per measurement")
-    parser.add_argument("--repeats", type=int, default=5, help="measurements; the median counts")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="measurements, of which the median is reported"
+    )
     args = parser.parse_args(argv)
     result = measure(config_io.load(args.config, overrides), args.repeats, args.steps)
-    if args.json:
-        print(json.dumps(result))
-        return
-    for name, value in result.items():
-        print(f"{name:20} {value:,.2f}" if isinstance(value, float) else f"{name:20} {value}")
+    print_result(result, args.json)
 
 
 if __name__ == "__main__":

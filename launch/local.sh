@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Train on this machine, and start again by itself after a crash or a stop by the system.
+# Train on this machine, and restart automatically after a crash or a stop by the system.
 #
 #   launch/local.sh --config=configs/resnet50.py --workdir=runs/resnet50 [--config.FIELD=VALUE ...]
 #
-#   --processes=N  that many processes here, the GPUs shared out between them (default 1)
-#   --restarts=N   give up after that many crashes (default 3)
-#   --dry_run      print the commands, start nothing
+#   --processes=N  number of processes, which divide the GPUs among them (default 1)
+#   --restarts=N   give up after N restarts because of crashes (default 3)
+#   --dry_run      print the commands without running them
 #
-# Ctrl-C or SIGTERM: every process saves and ends, nothing is started again; a second one: they end
-# without saving; a third one: they are killed. Everything else on the command line goes to
+# The first Ctrl-C or SIGTERM makes every process save and exit, without a restart. A second one makes
+# them exit without saving, and a third one kills them. All other flags go to
 # `python -m imagenet_jax.main`. PYTHON=... chooses the interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -42,7 +42,7 @@ if ((processes > 1)) && [[ -n $(type -P nvidia-smi) ]]; then
   fi
 fi
 
-# The command of process $1, in the array `one`; the coordinator listens on port $2.
+# Put the command of process $1 into the array `one`; the coordinator listens on port $2.
 set_one() {
   one=("${command[@]}")
   ((processes > 1)) || return 0
@@ -54,7 +54,7 @@ set_one() {
 }
 
 children=() stopped=0
-forward() { # SIGNAL; the third time the trainers do not seem to be able to answer
+forward() { # SIGNAL; after two signals the processes are assumed to hang
   stopped=$((stopped + 1))
   ((${#children[@]})) || return 0
   if ((stopped > 2)); then set -- KILL; fi
@@ -63,15 +63,15 @@ forward() { # SIGNAL; the third time the trainers do not seem to be able to answ
 trap 'forward INT' INT
 trap 'forward TERM' TERM
 
-# Start every process and wait for all; the exit code to act on is left in `code`: the first that
-# is not a stop by a signal, if any, since those that it ended were stopped too.
+# Start all processes and wait for them. `code` is set to the first exit code that is not a stop by a
+# signal, if there is one: such a process ends the others, which then report a stop.
 run_once() {
   local port=$((20000 + RANDOM % 20000)) i pid ended left
   children=() code=0
   for ((i = 0; i < processes; i++)); do
     set_one "$i" "$port"
-    # A process group of its own: ctrl-C at the terminal reaches the trainer once, through us; its
-    # second signal would mean "do not save".
+    # In a separate process group, so that Ctrl-C reaches training only once, from here: a second
+    # signal would mean "do not save".
     set -m
     "${one[@]}" < /dev/null &
     set +m
@@ -88,13 +88,13 @@ run_once() {
       wait "$pid" || ended=$?
       case $code in 0 | 130 | 143) ((ended == 0)) || code=$ended ;; esac
     done
-    # Alone, a peer would wait for a dead one until its heartbeat is missed. One that is saving
-    # after a signal (143, 130) must not get another.
+    # Stop the peers of a dead process, which would otherwise wait until its heartbeat times out.
+    # Peers that are saving after a signal (143, 130) must not get another one.
     if ((code != 0 && code != 143 && code != 130 && ${#left[@]} && ${#left[@]} < ${#children[@]})); then
       kill -s TERM "${left[@]}" 2> /dev/null || true
     fi
     children=(${left[@]+"${left[@]}"})
-    sleep 0.2 || true # ctrl-C ends it too
+    sleep 0.2 || true # Ctrl-C interrupts it
   done
 }
 
@@ -104,7 +104,7 @@ if [[ $dry_run ]]; then
     printf '%q ' "${one[@]}"
     echo
   done
-  echo "# again after a stop by the system (143) or, $restarts times, a crash (above 128)"
+  echo "# restarted after a stop by the system (143) and, up to $restarts times, a crash (above 128)"
   exit 0
 fi
 
@@ -116,11 +116,11 @@ while :; do
   elif ((code != 143)); then
     crashes=$((crashes + 1))
     if ((crashes > restarts)); then
-      echo "launch: exit code $code again; given up after $restarts restarts" >&2
+      echo "launch: exit code $code; giving up after $restarts restarts" >&2
       exit "$code"
     fi
   fi
-  echo "launch: ended with $code; continuing from the last checkpoint" >&2
+  echo "launch: exit code $code; continuing from the last checkpoint" >&2
   sleep "${PAUSE_S:-5}" || true
   if ((stopped)); then exit "$code"; fi
 done

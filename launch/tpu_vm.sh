@@ -1,21 +1,21 @@
 #!/usr/bin/env bash
-# Train on a TPU VM or a pod slice, created if need be; recreate it after preemption and continue.
+# Train on a TPU VM or pod slice: create it if needed, recreate it after preemption, and continue.
 #
 #   launch/tpu_vm.sh run --name=resnet50 --zone=us-west4-a --type=v5litepod-16 --spot \
 #     --nfs=10.0.0.2:/share --config=configs/resnet50.py --workdir=/mnt/nfs/runs/resnet50 [...]
-#   launch/tpu_vm.sh watch --name=NAME --zone=ZONE    the output of worker 0
-#   launch/tpu_vm.sh stop --name=NAME --zone=ZONE     save and end; the VMs stay, and cost
-#   launch/tpu_vm.sh delete --name=NAME --zone=ZONE   the VMs
+#   launch/tpu_vm.sh watch --name=NAME --zone=ZONE    show the output of worker 0
+#   launch/tpu_vm.sh stop --name=NAME --zone=ZONE     save and stop; the VMs stay and cost
+#   launch/tpu_vm.sh delete --name=NAME --zone=ZONE   delete the VMs
 #
 #   --type=TYPE      accelerator type (default v5litepod-16)
-#   --version=IMAGE  runtime version (default v2-alpha-tpuv5-lite, which goes with v5litepod)
-#   --spot           a third of the price, and preempted at any time
-#   --nfs=HOST:/DIR  a Filestore share, mounted at /mnt/nfs on every worker: data and workdir
-#   --project=P      other than gcloud's own
-#   --keep           leave the VMs when the run has finished
-#   --dry_run        print the commands, run none
+#   --version=IMAGE  runtime version (default v2-alpha-tpuv5-lite, for v5litepod)
+#   --spot           about a third of the price, but may be preempted at any time
+#   --nfs=HOST:/DIR  Filestore share for data and workdir, mounted at /mnt/nfs on every worker
+#   --project=P      instead of gcloud's default project
+#   --keep           keep the VMs when the run has finished
+#   --dry_run        print the commands without running them
 #
-# `run` again while training goes on only watches. Everything else on the command line goes to
+# If training is still running, `run` only watches it. All other flags go to
 # `python -m imagenet_jax.main`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -48,16 +48,16 @@ fail() {
 case $action in
   run | watch | stop | delete) ;;
   -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "$0"; exit 0 ;;
-  *) fail "what to do: launch/tpu_vm.sh run, watch, stop or delete (--help tells more)" ;;
+  *) fail "use launch/tpu_vm.sh run, watch, stop or delete; see --help" ;;
 esac
-[[ $name =~ ^[a-z][a-z0-9-]*$ ]] || fail "--name=$name: lower-case letters, digits and -"
-[[ $zone ]] || fail "--zone=ZONE: where the TPUs are, us-west4-a for example"
+[[ $name =~ ^[a-z][a-z0-9-]*$ ]] || fail "--name=$name: use lower-case letters, digits and -"
+[[ $zone ]] || fail "--zone=ZONE is missing: the zone of the TPUs, such as us-west4-a"
 place+=("--zone=$zone" --quiet)
 if [[ $action == run ]]; then
   [[ $nfs =~ ^[^:]+:/[A-Za-z0-9._/-]+$ ]] ||
-    fail "--nfs=HOST:/DIR: every worker writes its part of a checkpoint there"
+    fail "--nfs=HOST:/DIR is needed: every worker writes its part of a checkpoint there"
   [[ " ${arguments[*]-} " == *" --workdir=/mnt/nfs/"* ]] ||
-    fail "--workdir must lie below /mnt/nfs: a worker's own disk is gone after preemption"
+    fail "--workdir must be below /mnt/nfs: preemption deletes a worker's own disk"
 fi
 
 gc() {
@@ -78,11 +78,11 @@ create() {
     ${create_flags[@]+"${create_flags[@]}"}
 }
 
-# What this checkout holds, committed or not, and the command go to every worker.
+# Send the files of this checkout, with uncommitted changes, and the command to every worker.
 sync() {
   git ls-files -z --cached --others --exclude-standard |
     while IFS= read -r -d '' file; do
-      if [[ -e $file ]]; then printf '%s\0' "$file"; fi # else deleted, not committed yet
+      if [[ -e $file ]]; then printf '%s\0' "$file"; fi # skips uncommitted deletions
     done |
     tar -czf "$stage/imagenet_jax.tgz" --null -T - || return
   {
@@ -91,7 +91,7 @@ sync() {
     printf '.venv/bin/python -u -m imagenet_jax.main'
     printf ' %q' "${arguments[@]}"
     printf ' >> train.log 2>&1 &\n'
-    # shellcheck disable=SC2016 # expanded there
+    # shellcheck disable=SC2016 # expanded on the worker
     echo 'echo $! > train.pid; wait $!; code=$?; [ -e train.stop ] && code=130; echo $code > train.code'
   } > "$stage/imagenet_jax_train.sh"
   if [[ $dry_run ]]; then
@@ -114,14 +114,14 @@ start() {
   on all 'setsid nohup bash ~/imagenet_jax_train.sh > /dev/null 2>&1 < /dev/null &'
 }
 
-# Follows worker 0 until its training, or the connection, ends.
+# Show the output of worker 0 until its training or the connection ends.
 watch() {
   # shellcheck disable=SC2016
   on 0 'cd ~/imagenet_jax && until [ -s train.pid ]; do sleep 1; done; tail -n +1 -F --pid="$(cat train.pid)" train.log'
 }
 
-# "running", the exit code of what has run, or nothing. On standard output, since gcloud does not
-# promise to pass on the exit code of a command over ssh.
+# Print "running", the exit code of training, or nothing. Uses standard output, because gcloud does
+# not guarantee to return the exit code of a command over ssh.
 training() {
   # shellcheck disable=SC2016
   on 0 'cd ~/imagenet_jax && if [ -e train.code ]; then cat train.code; elif kill -0 "$(cat train.pid)"; then echo running; fi' \
@@ -151,15 +151,15 @@ if [[ $dry_run ]]; then
   start
   watch
   if [[ -z $keep ]]; then gc delete "$name"; fi
-  echo "# preempted: delete, create, and on as above; the run continues from its last checkpoint"
+  echo "# after preemption: delete, create, then as above; the run continues from its last checkpoint"
   exit 0
 fi
 
 pause=${PAUSE_S:-30} failures=0
-# Five in a row are not the usual hiccups of creation and ssh; lack of capacity is not counted.
+# Creation and ssh fail now and then; give up after five in a row. Lack of capacity does not count.
 failed() {
   failures=$((failures + 1))
-  ((failures <= 5)) || fail "$1; given up. $name may exist and cost: launch/tpu_vm.sh delete"
+  ((failures <= 5)) || fail "$1; giving up. $name may still exist and cost; see launch/tpu_vm.sh delete"
   say "$1; trying again in $pause s"
   sleep "$pause"
 }
@@ -198,20 +198,20 @@ while :; do
   began=$SECONDS
   watch || say "the connection to worker 0 ended"
   if ((SECONDS - began > 600)); then failures=0; fi
-  sleep "${SETTLE_S:-3}" # the exit code is written after the last line of the log
+  sleep "${SETTLE_S:-3}" # the exit code is written after the end of the log
   code=$(training || true)
   case $code in
     running) ;;
-    "") sleep "$pause" ;; # the VM is gone, or will be: its state tells
+    "") sleep "$pause" ;; # the VM is lost or about to be; check its state
     0)
       [[ $keep ]] || gc delete "$name"
       exit 0
       ;;
     1 | 2 | 130)
-      say "ended with $code. $name is still there, and costs: launch/tpu_vm.sh delete --name=$name --zone=$zone"
+      say "exit code $code. $name still exists and costs: launch/tpu_vm.sh delete --name=$name --zone=$zone"
       exit "$code"
       ;;
-    143) say "stopped by the system after saving" ;; # maintenance or preemption; the state tells
-    *) failed "training ended with $code" ;;
+    143) say "stopped by the system after saving" ;; # maintenance or preemption; check the state
+    *) failed "training exited with $code" ;;
   esac
 done

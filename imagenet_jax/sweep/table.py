@@ -77,7 +77,7 @@ def _cells(row: Row, metric: str) -> list[str]:
         else _interval(difference, metric, sign="+"),
         _format_p(difference.p if difference else None),
         _format_p(row.p) + " *" * row.is_significant,
-        format_duration(np.mean(result.device_seconds)) if result.device_seconds else _NONE,
+        format_duration(float(np.mean(result.device_seconds))) if result.device_seconds else _NONE,
         f"{np.mean(speeds):,.0f}" if speeds else _NONE,
     ]
 

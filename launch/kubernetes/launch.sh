@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Train on the GPUs of several Kubernetes nodes; JobSet starts it again after preemption.
+# Train on the GPUs of several Kubernetes nodes; JobSet restarts it after preemption.
 #
 #   launch/kubernetes/launch.sh --name=resnet50 --image=IMAGE --claim=PVC \
 #     --config=configs/resnet50.py --workdir=/shared/runs/resnet50 [--config.FIELD=VALUE ...]
 #
-#   --name=NAME       of the JobSet: lower-case letters, digits and -
+#   --name=NAME       name of the JobSet: lower-case letters, digits and -
 #   --image=IMAGE     built from launch/kubernetes/Dockerfile
-#   --claim=PVC       a ReadWriteMany volume claim, mounted at /shared: data and workdir
-#   --nodes=N         (default 2)      --gpus=N   of each node (default 8)
-#   --namespace=NAME  --context=NAME   as kubectl's
-#   --dry_run         print the manifest and the command, apply nothing
+#   --claim=PVC       ReadWriteMany volume claim for data and workdir, mounted at /shared
+#   --nodes=N         (default 2)      --gpus=N   per node (default 8)
+#   --namespace=NAME  --context=NAME   passed to kubectl
+#   --dry_run         print the manifest and the command without applying it
 #
-# Everything else on the command line goes to `python -m imagenet_jax.main`.
+# All other flags go to `python -m imagenet_jax.main`.
 set -euo pipefail
 
 name="" image="" claim="" nodes=2 gpus=8 dry_run="" kubectl=(kubectl) arguments=()
@@ -33,7 +33,7 @@ fail() {
   echo "error: $1" >&2
   exit 1
 }
-# Pods are called NAME-workers-0-I and must fit a DNS label of 63 characters.
+# Pods are named NAME-workers-0-I; names must not exceed a DNS label of 63 characters.
 [[ $name =~ ^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$ ]] ||
   fail "--name=$name: up to 40 lower-case letters, digits and -, a letter first"
 [[ $image =~ ^[A-Za-z0-9._/:@-]+$ ]] || fail "--image=$image: the image to run, NAME:TAG"
@@ -42,7 +42,7 @@ fail() {
 [[ $nodes =~ ^[1-9][0-9]*$ ]] || fail "--nodes=$nodes is not a number above 0"
 [[ $gpus =~ ^[1-9][0-9]*$ ]] || fail "--gpus=$gpus is not a number above 0"
 
-list="" # a JSON array of strings, which is YAML too
+list="" # a JSON array of strings, which is also YAML
 for argument in ${arguments[@]+"${arguments[@]}"}; do
   [[ $argument != *[[:cntrl:]]* ]] || fail "a control character in $(printf %q "$argument")"
   argument=${argument//\\/\\\\}
@@ -52,7 +52,7 @@ for argument in ${arguments[@]+"${arguments[@]}"}; do
 done
 
 manifest=$(< "$(dirname "$0")/jobset.yaml")
-fill() { # ${$1} by $2; the quotes keep & and \ in $2 as they are
+fill() { # replace ${$1} by $2; the quotes keep & and \ in $2 literal
   manifest=${manifest//"\${$1}"/"$2"}
 }
 fill NAME "$name"

@@ -1,4 +1,4 @@
-"""Stand-ins for gcloud, sbatch, srun, squeue, sky, kubectl, python ... on a PATH of their own.
+"""Stand-ins for gcloud, sbatch, srun, squeue, sky, kubectl, python ... on a separate PATH.
 
 A stand-in appends its arguments to calls.jsonl and answers with the first reply, not used before,
 whose text is in its command line; without one it says nothing and succeeds.
@@ -51,7 +51,7 @@ NAMES = (
 
 @dataclass
 class Fakes:
-    """The folder of the stand-ins, what they answer and what they were called with."""
+    """The folder of the stand-ins, with their replies and the calls they received."""
 
     folder: Path
 
@@ -59,7 +59,7 @@ class Fakes:
         (self.folder / "replies.json").write_text(json.dumps(replies))
 
     def environment(self, **more: str) -> dict[str, str]:
-        """This one, less what a scheduler put into it; pauses of the scripts are short."""
+        """Return this environment without a scheduler's variables, and with short pauses."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_"))}
         short = {"PAUSE_S": "0.01", "SETTLE_S": "0.01"}
         path = {"PATH": f"{self.folder}:{os.environ['PATH']}"}

@@ -1,4 +1,4 @@
-"""Start-up on several processes: what is decided, and two processes that really meet."""
+"""Start-up on several processes: the decision, and two processes that connect."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from imagenet_jax.runtime.distributed import Start, plan
 
 REPOSITORY = Path(__file__).parents[2]
 
-# The environment of task 3 of `srun --nodes=2 --ntasks-per-node=4`, as SLURM's manual names it.
+# The environment of task 3 of `srun --nodes=2 --ntasks-per-node=4`, from SLURM's manual.
 SLURM = {
     "SLURM_JOB_ID": "4242",
     "SLURM_JOB_NUM_NODES": "2",
@@ -45,13 +45,13 @@ def explicit(source: str, address: str, count: int, index: int) -> Start:
     )
 
 
-def test_a_plain_machine_is_one_process():
+def test_plain_machine_is_one_process():
     assert plan({}).arguments is None
     assert plan({"KUBERNETES_SERVICE_HOST": "10.96.0.1"}).arguments is None
 
 
 @pytest.mark.parametrize("environment", [{}, SLURM, JOBSET, TPU])
-def test_flags_come_first(environment):
+def test_flags_take_precedence(environment):
     assert plan(environment, "10.0.0.1:8476", 2, 1) == explicit("flags", "10.0.0.1:8476", 2, 1)
     assert plan(environment, None, 1, None).arguments is None
     assert plan(environment, None, 1, 0).arguments is None
@@ -71,23 +71,23 @@ def test_flags_come_first(environment):
         (("10.0.0.1:84760", 2, 0), "is not HOST:PORT"),
     ],
 )
-def test_contradicting_flags_are_named(flags, said):
+def test_contradictory_flags_are_named(flags, said):
     with pytest.raises(UserError, match=re.escape(said)):
         plan({}, *flags)
 
 
-def test_slurm_gives_each_task_the_gpus_it_is_shown():
+def test_slurm_task_uses_the_gpus_that_are_visible_to_it():
     one_per_node = SLURM | {"SLURM_NTASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
     eight_visible = {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}
-    # One task on each node has all eight; jax alone would use the first and leave seven idle.
+    # One task per node gets all eight; by default jax would use only the first.
     assert plan(one_per_node | eight_visible) == Start("SLURM", {"local_device_ids": []})
-    # A task per GPU that sees them all picks its own, which is jax's own rule;
+    # One task per GPU, with all GPUs visible: each picks its own, as jax does by default.
     assert plan(SLURM | eight_visible) == Start("SLURM", {})
-    # bound by SLURM to one, that one is number 0 whatever the task's number.
+    # If SLURM shows each task a single GPU, its number is always 0.
     assert plan(SLURM | {"CUDA_VISIBLE_DEVICES": "3"}) == Start("SLURM", {"local_device_ids": []})
 
 
-def test_slurm_without_srun():
+def test_slurm_without_srun_is_one_process():
     assert plan(SLURM | {"SLURM_NTASKS": "1"}).arguments is None
     batch_script = {"SLURM_JOB_ID": "4242", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}
     assert plan(batch_script | {"SLURM_JOB_NUM_NODES": "1"}).arguments is None
@@ -95,7 +95,7 @@ def test_slurm_without_srun():
         plan(batch_script | {"SLURM_JOB_NUM_NODES": "2"})
 
 
-def test_jobset():
+def test_jobset_variables_are_read():
     assert plan(JOBSET) == explicit("JobSet", "train-workers-0-0.train:8476", 4, 3)
     one = JOBSET | {"JOBSET_PROCESSES": "1", "JOB_COMPLETION_INDEX": "0"}
     assert plan(one).arguments is None
@@ -111,12 +111,12 @@ def test_jobset():
         ({"JOBSET_COORDINATOR": "train-workers-0-0"}, "is not HOST:PORT"),
     ],
 )
-def test_a_broken_jobset_is_named(change, said):
+def test_invalid_jobset_variables_are_named(change, said):
     with pytest.raises(UserError, match=re.escape(said)):
         plan(JOBSET | change)
 
 
-def test_tpu_pods_are_left_to_jax():
+def test_tpu_pods_are_initialized_by_jax():
     assert plan(TPU) == Start("TPU", {})
     gke = TPU | {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "a.svc,b.svc"}
     assert plan(gke) == Start("TPU", {})
@@ -131,7 +131,7 @@ def test_one_tpu_host_is_one_process():
     assert plan({"TPU_SKIP_MDS_QUERY": "1"}).arguments is None, "jax sets it where no chip is"
 
 
-def test_jax_notes_a_tpu_vm_in_the_environment():
+def test_jax_marks_a_tpu_vm_in_the_environment():
     run = subprocess.run(
         [sys.executable, "-c", "import os, jax; print(os.environ['TPU_ML_PLATFORM'])"],
         env=clean() | {"JAX_FORCE_TPU_INIT": "1"}, capture_output=True, text=True,
@@ -153,7 +153,7 @@ print(start.source, jax.process_count(), jax.process_index(), int(total), visibl
 
 
 def clean() -> dict[str, str]:
-    """This environment without what a scheduler, or the suite, put into it."""
+    """Return this environment without the variables of a scheduler or of the tests."""
     prefixes = ("SLURM_", "TPU_", "JOBSET_", "JOB_COMPLETION", "JAX_", "XLA_", "MEGASCALE_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(prefixes)}
     return kept | {
@@ -186,7 +186,7 @@ def as_slurm(port: int, index: int) -> tuple[list[str], dict[str, str]]:
 
 
 @pytest.mark.parametrize(("source", "launch"), [("flags", as_flags), ("SLURM", as_slurm)])
-def test_two_processes_meet_and_agree_on_a_sum(source, launch):
+def test_two_processes_connect_and_agree_on_a_sum(source, launch):
     port = free_port()
     processes = []
     for index in range(2):
@@ -207,11 +207,11 @@ def test_two_processes_meet_and_agree_on_a_sum(source, launch):
         for process in processes:
             process.kill()
     for index, (output, errors) in enumerate(outputs):
-        # Gloo reports its connections on stdout too.
+        # Gloo also reports its connections on stdout.
         assert output.splitlines()[-1].split() == [source, "2", str(index), "11", "all"], errors
 
 
-def test_who_waits_in_vain_says_so_in_one_line():
+def test_missing_peer_is_reported_in_one_line():
     script = "from imagenet_jax.runtime import distributed as d; d.INITIALIZATION_TIMEOUT_S = 2; "
     run = subprocess.run(
         [sys.executable, "-c", f"{script} d.start('127.0.0.1:{free_port()}', 2, 1)"],

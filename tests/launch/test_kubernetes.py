@@ -1,4 +1,4 @@
-"""launch/kubernetes: the manifest's structure, what the pods are told, and the calls of kubectl."""
+"""launch/kubernetes: structure of the manifest, variables of the pods, calls of kubectl."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ LAUNCH = "launch/kubernetes/launch.sh"
 OWN = ["--name=resnet50", "--image=registry.example/imagenet_jax:1", "--claim=imagenet"]
 TRAIN = ["--config=configs/resnet50.py", "--workdir=/shared/runs/a", "--config.data.path=/shared/d"]
 
-# The fields used here, with the types and the allowed values of the published APIs:
+# The fields used here, with the types and allowed values of the published APIs:
 # core/v1 PodSpec, batch/v1 JobSpec (podFailurePolicy: Kubernetes 1.31), jobset.x-k8s.io/v1alpha2.
 _ENV = array(
     obj(
@@ -129,7 +129,7 @@ def container_of(manifest: dict) -> dict:
     return container
 
 
-def test_the_manifest_has_the_published_structure(fakes):
+def test_manifest_has_the_published_structure(fakes):
     manifest = manifest_of(fakes, *TRAIN)
     assert problems(manifest, JOBSET) == []
     assert "${" not in yaml.safe_dump(manifest), "a field that was not filled in"
@@ -137,7 +137,7 @@ def test_the_manifest_has_the_published_structure(fakes):
     assert volumes == {mount["name"] for mount in container_of(manifest)["volumeMounts"]}
 
 
-def test_the_checker_sees_mistakes(fakes):
+def test_structure_check_finds_mistakes(fakes):
     manifest = manifest_of(fakes, *TRAIN)
     job_of(manifest)["paralelism"] = 2
     container_of(manifest)["resources"]["limits"]["nvidia.com/gpu"] = "8"
@@ -145,11 +145,11 @@ def test_the_checker_sees_mistakes(fakes):
     assert len(problems(manifest, JOBSET)) == 3
 
 
-def test_every_pod_learns_who_it_is(fakes):
+def test_every_pod_gets_its_index_and_the_coordinator(fakes):
     manifest = manifest_of(fakes, "--nodes=4", *TRAIN)
     job, container = job_of(manifest), container_of(manifest)
     assert (job["parallelism"], job["completions"]) == (4, 4)
-    # What JobSet writes into the annotation: JOBSET-JOB-JOBINDEX-PODINDEX.JOBSET
+    # The annotation that JobSet writes: JOBSET-JOB-JOBINDEX-PODINDEX.JOBSET
     chosen = manifest["spec"]["coordinator"]
     host = f"resnet50-{chosen['replicatedJob']}-{chosen['jobIndex']}-{chosen['podIndex']}.resnet50"
     assert chosen["replicatedJob"] == manifest["spec"]["replicatedJobs"][0]["name"]
@@ -170,7 +170,7 @@ def test_every_pod_learns_who_it_is(fakes):
     assert {"containerPort": 8476} in container["ports"]
 
 
-def test_the_command_is_the_same_and_arguments_survive(fakes):
+def test_command_is_the_same_and_arguments_are_unchanged(fakes):
     odd = ['--config.a="b"', r"--config.c=\d", "--config.e=f g", "--config.h=& ${GPUS} '", "-- # :"]
     container = container_of(manifest_of(fakes, *TRAIN, *odd))
     assert container["command"] == ["python", "-m", "imagenet_jax.main"]
@@ -179,7 +179,7 @@ def test_the_command_is_the_same_and_arguments_survive(fakes):
     assert last == "$$(HOSTNAME)", "which Kubernetes hands over as $(HOSTNAME)"
 
 
-def test_preemption_is_not_counted_a_crash_is(fakes):
+def test_crashes_are_counted_but_not_preemptions(fakes):
     manifest = manifest_of(fakes, *TRAIN)
     (rule,) = manifest["spec"]["failurePolicy"]["rules"]
     assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
@@ -217,7 +217,7 @@ def test_kubectl_gets_the_manifest(fakes):
         ("--config.a=b\nc", "control character"),
     ],
 )
-def test_mistakes_are_named_before_anything_is_created(fakes, wrong, said):
+def test_invalid_flags_are_refused_before_anything_is_created(fakes, wrong, said):
     run = fakes.run(LAUNCH, *OWN, wrong, *TRAIN)
     assert run.returncode == 1
     assert run.stderr.startswith("error: ")

@@ -1,4 +1,4 @@
-"""What holds for every launcher: shellcheck, --help, the same module, and its README section."""
+"""Checks of every launcher: shellcheck, --help, the training command, its README section."""
 
 import os
 import re
@@ -15,11 +15,11 @@ SCRIPTS = sorted(str(path.relative_to(REPOSITORY)) for path in LAUNCH.rglob("*.s
 EVERY = [*SCRIPTS, "launch/kubernetes/jobset.yaml", "launch/skypilot.yaml"]
 
 
-def test_the_scripts_are_found():
+def test_scripts_exist():
     assert len(SCRIPTS) == 4
 
 
-def test_shellcheck():
+def test_shellcheck_finds_nothing():
     beside_python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     tool = shutil.which("shellcheck", path=beside_python)
     if tool is None:
@@ -31,7 +31,7 @@ def test_shellcheck():
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_executable_and_with_help(fakes, script):
+def test_script_is_executable_and_has_help(fakes, script):
     assert os.access(REPOSITORY / script, os.X_OK)
     run = fakes.run(script, "--help")
     assert run.returncode == 0, run.stderr
@@ -41,7 +41,7 @@ def test_executable_and_with_help(fakes, script):
 
 
 @pytest.mark.parametrize("launcher", EVERY)
-def test_all_start_the_very_same_module(launcher):
+def test_all_launchers_start_the_same_module(launcher):
     text = (REPOSITORY / launcher).read_text()
     if launcher.endswith("kubernetes/launch.sh"):
         text = (LAUNCH / "kubernetes/jobset.yaml").read_text()
@@ -49,7 +49,7 @@ def test_all_start_the_very_same_module(launcher):
 
 
 @pytest.mark.parametrize("launcher", [*SCRIPTS, "launch/skypilot.yaml"])
-def test_the_readme_tells_how(launcher):
+def test_readme_describes_the_launcher(launcher):
     readme = (LAUNCH / "README.md").read_text()
     sections = re.split(r"^## ", readme, flags=re.MULTILINE)[1:]
     (section,) = [s for s in sections if launcher in s.splitlines()[0]]

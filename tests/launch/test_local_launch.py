@@ -18,20 +18,20 @@ def wait_for(path, seconds=20.0):
         time.sleep(0.02)
 
 
-def test_it_is_the_same_command(fakes):
+def test_command_is_the_training_command(fakes):
     run = fakes.run(LOCAL, *ARGUMENTS)
     assert run.returncode == 0, run.stderr
     assert fakes.commands() == [[*TRAIN, *ARGUMENTS]]
 
 
 @pytest.mark.parametrize("code", [1, 2, 130])
-def test_what_a_restart_would_not_mend_is_passed_on(fakes, code):
+def test_errors_are_returned_without_a_restart(fakes, code):
     fakes.answer(("main", {"code": code}))
     assert fakes.run(LOCAL, *ARGUMENTS).returncode == code
     assert len(fakes.commands()) == 1
 
 
-def test_stopped_by_the_system_it_continues(fakes):
+def test_restart_after_a_stop_by_the_system(fakes):
     fakes.answer(*[("main", {"code": 143})] * 5)
     run = fakes.run(LOCAL, *ARGUMENTS)
     assert run.returncode == 0
@@ -39,16 +39,16 @@ def test_stopped_by_the_system_it_continues(fakes):
     assert run.stderr.count("continuing from the last checkpoint") == 5
 
 
-def test_crashes_are_counted(fakes):
+def test_restarts_after_crashes_are_limited(fakes):
     fakes.answer(*[("main", {"code": 134})] * 9)
     run = fakes.run(LOCAL, "--restarts=2", *ARGUMENTS)
     assert run.returncode == 134
     assert len(fakes.commands()) == 3
-    assert "given up after 2 restarts" in run.stderr
+    assert "giving up after 2 restarts" in run.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_reaches_each_process_once_and_ends_it(fakes, number):
+def test_stop_signal_reaches_each_process_once(fakes, number):
     fakes.answer(
         ("--process_id=0", {"until_signal": 0.0}), ("--process_id=1", {"until_signal": 0.5})
     )
@@ -58,21 +58,21 @@ def test_a_stop_reaches_each_process_once_and_ends_it(fakes, number):
     os.killpg(process.pid, number)  # what ctrl-C in a terminal does: the whole group gets it
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number, errors
-    # A second signal would have cut the slower one's saving short.
+    # A second signal would have interrupted the save of the slower one.
     assert (fakes.folder / "signals").read_text().split() == [str(int(number))] * 2
     assert len(fakes.commands("python-of-test")) == 2
 
 
-def test_a_dead_process_ends_its_peers_and_all_start_again(fakes):
+def test_dead_process_stops_its_peers_and_all_restart(fakes):
     fakes.answer(("--process_id=0", {"until_signal": 0.0}), ("--process_id=1", {"code": 137}))
     run = fakes.run(LOCAL, "--processes=2", *ARGUMENTS)
     assert run.returncode == 0
-    assert "ended with 137; continuing" in run.stderr
+    assert "exit code 137; continuing" in run.stderr
     starts = fakes.commands("python-of-test")
     assert sorted(argv[-1] for argv in starts) == ["--process_id=0"] * 2 + ["--process_id=1"] * 2
 
 
-def test_processes_share_the_gpus(fakes):
+def test_processes_divide_the_gpus(fakes):
     fakes.answer(("nvidia-smi -L", {"says": "".join(f"GPU {i}: H200\n" for i in range(8))}))
     assert fakes.run(LOCAL, "--processes=2", *ARGUMENTS).returncode == 0
     calls = sorted(fakes.calls("python-of-test"), key=lambda call: call["argv"][-1])
@@ -85,7 +85,7 @@ def test_processes_share_the_gpus(fakes):
     ]
 
 
-def test_gpus_that_do_not_divide(fakes):
+def test_indivisible_gpus_are_refused(fakes):
     fakes.answer(("nvidia-smi -L", {"says": "GPU 0: A\nGPU 1: A\nGPU 2: A\n"}))
     run = fakes.run(LOCAL, "--processes=2", *ARGUMENTS)
     assert run.returncode == 1
@@ -100,7 +100,7 @@ def test_dry_run_starts_nothing(fakes):
     assert not fakes.commands("python-of-test")
 
 
-def test_who_does_not_answer_is_killed_at_the_third_signal(fakes):
+def test_third_signal_kills_a_process_that_does_not_respond(fakes):
     fakes.answer(("main", {"until_signal": 60.0}))
     process = fakes.start(LOCAL, *ARGUMENTS)
     wait_for(fakes.folder / "waiting-0")

@@ -1,4 +1,4 @@
-"""launch/skypilot.yaml: its structure, and its run section executed with a stand-in for python."""
+"""launch/skypilot.yaml: its structure, and its run section with a stand-in for python."""
 
 import subprocess
 from pathlib import Path
@@ -9,7 +9,7 @@ from yaml_structure import BOOLEAN, COUNT, POSITIVE, STRING, array, obj, one_of,
 
 REPOSITORY = Path(__file__).parents[2]
 
-# The fields used here, as SkyPilot's reference of its YAML gives them.
+# The fields used here, from SkyPilot's reference of its YAML.
 TASK = obj(
     "resources setup run",
     name=STRING,
@@ -41,7 +41,7 @@ def task() -> dict:
     return yaml.safe_load((REPOSITORY / "launch/skypilot.yaml").read_text())
 
 
-def test_structure(task):
+def test_structure_is_valid(task):
     assert problems(task, TASK) == []
     assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [143]
     mounts = tuple(task["file_mounts"])
@@ -52,7 +52,7 @@ def test_structure(task):
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
-def test_run_starts_the_same_command_on_each_node(task, fakes, nodes, tmp_path):
+def test_run_starts_the_training_command_on_each_node(task, fakes, nodes, tmp_path):
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/python").symlink_to(fakes.folder / "python-of-test")
     addresses = [f"10.0.0.{i + 2}" for i in range(nodes)]
@@ -75,7 +75,7 @@ def test_run_starts_the_same_command_on_each_node(task, fakes, nodes, tmp_path):
     assert len(fakes.commands()) == nodes
 
 
-def test_the_exit_code_reaches_skypilot(task, fakes, tmp_path):
+def test_exit_code_reaches_skypilot(task, fakes, tmp_path):
     (tmp_path / ".venv/bin").mkdir(parents=True)
     (tmp_path / ".venv/bin/python").symlink_to(fakes.folder / "python-of-test")
     fakes.answer(("main", {"code": 143}))

@@ -22,12 +22,12 @@ def requeued(fakes) -> bool:
     return bool(commands)
 
 
-def test_outside_a_job_it_submits_itself(fakes):
+def test_script_submits_itself_outside_a_job(fakes):
     assert fakes.run(SLURM, *ARGUMENTS).returncode == 0
     assert fakes.commands() == [["sbatch", SLURM, *ARGUMENTS]]
 
 
-def test_in_the_job_srun_starts_the_same_command_on_every_node(fakes):
+def test_srun_starts_the_training_command_on_every_node(fakes):
     run = fakes.run(SLURM, *ARGUMENTS, **in_job())
     assert run.returncode == 0, run.stderr
     (command,) = fakes.commands()
@@ -50,7 +50,7 @@ def test_in_the_job_srun_starts_the_same_command_on_every_node(fakes):
         (134, 5, False),
     ],
 )
-def test_who_is_requeued(fakes, code, restarts, again):
+def test_exit_codes_that_requeue_the_job(fakes, code, restarts, again):
     fakes.answer(("srun", {"code": code}))
     run = fakes.run(SLURM, *ARGUMENTS, **in_job(SLURM_RESTART_COUNT=str(restarts)))
     assert requeued(fakes) == again, run.stderr
@@ -66,7 +66,7 @@ def started(fakes, **more):
     return process
 
 
-def test_near_the_time_limit_the_tasks_are_told_to_save(fakes):
+def test_tasks_save_before_the_time_limit(fakes):
     fakes.answer(("srun", {"until_signal": 0.0}))
     process = started(fakes)
     process.send_signal(signal.SIGUSR1)
@@ -74,7 +74,7 @@ def test_near_the_time_limit_the_tasks_are_told_to_save(fakes):
     while not fakes.commands("scancel"):
         assert time.monotonic() < end
         time.sleep(0.02)
-    # Without --full and --batch that is: to the steps, not to the batch script.
+    # Without --full and --batch: to the steps, not to the batch script.
     assert fakes.commands("scancel") == [["scancel", "--signal=TERM", "77"]]
     assert process.poll() is None, "it waits for the tasks to save"
     kill_srun(fakes)
@@ -83,7 +83,7 @@ def test_near_the_time_limit_the_tasks_are_told_to_save(fakes):
     assert requeued(fakes)
 
 
-def test_scancel_is_final(fakes):
+def test_cancelled_job_is_not_requeued(fakes):
     fakes.answer(("srun", {"until_signal": 0.2}))
     process = started(fakes)
     process.terminate()  # what scancel does to the batch script
@@ -94,7 +94,7 @@ def test_scancel_is_final(fakes):
 
 
 def kill_srun(fakes):
-    """SIGTERM to the stand-in of srun, as the tasks get it."""
+    """Send SIGTERM to the stand-in for srun, as the tasks receive it."""
 
     (pid,) = [int(call["pid"]) for call in fakes.calls("srun")]
     os.kill(pid, signal.SIGTERM)
@@ -109,8 +109,8 @@ def test_dry_run_submits_nothing(fakes):
     assert not fakes.commands()
 
 
-def test_directives_stand_before_the_first_command():
-    """sbatch reads #SBATCH lines only up to the first that is neither comment nor blank."""
+def test_directives_precede_the_first_command():
+    """sbatch ignores #SBATCH lines after the first line that is not a comment or blank."""
 
     lines = (Path(__file__).parents[2] / SLURM).read_text().splitlines()
     head = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))

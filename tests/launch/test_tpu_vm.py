@@ -19,7 +19,7 @@ PREEMPTED = ("tpu-vm describe", {"says": "PREEMPTED\n"})
 
 
 def training(says: str) -> tuple[str, dict]:
-    """What worker 0 says when asked for its training."""
+    """Return the reply of worker 0 about its training."""
     return ("echo running", {"says": says})
 
 
@@ -27,7 +27,7 @@ IDLE, RUNNING = training(""), training("running\n")
 
 
 def verbs(fakes) -> list[str]:
-    """The calls of gcloud in short, less the questions."""
+    """Return the calls of gcloud in short form, without queries."""
     short = []
     for command in fakes.commands("gcloud"):
         assert command[1:4] == ["compute", "tpus", "tpu-vm"]
@@ -45,7 +45,7 @@ def verbs(fakes) -> list[str]:
 FROM_NOTHING = ["create", "scp", "install all", "start all", "tail 0"]
 
 
-def test_created_trained_deleted(fakes):
+def test_slice_is_created_trained_on_and_deleted(fakes):
     fakes.answer(MISSING, READY, IDLE, training("0\n"))
     run = fakes.run(TPU, *RUN, "--spot", "--type=v5litepod-32")
     assert run.returncode == 0, run.stderr
@@ -55,19 +55,19 @@ def test_created_trained_deleted(fakes):
     assert any(a.startswith("--version=") for a in create)
 
 
-def test_a_slice_that_is_there_is_used_and_kept_on_request(fakes):
+def test_existing_slice_is_used_and_kept_on_request(fakes):
     fakes.answer(READY, IDLE, training("0\n"))
     assert fakes.run(TPU, *RUN, "--keep").returncode == 0
     assert verbs(fakes) == ["scp", "install all", "start all", "tail 0"]
 
 
-def test_training_under_way_is_only_watched(fakes):
+def test_running_training_is_only_watched(fakes):
     fakes.answer(READY, RUNNING, training("0\n"))
     assert fakes.run(TPU, *RUN, "--keep").returncode == 0
     assert verbs(fakes) == ["tail 0"]
 
 
-def test_after_preemption_it_is_created_again_and_continues(fakes):
+def test_slice_is_recreated_after_preemption(fakes):
     lost = ("tail -n", {"code": 255})
     fakes.answer(MISSING, READY, IDLE, lost, training(""), PREEMPTED, MISSING, READY, IDLE,
                  training("0\n"))  # fmt: skip
@@ -77,21 +77,21 @@ def test_after_preemption_it_is_created_again_and_continues(fakes):
     assert "was preempted" in run.stderr
 
 
-def test_a_lost_connection_is_taken_up_again(fakes):
+def test_lost_connection_is_restored(fakes):
     lost = ("tail -n", {"code": 255})
     fakes.answer(READY, IDLE, lost, RUNNING, READY, RUNNING, training("0\n"))
     assert fakes.run(TPU, *RUN, "--keep").returncode == 0
     assert verbs(fakes) == ["scp", "install all", "start all", "tail 0", "tail 0"]
 
 
-def test_stopped_by_the_system_it_starts_again(fakes):
+def test_restart_after_a_stop_by_the_system(fakes):
     fakes.answer(READY, IDLE, training("143\n"), READY, training("143\n"), training("0\n"))
     assert fakes.run(TPU, *RUN, "--keep").returncode == 0
     assert verbs(fakes) == ["scp", "install all", "start all", "tail 0"] * 2
 
 
 @pytest.mark.parametrize("code", [1, 130])
-def test_what_a_restart_would_not_mend_ends_it_and_says_what_costs(fakes, code):
+def test_errors_end_without_a_restart_and_name_what_costs(fakes, code):
     fakes.answer(READY, IDLE, training(f"{code}\n"))
     run = fakes.run(TPU, *RUN)
     assert run.returncode == code
@@ -99,7 +99,7 @@ def test_what_a_restart_would_not_mend_ends_it_and_says_what_costs(fakes, code):
     assert "costs: launch/tpu_vm.sh delete --name=pod --zone=us-west4-a" in run.stderr
 
 
-def test_it_waits_for_capacity_but_not_for_ever_on_errors(fakes):
+def test_missing_capacity_is_waited_for_without_counting(fakes):
     full = ("tpu-vm create", {"says": "There is no more capacity in the zone\n", "code": 1})
     fakes.answer(*[MISSING] * 8, *[full] * 7, READY, IDLE, training("0\n"))
     run = fakes.run(TPU, *RUN)
@@ -107,31 +107,31 @@ def test_it_waits_for_capacity_but_not_for_ever_on_errors(fakes):
     assert verbs(fakes) == ["create"] * 7 + [*FROM_NOTHING, "delete"]
 
 
-def test_it_gives_up_on_errors(fakes):
+def test_repeated_errors_end_the_run(fakes):
     wrong = ("tpu-vm create", {"says": "permission denied\n", "code": 1})
     fakes.answer(*[MISSING] * 9, *[wrong] * 9)
     run = fakes.run(TPU, *RUN)
     assert run.returncode == 1
-    assert "could not create pod; given up" in run.stderr
+    assert "could not create pod; giving up" in run.stderr
     assert verbs(fakes) == ["create"] * 6
 
 
 def train_script(fakes) -> str:
-    """What is sent to each worker as imagenet_jax_train.sh."""
+    """Return the script that is sent to each worker as imagenet_jax_train.sh."""
     prefix = "# imagenet_jax_train.sh: "
     lines = fakes.run(TPU, *RUN, "--dry_run").stdout.splitlines()
     return "\n".join(line[len(prefix) :] for line in lines if line.startswith(prefix)) + "\n"
 
 
-def test_the_worker_runs_the_same_command(fakes):
+def test_worker_runs_the_training_command(fakes):
     (command,) = [line for line in train_script(fakes).splitlines() if "imagenet_jax.main" in line]
     words = shlex.split(command.split(" >> ")[0])
     assert words == [".venv/bin/python", "-u", "-m", "imagenet_jax.main", *TRAIN]
 
 
 @pytest.mark.parametrize(("stop", "code"), [(True, "130"), (False, "143")])
-def test_a_worker_for_real(fakes, tmp_path, stop, code):
-    """What is sent over ssh does what it should on a machine: here, in another home."""
+def test_worker_script_runs_on_a_machine(fakes, tmp_path, stop, code):
+    """Runs the commands that are sent over ssh on this machine, in another home."""
     fakes.answer(READY, IDLE, training("0\n"))
     assert fakes.run(TPU, *RUN, "--keep").returncode == 0
     assert fakes.run(TPU, "stop", *PLACE).returncode == 0
@@ -170,7 +170,7 @@ def test_a_worker_for_real(fakes, tmp_path, stop, code):
     assert said == code
 
 
-def test_dry_run_prints_every_call_and_makes_none(fakes):
+def test_dry_run_prints_every_call_without_making_it(fakes):
     run = fakes.run(TPU, *RUN, "--dry_run")
     assert run.returncode == 0, run.stderr
     assert not fakes.commands()
@@ -182,14 +182,14 @@ def test_dry_run_prints_every_call_and_makes_none(fakes):
 @pytest.mark.parametrize(
     ("action", "verb", "worker"), [("watch", "tail", "0"), ("stop", "kill -TERM", "all")]
 )
-def test_watch_and_stop(fakes, action, verb, worker):
+def test_watch_and_stop_call_the_workers(fakes, action, verb, worker):
     assert fakes.run(TPU, action, *PLACE).returncode == 0
     (command,) = fakes.commands("gcloud")
     assert f"--worker={worker}" in command
     assert any(verb in argument for argument in command)
 
 
-def test_delete(fakes):
+def test_delete_calls_gcloud(fakes):
     assert fakes.run(TPU, "delete", *PLACE, "--project=lab").returncode == 0
     (command,) = fakes.commands("gcloud")
     assert command[4:] == ["delete", "pod", "--project=lab", "--zone=us-west4-a", "--quiet"]
@@ -206,7 +206,7 @@ def test_delete(fakes):
         (["run", *PLACE, "--nfs=a:/b", "--workdir=runs/a"], "below /mnt/nfs"),
     ],
 )
-def test_mistakes_are_named_before_anything_costs(fakes, arguments, said):
+def test_invalid_flags_are_refused_before_anything_is_created(fakes, arguments, said):
     run = fakes.run(TPU, *arguments)
     assert run.returncode == 1
     assert run.stderr.startswith("error: ")

@@ -1,0 +1,28 @@
+"""Flags and output that the benchmarks share."""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from imagenet_jax import strict_json
+
+
+def make_parser(description: str | None, config: str) -> argparse.ArgumentParser:
+    """Return a parser with --config (default: `config`) and --json."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", default=config, metavar="FILE[:ARG]")
+    parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
+    return parser
+
+
+def print_result(result: Mapping[str, Any], as_json: bool) -> None:
+    """Print named figures: one JSON object, or a line for each."""
+    if as_json:
+        print(strict_json.dumps(dict(result)), flush=True)
+        return
+    for name, value in result.items():
+        text = f"{value:,.3f}" if isinstance(value, float) else str(value)
+        print(f"{name:28} {text:>12}", flush=True)
