@@ -7,13 +7,14 @@
 The first reads a state dict with the names of torchvision, timm, transformers or mmpretrain:
 .safetensors, or what torch.save writes, which needs torch. No code in a file is run. The second
 reads a workdir, and takes its EMA weights if the run keeps them. The result has torchvision's keys
-and layouts in float32 and, from a workdir, the class names. Every key and shape is checked against
-the model. --weights of main, eval, predict and explain takes it, and so does torch:
+and layouts in float32 and, if they are known, the class names. Every key and shape is checked
+against the model. --weights of main, eval, predict and explain takes it, and so does torch:
 
   model.load_state_dict(safetensors.torch.load_file("resnet50.safetensors"))
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from imagenet_jax import cli
 from imagenet_jax.errors import UserError, expand_user
@@ -30,25 +31,65 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--model", default="", metavar="NAME",
-        help="what it must be, such as resnet50 (default: found out from the keys)",
+        help="the model that it must be, such as resnet50 (default: any, found from the keys)",
     )  # fmt: skip
     cli.add_weights_key(parser)
     parser.add_argument(
         "--checkpoint", metavar="latest|best|STEP", help="of a workdir (default: latest)"
     )
     args = parser.parse_args(argv)
-    source = expand_user(args.source)
+    source, target = expand_user(args.source), expand_user(args.target)
     if args.checkpoint and not source.is_dir():
-        raise UserError(f"--checkpoint goes with a workdir, and {source} is none")
+        raise UserError(f"--checkpoint needs a workdir, and {source} is not a folder")
     if args.weights_key and source.is_dir():
         raise UserError(f"--weights_key goes with a file, and {source} is a folder")
 
-    from imagenet_jax.training.conversion import convert
+    from imagenet_jax.training.state import count_parameters
+    from imagenet_jax.weights import torch_names, weight_file
 
-    target = expand_user(args.target)
-    checkpoint, key = args.checkpoint or "latest", args.weights_key or ""
-    print(convert(source, target, args.model, checkpoint, key))
+    if source.is_dir():
+        config, trees, names = _read_workdir(source, args.model, args.checkpoint or "latest")
+    else:
+        config, trees, names = _read_file(source, args.model, args.weights_key or "")
+    weight_file.save(torch_names.to_torch(*trees, config), target, names)
+    width = "" if config.width == 1 else f", width {config.width:g}"
+    print(
+        f"{target}: {config.name}{width}, {config.num_classes:,} classes, "
+        f"{count_parameters(trees[0]):,} parameters"
+    )
     return 0
+
+
+def _read_workdir(source: Path, name: str, checkpoint: str) -> tuple:
+    """Return (config.model, (params, batch_stats), class names) of a workdir."""
+    import jax
+
+    from imagenet_jax.training.load_weights import of_workdir
+
+    weights = of_workdir(source, checkpoint)
+    config = weights.config.model
+    if name and name != config.name:
+        raise UserError(f"--model={name}, but {weights.origin} is of {config.name}")
+    trees = jax.device_get((weights.tree["params"], weights.tree["batch_stats"]))
+    return config, trees, weights.class_names
+
+
+def _read_file(source: Path, name: str, key: str) -> tuple:
+    """Return (config.model, (params, batch_stats), class names) of a weights file."""
+    from imagenet_jax.config.fields import defaults
+    from imagenet_jax.weights import torch_names, weight_file
+
+    origin = f"weights file {source}"
+    file = weight_file.read(source, key)
+    if file.note:
+        print(file.note)
+    fields = torch_names.identify(file.arrays, name, origin=origin)
+    if not fields["num_classes"]:
+        raise UserError(f"{origin} holds {torch_names.describe(fields)}; {torch_names.HEADLESS}")
+    config = defaults(fields["name"]).model
+    config.update(fields)
+    trees = torch_names.from_torch(file.arrays, config, origin=origin)
+    return config, trees, weight_file.load_class_names(source)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,7 @@ from safetensors.numpy import load_file, save_file
 from imagenet_jax import convert, models
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.errors import UserError
-from imagenet_jax.weights import torch_names
-from imagenet_jax.weights.identify import identify
+from imagenet_jax.weights import torch_names, weight_file
 
 
 def state_dict_of(name, classes=7, width=1 / 8, **fields):
@@ -33,9 +32,8 @@ def state_dict_of(name, classes=7, width=1 / 8, **fields):
 
 @pytest.mark.parametrize("name", [n for n in models.names() if not n.startswith("bit")])
 def test_every_model_is_told_from_its_keys(name):
-    found = identify(state_dict_of(name))
+    found = torch_names.identify(state_dict_of(name))
     assert found.pop("stem", "imagenet") == "imagenet"
-    assert found.pop("norm", "batch") == "batch"
     assert found == {"name": name, "num_classes": 7, "width": 1 / 8}
 
 
@@ -49,12 +47,15 @@ def test_bit_is_told_from_its_keys_and_its_stem(name):
     }
     keys["stem.conv.weight"] = np.zeros((64 * int(factor), 3, 7, 7))
     keys["head.fc.weight"] = np.zeros((7, 1, 1, 1))  # timm's names, and its convolution as head
-    assert identify(keys) == {"name": name, "num_classes": 7, "width": 1}
+    assert torch_names.identify(keys) == {"name": name, "num_classes": 7, "width": 1}
 
 
-def test_stem_and_norm_are_told_from_kernel_and_statistics():
-    fields = {"stem": "small", "norm": "group"}
-    assert identify(state_dict_of("resnet18", width=1.0, **fields)).items() >= fields.items()
+def test_a_small_stem_is_told_from_its_kernel():
+    fields = {"stem": "small"}
+    assert (
+        torch_names.identify(state_dict_of("resnet18", width=1.0, **fields)).items()
+        >= fields.items()
+    )
 
 
 def test_a_file_comes_out_as_it_went_in(tmp_path, capsys):
@@ -88,14 +89,14 @@ def test_a_workdir_comes_out_with_its_average_and_its_class_names(saved_run, tmp
     assert names == [str(digit) for digit in range(10)]
     again = tmp_path / "again.safetensors"  # a conversion of the conversion keeps them
     convert.main([f"--from={target}", f"--to={again}"])
-    assert torch_names.load_class_names(again) == tuple(names)
+    assert weight_file.load_class_names(again) == tuple(names)
 
 
 def test_metadata_of_others_is_not_taken_for_class_names(tmp_path):
     for i, text in enumerate(("ant, bee", '{"0": "ant"}')):
         path = tmp_path / f"{i}.safetensors"
         save_file({"x": np.zeros(1)}, path, {"class_names": text})
-        assert torch_names.load_class_names(path) == ()
+        assert weight_file.load_class_names(path) == ()
 
 
 @pytest.mark.parametrize(

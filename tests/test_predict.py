@@ -20,7 +20,7 @@ from imagenet_jax import convert, models, predict, progress
 from imagenet_jax.data import imagenet_classes
 from imagenet_jax.data.loose_images import find_images
 from imagenet_jax.training.load_weights import of_file
-from imagenet_jax.weights import torch_names
+from imagenet_jax.weights import torch_names, weight_file
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_class_names_by_the_number_of_classes(tiny, tmp_path, digits_path):
             for kind in (nnx.Param, nnx.BatchStat)
         ]
         path = tmp_path / "w.safetensors"
-        torch_names.save(torch_names.to_torch(*trees, tiny.model), path)
+        weight_file.save(torch_names.to_torch(*trees, tiny.model), path)
         return of_file(path, tiny).class_names
 
     assert names(1000)[281] == "tabby"
@@ -212,7 +212,7 @@ def test_output_that_is_not_finite_is_no_prediction(saved_run, photos, tmp_path,
     convert.main([f"--from={saved_run.workdir}", f"--to={file}"])
     broken = load_file(file)
     broken["fc.weight"][3] = 3e38  # finite, but the sum over features is not
-    torch_names.save({f"net.{key}": array for key, array in broken.items()}, file)
+    weight_file.save({f"net.{key}": array for key, array in broken.items()}, file)
     monkeypatch.setattr(config_io, "load", lambda spec, overrides: saved_run.config)
     code, out, err = run(photos / "00.png", f"--weights={file}", "--config=tiny.py", "--json")
     assert (code, out) == (1, "")

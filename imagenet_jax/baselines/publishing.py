@@ -27,7 +27,7 @@ from imagenet_jax.training.checkpoint_reader import open_to_read
 from imagenet_jax.training.experiment import Experiment, make_experiment
 from imagenet_jax.training.load_weights import Weights, of_workdir
 from imagenet_jax.training.metrics import METRICS
-from imagenet_jax.weights import torch_names
+from imagenet_jax.weights import torch_names, weight_file
 
 CHECKOUT = ROOT
 # Fraction of the images that another machine may classify differently, because their two best
@@ -105,7 +105,7 @@ def publish(
             for name, text in files.items():
                 (part / name).write_text(text)
             if with_weights:
-                torch_names.save(tensors, part / baseline.WEIGHTS, weights.class_names)
+                weight_file.save(tensors, part / baseline.WEIGHTS, weights.class_names)
             recipe = describe_recipe(config, len(run.source), run.total_steps)
             card = write_card(baseline.read(part), out, recipe, with_weights=with_weights)
             (part / baseline.CARD).write_text(card)

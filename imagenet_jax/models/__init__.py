@@ -1,70 +1,64 @@
-"""Models by name: `build(config.model, rngs=nnx.Rngs(seed))` is the one entry."""
+"""Models by name: `build(config.model, rngs=nnx.Rngs(seed))` makes one.
 
-from collections.abc import Mapping
-from types import ModuleType
+A family is one module here, which ends with its FAMILY, and one line in _MODULES.
+"""
+
+import functools
+import importlib
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 
 from imagenet_jax.config.fields import fields_of_model
 from imagenet_jax.config.names import check_choice
 from imagenet_jax.config.rules import check_fields
-from imagenet_jax.models import bit, resnet, vgg
+from imagenet_jax.models.base import Config, Family, Model
+from imagenet_jax.models.blur_pool import blur_strided
 
-_FAMILIES = (resnet, vgg, bit)
+_MODULES = (
+    "resnet",
+    "vgg",
+    "bit",
+)
+FAMILIES: tuple[Family, ...] = tuple(
+    importlib.import_module(f"{__name__}.{module}").FAMILY for module in _MODULES
+)
 
 
 def names() -> list[str]:
-    """Every model that can be built."""
-    return [name for family in _FAMILIES for name in family.VARIANTS]
+    """Return the name of every model that can be built."""
+    return [name for family in FAMILIES for name in family.variants]
+
+
+def family(name: object) -> Family:
+    """Return the family of a model.
+
+    Raises UserError, with the nearest name, if there is no such model.
+    """
+    check_name(name)
+    return next(family for family in FAMILIES if name in family.variants)
 
 
 def check_name(name: object) -> None:
-    """Raise UserError that suggests the nearest name, unless this is one."""
+    """Raise UserError, with the nearest name, unless `name` is one of `names()`."""
     check_choice("config.model.name", name, names())
 
 
-def head(name: str) -> tuple[str | int, ...]:
-    """Where the last linear layer lies among the parameters: the one that num_classes shapes."""
-    return family(name).HEAD
-
-
-def groups(name: str) -> tuple[tuple[tuple[str | int, ...], ...], ...]:
-    """The parameters from input to output: for each group the places where they lie; the head last.
-
-    Every parameter lies in exactly one.
-    """
-    return family(name).GROUPS
-
-
-def check(config: ConfigDict | Mapping[str, Any]) -> None:
-    """Raise UserError that names the field, unless `build` can make the model of `config.model`."""
+def check(config: Config) -> None:
+    """Raise UserError, naming the field, unless `build` can make the model of `config.model`."""
     name = config.get("name", "")
     fields = fields_of_model(name)
     own = {field: entry for field, entry in fields.items() if field.startswith("model.")}
     check_fields({f"model.{leaf}": value for leaf, value in config.items()}, own, name)
 
 
-def family(name: object) -> ModuleType:
-    """Return the module of the family that has the model `name`.
+def build(config: Config, *, rngs: nnx.Rngs) -> Model:
+    """Return the model of `config.model`, with initial weights drawn from `rngs.params`.
 
-    Raises UserError that suggests the nearest name, if there is no such model.
-    """
-    check_name(name)
-    return next(family for family in _FAMILIES if name in family.VARIANTS)
+    Call it under jax.jit or nnx.eval_shape, where it costs no eager operations.
 
-
-def build(
-    config: ConfigDict | Mapping[str, Any], *, rngs: nnx.Rngs
-) -> resnet.ResNet | vgg.VGG | bit.BiT:
-    """The model of `config.model`: (f[B, H, W, 3], train, rngs) -> logits f32[B, num_classes].
-
-    It holds nnx.Param and nnx.BatchStat variables alone, float32. Initial weights are drawn from
-    `rngs.params`; call it under jax.jit or nnx.eval_shape, where it costs no eager operations.
-
-    With dtype "bfloat16" convolutions and hidden layers compute in bfloat16. With "float32" they
+    With dtype "bfloat16", convolutions and hidden layers compute in bfloat16. With "float32" they
     compute in the common type of images and parameters, so that casting both to float64 (under
     jax_enable_x64) gives a float64 model.
 
@@ -73,5 +67,23 @@ def build(
     check(config)
     options = dict(config)
     options["dtype"] = jnp.bfloat16 if options["dtype"] == "bfloat16" else None
-    model = {resnet: resnet.ResNet, vgg: vgg.VGG, bit: bit.BiT}[family(options["name"])]
-    return model(**options, rngs=rngs)
+    blur_pool = options.pop("blur_pool", "none")
+    model = family(options["name"]).model(**options, rngs=rngs)
+    if blur_pool == "ffcv":
+        blur_strided(model)
+    return model
+
+
+def outline(config: Config) -> tuple[nnx.GraphDef, Any, Any]:
+    """Return (structure, params, batch_stats) of the model of `config.model`, without arrays.
+
+    params and batch_stats are nested dicts, by module path, of shapes and dtypes.
+    """
+    return _outline(**config)
+
+
+@functools.cache  # building a deep model takes seconds in Python
+def _outline(**config: Any) -> tuple[nnx.GraphDef, Any, Any]:
+    model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+    graph, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
+    return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)

@@ -1,54 +1,42 @@
-"""Anti-aliased downsampling (Zhang 2019, arXiv:1904.11486): a low-pass filter at each stride.
+"""Anti-aliased downsampling (Zhang 2019, arXiv:1904.11486), added to a model from outside.
 
-Two published forms, both with the paper's Tri-3 filter, [1, 2, 1] / 4 in each direction:
-
-    "zhang"  a 3x3 convolution, or the max-pool, keeps the resolution; its activations are filtered
-             and subsampled together (equations 6 and 7), with the image mirrored at its edges
-    "ffcv"   what a strided 3x3 convolution reads is filtered, with zeros beyond the edges; the
-             max-pool is left alone (github.com/libffcv/ffcv-imagenet)
-
-In both the shortcut is filtered before its 1x1 convolution and the 7x7 of the stem is left alone.
+As in github.com/libffcv/ffcv-imagenet, the input of strided convolutions goes through the paper's
+Tri-3 filter, [1, 2, 1] / 4 in each direction, with zeros beyond the edges. The large convolution
+that reads the image and max-pools are not changed.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
-FORMS = ("none", "zhang", "ffcv")
 TRIANGLE = np.array([1.0, 2.0, 1.0]) / 4
 
 
-def own_stride(stride: int, form: str) -> int:
-    """Of the layer that would stride by `stride` without the filter."""
-    return 1 if form == "zhang" else stride
+def blur_strided(model: nnx.Module) -> None:
+    """Make each strided 1x1 or 3x3 convolution of `model` filter its input first."""
+    for _, conv in nnx.iter_modules(model):
+        if isinstance(conv, nnx.Conv) and conv.strides != 1 and max(conv.kernel_size) <= 3:
+            conv.conv_general_dilated = _blur_and_convolve
 
 
-def before_stride(x: jax.Array, stride: int, form: str) -> jax.Array:
-    """f[B, H, W, C] -> f[B, H, W, C]: what the layer that strides reads."""
-    return blur_pool(x, stride=1, padding="zero") if form == "ffcv" and stride > 1 else x
+def _blur_and_convolve(
+    x: jax.Array, kernel: jax.Array, window_strides: tuple[int, int], *args: Any, **options: Any
+) -> jax.Array:
+    """jax.lax.conv_general_dilated of the filtered `x`."""
+    if kernel.shape[:2] == (1, 1):  # reads only the pixels that the stride keeps
+        x, window_strides = blur_pool(x, stride=window_strides[0]), (1, 1)
+    else:
+        x = blur_pool(x)
+    return jax.lax.conv_general_dilated(x, kernel, window_strides, *args, **options)
 
 
-def after_stride(x: jax.Array, stride: int, form: str) -> jax.Array:
-    """f[B, H, W, C] -> f[B, h, w, C]: what follows the layer that would stride, activated."""
-    return blur_pool(x, stride=stride, padding="reflect") if form == "zhang" and stride > 1 else x
-
-
-def shortcut(x: jax.Array, stride: int, form: str) -> jax.Array:
-    """f[B, H, W, C] -> f[B, h, w, C]: what a 1x1 convolution reads that then need not stride."""
-    if form == "none" or stride == 1:
-        return x
-    return blur_pool(x, stride=stride, padding="reflect" if form == "zhang" else "zero")
-
-
-def blur_pool(x: jax.Array, *, stride: int, padding: str) -> jax.Array:
-    """f[B, H, W, C] -> f[B, ceil(H / stride), ceil(W / stride), C], each channel filtered alone.
-
-    `padding` is "reflect" (without repeating the edge) or "zero".
-    """
-    mode = {"reflect": "reflect", "zero": "constant"}[padding]
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode=mode)
-    # Shifted slices are elementwise, so XLA fuses them with their neighbours; a depthwise
-    # convolution it would not.
+def blur_pool(x: jax.Array, *, stride: int = 1) -> jax.Array:
+    """f[B, H, W, C] -> f[B, ceil(H / stride), ceil(W / stride), C], each channel filtered alone."""
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    # XLA fuses shifted slices with their neighbors, but not a depthwise convolution.
     for axis in (1, 2):
         last = (x.shape[axis] - 3) // stride * stride
         weighted = [

@@ -3,7 +3,11 @@
 Semantics and initial weights of torchvision.models.vgg, in NHWC.
 """
 
-from collections.abc import Iterator
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +16,12 @@ from flax import nnx
 
 from imagenet_jax.config.fields import Field
 from imagenet_jax.errors import UserError
-from imagenet_jax.models.norm import BatchNorm
+from imagenet_jax.models.base import Family, Model, Path, count_outputs
+from imagenet_jax.models.layers import BN_GROUP, ConvNorm
 
-CHANNELS = (64, 128, 256, 512, 512)  # of the five stages
-HIDDEN = 4096  # of the two hidden linear layers
-POOLED = 7  # side of the feature map that the classifier sees, whatever the image size
+CHANNELS = (64, 128, 256, 512, 512)  # in each of the five stages
+HIDDEN = 4096  # units of each of the two hidden linear layers
+POOLED = 7  # side of the feature map that the classifier reads, for every image size
 
 _DEPTHS = {
     "vgg11": (1, 1, 2, 2, 2),
@@ -30,25 +35,18 @@ VARIANTS: dict[str, tuple[tuple[int, ...], bool]] = {
     for name, depths in _DEPTHS.items()
     for suffix in ("", "_bn")
 }
-HEAD = ("classifier", 2)  # the last linear layer among the parameters
-# Where they lie from input to output, for learning rates by depth; the last is the head.
-GROUPS = (
-    *((("features", i),) for i in range(len(CHANNELS))),
-    *((("classifier", i),) for i in (0, 1)),
-    (HEAD,),
-)
 FIELDS = {
     "dropout": Field(
         0.5, "Dropout rate after each of the two hidden linear layers", at_least=0, below=1
     ),
-    "bn_group": Field(
-        0, "Images that batch norm sees together in training; 0: the whole batch", at_least=0,
+    "bn_group": dataclasses.replace(
+        BN_GROUP,
         read_by={"model.name": tuple(name for name, (_, has_bn) in VARIANTS.items() if has_bn)},
     ),
-}  # fmt: skip
+}
 
 
-class VGG(nnx.Module):
+class VGG(Model):
     """Five stages of 3x3 convolutions with a max-pool after each, then three linear layers."""
 
     def __init__(
@@ -63,22 +61,25 @@ class VGG(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """`dtype` is the compute dtype of all but the last layer; None: that of the operands."""
+        self.name = name
         depths, has_bn = VARIANTS[name]
+        options = {"norm": has_bn, "bias": True, "bn_group": bn_group, "dtype": dtype, "rngs": rngs}
         stages, inputs = [], 3
         for depth, channels in zip(depths, CHANNELS, strict=True):
-            outputs, stage = round(channels * width), []
+            stage = []
             for _ in range(depth):
-                bn = BatchNorm(outputs, images_per_group=bn_group) if has_bn else None
-                stage.append(ConvUnit(inputs, outputs, bn=bn, dtype=dtype, rngs=rngs))
-                inputs = outputs
+                conv, bn = ConvNorm.make(inputs, round(channels * width), 3, **options)
+                stage.append(nnx.Dict(conv=conv, bn=bn))
+                inputs = conv.out_features
             stages.append(nnx.List(stage))
         self.features = nnx.List(stages)
         hidden = round(HIDDEN * width)
+        linear = partial(nnx.Linear, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
         self.classifier = nnx.List(
             [
-                _linear(inputs * POOLED**2, hidden, dtype=dtype, rngs=rngs),
-                _linear(hidden, hidden, dtype=dtype, rngs=rngs),
-                _linear(hidden, num_classes, dtype=None, rngs=rngs),  # logits are not rounded
+                linear(inputs * POOLED**2, hidden, dtype=dtype),
+                linear(hidden, hidden, dtype=dtype),
+                linear(hidden, num_classes),  # logits are not rounded
             ]
         )
         self.dropout = nnx.Dropout(dropout)
@@ -86,7 +87,6 @@ class VGG(nnx.Module):
     def activations(
         self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
     ) -> Iterator[tuple[str, jax.Array]]:
-        """(name, value) of each stage after its pool and of the logits, in order."""
         if min(images.shape[1:3]) < 32:
             raise UserError(
                 f"images of {images.shape[1]}x{images.shape[2]} pixels: VGG halves them five "
@@ -94,8 +94,8 @@ class VGG(nnx.Module):
             )
         x = images
         for i, stage in enumerate(self.features):
-            for unit in stage:
-                x = unit(x, train=train)
+            for layer in stage:
+                x = ConvNorm(layer["conv"], layer["bn"])(x, train=train)
             x = nnx.max_pool(x, (2, 2), strides=(2, 2))
             yield f"stage{i + 1}", x
         x = adaptive_average_pool(x, POOLED)
@@ -104,54 +104,44 @@ class VGG(nnx.Module):
             x = self.dropout(nnx.relu(linear(x)), deterministic=not train, rngs=rngs)
         yield "logits", self.classifier[-1](x)
 
-    def __call__(
-        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> jax.Array:
-        """f[B, H, W, 3] -> logits f32[B, num_classes].
 
-        `train` normalises with, and moves, batch statistics, and drops hidden units by draws from
-        `rngs.dropout`, which must be given unless the rate is 0.
-        Raises UserError for images below 32x32.
-        """
-        *_, (_, logits) = self.activations(images, train=train, rngs=rngs)
-        return logits
-
-
-class ConvUnit(nnx.Module):
-    """3x3 convolution with a bias, batch norm in the variants that have it, ReLU."""
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        *,
-        bn: BatchNorm | None,
-        dtype: jnp.dtype | None,
-        rngs: nnx.Rngs,
-    ):
-        self.conv = nnx.Conv(
-            inputs,
-            outputs,
-            (3, 3),
-            padding=1,
-            # He et al. 2015, arXiv:1502.01852, over the fan-out, as torchvision chooses.
-            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.bn = bn
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = self.conv(x)
-        if self.bn is not None:
-            x = self.bn(x, train=train)
-        return nnx.relu(x)
+def _torch_name(name: str, path: Path) -> str:
+    """torchvision numbers all layers of a part, ReLUs, pools and dropout too."""
+    part, *place = path
+    if part == "classifier":
+        return f"classifier.{3 * place[0]}"
+    depths, has_bn = VARIANTS[name]
+    stage, layer, kind = place
+    before = sum(depths[:stage]) + layer
+    return f"features.{before * (3 if has_bn else 2) + stage + (kind == 'bn')}"
 
 
-def _linear(inputs: int, outputs: int, *, dtype: jnp.dtype | None, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(
-        inputs, outputs, kernel_init=nnx.initializers.normal(0.01), dtype=dtype, rngs=rngs
-    )
+def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return the VGG of a state dict: see Family."""
+    keys = [key for key in arrays if re.fullmatch(r"features\.\d+\.weight", key)]
+    convolutions = sum(arrays[key].ndim == 4 for key in keys)
+    has_bn = "features.1.running_mean" in arrays
+    width = count_outputs(arrays, "features.0.weight") / CHANNELS[0]
+    return [
+        {"name": name, "width": width}
+        for name, (depths, known_bn) in VARIANTS.items()
+        if (sum(depths), known_bn) == (convolutions, has_bn) and width
+    ]
+
+
+FAMILY = Family(
+    model=VGG,
+    variants=tuple(VARIANTS),
+    fields=FIELDS,
+    groups=(
+        *((("features", i),) for i in range(len(CHANNELS))),
+        *((("classifier", i),) for i in range(3)),
+    ),
+    first="features.0",
+    identify=identify,
+    torch_name=_torch_name,
+    flattened={("classifier", 0): POOLED},
+)
 
 
 def adaptive_average_pool(x: jax.Array, side: int) -> jax.Array:

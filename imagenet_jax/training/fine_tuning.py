@@ -1,4 +1,4 @@
-"""Fine-tuning: the head alone at first, and smaller steps for layers further from it."""
+"""Fine-tuning: training only the head at first, and smaller steps for layers further from it."""
 
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -10,22 +10,22 @@ from ml_collections import ConfigDict
 
 from imagenet_jax import models
 from imagenet_jax.data.sampler import in_steps
-from imagenet_jax.training.layer_groups import by_group
+from imagenet_jax.training.layer_groups import map_groups
 
 
 def layer_scales(params: Any, model: str, decay: float) -> Any:
-    """The factor of the learning rate of each parameter: decay ** (groups from the head).
+    """Return the factor of the learning rate of each parameter: decay ** (groups from the head).
 
-    Groups are the stem, the stages and the head, as `models.groups` has them: "discriminative
-    fine-tuning" (Howard & Ruder 2018, arXiv:1801.06146), in the form of Clark et al. 2020,
+    The groups of `model`, a name, are the stem, the stages and the head. This is "discriminative
+    fine-tuning" (Howard & Ruder 2018, arXiv:1801.06146) in the form of Clark et al. 2020,
     arXiv:2003.10555.
     """
-    last = len(models.groups(model)) - 1
-    return by_group(params, model, lambda group: decay ** (last - group))
+    last = len(models.family(model).groups) - 1
+    return map_groups(lambda group: decay ** (last - group), params, model)
 
 
 def scale_layers(model: str, decay: float) -> optax.GradientTransformation:
-    """Multiplies each update by its `layer_scales`."""
+    """Return the transformation that multiplies each update by its `layer_scales`."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return jax.tree.map(jnp.multiply, updates, layer_scales(updates, model, decay)), state
@@ -40,8 +40,8 @@ class _Frozen(NamedTuple):
     inner: Any
 
 
-def _still_until(start: int, rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Updates of zero, the rule's state untouched, before update `start`; then the rule."""
+def _freeze_until(start: int, rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return `rule` from update `start` on; before, updates are zero and its state is unchanged."""
 
     def init(params: Any) -> _Frozen:
         return _Frozen(jnp.zeros((), jnp.int32), rule.init(params))
@@ -59,31 +59,32 @@ def _still_until(start: int, rule: optax.GradientTransformation) -> optax.Gradie
 def head_first(
     rule: optax.GradientTransformation, model: str, start: int
 ) -> optax.GradientTransformation:
-    """`rule` on the head from the first update, on all else from update `start`.
+    """Return `rule` on the head from the first update, on all other layers from update `start`.
 
-    Until then everything but the head stays as it is: no decay, no momentum gathered. Statistics of
-    batch norm move all the same.
+    Until then other layers do not change: no decay, no momentum. Only the statistics of batch norm
+    are updated.
     """
-    last = len(models.groups(model)) - 1
+    last = len(models.family(model).groups) - 1
 
     def labels(params: Any) -> Any:
-        return by_group(params, model, lambda group: "head" if group == last else "rest")
+        return map_groups(lambda group: "head" if group == last else "rest", params, model)
 
-    return optax.multi_transform({"head": rule, "rest": _still_until(start, rule)}, labels)
+    return optax.multi_transform({"head": rule, "rest": _freeze_until(start, rule)}, labels)
 
 
 def zero_frozen(model: str, start: int) -> optax.GradientTransformation:
-    """Gradients of all but the head become zeros before update `start`: clipping sees no others."""
+    """Return the transformation that zeroes gradients of frozen layers, so that clipping ignores
+    them: all but the head, before update `start`."""
     return head_first(optax.identity(), model, start)
 
 
 class FineTuning(NamedTuple):
-    """What the optimizer needs to know to fine-tune.
+    """The options of the optimizer for fine-tuning.
 
     Attributes:
-      model: its name.
-      layer_decay: see `layer_scales`; 1: all alike.
-      frozen_steps: updates in which the head alone learns.
+      model: name of the model.
+      layer_decay: see `layer_scales`; 1: the same learning rate for all layers.
+      frozen_steps: updates that train only the head.
     """
 
     model: str

@@ -18,7 +18,6 @@ from imagenet_jax.runtime import xla
 from imagenet_jax.training.load_weights import place_like
 from imagenet_jax.training.state import TrainState
 from imagenet_jax.weights import torch_names, weight_file
-from imagenet_jax.weights.identify import identify
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,7 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights | None:
     path = expand_user(config.init.weights)
     origin = f"config.init.weights = {str(path)!r}"
     file = weight_file.read(path, config.init.weights_key)
-    classes = identify(file.arrays, config.model.name, origin=origin)["num_classes"]
+    classes = torch_names.count_classes(file.arrays, config.model.name)
     model = dict(config.model) | ({"num_classes": classes} if classes else {})
     params, batch_stats = torch_names.from_torch(
         file.arrays, model, has_head=classes > 0, origin=origin
@@ -60,13 +59,13 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights | None:
     if not classes:
         summary += ", which has no classifier: the head starts from random values"
     elif classes != config.model.num_classes or config.init.new_head:
-        params = _without(params, models.head(config.model.name))
+        params = _without(params, models.family(config.model.name).head)
         summary += (
             f", except for the head: it has {classes} classes there and "
             f"{config.model.num_classes} here, and starts from random values"
         )
     else:
-        known = known_classes(torch_names.load_class_names(path), classes, f"weights file {path}")
+        known = known_classes(weight_file.load_class_names(path), classes, f"weights file {path}")
     summary += f" ({file.note})" if file.note else ""
     with path.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()

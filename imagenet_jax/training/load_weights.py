@@ -65,7 +65,7 @@ def of_file(path: Path, config: ConfigDict, key: str = "") -> Weights:
 
 def known_to_file(path: Path, config: ConfigDict) -> KnownClasses:
     """The classes of a weights file for the model of `config`."""
-    names = torch_names.load_class_names(path)
+    names = weight_file.load_class_names(path)
     return known_classes(names, config.model.num_classes, f"weights file {path}")
 
 

@@ -1,6 +1,5 @@
 """TrainState: everything that a step reads and writes, as one pytree of plain dicts."""
 
-import functools
 import math
 from typing import Any
 
@@ -43,22 +42,13 @@ class TrainState:
 
 
 def graph_of(model: ConfigDict) -> nnx.GraphDef:
-    """The model's structure without its arrays; nothing is computed."""
-    return _skeleton(**model)[0]
+    """Return the model's structure without its arrays; nothing is computed."""
+    return models.outline(model)[0]
 
 
 def abstract_params(model: ConfigDict) -> Any:
-    """Shapes and dtypes of the model's parameters, by module path; nothing is computed."""
-    return _skeleton(**model)[1]
-
-
-@functools.cache  # building a deep model takes seconds, of Python alone
-def _skeleton(**model: Any) -> tuple[nnx.GraphDef, Any, Any]:
-    """Structure, and shapes and dtypes of params and batch_stats, of `config.model`."""
-    abstract = nnx.eval_shape(lambda: models.build(model, rngs=nnx.Rngs(0)))
-    graph, *states = nnx.split(abstract, nnx.Param, nnx.BatchStat)
-    params, batch_stats = map(nnx.to_pure_dict, states)
-    return graph, params, batch_stats
+    """Return shapes and dtypes of the model's parameters, by module path; nothing is computed."""
+    return models.outline(model)[1]
 
 
 def initial_state(
@@ -87,7 +77,7 @@ def abstract_state(
     model: ConfigDict, tx: optax.GradientTransformation, ema: bool, mesh: Mesh
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state on `mesh`: what a checkpoint is restored into."""
-    _, params, batch_stats = _skeleton(**model)
+    _, params, batch_stats = models.outline(model)
     shapes = jax.eval_shape(lambda p, s: _state_before_training(p, s, tx, ema), params, batch_stats)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),

@@ -18,7 +18,7 @@ from imagenet_jax.data.augment import normalize
 from imagenet_jax.runtime import xla
 from imagenet_jax.training import losses
 from imagenet_jax.training.ema import StepSize
-from imagenet_jax.training.group_norms import group_norms
+from imagenet_jax.training.layer_groups import group_norms
 from imagenet_jax.training.metrics import METRICS
 from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import TrainState

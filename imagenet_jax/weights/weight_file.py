@@ -1,6 +1,7 @@
-"""Reading of weights files: .safetensors and what torch.save writes, whatever the suffix.
+"""Reading and writing of weights files.
 
-No code in a file is run. Names become torchvision's or timm's (weight_names.py).
+Files of safetensors and torch.save are read, whatever their suffix. No code in a file is run. Names
+become torchvision's or timm's (other_names.py). Only .safetensors files are written.
 """
 
 import dataclasses
@@ -14,9 +15,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from imagenet_jax.errors import UserError, expand_user, one_line
-from imagenet_jax.weights.weight_file_kind import kind, pickle_problem
-from imagenet_jax.weights.weight_names import rename, shorten
+from imagenet_jax import strict_json
+from imagenet_jax.errors import UserError, expand_user, one_line, writing
+from imagenet_jax.files import write_atomically
+from imagenet_jax.weights.file_kind import kind, pickle_problem
+from imagenet_jax.weights.other_names import rename, shorten
 
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
@@ -25,16 +28,15 @@ _DTYPES = {
     "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
     "BOOL": np.bool_, "C64": np.complex64,
 }  # fmt: skip
-# Entries of a checkpoint that hold a state dict; the first is taken. Averages come before raw
-# weights, as they do in a workdir. "teacher" is DINO's.
+_CLASS_NAMES = "class_names"  # entry of a .safetensors file's metadata: a JSON list
+# Entries of a checkpoint that may hold a state dict, by preference: EMA weights come before raw
+# weights, as in a workdir. "teacher" is DINO's.
 _KEYS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema", "teacher",
     "state_dict", "model_state_dict", "model", "net", "network", "weights",
 )  # fmt: skip
-_DEPTH = 3  # of nested dicts that are searched for a state dict
-
-
-# What training scripts save beside tensors. None of these classes is made: all become _Ignored.
+_DEPTH = 3  # levels of nested dicts that are searched for a state dict
+# What training scripts save beside tensors. All become _Ignored; none of these classes is created.
 _METADATA = (
     "argparse.Namespace", "types.SimpleNamespace", "datetime.datetime",
     "pathlib.PosixPath", "pathlib.WindowsPath",
@@ -42,7 +44,7 @@ _METADATA = (
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
     "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
     "numpy.ndarray", "numpy.dtype", "torch.torch_version.TorchVersion",
-    # mmengine's log, and what its methods are pickled with.
+    # mmengine's log, and the function its methods are pickled with.
     "mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "__builtin__.getattr",
 )  # fmt: skip
 
@@ -61,8 +63,8 @@ class _Ignored:
 @dataclasses.dataclass(frozen=True)
 class WeightsFile:
     """Attributes:
-    arrays: by torchvision's or timm's names; float32 where the file has a narrower float.
-    note: one line on what was chosen, renamed and skipped; "" if there is nothing to say.
+    arrays: by torchvision's or timm's names; narrower floats of the file become float32.
+    note: one line on what was chosen, renamed and skipped; "" if nothing was.
     is_ema: whether the file calls the weights a moving average.
     """
 
@@ -115,6 +117,45 @@ def read(path: str | Path, key: str = "") -> WeightsFile:
     return WeightsFile(arrays, f"{origin}: {said}" if said else "", is_ema)
 
 
+def load_class_names(path: str | Path) -> tuple[str, ...]:
+    """Return the class names by label that `save` stored in a .safetensors file; () if none."""
+    from safetensors import safe_open
+
+    path = expand_user(path)
+    if kind(path) != "safetensors":
+        return ()
+    with safe_open(path, framework="numpy") as file:
+        stored = (file.metadata() or {}).get(_CLASS_NAMES, "[]")
+    try:
+        names = strict_json.loads(stored)
+    except ValueError:  # another program's entry of that name
+        return ()
+    return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def save(
+    state_dict: Mapping[str, np.ndarray], path: str | Path, class_names: tuple[str, ...] = ()
+) -> None:
+    """Write a .safetensors file atomically, with class names in its metadata.
+
+    Raises UserError for another suffix, or if the file cannot be written.
+    """
+    from safetensors import numpy as safetensors_numpy
+
+    path = expand_user(path)
+    if path.suffix != ".safetensors":
+        raise UserError(f"weights are written as .safetensors, not {path.name}")
+    if not path.parent.is_dir():
+        raise UserError(f"weights file {path}: the folder {path.parent} does not exist")
+    # safetensors ignores strides. ascontiguousarray would give torch's counters, 0-d arrays, an
+    # axis.
+    arrays = {key: np.asarray(value, order="C") for key, value in state_dict.items()}
+    metadata = {_CLASS_NAMES: strict_json.dumps(class_names)} if class_names else None
+    with writing(f"weights file {path}"):
+        # save_file would make the file readable by its owner only; here the umask decides.
+        write_atomically(path, safetensors_numpy.save(arrays, metadata))
+
+
 def _read_safetensors(path: Path, origin: str) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError, deserialize
 
@@ -143,8 +184,8 @@ def _unpickle(path: Path, origin: str) -> Any:
         import torch
     except ImportError as e:
         raise UserError(
-            f"{origin} is of torch.save: reading it needs torch (pip install torch), or save it "
-            "as .safetensors where torch is"
+            f"{origin} was written by torch.save: to read it, install torch (pip install torch), "
+            "or convert it to .safetensors on a machine that has torch"
         ) from e
     try:
         with (
@@ -152,17 +193,17 @@ def _unpickle(path: Path, origin: str) -> Any:
             warnings.catch_warnings(action="ignore"),  # about pickle protocols
         ):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as e:  # torch raises many kinds; each means that this file is not usable
+    except Exception as e:  # torch raises many kinds; each means that the file cannot be used
         raise UserError(f"{origin} cannot be read: it {pickle_problem(e)}") from e
 
 
 def _is_array(value: Any) -> bool:
-    # By the name: without torch, nothing is a tensor.
+    # By an attribute of torch's tensors: torch may not be installed.
     return isinstance(value, np.ndarray) or hasattr(value, "is_floating_point")
 
 
 def _state_dicts(loaded: Any, path: str = "", depth: int = _DEPTH) -> dict[str, Mapping[str, Any]]:
-    """The dicts of tensors in nested dicts, by their dotted path; "" is the outermost."""
+    """Return the dicts of tensors in nested dicts by dotted path; "" is the outermost."""
     if not isinstance(loaded, Mapping) or depth < 0:
         return {}
     found: dict[str, Mapping[str, Any]] = {}
@@ -174,7 +215,7 @@ def _state_dicts(loaded: Any, path: str = "", depth: int = _DEPTH) -> dict[str, 
 
 
 def _choose(found: Mapping[str, Any], key: str, origin: str) -> str:
-    """The path among those of `_state_dicts` that `key` names, or that is taken without one."""
+    """Return the path in `found` that `key` names, or the preferred one if `key` is ""."""
     if not found:
         raise UserError(f"{origin} holds no state dict: no tensor in it is named weight")
     choices = " or ".join(filter(None, found))
@@ -194,7 +235,7 @@ def _choose(found: Mapping[str, Any], key: str, origin: str) -> str:
 
 
 def _to_numpy(value: Any, origin: str) -> np.ndarray:
-    """An array or a dense CPU tensor as an array; floats of less than 32 bits become float32."""
+    """Return an array or a dense CPU tensor as an array; narrower floats become float32."""
     if not isinstance(value, np.ndarray):
         if value.is_meta:
             raise UserError(f"{origin} has no values (device meta): the model was never loaded")

@@ -265,7 +265,7 @@ def test_an_unknown_name_is_an_error_in_the_functions_that_read_it(group, change
 
 
 def test_every_model_has_a_family_here():
-    assert {models.family(name) for name in FAMILIES} == set(models._FAMILIES)
+    assert {models.family(name) for name in FAMILIES} == set(models.FAMILIES)
 
 
 def test_an_unknown_user_in_a_path(tmp_path, monkeypatch):

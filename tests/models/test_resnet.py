@@ -1,5 +1,7 @@
 """ResNets: shapes at any input size, strides, initial weights, options."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from flax import nnx
 from imagenet_jax import models
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import resnet
+from imagenet_jax.models.layers import ConvNorm
 
 
 def shapes(config, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
@@ -61,7 +64,8 @@ def test_the_stride_of_a_bottleneck_is_on_its_3x3():
 @pytest.mark.parametrize("kind", [resnet.BasicBlock, resnet.Bottleneck])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_zero_init_residual_makes_a_block_its_shortcut(kind, stride):
-    block = kind(4 * kind.expansion, 4, stride, rngs=nnx.Rngs(0))
+    make = partial(ConvNorm.make, rngs=nnx.Rngs(0))
+    block = kind(4 * kind.expansion, 4, stride, make)
     images = np.random.default_rng(0).uniform(0, 1, (2, 6, 6, 4 * kind.expansion))
     x = jnp.asarray(images, jnp.float32)
     shortcut = x
@@ -128,7 +132,7 @@ def test_a_single_pixel_cannot_train_alone(filled):
 def test_strided_convolutions_pad_symmetrically(side, size):
     """torch's definition as a loop; "SAME" would pad even sides by one less on the near edge."""
     rng = np.random.default_rng(0)
-    conv = resnet._conv(2, 3, size, 2, rngs=nnx.Rngs(0))
+    conv = ConvNorm.make(2, 3, size, 2, rngs=nnx.Rngs(0)).conv
     x = rng.normal(size=(1, side, side, 2)).astype(np.float32)
     kernel, pad = np.asarray(conv.kernel[...]), size // 2
     padded = np.pad(x[0], ((pad, pad), (pad, pad), (0, 0)))

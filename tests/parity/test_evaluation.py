@@ -9,13 +9,13 @@ torchvision = pytest.importorskip("torchvision")
 from PIL import Image  # noqa: E402
 from sklearn.datasets import load_sample_images  # noqa: E402
 
+from imagenet_jax import convert  # noqa: E402
 from imagenet_jax.classify.evaluate_weights import evaluate_file  # noqa: E402
 from imagenet_jax.classify.images import predict_images  # noqa: E402
 from imagenet_jax.config import check  # noqa: E402
 from imagenet_jax.config.fields import IMAGENET_MEAN, IMAGENET_STD, defaults  # noqa: E402
 from imagenet_jax.data import imagenet_classes  # noqa: E402
 from imagenet_jax.data.loose_images import find_images  # noqa: E402
-from imagenet_jax.training.conversion import convert  # noqa: E402
 from imagenet_jax.training.load_weights import of_file  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -72,7 +72,7 @@ def test_eval_and_predict_of_an_imported_model(folder, tmp_path, parity_table):
     config.data.path = str(folder)
     config.eval.resize, config.eval.image_size, config.eval.batch_size = 128, 112, 16
     check(config)
-    convert(tmp_path / "w.pth", tmp_path / "w.safetensors")
+    convert.main([f"--from={tmp_path}/w.pth", f"--to={tmp_path}/w.safetensors"])
     for name in ("w.pth", "w.safetensors"):
         result = evaluate_file(tmp_path / name, config)
         loss = torch.nn.functional.cross_entropy(logits, labels).item()

@@ -69,7 +69,7 @@ def test_torch_loads_what_we_save_strictly(tmp_path):
     config.num_classes = 5
     model = jax.jit(lambda: nnx.state(models.build(config, rngs=nnx.Rngs(0))))()
     params, batch_stats = (nnx.to_pure_dict(s) for s in nnx.split_state(model, nnx.Param, ...))
-    torch_names.save(torch_names.to_torch(params, batch_stats, config), tmp_path / "w.safetensors")
+    weight_file.save(torch_names.to_torch(params, batch_stats, config), tmp_path / "w.safetensors")
     torchvision.models.resnet18(num_classes=5).load_state_dict(
         load_file(tmp_path / "w.safetensors"), strict=True
     )

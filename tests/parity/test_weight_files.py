@@ -15,12 +15,11 @@ torchvision = pytest.importorskip("torchvision")
 from safetensors.torch import save_file  # noqa: E402
 from torch import nn  # noqa: E402
 
+from imagenet_jax import convert  # noqa: E402
 from imagenet_jax.config import fields  # noqa: E402
 from imagenet_jax.errors import UserError  # noqa: E402
-from imagenet_jax.training.conversion import convert  # noqa: E402
 from imagenet_jax.training.init_weights import read_initial_weights  # noqa: E402
 from imagenet_jax.weights import torch_names, weight_file  # noqa: E402
-from imagenet_jax.weights.identify import identify  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -209,7 +208,7 @@ def test_a_backbone_starts_training_with_a_new_head_and_is_not_converted(tmp_pat
         np.einsum("oihw->hwio", backbone["layer1.0.conv1.weight"].numpy()),
     )
     with pytest.raises(UserError, match=r"resnet18 without a classifier, .*main --weights"):
-        convert(path, tmp_path / "w.safetensors")
+        convert.main([f"--from={path}", f"--to={tmp_path}/w.safetensors"])
 
 
 @pytest.mark.parametrize(
@@ -378,6 +377,6 @@ def test_what_is_read_fits(tmp_path):
     )
     file = weight_file.read(tmp_path / "w.pth")
     config = small_config(5, "").model
-    assert identify(file.arrays)["name"] == "resnet18"
+    assert torch_names.identify(file.arrays)["name"] == "resnet18"
     params, _ = torch_names.from_torch(file.arrays, config)
     np.testing.assert_array_equal(params["fc"]["kernel"], given["fc.weight"].numpy().T)

@@ -32,11 +32,11 @@ def test_groups_hold_each_parameter_once_and_scales_fall_from_the_head(name):
     params = _params(name)
     scales = layer_scales(params, name, 0.5)  # raises where a parameter is in no group or in two
     head = scales
-    for key in models.head(name):
+    for key in models.family(name).head:
         head = head[key]
     assert set(jax.tree.leaves(head)) == {1.0}
     assert sorted(set(jax.tree.leaves(scales))) == [
-        0.5**i for i in reversed(range(len(models.groups(name))))
+        0.5**i for i in reversed(range(len(models.family(name).groups)))
     ]
 
 

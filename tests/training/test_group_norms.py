@@ -15,7 +15,7 @@ from imagenet_jax import train as loop
 from imagenet_jax.training import optim
 from imagenet_jax.training.checkpoint import Checkpoints
 from imagenet_jax.training.experiment import make_experiment
-from imagenet_jax.training.group_norms import group_norms
+from imagenet_jax.training.layer_groups import group_norms
 from imagenet_jax.training.metrics import Interval
 from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import abstract_state
@@ -89,7 +89,7 @@ def test_squares_add_up_of_any_gradients(name, seed, scale):
     norms = group_norms(name, draw, draw, draw)
     grads = [float(v) for key, v in norms.items() if key.startswith("grad_norm/")]
     whole = sum(np.sum(np.square(x, dtype=np.float64)) for x in jax.tree.leaves(draw))
-    assert len(grads) == len(models.groups(name))
+    assert len(grads) == len(models.family(name).groups)
     assert np.sum(np.square(grads)) == pytest.approx(whole, rel=1e-5)
     assert all(v == 1 for key, v in norms.items() if key.startswith("update_ratio/"))
 

@@ -18,7 +18,7 @@ from imagenet_jax.runtime.provenance import collect_provenance
 from imagenet_jax.training.init_weights import read_initial_weights, start_from
 from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import abstract_state
-from imagenet_jax.weights import torch_names
+from imagenet_jax.weights import torch_names, weight_file
 
 
 def random_weights(model, path):
@@ -29,7 +29,7 @@ def random_weights(model, path):
         lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), abstract.weights("raw")
     )
     state_dict = torch_names.to_torch(trees["params"], trees["batch_stats"], model)
-    torch_names.save(state_dict, path)
+    weight_file.save(state_dict, path)
     return state_dict
 
 

@@ -137,7 +137,7 @@ def test_file_round_trip_without_torch(tmp_path, monkeypatch):
     config = config_of("resnet18")
     state_dict = torch_names.to_torch(*random_trees(config), config)
     path = tmp_path / "weights.safetensors"
-    torch_names.save(state_dict, path)
+    weight_file.save(state_dict, path)
     assert same(weight_file.read(path).arrays, state_dict)
     assert same(load_file(path), state_dict)
     assert [p.name for p in tmp_path.iterdir()] == ["weights.safetensors"]
@@ -145,7 +145,7 @@ def test_file_round_trip_without_torch(tmp_path, monkeypatch):
 
 def test_save_keeps_the_values_of_views(tmp_path):
     view = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    torch_names.save({"w": view}, tmp_path / "w.safetensors")
+    weight_file.save({"w": view}, tmp_path / "w.safetensors")
     np.testing.assert_array_equal(load_file(tmp_path / "w.safetensors")["w"], view)
 
 
@@ -153,7 +153,7 @@ def test_save_keeps_the_values_of_views(tmp_path):
 def test_the_umask_says_who_may_read(tmp_path, umask):
     before = os.umask(umask)
     try:
-        torch_names.save({"x": np.zeros(3)}, tmp_path / "x.safetensors")
+        weight_file.save({"x": np.zeros(3)}, tmp_path / "x.safetensors")
     finally:
         os.umask(before)
     assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
@@ -247,6 +247,6 @@ def test_what_is_no_finite_float_is_refused_by_name(value, words):
 
 def test_bad_targets_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r"written as \.safetensors, not w\.pth"):
-        torch_names.save({}, tmp_path / "w.pth")
+        weight_file.save({}, tmp_path / "w.pth")
     with pytest.raises(UserError, match="nowhere does not exist"):
-        torch_names.save({}, tmp_path / "nowhere" / "w.safetensors")
+        weight_file.save({}, tmp_path / "nowhere" / "w.safetensors")

@@ -1,4 +1,4 @@
-"""Rules that rename the weights of other libraries to torchvision's and timm's names.
+"""Renaming of other libraries' weights to torchvision's and timm's names.
 
 Sources of the names: torch's DataParallel, AveragedModel and compile; transformers' ResNet
 (modeling_resnet.py); mmpretrain's ImageClassifier; the published code of MoCo, SimSiam, SimCLR,
@@ -10,20 +10,21 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from imagenet_jax.errors import UserError
+from imagenet_jax.models import FAMILIES
 
-# The first convolution of a ResNet, a VGG and a BiT, and what may stand before it.
-_FIRST = r"(?:conv1|features\.0|stem\.conv)\.weight$"
+# The first convolution of a model, and what may stand before its name.
+_FIRST = rf"(?:{'|'.join(re.escape(family.first) for family in FAMILIES)})\.weight$"
 _PREFIX = r"((?:(?:model|net|network|backbone|resnet|vgg|encoder_q|base_encoder|encoder)\.)+)"
 _HEAD = r"(?:fc|last_linear|classifier|head)\.(?:weight|bias)$"
-_SHOWN = 3  # names that a message spells out
+_SHOWN = 3  # names in a message
 
 
 class _Rule(NamedTuple):
     """Attributes:
-    pattern: of the names concerned; {0} stands for the first group of `where`.
-    to: what replaces the match, with {0} likewise; None skips the entry.
+    pattern: of the names to change; {0} stands for the first group of `where`.
+    to: replacement of the match, which may contain {0}; None skips the entry.
     where: the rule applies only if this matches some name.
-    unless: the rule does not apply if this, with {0} likewise, matches some name.
+    unless: the rule does not apply if this, which may contain {0}, matches some name.
     """
 
     pattern: str
@@ -33,7 +34,7 @@ class _Rule(NamedTuple):
 
 
 _RULES = (
-    # torch: DataParallel, DistributedDataParallel, AveragedModel, compile, of any submodule.
+    # torch: DataParallel, DistributedDataParallel, AveragedModel and compile, of any submodule.
     _Rule(r"(?:^|(?<=\.))(?:(?:module|_orig_mod)\.)+", ""),
     # AveragedModel's counter of updates, a profiler's counters of operations.
     _Rule(r"(?:^|\.)(?:n_averaged|total_ops|total_params)$", None),
@@ -58,12 +59,12 @@ _RULES = (
     # Contrastive learning: this fc is a projection, not a classifier.
     _Rule(r"^(?:encoder_q|base_encoder)\.fc\.", None),
     _Rule(r"^encoder\.fc\.", None, where=r"^predictor\."),
-    # A classifier beside a ResNet that has none.
+    # A classifier beside a ResNet without one.
     _Rule(f"^(?={_HEAD})", "{0}", where=rf"^{_PREFIX}conv1\.weight$", unless=f"^{{0}}{_HEAD}"),
-    # One network inside a larger module; what lies beside it is not used.
+    # A network inside a larger module, whose other parts are not used.
     _Rule(r"^(?!{0})", None, where=f"^{_PREFIX}{_FIRST}"),
     _Rule(r"^{0}", "", where=f"^{_PREFIX}{_FIRST}"),
-    # Other names of a ResNet's classifier, and heads of self-supervised learning.
+    # Other names of a ResNet's classifier; heads of self-supervised learning.
     _Rule(r"^(?:last_linear|classifier|head)\.(weight|bias)$", r"fc.\1", where=r"^conv1\.weight$"),
     _Rule(
         r"^(?:fc\.\d+|head\.mlp|head\.last_layer|projection_head|projector|prototypes|predictor)\.",

@@ -1,4 +1,4 @@
-"""Tells safetensors files and pickles from what is named like them, from their first bytes."""
+"""The kind of a weights file, from its first bytes, and why it cannot be used."""
 
 import re
 import zipfile
@@ -19,7 +19,7 @@ _MAGIC = {
 def kind(path: Path) -> str:
     """Return "safetensors", "pickle", or a phrase such as "is empty" for anything else.
 
-    Raises OSError where the file cannot be read.
+    Raises OSError if the file cannot be read.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -28,8 +28,7 @@ def kind(path: Path) -> str:
         return "is empty"
     if head.startswith(b"version ") and b"\noid sha256:" in head:
         return "is a git-lfs pointer, not the file it stands for; run git lfs pull"
-    # Checked before all that begins with a mark, which may be the length of a header, as that of
-    # text too.
+    # First, as the length of a safetensors header may look like any other format's first bytes.
     is_header = head[8:9] == b"{"
     if is_header and 8 + int.from_bytes(head[:8], "little") <= size:
         return "safetensors"
@@ -66,7 +65,7 @@ def _kind_of_text(head: bytes) -> str:
     text = head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").strip()
     if re.match(r"<(!doctype|html|\?xml|head)", text, re.IGNORECASE):
         return "is a web page, not weights; download the file that the page is about"
-    # The last character may be cut in two.
+    # The last character may be incomplete.
     if (
         text
         and all(c.isprintable() or c.isspace() for c in text[:-1])
@@ -77,9 +76,9 @@ def _kind_of_text(head: bytes) -> str:
 
 
 def pickle_problem(error: Exception) -> str:
-    """Return what is wrong with a file, as `kind` does, from what torch.load raised.
+    """Return what is wrong with a file, as `kind` does, from the exception of torch.load.
 
-    torch's own words advise to run the code in the file.
+    torch's own message advises to run the code in the file.
     """
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     if found := re.search(r"GLOBAL (\S+)", text):

@@ -1,0 +1,97 @@
+"""What every model and every model family has in common."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from imagenet_jax.config.fields import Field
+
+Path = tuple[str | int, ...]  # of a module or an array in a model
+Config = ConfigDict | Mapping[str, Any]  # a config.model
+
+
+class Model(nnx.Module):
+    """An image classifier with nnx.Param and nnx.BatchStat variables only, all float32.
+
+    `name` is the name of its variant.
+    """
+
+    name: str
+
+    def activations(
+        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
+    ) -> Iterator[tuple[str, jax.Array]]:
+        """Yield (name, value) of the output of each stage, from input to output, then the logits.
+
+        Arguments and errors are those of `__call__`.
+        """
+        raise NotImplementedError
+
+    def __call__(
+        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """f[B, H, W, 3] -> logits f32[B, num_classes].
+
+        `train` uses and updates batch statistics, and draws what is dropped from `rngs.dropout`,
+        which is needed if the config drops anything.
+
+        Raises UserError for images that are too small.
+        """
+        *_, (_, logits) = self.activations(images, train=train, rngs=rngs)
+        return logits
+
+
+def _join(name: str, path: Path) -> str:
+    return ".".join(map(str, path))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Family:
+    """What the rest of the package knows about the models of one file.
+
+    Attributes:
+      model: the class, called with name, num_classes, width, dtype, `fields` and rngs.
+      variants: the names of its models.
+      fields: the fields of `config.model` that only this family has, by name.
+      groups: the parameters from input to output: for each group, the paths where they are. Every
+        parameter is in one group; the last group is the head, the layer that num_classes shapes.
+      first: torch's name of the first convolution.
+      identify: returns what a state dict in torch's layout can be of: for each candidate, name,
+        width and other fields of `config.model`, the likeliest first; [] for another family. It
+        need not look at every key.
+      torch_name: returns torch's name of the module at a path of the model of that name.
+      flattened: linear layers that read a flattened feature map, and the side of that map.
+    """
+
+    model: type[Model]
+    variants: tuple[str, ...]
+    fields: dict[str, Field]
+    groups: tuple[tuple[Path, ...], ...]
+    first: str
+    identify: Callable[[Mapping[str, np.ndarray]], list[dict[str, Any]]]
+    torch_name: Callable[[str, Path], str] = _join
+    flattened: Mapping[Path, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def head(self) -> Path:
+        """The path of the last linear layer."""
+        return self.groups[-1][0]
+
+
+def count_blocks(keys: Mapping[str, Any], pattern: str) -> tuple[int, ...]:
+    """Return the number of blocks in each stage, of the (stage, block) that `pattern` captures."""
+    pairs = {tuple(map(int, m.groups())) for key in keys if (m := re.match(pattern, key))}
+    stages = [stage for stage, _ in sorted(pairs)]
+    return tuple(stages.count(stage) for stage in dict.fromkeys(stages))
+
+
+def count_outputs(arrays: Mapping[str, np.ndarray], key: str) -> int:
+    """Return the output channels of a kernel f[O, I, H, W]; 0 if there is no such kernel."""
+    kernel = arrays.get(key)
+    return 0 if kernel is None or kernel.ndim != 4 else len(kernel)

@@ -1,0 +1,231 @@
+"""Layers that the model families share: convolution with a norm, norms, drop path, initializers."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from imagenet_jax.config.fields import Field
+from imagenet_jax.errors import UserError
+
+# A config field of every family with batch norm.
+BN_GROUP = Field(
+    0, "Images that batch norm sees together in training; 0: the whole batch", at_least=0
+)
+GROUPS = 32  # of channels in group norm: the default of its paper, and BiT's
+STANDARDIZATION_EPSILON = 1e-10
+# He et al. 2015, arXiv:1502.01852, over the fan-out, as in torchvision.
+HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class ConvNorm(NamedTuple):
+    """A convolution and the norm of its output, the building block of convolutional networks.
+
+    This is not a module: a model stores the two under the names that torch has for them, such as
+    conv1 and bn1, so that parameters have the same paths as in torch's state dicts.
+    """
+
+    conv: nnx.Conv
+    norm: "BatchNorm | None"
+
+    @classmethod
+    def make(
+        cls,
+        inputs: int,
+        outputs: int,
+        size: int,
+        stride: int = 1,
+        *,
+        norm: bool = True,
+        bias: bool = False,
+        bn_group: int = 0,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ) -> "ConvNorm":
+        """Return a `size` x `size` convolution with He's initial weights, and batch norm if `norm`.
+
+        `dtype` is the compute dtype; None: that of images and parameters.
+        """
+        conv = nnx.Conv(
+            inputs,
+            outputs,
+            (size, size),
+            strides=stride,
+            padding=size // 2,  # symmetric, as in torch; "SAME" would shift strided convolutions
+            use_bias=bias,
+            kernel_init=HE_NORMAL,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        return cls(conv, BatchNorm(outputs, images_per_group=bn_group) if norm else None)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        activation: Callable[[jax.Array], jax.Array] | None = nnx.relu,
+    ) -> jax.Array:
+        """f[B, H, W, I] -> f[B, h, w, O]; training uses and updates batch statistics."""
+        x = self.conv(x)
+        if self.norm is not None:
+            x = self.norm(x, train=train)
+        return x if activation is None else activation(x)
+
+
+class BatchNorm(nnx.Module):
+    """Batch norm (Ioffe & Szegedy 2015, arXiv:1502.03167) over all axes but the last.
+
+    Training divides by the biased variance of the batch but keeps a running average of the
+    unbiased one, n / (n - 1) times larger, as torch does and flax.nnx.BatchNorm does not. So
+    statistics can be exchanged with torch. In a jitted step whose batch is sharded, the means are
+    over the global batch.
+
+    With `images_per_group` the batch is normalized in groups of that many consecutive images, as on
+    devices that do not share statistics (Goyal et al. 2017, arXiv:1706.02677, section 2.3: 32
+    images, whatever the batch size), and the running statistics follow the mean over groups.
+
+    Moments are computed in float32 or wider, in one pass (E[x^2] - E[x]^2) that XLA fuses into the
+    producer of x.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        *,
+        eps: float = 1e-5,
+        momentum: float = 0.9,
+        images_per_group: int = 0,
+    ):
+        """`momentum` is flax's: new = momentum * old + (1 - momentum) * batch; torch's is 0.1.
+
+        `images_per_group` = 0: the whole batch is one group.
+        """
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.mean = nnx.BatchStat(jnp.zeros((features,), jnp.float32))
+        self.var = nnx.BatchStat(jnp.ones((features,), jnp.float32))
+        self.eps, self.momentum = eps, momentum
+        self.images_per_group = images_per_group
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """f[B, ..., C] -> f[B, ..., C] in the dtype of x; training updates the statistics.
+
+        Raises UserError in training if a channel has only one value, whose variance is undefined,
+        or if the batch is not a multiple of the group.
+        """
+        if not train:
+            return self._normalize(x, self.mean[...], self.var[...])
+        size = self.images_per_group or x.shape[0]
+        if x.shape[0] % size:
+            raise UserError(
+                f"a batch of {x.shape[0]} images cannot be normalized in groups of "
+                f"config.model.bn_group = {size}"
+            )
+        groups = x.shape[0] // size
+        n = x.size // x.shape[-1] // groups
+        if n < 2:
+            raise UserError(
+                "batch norm sees one value per channel (one image, reduced to 1x1): use a "
+                "larger config.batch_size, config.augment.image_size or config.model.bn_group"
+            )
+        # A single group adds no axis: it would keep XLA from seeing one plain sum.
+        grouped = x if groups == 1 else x.reshape(groups, size, *x.shape[1:])
+        wide = grouped.astype(jnp.promote_types(x.dtype, jnp.float32))
+        axes = tuple(range(grouped.ndim - x.ndim, grouped.ndim - 1))
+        mean = jnp.mean(wide, axes, keepdims=groups > 1)
+        square = jnp.mean(jnp.square(wide), axes, keepdims=groups > 1)
+        var = jnp.maximum(square - jnp.square(mean), 0.0)
+        self._track(self.mean, mean)
+        self._track(self.var, var * (n / (n - 1)))
+        return self._normalize(grouped, mean, var).reshape(x.shape)
+
+    def _track(self, average: nnx.BatchStat, value: jax.Array) -> None:
+        value = jnp.mean(value.reshape(-1, value.shape[-1]), 0) if value.ndim > 1 else value
+        average[...] = self.momentum * average[...] + (1 - self.momentum) * value
+
+    def _normalize(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+        scale = self.scale[...] * jax.lax.rsqrt(var + self.eps)
+        shift = self.bias[...] - mean * scale
+        return (x * scale + shift).astype(x.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Group norm (Wu & He 2018, arXiv:1803.08494) of each image over its pixels and 32 channels.
+
+    Each of the 32 groups is a run of consecutive channels. Epsilon 1e-5 is torch's and BiT's.
+    """
+
+    def __init__(self, features: int, *, eps: float = 1e-5):
+        """Raises UserError unless `features` is a multiple of 32."""
+        if features % GROUPS:
+            raise UserError(
+                f"group norm needs a multiple of {GROUPS} channels, not {features}: use a larger "
+                "config.model.width, such as 1.0"
+            )
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[B, H, W, C] -> f[B, H, W, C] in the dtype of x."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        grouped = wide.reshape(x.shape[0], -1, GROUPS, x.shape[-1] // GROUPS)
+        mean = jnp.mean(grouped, (1, 3), keepdims=True)
+        var = jnp.mean(jnp.square(grouped - mean), (1, 3), keepdims=True)
+        normal = ((grouped - mean) * jax.lax.rsqrt(var + self.eps)).reshape(x.shape)
+        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def standardize(kernel: jax.Array) -> jax.Array:
+    """f[H, W, I, O] -> f[H, W, I, O]: mean 0 and variance 1 over H, W, I of each output.
+
+    Weight standardization (Qiao et al. 2019, arXiv:1903.10520) as in BiT's published code
+    (Kolesnikov et al. 2020, arXiv:1912.11370): 1e-10 is added to the biased variance, while Qiao
+    et al. add 1e-5 to the unbiased standard deviation.
+    """
+    centered = kernel - jnp.mean(kernel, (0, 1, 2), keepdims=True)
+    variance = jnp.mean(jnp.square(centered), (0, 1, 2), keepdims=True)
+    return centered * jax.lax.rsqrt(variance + STANDARDIZATION_EPSILON)
+
+
+class StandardizedConv(nnx.Conv):
+    """nnx.Conv without a bias, whose kernel is standardized in its own precision at each call."""
+
+    def __call__(self, inputs: jax.Array) -> jax.Array:  # type: ignore[override]
+        """f[B, H, W, I] -> f[B, H', W', O] in `dtype`, or in the operands' common type."""
+        kernel = standardize(self.kernel[...])
+        dtype = self.dtype or jnp.promote_types(inputs.dtype, kernel.dtype)
+        side = ((self.padding, self.padding),) * 2
+        strides = (self.strides, self.strides) if isinstance(self.strides, int) else self.strides
+        return jax.lax.conv_general_dilated(
+            inputs.astype(dtype),
+            kernel.astype(dtype),
+            window_strides=strides,  # type: ignore[arg-type]
+            padding=side,  # type: ignore[arg-type]
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+
+
+def uniform_linear(inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+    """Return torch's default linear layer: weights and bias uniform within 1 / sqrt(inputs)."""
+    bound = inputs**-0.5
+
+    def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any, **_: Any) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return nnx.Linear(inputs, outputs, kernel_init=uniform, bias_init=uniform, rngs=rngs)
+
+
+def drop_path(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """f[B, ...] -> f[B, ...]: each row is 0 with probability `rate`, else x / (1 - rate).
+
+    Stochastic depth (Huang et al. 2016, arXiv:1603.09382), scaled in training and not, as in the
+    paper, in evaluation. Rows are drawn independently, as in torchvision's mode "row".
+    """
+    keep = 1.0 - rate
+    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+    kept = jax.random.bernoulli(key, keep, shape)
+    return jnp.where(kept, x / keep, jnp.zeros((), x.dtype)).astype(x.dtype)
