@@ -107,11 +107,17 @@ def test_metadata_of_others_is_not_taken_for_class_names(tmp_path):
         (["--from=18.safetensors", "--to=no/x.safetensors"], ["folder no does not exist"]),
         (
             ["--from=18.safetensors", "--to=x.safetensors", "--model=resnet50"],
-            ["18.safetensors does not fit resnet50", "it holds resnet18 with num_classes=7"],
+            [
+                "18.safetensors does not fit resnet50",
+                "it holds resnet18, width 0.125, stem imagenet, 7 classes",
+            ],
         ),
         (
             ["--from=18.safetensors", "--to=x.safetensors", "--model=vgg16"],
-            ["18.safetensors does not fit vgg16", "it holds resnet18 with num_classes=7"],
+            [
+                "18.safetensors does not fit vgg16",
+                "it holds resnet18, width 0.125, stem imagenet, 7 classes",
+            ],
         ),
         (
             ["--from=18.safetensors", "--to=x.safetensors", "--model=resnet19"],
@@ -133,7 +139,10 @@ def test_metadata_of_others_is_not_taken_for_class_names(tmp_path):
         ),
         (
             ["--from=backbone.safetensors", "--to=x.safetensors"],
-            ["holds resnet18 without a classifier", "imagenet_jax.main --weights=FILE"],
+            [
+                "holds resnet18, width 0.125, stem imagenet, without a classifier",
+                "imagenet_jax.main --weights=FILE",
+            ],
         ),
         (["--from=18.safetensors", "--to=x.safetensors", "--checkpoint=best"], ["a workdir"]),
     ],

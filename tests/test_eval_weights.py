@@ -66,7 +66,7 @@ CONFIG = f"--config={REPOSITORY}/configs/quickstart.py"
         (["--weights=nope.pth", CONFIG], ["nope.pth does not exist"]),
         (
             ["--weights={file}", CONFIG],
-            ["w.safetensors does not fit", "width=0.125", "holds resnet18", "width=0.0625"],
+            ["w.safetensors does not fit", "width=0.125", "holds resnet18, width 0.0625"],
         ),
         (
             ["--weights={file}", CONFIG, "--config.model.width=0.0625", "--json=no/x.json"],

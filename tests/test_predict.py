@@ -259,4 +259,5 @@ def test_weights_of_another_model_are_refused(saved_run, photos, tmp_path, run):
     convert.main([f"--from={saved_run.workdir}", f"--to={file}"])
     code, _, err = run(photos, f"--weights={file}", CONFIG)
     assert code == 1
-    assert "does not fit resnet18 with num_classes=10, width=0.125" in err
+    assert "does not fit config.model: it holds resnet18, width 0.0625" in err
+    assert "has width=0.125, stem=small: set --config.model.width=0.0625 --config.model.s" in err

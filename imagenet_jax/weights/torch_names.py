@@ -164,12 +164,12 @@ def _other_model(state_dict: Mapping[str, np.ndarray], config: Config, origin: s
     ]
     if not different:
         return ""
-    message = f"{origin} holds {describe(found)}"
+    message = f"{origin} does not fit config.model: it holds {describe(found)}"
     if not found["num_classes"]:
         return f"{message}; {HEADLESS}"
-    ours = ", ".join(f"{field} {config[field]}" for field in different if field in config)
+    ours = ", ".join(f"{field}={config[field]}" for field in different if field in config)
     flags = " ".join(f"--config.model.{field}={found[field]}" for field in different)
-    return f"{message}; config.model says {ours}: set {flags}"
+    return f"{message}; config.model has {ours}: set {flags}"
 
 
 def _leaves(trees: tuple[Tree, Tree]) -> list[tuple[Path, Any]]:

@@ -207,7 +207,7 @@ def test_a_backbone_starts_training_with_a_new_head_and_is_not_converted(tmp_pat
         initial.params["layer1"][0]["conv1"]["kernel"],
         np.einsum("oihw->hwio", backbone["layer1.0.conv1.weight"].numpy()),
     )
-    with pytest.raises(UserError, match=r"resnet18 without a classifier, .*main --weights"):
+    with pytest.raises(UserError, match=r"resnet18, .* without a classifier; .*main --weights"):
         convert.main([f"--from={path}", f"--to={tmp_path}/w.safetensors"])
 
 

@@ -40,7 +40,7 @@ def options(tiny):
     tiny.optim.schedule = "constant"  # at 0.05
     tiny.model.drop_path = 0.5
     tiny.model.bn_group = 8  # the images of two devices
-    tiny.model.blur_pool = "zhang"
+    tiny.model.blur_pool = "ffcv"
     return tiny
 
 

@@ -216,11 +216,14 @@ def test_another_model_is_named_instead_of_its_keys():
     config, other = config_of("resnet18"), config_of("resnet34")
     whole = torch_names.to_torch(*random_trees(other), other)
     message = refusal(whole, config)
-    assert "not fit resnet18 with num_classes=5, width=0.0625: it holds resnet34 with" in message
+    assert message == (
+        "state dict does not fit config.model: it holds resnet34, width 0.0625, stem imagenet, 5 "
+        "classes; config.model has name=resnet18: set --config.model.name=resnet34"
+    )
     assert "layer1" not in message
     del whole["fc.weight"], whole["fc.bias"]
     message = refusal(whole, other)
-    assert "it holds resnet34 without a classifier" in message
+    assert "holds resnet34, width 0.0625, stem imagenet, without a classifier" in message
     assert "imagenet_jax.main --weights=FILE" in message
 
 
