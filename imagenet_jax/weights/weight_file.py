@@ -184,7 +184,7 @@ def _unpickle(path: Path, origin: str) -> Any:
         import torch
     except ImportError as e:
         raise UserError(
-            f"{origin} was written by torch.save, and reading it needs torch: pip install torch, or "
+            f"{origin} was written by torch.save; reading it needs torch: pip install torch, or "
             "convert it to .safetensors on a machine that has torch"
         ) from e
     try:
