@@ -260,4 +260,4 @@ def test_weights_of_another_model_are_refused(saved_run, photos, tmp_path, run):
     code, _, err = run(photos, f"--weights={file}", CONFIG)
     assert code == 1
     assert "does not fit config.model: it holds resnet18, width 0.0625" in err
-    assert "has width=0.125, stem=small: set --config.model.width=0.0625 --config.model.s" in err
+    assert "config.model has width=0.125: set --config.model.width=0.0625" in err

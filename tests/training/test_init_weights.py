@@ -132,7 +132,7 @@ def test_a_run_starts_from_the_file_once(tiny, weights, tmp_path, monkeypatch, c
         ),
         (
             ["--weights=18.safetensors", "--config.model.width=0.25"],
-            ["width=0.25", "it holds resnet18, width 0.0625, stem imagenet, 10 classes"],
+            ["width=0.25", "it holds resnet18, width 0.0625, stem small, 10 classes"],
         ),
         (["--weights_key=ema"], ["init.weights_key = 'ema'", "--config.init.weights="]),
         (["--weights=18.safetensors", "--weights_key=ema"], ["no state dict 'ema'"]),
