@@ -15,12 +15,11 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.progress import announce, track
 from imagenet_jax.runtime import xla
 from imagenet_jax.runtime.processes import is_first
-from imagenet_jax.training.evaluate import eval_batches
+from imagenet_jax.training.evaluate import eval_batches, predict
 from imagenet_jax.training.experiment import make_evaluation
 from imagenet_jax.training.load_weights import Weights
 from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import graph_of
-from imagenet_jax.training.step import predict
 
 _NOT_FINITE = (
     "the model's output is not finite; the weights are damaged, or overflow in bfloat16 "

@@ -14,11 +14,11 @@ from imagenet_jax.debug.hooks import Batches, Hook
 from imagenet_jax.debug.image_grid import captioned, grid
 from imagenet_jax.logs.recorder import Recorder
 from imagenet_jax.runtime import xla
-from imagenet_jax.training.evaluate import eval_batches
+from imagenet_jax.training.evaluate import eval_batches, predict
 from imagenet_jax.training.experiment import Evaluation, Experiment
 from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import TrainState
-from imagenet_jax.training.step import Batch, predict, step_keys
+from imagenet_jax.training.step import Batch, step_keys
 
 
 class Pictures(Hook):

@@ -1,18 +1,25 @@
-"""Evaluation of a state: one pass over a split that counts every image once."""
+"""Evaluation: the evaluation step, and a pass over a split that counts every image once."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
 
 from imagenet_jax.data import pipeline
+from imagenet_jax.data.augment import normalize
 from imagenet_jax.errors import UserError
+from imagenet_jax.runtime import xla
 from imagenet_jax.runtime.processes import gather_names
 from imagenet_jax.training.experiment import Evaluation
 from imagenet_jax.training.metrics import METRICS, finish_means
-from imagenet_jax.training.sharding import prefetch_to_device
+from imagenet_jax.training.sharding import batch_sharding, prefetch_to_device, replicated
 from imagenet_jax.training.state import TrainState
-from imagenet_jax.training.step import compile_eval_step
+from imagenet_jax.training.step import Batch, Scalars
 
 Result = dict[str, Any]
 Batches = Iterator[dict[str, Any]]
@@ -33,18 +40,84 @@ def eval_batches(evaluation: Evaluation) -> Batches:
     return prefetch_to_device(batches, evaluation.mesh)
 
 
+def eval_step(
+    weights: dict[str, Any],
+    batch: Batch,
+    *,
+    graph: nnx.GraphDef,
+    config: ConfigDict,
+    outputs: np.ndarray | None = None,
+) -> Scalars:
+    """Return sums of metrics over one batch, without its padding.
+
+    Args:
+      weights: {"params", "batch_stats"}.
+      batch: "image" u8[B, H, W, 3], "label" i32[B], "mask" f32[B] (0 for padding).
+      outputs: i32[K], index of the logit of each of the K labels; other logits are ignored. None:
+        label i is logit i.
+
+    Returns:
+      f32[] sums over the images: count, and `per_image` of every metric; the loss is the softmax
+      cross-entropy, regardless of config.loss.
+    """
+    model = nnx.merge(graph, weights["params"], weights["batch_stats"])
+    pixels = normalize(batch["image"], config.data.mean, config.data.std, config.model.dtype)
+    logits = _logits(model, pixels, config.eval.flip, outputs)
+    mask = batch["mask"]
+    per_image = {name: m.per_image(logits, batch["label"]) for name, m in METRICS.items()}
+    per_image["count"] = jnp.ones_like(mask)
+    # where instead of a product: a padded row's loss may be infinite, and 0 * inf is NaN.
+    return {k: jnp.sum(jnp.where(mask > 0, v, 0), dtype=jnp.float32) for k, v in per_image.items()}
+
+
+def predict(
+    weights: dict[str, Any],
+    images: jax.Array | np.ndarray,
+    *,
+    graph: nnx.GraphDef,
+    config: ConfigDict,
+    outputs: np.ndarray | None = None,
+) -> jax.Array:
+    """Return class probabilities f32[B, C] of u8[B, H, W, 3]; f32[B, K] with `outputs`."""
+    model = nnx.merge(graph, weights["params"], weights["batch_stats"])
+    pixels = normalize(jnp.asarray(images), config.data.mean, config.data.std, config.model.dtype)
+    return jax.nn.softmax(_logits(model, pixels, config.eval.flip, outputs))
+
+
+def _logits(model: Any, pixels: jax.Array, flip: bool, outputs: np.ndarray | None) -> jax.Array:
+    """Return f32[B, C], or the K `outputs`; with `flip`, the mean over image and mirror image."""
+    logits = model(pixels, train=False)
+    if flip:
+        logits = (logits + model(pixels[:, :, ::-1], train=False)) / 2
+    return logits if outputs is None else logits[:, outputs]
+
+
+def compile_eval_step(evaluation: Evaluation) -> jax.stages.Wrapped:
+    """Return `eval_step` as one sharded program of (weights, batch); the sums are replicated."""
+    step = functools.partial(
+        eval_step,
+        graph=evaluation.graph,
+        config=evaluation.config,
+        outputs=evaluation.outputs,
+    )
+    weights = evaluation.abstract.weights("raw")
+    return jax.jit(
+        step,
+        in_shardings=(
+            jax.tree.map(lambda x: x.sharding, weights),
+            batch_sharding(evaluation.mesh),
+        ),
+        out_shardings=replicated(evaluation.mesh),
+        compiler_options=xla.options(),
+    )
+
+
 class Evaluator:
     """Evaluates states of one shape with a program that is compiled once."""
 
     def __init__(self, evaluation: Evaluation):
         self._evaluation = evaluation
-        self._step = compile_eval_step(
-            evaluation.abstract,
-            evaluation.mesh,
-            evaluation.graph,
-            evaluation.config,
-            evaluation.outputs,
-        )
+        self._step = compile_eval_step(evaluation)
 
     def __call__(self, state: TrainState, watched: Watched = iter) -> list[Result]:
         """Return the results of the EMA weights, if the state has any, and of the raw weights.

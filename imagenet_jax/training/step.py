@@ -1,4 +1,4 @@
-"""The train step and the evaluation step: pure functions of (state, batch), compiled once each."""
+"""The train step: a pure function of (state, batch), compiled once."""
 
 import dataclasses
 import functools
@@ -7,14 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from imagenet_jax.data import augment
-from imagenet_jax.data.augment import normalize
 from imagenet_jax.runtime import xla
 from imagenet_jax.training import losses
 from imagenet_jax.training.ema import StepSize
@@ -184,58 +182,6 @@ def _accumulate(micro_step: Callable, state: TrainState, micros: Any, count: int
     return stats, jax.tree.map(lambda x: x / count, total)
 
 
-def eval_step(
-    weights: dict[str, Any],
-    batch: Batch,
-    *,
-    graph: nnx.GraphDef,
-    config: ConfigDict,
-    outputs: np.ndarray | None = None,
-) -> Scalars:
-    """Return sums of metrics over one batch, without its padding.
-
-    Args:
-      weights: {"params", "batch_stats"}.
-      batch: "image" u8[B, H, W, 3], "label" i32[B], "mask" f32[B] (0 for padding).
-      outputs: i32[K], index of the logit of each of the K labels; other logits are ignored. None:
-        label i is logit i.
-
-    Returns:
-      f32[] sums over the images: count, and `per_image` of every metric; the loss is the softmax
-      cross-entropy, regardless of config.loss.
-    """
-    model = nnx.merge(graph, weights["params"], weights["batch_stats"])
-    pixels = normalize(batch["image"], config.data.mean, config.data.std, config.model.dtype)
-    logits = _logits(model, pixels, config.eval.flip, outputs)
-    mask = batch["mask"]
-    per_image = {name: m.per_image(logits, batch["label"]) for name, m in METRICS.items()}
-    per_image["count"] = jnp.ones_like(mask)
-    # where instead of a product: a padded row's loss may be infinite, and 0 * inf is NaN.
-    return {k: jnp.sum(jnp.where(mask > 0, v, 0), dtype=jnp.float32) for k, v in per_image.items()}
-
-
-def predict(
-    weights: dict[str, Any],
-    images: jax.Array | np.ndarray,
-    *,
-    graph: nnx.GraphDef,
-    config: ConfigDict,
-    outputs: np.ndarray | None = None,
-) -> jax.Array:
-    """Return class probabilities f32[B, C] of u8[B, H, W, 3]; f32[B, K] with `outputs`."""
-    model = nnx.merge(graph, weights["params"], weights["batch_stats"])
-    pixels = normalize(jnp.asarray(images), config.data.mean, config.data.std, config.model.dtype)
-    return jax.nn.softmax(_logits(model, pixels, config.eval.flip, outputs))
-
-
-def _logits(model: Any, pixels: jax.Array, flip: bool, outputs: np.ndarray | None) -> jax.Array:
-    """Return f32[B, C], or the K `outputs`; with `flip`, the mean over image and mirror image."""
-    logits = model(pixels, train=False)
-    if flip:
-        logits = (logits + model(pixels[:, :, ::-1], train=False)) / 2
-    return logits if outputs is None else logits[:, outputs]
-
-
 def compile_train_step(parts: StepParts, abstract: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
     """Return `train_step` as one sharded program of (state, batch) that donates the state."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
@@ -244,22 +190,5 @@ def compile_train_step(parts: StepParts, abstract: TrainState, mesh: Mesh) -> ja
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=xla.options(),
-    )
-
-
-def compile_eval_step(
-    abstract: TrainState,
-    mesh: Mesh,
-    graph: nnx.GraphDef,
-    config: ConfigDict,
-    outputs: np.ndarray | None = None,
-) -> jax.stages.Wrapped:
-    """Return `eval_step` as one sharded program of (weights, batch); the sums are replicated."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract.weights("raw"))
-    return jax.jit(
-        functools.partial(eval_step, graph=graph, config=config, outputs=outputs),
-        in_shardings=(shardings, batch_sharding(mesh)),
-        out_shardings=replicated(mesh),
         compiler_options=xla.options(),
     )

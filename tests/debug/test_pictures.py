@@ -12,10 +12,11 @@ from imagenet_jax import train as loop
 from imagenet_jax.data import augment, pipeline
 from imagenet_jax.debug import pictures
 from imagenet_jax.logs.throughput import MEASURED
+from imagenet_jax.training.evaluate import predict
 from imagenet_jax.training.experiment import make_evaluation, make_experiment
 from imagenet_jax.training.sharding import prefetch_to_device
 from imagenet_jax.training.state import create_state
-from imagenet_jax.training.step import predict, train_step
+from imagenet_jax.training.step import train_step
 
 
 def _first_batch(run):

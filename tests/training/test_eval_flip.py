@@ -6,9 +6,9 @@ import optax
 import pytest
 from conftest import tiny_config
 
+from imagenet_jax.training.evaluate import eval_step, predict
 from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import create_state, graph_of
-from imagenet_jax.training.step import eval_step, predict
 
 
 @pytest.fixture

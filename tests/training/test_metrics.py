@@ -110,7 +110,7 @@ def test_nan_is_wrong_in_top5_however_few_the_classes():
     from flax import nnx
 
     from imagenet_jax.config.fields import defaults
-    from imagenet_jax.training.step import eval_step
+    from imagenet_jax.training.evaluate import eval_step
 
     class Broken(nnx.Module):
         def __call__(self, images, *, train):

@@ -7,10 +7,11 @@ import pytest
 from conftest import tiny_config
 from flax import nnx
 
-from imagenet_jax.training.experiment import make_step_parts
+from imagenet_jax.training.evaluate import compile_eval_step
+from imagenet_jax.training.experiment import Evaluation, make_step_parts
 from imagenet_jax.training.sharding import batch_sharding, make_mesh
 from imagenet_jax.training.state import abstract_state, count_parameters, create_state, graph_of
-from imagenet_jax.training.step import compile_eval_step, compile_train_step
+from imagenet_jax.training.step import compile_train_step
 
 
 def _batch(rows, side, mask=None):
@@ -190,7 +191,8 @@ def test_eval_step_ignores_the_content_of_padding(tiny, devices):
     tx = make_step_parts(tiny, 10).tx
     abstract = abstract_state(tiny.model, tx, True, mesh)
     state = create_state(tiny.model, tx, True, mesh, 0)
-    step = compile_eval_step(abstract, mesh, graph_of(tiny.model), tiny)
+    evaluation = Evaluation(tiny, mesh, None, graph_of(tiny.model), abstract)
+    step = compile_eval_step(evaluation)
     batch = _batch(16, 16, mask=[1] * 11 + [0] * 5)
     sums = jax.device_get(step(state.weights("raw"), jax.device_put(batch, batch_sharding(mesh))))
     batch["image"][11:] = 255
