@@ -94,6 +94,21 @@ def add_weights_key(p: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_weights(p: argparse.ArgumentParser) -> None:
+    """Add --workdir, --checkpoint, --weights, --weights_key and --config, for `open_weights`."""
+    p.add_argument("--workdir", metavar="DIR", help="a training run")
+    p.add_argument(
+        "--checkpoint", metavar="latest|best|STEP",
+        help="of the workdir; best: by config.checkpoint.best_metric (default: latest)",
+    )  # fmt: skip
+    p.add_argument(
+        "--weights", metavar="FILE",
+        help="a state dict with the names of torchvision, instead of --workdir",
+    )  # fmt: skip
+    add_weights_key(p)
+    add_config(p, what="model and data of --weights")
+
+
 def check_weights(args: argparse.Namespace) -> None:
     """Raise UserError unless the flags name either a workdir or a weights file with a config."""
     if bool(args.workdir) == bool(args.weights) or bool(args.weights) != bool(args.config):

@@ -27,20 +27,11 @@ from imagenet_jax.progress import announce
 def main(argv: Sequence[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
     parser = cli.parser("imagenet_jax.eval", __doc__)
-    parser.add_argument("--workdir", metavar="DIR", help="a training run")
-    parser.add_argument(
-        "--checkpoint", metavar="latest|best|STEP",
-        help="of the workdir; best: by config.checkpoint.best_metric (default: latest)",
-    )  # fmt: skip
+    cli.add_weights(parser)
     parser.add_argument(
         "--follow", action="store_true",
         help="also evaluate newer checkpoints, until training ends",
     )  # fmt: skip
-    parser.add_argument(
-        "--weights", metavar="FILE", help="a state dict in torchvision's layout, not a workdir"
-    )
-    cli.add_weights_key(parser)
-    cli.add_config(parser, what="model and data of --weights")
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE",
         help="print the result as JSON instead of a table; with FILE: write it there, too",

@@ -3,17 +3,18 @@
 
   python -m imagenet_jax.main --config=configs/resnet50.py --workdir=runs/resnet50
 
-Run the same command again and it continues from the last checkpoint, in mid-epoch, on the same
-samples. Any field of the config can be set on the command line, and --help_config prints them all:
+The same command continues a stopped run from its last checkpoint, on the same samples. Every field
+of the config can be set on the command line; --help_config lists the fields:
 
   --config.batch_size=1024 --config.data.path=/data/imagenet --config.optim.nesterov=true
 
-The workdir gets config.json, provenance.json, metrics.jsonl, tensorboard/ and checkpoints/.
-SIGTERM and ctrl-C finish the step, save and exit with 143 or 130; a second one, at least two
-seconds later, exits at once. A run that stands still for config.log.watchdog_seconds shows why and
-exits with 142.
+Training writes config.json, provenance.json, metrics.jsonl, tensorboard/ and checkpoints/ to the
+workdir. SIGTERM and ctrl-C finish the step, save, and exit with 143 or 130; a second signal at
+least two seconds later exits at once. A run without progress for config.log.watchdog_seconds prints
+the stack of every thread and exits with 142.
 """
 
+import functools
 from collections.abc import Sequence
 
 from imagenet_jax import cli
@@ -24,19 +25,20 @@ def main(argv: Sequence[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
     parser = cli.parser("imagenet_jax.main", __doc__)
     cli.add_config(parser, what="a Python file with get_config(variant='')", required=True)
-    parser.add_argument("--workdir", metavar="DIR", help="where the run is written, and continued")
+    parser.add_argument("--workdir", metavar="DIR", help="folder of the run, created if needed")
     parser.add_argument(
-        "--weights", metavar="FILE", help="start from these: short for --config.init.weights=FILE"
-    )
+        "--weights", metavar="FILE",
+        help="initial weights: short for --config.init.weights=FILE",
+    )  # fmt: skip
     cli.add_weights_key(parser)
     parser.add_argument(
         "--dry_run", action="store_true",
-        help="print the recipe, its memory and how long it would take; write nothing. Without the "
-        "data: --config.data.source=synthetic",
+        help="print the recipe, its memory and its training time; write nothing. If the data is "
+        "elsewhere: --config.data.source=synthetic",
     )  # fmt: skip
     parser.add_argument(
         "--strict_restore", action="store_true",
-        help="stop where the last checkpoint is damaged; else the one before it is continued",
+        help="exit if the last checkpoint is damaged (default: continue from an earlier one)",
     )  # fmt: skip
     parser.add_argument(
         "--quiet", action="store_true", help="print only errors and the final result"
@@ -49,9 +51,11 @@ def main(argv: Sequence[str]) -> int:
         overrides.append(("init.weights_key", args.weights_key))
 
     if not args.dry_run and not args.workdir:
-        raise UserError("--workdir=DIR says where the run is written; --dry_run needs none")
+        raise UserError("give --workdir=DIR, the folder of the run; only --dry_run needs none")
 
-    from imagenet_jax import config as config_io  # jax is imported after --help was answered
+    say = (lambda text: None) if args.quiet else functools.partial(print, flush=True)
+    say("loading JAX ...")
+    from imagenet_jax import config as config_io  # imported here: these imports take seconds
     from imagenet_jax.runtime import distributed
     from imagenet_jax.train import train
 
@@ -61,6 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
         dry_run(config)
         return 0
+    say(f"opening the data of {args.config} and creating the model ...")
     distributed.start(args.coordinator, args.num_processes, args.process_id)
     workdir = expand_user(args.workdir)
     return train(config, workdir, strict_restore=args.strict_restore, quiet=args.quiet)

@@ -26,13 +26,7 @@ def main(argv: Sequence[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
     parser = cli.parser("imagenet_jax.predict", __doc__)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="a file, a folder or -")
-    parser.add_argument("--workdir", metavar="DIR", help="a training run")
-    parser.add_argument(
-        "--checkpoint", metavar="latest|best|STEP", help="of the workdir (default: latest)"
-    )
-    parser.add_argument("--weights", metavar="FILE", help="a state dict in torchvision's layout")
-    cli.add_weights_key(parser)
-    cli.add_config(parser, what="model of --weights")
+    cli.add_weights(parser)
     parser.add_argument(
         "--top", type=int, default=5, metavar="N",
         help="number of classes for each image (default: 5)",

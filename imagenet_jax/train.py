@@ -108,6 +108,7 @@ class _Loop:
                 stack.callback(hook.close)
             for hook in self.hooks:
                 hook.before_training(self.state, self.train_step, self.make_batches)
+            recorder.say("compiling the train step ...")
             recorder.start()
             try:
                 self.repeat_lost_evaluation()

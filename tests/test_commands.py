@@ -67,7 +67,10 @@ def test_every_command_has_the_marker_that_argcomplete_looks_for():
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        ("main", ["--config", "--workdir", "continues", "fields.py", "--config.optim.nesterov"]),
+        (
+            "main",
+            ["--config", "--workdir", "continues", "--help_config", "--config.optim.nesterov"],
+        ),
         ("eval", ["--workdir", "--checkpoint", "--follow", "counted once", "eval/STEP.json"]),
         ("convert", ["--from", "--to", "--model", "torchvision", "load_state_dict"]),
         ("predict", ["IMAGE", "--weights", "--top", "--html", "exit code"]),

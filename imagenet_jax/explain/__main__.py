@@ -32,11 +32,7 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.parser("imagenet_jax.explain", __doc__)
     add = parser.add_argument
     add("images", nargs="*", metavar="IMAGE", help="a file, a folder or -")
-    add("--workdir", metavar="DIR", help="of a training run")
-    add("--checkpoint", metavar="latest|best|STEP", help="of the workdir (default: latest)")
-    add("--weights", metavar="FILE", help="a state dict with torchvision's names")
-    cli.add_weights_key(parser)
-    cli.add_config(parser, what="the config of the model in --weights")
+    cli.add_weights(parser)
     add("--methods", metavar="A,B", help="methods (default: all)")
     add("--class", dest="class_name", metavar="NAME|INDEX", help="(default: the most likely)")
     add("--layer", metavar="NAME", help="for gradcam, features (default: last); ? lists them")
