@@ -16,7 +16,7 @@ from imagenet_jax.data.known_classes import KnownClasses, outputs_of
 from imagenet_jax.data.sampler import Sampler, in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import ema, optim
-from imagenet_jax.training.fine_tuning import fine_tuning_of
+from imagenet_jax.training.fine_tuning import make_fine_tuning
 from imagenet_jax.training.sharding import check_batch_size, make_mesh
 from imagenet_jax.training.state import TrainState, abstract_state, graph_of
 from imagenet_jax.training.step import StepParts
@@ -65,6 +65,12 @@ class Experiment:
     def steps_per_epoch(self) -> Fraction:
         """Batches in the training split; fractional if batches span two epochs."""
         return self.sampler.steps_per_epoch
+
+    @property
+    def frozen_steps(self) -> int:
+        """The step at which layers other than the head start to train; 0: they always train."""
+        shift = _shift(self.sampler)
+        return make_fine_tuning(self.config, self.steps_per_epoch, shift).frozen_steps
 
     def epoch_at(self, step: int) -> float:
         """Return how many epochs of images the first `step` steps train on."""
@@ -159,10 +165,7 @@ def make_step_parts(
         total_steps=math.ceil(in_steps(config.epochs, steps_per_epoch)),
         shift=shift,
     )
-    tuning = fine_tuning_of(config, Fraction(steps_per_epoch))
-    if shift and tuning.frozen_steps:
-        frozen = max(1, round(in_steps(config.optim.freeze_epochs, steps_per_epoch) - shift))
-        tuning = tuning._replace(frozen_steps=frozen)
+    tuning = make_fine_tuning(config, Fraction(steps_per_epoch), Fraction(shift))
     step_size = ema.make_step_size(
         config.ema,
         batch_size=config.batch_size,

@@ -92,11 +92,21 @@ class FineTuning(NamedTuple):
     frozen_steps: int
 
 
-def fine_tuning_of(config: ConfigDict, steps_per_epoch: Fraction) -> FineTuning:
-    """What `config.optim` asks for."""
-    return FineTuning(
-        config.model.name,
-        config.optim.layer_decay,
-        # The step counter is an int32.
-        min(round(in_steps(config.optim.freeze_epochs, steps_per_epoch)), 2**31 - 1),
+def make_fine_tuning(
+    config: ConfigDict, steps_per_epoch: Fraction, shift: Fraction = Fraction(0)
+) -> FineTuning:
+    """Return the options of `config`; `shift` is `Sampler.shift` in steps."""
+    exact = in_steps(config.optim.freeze_epochs, steps_per_epoch)
+    frozen = max(1, round(exact - shift)) if round(exact) and shift else round(exact)
+    # The step counter is an int32.
+    return FineTuning(config.model.name, config.optim.layer_decay, min(frozen, 2**31 - 1))
+
+
+def describe_frozen_phase(config: ConfigDict, frozen_steps: int, step: int) -> str:
+    """Return a line on the phase that trains only the head; "" if `step` is not in it."""
+    if step >= frozen_steps:
+        return ""
+    return (
+        f"training only the head up to step {frozen_steps:,} "
+        f"(config.optim.freeze_epochs = {config.optim.freeze_epochs:g}), then all layers"
     )

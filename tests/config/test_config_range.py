@@ -24,7 +24,7 @@ from imagenet_jax.errors import UserError, expand_user
 from imagenet_jax.logs import recorder
 from imagenet_jax.training import ema, losses, optim
 from imagenet_jax.training.experiment import make_experiment
-from imagenet_jax.training.fine_tuning import fine_tuning_of
+from imagenet_jax.training.fine_tuning import make_fine_tuning
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FAMILIES = ("resnet18", "vgg11_bn", "bit_r50x1")
@@ -49,7 +49,7 @@ def use(config):
     )  # fmt: skip
     rate = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), "int32"))
     assert rate.shape == ()
-    fine_tuning_of(config, per_epoch)
+    make_fine_tuning(config, per_epoch)
     resolution_of(config.augment, per_epoch).at(7)
     ema.make_step_size(
         config.ema, batch_size=config.batch_size, epochs=config.epochs, warmup_steps=1

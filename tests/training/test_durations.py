@@ -15,7 +15,7 @@ from imagenet_jax.data.resolution import resolution_of
 from imagenet_jax.data.sampler import Sampler
 from imagenet_jax.training import optim
 from imagenet_jax.training.experiment import Experiment
-from imagenet_jax.training.fine_tuning import fine_tuning_of
+from imagenet_jax.training.fine_tuning import make_fine_tuning
 
 # 60 * 1328 / 320 = 249 exactly; the float product is larger.
 SAMPLER = Sampler(1328, seed=0, batch_size=320)
@@ -40,7 +40,7 @@ def test_a_milestone_and_a_warm_up_of_60_epochs():
 def test_frozen_epochs_and_crops():
     config = defaults()
     config.optim.freeze_epochs = 60.0
-    assert fine_tuning_of(config, PER_EPOCH).frozen_steps == 249
+    assert make_fine_tuning(config, PER_EPOCH).frozen_steps == 249
     config.augment.update({"start_size": 32, "image_size": 64, "size_ramp": (59.0, 60.0)})
     resolution = resolution_of(config.augment, PER_EPOCH)
     assert [resolution.at(step) for step in (248, 249)] == [32, 64]

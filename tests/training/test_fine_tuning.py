@@ -11,7 +11,7 @@ from imagenet_jax import config as config_io
 from imagenet_jax import models
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import optim
-from imagenet_jax.training.fine_tuning import FineTuning, layer_scales
+from imagenet_jax.training.fine_tuning import FineTuning, describe_frozen_phase, layer_scales
 from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import abstract_state
 
@@ -123,3 +123,13 @@ def test_freezing_random_weights_and_freezing_under_lars_are_errors():
     config.init.weights, config.optim.name = "w.safetensors", "lars"
     with pytest.raises(UserError, match=r"freeze_epochs = 0\.1 does nothing with .*'lars'"):
         config_io.check(config)
+
+
+def test_the_frozen_phase_is_announced_with_its_end():
+    config = tiny_config("x")
+    config.optim.freeze_epochs = 2.5
+    text = describe_frozen_phase(config, 1250, 0)
+    assert "only the head up to step 1,250" in text
+    assert "freeze_epochs = 2.5" in text
+    assert describe_frozen_phase(config, 1250, 1249) == text
+    assert describe_frozen_phase(config, 1250, 1250) == describe_frozen_phase(config, 0, 0) == ""
