@@ -1,4 +1,4 @@
-"""Eight CPU devices for every test, and the smallest configs that run the whole path."""
+"""Settings of the tests, eight CPU devices, and fixtures: small data, configs and runs."""
 
 import os
 import signal
@@ -17,19 +17,18 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests compile the same few programs over and over, in this process and in those they start; the
-# workers of pytest-xdist share what they compile with the process that started them.
-# A JAX_COMPILATION_CACHE_DIR of your own lasts from one pytest to the next.
+# Tests and the processes that they start compile the same programs: they share this cache, across
+# the workers of pytest-xdist too. Set the variable yourself to keep the cache between test runs.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
-# The machines that run the tests are shared: an example may take any time.
+# On a shared machine an example may take any time.
 hypothesis.settings.register_profile("shared", deadline=None)
 hypothesis.settings.load_profile("shared")
 
-# A shell that starts the suite in the background has it ignore ctrl-C, and what tests start too.
+# Started in the background by a shell, pytest and the processes of tests would ignore ctrl-C.
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -44,7 +43,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 @pytest.fixture(scope="session")
 def digits_path(tmp_path_factory):
-    """The digits, written once for the whole session."""
+    """The digits data set, written once for the session."""
     from imagenet_jax.data import digits
 
     path = tmp_path_factory.mktemp("digits") / "digits" / "1.0.0"
@@ -53,7 +52,7 @@ def digits_path(tmp_path_factory):
 
 
 def tiny_model(name, **fields):
-    """`config.model` of a sixteenth of the width and 7 classes, with these fields."""
+    """Return `config.model` with 1/16 of the width, 7 classes, and these fields."""
     from imagenet_jax.config.fields import defaults
 
     config = defaults(name).model
@@ -64,7 +63,7 @@ def tiny_model(name, **fields):
 
 
 def tiny_config(path, model="resnet18"):
-    """48 training digits to a batch, 16x16 pixels, 4 channels: a step takes milliseconds."""
+    """Return a config with batches of 48 digits, 16x16 pixels and 4 channels: fast steps."""
     from imagenet_jax.config.fields import defaults
 
     c = defaults(model)
@@ -82,7 +81,7 @@ def tiny_config(path, model="resnet18"):
     c.eval.batch_size = 120
     c.optim.base_lr = 0.05
     c.optim.base_batch_size = 48
-    c.optim.lr_scaling = "linear"  # as a loaded config says it, in place of "auto"
+    c.optim.lr_scaling = "linear"  # "auto", as loading resolves it
     c.optim.schedule = "cosine"
     c.log.every_steps = 2
     c.log.tensorboard = False
@@ -97,7 +96,7 @@ def tiny(digits_path):
 
 @pytest.fixture
 def run_module():
-    """Start `python -m MODULE ARGS` as a user would, on one CPU device; returns the process."""
+    """run_module(module, *args) starts `python -m MODULE ARGS` on one CPU device."""
     processes = []
 
     def start(module, *args, **kwargs):
@@ -122,15 +121,15 @@ def run_module():
 
 @pytest.fixture
 def call_door(monkeypatch, capsys):
-    """call_door(door, args), as `python -m` does: (exit code, standard output, standard error)."""
+    """call_door(command, args) runs it like `python -m`; returns exit code, stdout, stderr."""
     from imagenet_jax import cli
 
-    def call(door, args):
+    def call(command, args):
         capsys.readouterr()
-        monkeypatch.setattr("sys.argv", ["door", *map(str, args)])
+        monkeypatch.setattr("sys.argv", ["command", *map(str, args)])
         monkeypatch.setattr(cli, "exit_soon", lambda code: None)
         with pytest.raises(SystemExit) as caught:
-            cli.run(door.main)
+            cli.run(command.main)
         return caught.value.code, *capsys.readouterr()
 
     return call
@@ -138,10 +137,10 @@ def call_door(monkeypatch, capsys):
 
 @pytest.fixture
 def fails(call_door):
-    """fails(door, args, *words): it exits with 1 and one line that has the words."""
+    """fails(command, args, *words) asserts exit code 1 and one error line with these words."""
 
-    def check(door, args, *words):
-        code, _, err = call_door(door, args)
+    def check(command, args, *words):
+        code, _, err = call_door(command, args)
         assert code == 1
         assert err.startswith("error: ")
         assert len(err.splitlines()) == 1, err
@@ -159,7 +158,7 @@ class SavedRun(NamedTuple):
 
 @pytest.fixture(scope="session")
 def saved_run(tmp_path_factory, digits_path):
-    """A run that has saved step 3: random weights, and others as their average."""
+    """A run that saved step 3, with random weights and different random EMA weights."""
     import jax
     import numpy as np
 

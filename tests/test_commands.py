@@ -84,14 +84,14 @@ def test_every_command_has_the_marker_that_argcomplete_looks_for():
         ("data.bench", ["--config", "--need", "stage by stage"]),
     ],
 )
-def test_help_is_quick_and_says_what_it_does(module, words):
+def test_help_is_fast_and_describes_the_command(module, words):
     if (REPOSITORY / "imagenet_jax" / module).is_dir():
         module += ".__main__"
     code = (
         f"import sys; sys.argv = ['x', '--help']\n"
-        f"import imagenet_jax.{module} as door\n"
+        f"import imagenet_jax.{module} as command\n"
         "from imagenet_jax import cli\n"
-        "try: cli.run(door.main)\n"
+        "try: cli.run(command.main)\n"
         "finally: assert 'jax' not in sys.modules, 'help should not import jax'\n"
     )
     done = subprocess.run(

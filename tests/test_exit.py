@@ -69,8 +69,8 @@ def ends(monkeypatch, capsys):
 
 def test_output_that_cannot_be_written(ends):
     warning = (
-        "warning: standard output cannot be written: No space left on device; the command goes on "
-        "without it\n"
+        "warning: standard output cannot be written: No space left on device; the command "
+        "continues without it\n"
     )
     assert ends(_Full(), "ignored") == (0, warning, True)
     assert ends(_Full(), "fails") == (1, warning, True)
