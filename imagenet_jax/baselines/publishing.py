@@ -26,7 +26,7 @@ from imagenet_jax.runtime.provenance import ROOT, collect_provenance, find_revis
 from imagenet_jax.training.checkpoint_reader import open_to_read
 from imagenet_jax.training.experiment import Experiment, make_experiment
 from imagenet_jax.training.load_weights import Weights, of_workdir
-from imagenet_jax.training.metrics import METRICS
+from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS
 from imagenet_jax.weights import torch_names, weight_file
 
 CHECKOUT = ROOT
@@ -112,8 +112,9 @@ def publish(
             part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+    kind = WEIGHTS_LABELS[result["weights"]]
     return (
-        f"{out}: checkpoint {step}, {result['weights']} weights, top-1 {result['top1']:.2%} of "
+        f"{out}: checkpoint {step}, {kind} weights, top-1 {result['top1']:.2%} of "
         f"{result['count']:,} images; python -m imagenet_jax.publish --table adds it to the README"
     )
 

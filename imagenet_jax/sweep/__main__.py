@@ -40,7 +40,11 @@ def main(argv: Sequence[str]) -> int:
     run("--dry_run", action="store_true", help="print the commands without running them")
     table = parser.add_argument_group("show results").add_argument
     table("--table", action="store_true", help="print means and differences over the seeds")
-    table("--metric", metavar="NAME", help="top1 (default), top5 or loss")
+    table(
+        "--metric",
+        metavar="NAME",
+        help="a metric of the evaluation: top1 (default), top5, loss, ...",
+    )
     table("--baseline", metavar="SETTING", help="the setting to compare the others with")
     table("--format", choices=("text", "markdown", "latex", "csv"), help="of the table")
     table("--plot", metavar="FILE", help="also write a plot: .png, .pdf or .svg")

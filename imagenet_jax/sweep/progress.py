@@ -15,6 +15,7 @@ from rich.text import Text
 from imagenet_jax.logs.panel import duration
 from imagenet_jax.sweep.folder import FAILED, FINISHED, NOT_STARTED, RUNNING, UNFINISHED, State
 from imagenet_jax.sweep.plan import Trial
+from imagenet_jax.training.metrics import METRICS
 
 _LINE_SECONDS = 30.0  # between two lines about the same running trial in a log
 _ROWS = 20  # of the live table, which has to fit a terminal; the first states below come first
@@ -49,9 +50,10 @@ def make_row(trial: Trial, state: State, has_process: bool) -> Row:
         seconds = (state.total - state.step) * trial.config.batch_size / rates[-1]
     latest = []
     if train and not state.result:
-        latest.append(f"loss {train[-1]['loss']:.4f}")
+        latest.append(f"{METRICS['loss'].label} {METRICS['loss'].text(train[-1]['loss'])}")
     if state.result or evaluated:
-        latest.append(f"validation top-1 {(state.result or evaluated[-1])['top1']:.2%}")
+        top1 = (state.result or evaluated[-1])["top1"]
+        latest.append(f"validation {METRICS['top1'].label} {METRICS['top1'].text(top1)}")
     kind = RUNNING if has_process else state.kind
     text = ", ".join(latest) or state.reason
     return Row(trial.name, kind, state.step, state.total, text, seconds)
