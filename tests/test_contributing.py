@@ -53,7 +53,7 @@ def test_a_model_added_by_the_steps_trains_converts_predicts_and_explains(checko
 
     run(
         "main", "--config=configs/lenet.py", "--workdir=run", f"--config.data.path={digits_path}",
-        "--config.epochs=1", "--config.log.images=0", "--config.log.tensorboard=false",
+        "--config.epochs=2", "--config.log.images=0", "--config.log.tensorboard=false",
     )  # fmt: skip
     run("convert", "--from=run", "--to=lenet.safetensors")
     arrays = safetensors.numpy.load_file(checkout / "lenet.safetensors")
