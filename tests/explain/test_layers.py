@@ -21,11 +21,11 @@ def abstract(name, **fields):
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
+        *((family.variants[0], {"width": 0.5}) for family in models.FAMILIES),
         ("resnet18", {"stem": "small"}),
         ("resnet50", {"blur_pool": "ffcv"}),
         ("vgg11", {}),
         ("vgg13_bn", {}),
-        ("bit_r50x1", {"width": 0.5}),
     ],
 )
 def test_convolutions_are_the_four_dimensional_weights_of_the_state_dict(name, fields):
