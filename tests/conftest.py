@@ -122,7 +122,10 @@ def run_module():
 @pytest.fixture
 def call_door(monkeypatch, capsys):
     """call_door(command, args) runs it like `python -m`; returns exit code, stdout, stderr."""
-    from imagenet_jax import cli
+    from imagenet_jax import cli, progress
+
+    # However slow the machine, standard error has only errors.
+    monkeypatch.setattr(progress, "_SLOW_SECONDS", 600)
 
     def call(command, args):
         capsys.readouterr()
