@@ -232,7 +232,7 @@ def test_interrupted_publish_leaves_nothing(finished, tmp_path, monkeypatch, err
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(publishing.torch_names, "save", interrupt)
+    monkeypatch.setattr(publishing.weight_file, "save", interrupt)
     with pytest.raises(KeyboardInterrupt if error is KeyboardInterrupt else UserError):
         publishing.publish(finished.workdir, tmp_path / "b" / "tiny", allow_dirty=True)
     assert list((tmp_path / "b").iterdir()) == []
