@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from imagenet_jax.debug.hooks import Batches, Hook
+from imagenet_jax.debug.hooks import Hook
 from imagenet_jax.errors import UserError
 from imagenet_jax.logs.recorder import Recorder
 from imagenet_jax.runtime.watchdog import Watchdog
+from imagenet_jax.training.evaluate import Batches
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.sharding import replicated
 from imagenet_jax.training.state import TrainState, copy_state

@@ -1,19 +1,15 @@
 """Hooks: objects that watch training from outside the step. Config fields switch them on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from imagenet_jax.logs.recorder import Recorder
 from imagenet_jax.runtime.processes import is_first
 from imagenet_jax.runtime.watchdog import Watchdog
+from imagenet_jax.training.evaluate import Batches, Watched
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.state import TrainState
 from imagenet_jax.training.step import Batch, Scalars
-
-if TYPE_CHECKING:
-    from imagenet_jax.logs.recorder import Recorder
-
-Batches = Iterator[dict[str, Any]]
 
 
 class Hook:
@@ -39,9 +35,7 @@ class Hook:
     def end_step(self, step: int) -> None:
         """Called after everything that follows `step`: logging, evaluation and saving."""
 
-    def after_evaluation(
-        self, step: int, state: TrainState, watch: Callable[[Batches], Batches]
-    ) -> None:
+    def after_evaluation(self, step: int, state: TrainState, watch: Watched) -> None:
         """Called after an evaluation, before its results are recorded and the state is saved.
 
         Passing batches of an evaluation through `watch` lets a stop signal end it.
@@ -52,7 +46,7 @@ class Hook:
 
 
 def make_hooks(
-    run: Experiment, recorder: "Recorder", watchdog: Watchdog, workdir: Path, first: int
+    run: Experiment, recorder: Recorder, watchdog: Watchdog, workdir: Path, first: int
 ) -> list[Hook]:
     """Return the hooks that `run.config` switches on, for a run that continues after `first`."""
     config = run.config

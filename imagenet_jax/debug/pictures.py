@@ -1,6 +1,5 @@
 """Pictures of a run: the inputs of its first step, and its worst mistakes at the end."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +9,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from imagenet_jax.data import augment
-from imagenet_jax.debug.hooks import Batches, Hook
+from imagenet_jax.debug.hooks import Hook
 from imagenet_jax.debug.image_grid import captioned, grid
 from imagenet_jax.logs.recorder import Recorder
 from imagenet_jax.runtime import xla
-from imagenet_jax.training.evaluate import eval_batches, predict
+from imagenet_jax.training.evaluate import Watched, eval_batches, predict
 from imagenet_jax.training.experiment import Evaluation, Experiment
 from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import TrainState
@@ -34,9 +33,7 @@ class Pictures(Hook):
                 pixels = augmented(batch, 1, self._run.config, self._run.mesh, self._count)
                 self._recorder.images(1, "inputs", grid(pixels))
 
-    def after_evaluation(
-        self, step: int, state: TrainState, watch: Callable[[Batches], Batches]
-    ) -> None:
+    def after_evaluation(self, step: int, state: TrainState, watch: Watched) -> None:
         run, names = self._run, self._run.source.class_names
         if step != run.total_steps:
             return
@@ -101,10 +98,7 @@ class Mistakes(NamedTuple):
 
 
 def find_mistakes(
-    evaluation: Evaluation,
-    state: TrainState,
-    count: int,
-    watch: Callable[[Batches], Batches] = iter,
+    evaluation: Evaluation, state: TrainState, count: int, watch: Watched = iter
 ) -> Mistakes:
     """Return the worst `count` mistakes of the evaluation split, or fewer if there are fewer.
 
