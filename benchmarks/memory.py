@@ -39,9 +39,7 @@ def growth(records: int, directory: str) -> dict[str, float]:
     source = sources.open_tfds(path, "train")
     sampler = pipeline.make_sampler(source, config.data, seed=0, batch_size=256)
     steps = records // 256
-    batches = pipeline.train_batches(
-        source, sampler, config.data, config.augment, total_steps=steps
-    )
+    batches = pipeline.train_batches(source, sampler, config, total_steps=steps)
     began = time.perf_counter()
     marks = []
     for step, _ in enumerate(batches, 1):
@@ -73,7 +71,7 @@ def peak(batch_size: int) -> dict[str, float]:
     sampler = pipeline.make_sampler(source, config.data, seed=0, batch_size=batch_size)
     sampler.records(0, 1)  # the first epoch's permutation
     before = resident()
-    batches = pipeline.train_batches(source, sampler, config.data, config.augment, total_steps=12)
+    batches = pipeline.train_batches(source, sampler, config, total_steps=12)
     for _ in batches:
         pass
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     with announce("loading JAX"):
         from imagenet_jax.classify.images import predict_images
         from imagenet_jax.classify.show import show_predictions
-        from imagenet_jax.data.loose_images import find_images
+        from imagenet_jax.data.image_files import find_images
 
     with announce("reading the weights"):
         weights = cli.open_weights(args, overrides)

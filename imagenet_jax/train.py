@@ -196,8 +196,7 @@ class _Loop:
             pipeline.train_batches(
                 run.source,
                 run.sampler,
-                config.data,
-                config.augment,
+                config,
                 start_step=start,
                 total_steps=end,
                 process_index=jax.process_index(),

@@ -51,7 +51,7 @@ class LightLoop:
         self.result = lambda step: {"count": 360, "top1": 0.5, "top5": 0.9, "loss": 1.0}
         self.on_batch = self.on_step = self.on_input = lambda step: None
 
-    def train_batches(self, source, sampler, data, augment, *, start_step, total_steps, **_):
+    def train_batches(self, source, sampler, config, *, start_step, total_steps, **_):
         for k in range(start_step, total_steps):
             self.on_input(k + 1)
             epochs, indices, _ = sampler.rows(k, range(sampler.batch_size))

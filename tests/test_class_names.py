@@ -106,9 +106,7 @@ def test_some_of_the_classes_are_measured_by_their_logits_alone(
     config = config_io.ConfigDict(saved_run.config.to_dict())
     config.data.source, config.data.path = "folder", str(root)
     # In NumPy, from all ten logits.
-    (batch,) = pipeline.eval_batches(
-        sources.open_source(config.data, "validation"), config.data, config.eval
-    )
+    (batch,) = pipeline.eval_batches(sources.open_source(config.data, "validation"), config)
     there, labels = batch["mask"] > 0, batch["label"][batch["mask"] > 0]
     images = normalize(batch["image"], config.data.mean, config.data.std, "float32")
     forward = nnx.jit(lambda model, images: model(images, train=False))

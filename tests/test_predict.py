@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 
 from imagenet_jax import config as config_io
 from imagenet_jax import convert, models, predict, progress
-from imagenet_jax.data import imagenet_classes
-from imagenet_jax.data.loose_images import find_images
+from imagenet_jax.data.classes import imagenet_names
+from imagenet_jax.data.image_files import find_images
 from imagenet_jax.training.load_weights import of_file
 from imagenet_jax.weights import torch_names, weight_file
 
@@ -199,7 +199,7 @@ def test_class_names_by_the_number_of_classes(tiny, tmp_path, digits_path):
         return of_file(path, tiny).class_names
 
     assert names(1000)[281] == "tabby"
-    assert names(1000) == imagenet_classes.class_names()
+    assert names(1000) == imagenet_names()
     assert names(7) == ()  # nobody knows
     tiny.data.source = "tfds"
     assert names(10) == tuple(map(str, range(10)))  # of the data, which is there

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from imagenet_jax.data import decode
-from imagenet_jax.data.loose_images import LooseImage
+from imagenet_jax.data.image_files import LooseImage
 from imagenet_jax.errors import UserError
 from imagenet_jax.progress import announce, track
 from imagenet_jax.runtime import xla

@@ -5,16 +5,39 @@
   python -m imagenet_jax.data.bench --config=configs/resnet50.py --need=3000
 
 Records are read in the order of training. --need is what the accelerators take, in images per
-second: `images_per_second` in metrics.jsonl where `input_wait` is 0, or benchmarks/train_step.py.
+second: `images_per_second` in metrics.jsonl when `input_wait` is 0, or benchmarks/train_step.py.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from imagenet_jax import cli, strict_json
 from imagenet_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from imagenet_jax.data.records import Source
+    from imagenet_jax.data.sampler import Sampler
+
+_SAMPLE = 256  # records that the one-core stages use, at most
+_STORED = 256  # pixels of the shorter side, as `prepare --resize=256` stores images
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """Images per second of a stage, and the number of cores that it could use."""
+
+    stage: str
+    images_per_second: float
+    cores: int = 1
 
 
 def main(argv: Sequence[str]) -> int:
@@ -24,25 +47,24 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--seconds", type=float, default=3.0, metavar="S", help="for each stage (default: 3)"
     )
-    parser.add_argument("--need", type=float, metavar="N", help="images per second that are wanted")
+    parser.add_argument("--need", type=float, metavar="N", help="images per second to reach")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")
     args = parser.parse_args(argv)
     for flag, value in (("seconds", args.seconds), ("need", args.need)):
         if value is not None and value <= 0:
             raise UserError(f"--{flag}={value}: give a number above 0")
 
-    from imagenet_jax import config as config_io  # jax is imported after --help was answered
-    from imagenet_jax.data.stages import advice, measure
+    from imagenet_jax import config as config_io  # imported late, so that --help is fast
 
     config = config_io.load(args.config, overrides)
     rates = measure(config, args.seconds)
-    lines = advice(config, rates, args.need)
+    lines = advise(config, rates, args.need)
     if args.json:
         stages = {rate.stage: rate.images_per_second for rate in rates}
         print(strict_json.dumps({"images_per_second": stages, "advice": lines}))
         return 0
-    where = "synthetic data" if config.data.source == "synthetic" else config.data.path
-    table = Table(title=f"{config.data.train_split} of {where}")
+    data = "synthetic data" if config.data.source == "synthetic" else config.data.path
+    table = Table(title=f"{config.data.train_split} of {data}")
     table.add_column("stage")
     for column in ("img/s", "ms per image", "cores"):
         table.add_column(column, justify="right")
@@ -54,6 +76,183 @@ def main(argv: Sequence[str]) -> int:
     for line in lines:
         console.print(f"- {line}")
     return 0
+
+
+def measure(config: "ConfigDict", seconds: float) -> list[Rate]:
+    """Measure every stage of the input pipeline of `config`, each for about `seconds`.
+
+    The stages on one core all take the same records, in whole passes, so that their rates compare.
+    The stage that runs is printed to standard error.
+    """
+    import numpy as np
+
+    from imagenet_jax.data import decode, pipeline, sources
+    from imagenet_jax.data.sampler import record_uniforms
+
+    data = config.data
+    _announce("opening the data")
+    source = sources.open_source(data, data.train_split)
+    sampler = pipeline.make_sampler(source, data, seed=config.seed, batch_size=config.batch_size)
+    epochs, indices, copies = sampler.records(0, _SAMPLE)
+    uniforms = record_uniforms(config.seed, epochs, indices, copies, decode.CROP_DRAWS)
+    _announce("read")
+    encoded, read = _read(source, indices.tolist(), seconds, skip=data.undecodable == "skip")
+    out = np.empty((config.augment.image_size, config.augment.image_size, 3), np.uint8)
+
+    def crop(encoded: bytes, row: int, resampling: str = data.resampling) -> None:
+        decode.train_image(
+            encoded,
+            out,
+            uniforms[row],
+            scale=tuple(config.augment.crop_scale),
+            ratio=tuple(config.augment.crop_ratio),
+            interpolation=data.interpolation,
+            resampling=resampling,
+        )
+
+    def rate(stage: str, work: Callable[[int], Any]) -> Rate:
+        _announce(stage)
+        return Rate(stage, _measure_rate(work, len(encoded), seconds))
+
+    rates = [
+        read,
+        rate("decode, whole image", lambda i: decode.decode(encoded[i])),
+        rate("decode and crop", lambda i: crop(encoded[i], i)),
+    ]
+    if data.resampling != "fast":
+        rates.append(rate("same, resampling=fast", lambda i: crop(encoded[i], i, "fast")))
+    stored = _shrink(encoded)
+    if stored != encoded:
+        rates.append(rate("same, stored at 256", lambda i: crop(stored[i], i)))
+    cores = os.cpu_count() or 1
+    configured = (0, data.workers) if data.workers else (data.threads or cores, 0)
+    for threads, workers in dict.fromkeys([configured, (1, 0), (cores, 0), (0, cores)]):
+        stage = f"pipeline, workers={workers}" if workers else f"pipeline, threads={threads}"
+        _announce(stage)
+        changed = type(config)(config.to_dict())
+        changed.data.threads, changed.data.workers = threads, workers
+        speed = _measure_pipeline(source, sampler, changed, seconds)
+        rates.append(Rate(stage, speed, workers or threads))
+    return rates
+
+
+def _announce(stage: str) -> None:
+    print(f"measuring: {stage}", file=sys.stderr, flush=True)
+
+
+def _read(
+    source: "Source", indices: list[int], seconds: float, *, skip: bool
+) -> tuple[list[bytes], Rate]:
+    """Return the first images, as many as decode within `seconds`, and how fast they were read."""
+    from imagenet_jax.data import decode
+
+    source[len(source) - 1]  # opens the files
+    encoded: list[bytes] = []
+    reading = decoding = 0.0
+    for index in indices:
+        start = time.perf_counter()
+        record = source[index]
+        read = time.perf_counter()
+        try:
+            decode.decode(record["image"])
+        except decode.UndecodableImage as e:
+            if skip:
+                continue
+            raise UserError(f"image {record['id']} cannot be decoded: {e}") from e
+        encoded.append(record["image"])
+        reading, decoding = reading + read - start, decoding + time.perf_counter() - read
+        if decoding > seconds:
+            break
+    if not encoded:
+        raise UserError(f"{source.name}: no image of a sample of {_SAMPLE} can be decoded")
+    return encoded, Rate("read", len(encoded) / reading)
+
+
+def _shrink(encoded: list[bytes]) -> list[bytes]:
+    """Return the images as `prepare --resize=256` stores them, unchanged if it keeps their size."""
+    from imagenet_jax.prepare.shards import Storage, to_store
+
+    stored = (to_store(image, Storage(resize=_STORED)) for image in encoded)
+    return [new.encoded if new.resized else old for old, new in zip(encoded, stored, strict=True)]
+
+
+def _measure_rate(work: Callable[[int], Any], count: int, seconds: float) -> float:
+    """Return calls of `work` per second, in whole passes through indices 0 to count - 1."""
+    for i in range(min(8, count)):
+        work(i)
+    start, passes = time.perf_counter(), 0
+    while (spent := time.perf_counter() - start) < seconds or not passes:
+        for i in range(count):
+            work(i)
+        passes += 1
+    return passes * count / spent
+
+
+def _measure_pipeline(
+    source: "Source", sampler: "Sampler", config: "ConfigDict", seconds: float
+) -> float:
+    """Return images per second of the whole pipeline."""
+    from imagenet_jax.data import pipeline
+
+    batches = pipeline.train_batches(source, sampler, config, total_steps=10**9)
+    for _ in range(2 * (config.data.threads or config.data.workers)):
+        next(batches)  # batches that were made ahead do not count
+    start, done = time.perf_counter(), 0
+    while (spent := time.perf_counter() - start) < seconds or not done:
+        next(batches)
+        done += sampler.batch_size
+    return done / spent
+
+
+def advise(config: "ConfigDict", rates: list[Rate], need: float | None) -> list[str]:
+    """Return what the rates suggest, a line each, the most useful first."""
+    by_name = {rate.stage: rate for rate in rates}
+    fast, small = by_name.get("same, resampling=fast"), by_name.get("same, stored at 256")
+    pipelines = [rate for rate in rates if rate.stage.startswith("pipeline")]
+    now, best = pipelines[0], max(pipelines, key=lambda rate: rate.images_per_second)
+    one, cores = by_name["decode and crop"].images_per_second, os.cpu_count() or 1
+    lines = []
+    if best.images_per_second > 1.1 * now.images_per_second:
+        setting = best.stage.removeprefix("pipeline, ")
+        only = "--config.data.workers=0 " if "threads" in setting and config.data.workers else ""
+        lines.append(
+            f"{setting} is {_times(best, now)} as fast as what the config has: set "
+            f"{only}--config.data.{setting}"
+        )
+    if by_name["read"].images_per_second < 5 * one:
+        lines.append(
+            f"reading takes {one / by_name['read'].images_per_second:.0%} of the time that "
+            "decoding does: put the data on a local SSD, or enough of it into memory"
+        )
+    if fast and one < 0.9 * fast.images_per_second:
+        lines.append(
+            f"--config.data.resampling=fast decodes and crops "
+            f"{_times(fast, by_name['decode and crop'])} as fast; pixels alias, so accuracy may "
+            "differ from the recipe's"
+        )
+    if small and one < 0.9 * small.images_per_second:
+        lines.append(
+            f"images stored by `prepare --resize=256` decode and crop "
+            f"{_times(small, by_name['decode and crop'])} as fast; see its --help for the price"
+        )
+    if need:
+        lines.insert(0, _compare(best, need, cores))
+    return lines or ["nothing to change: no other setting is more than 10 % faster"]
+
+
+def _compare(best: Rate, need: float, cores: int) -> str:
+    share = best.images_per_second / need
+    if share >= 1:
+        return f"enough: {share:.1f} times what is needed; input wait should be near 0"
+    per_core = best.images_per_second / min(best.cores, cores)
+    return (
+        f"not enough: {share:.0%} of what is needed, input wait will be near {1 - share:.0%}; "
+        f"that takes {need / per_core:.0f} cores, this machine has {cores}"
+    )
+
+
+def _times(a: Rate, b: Rate) -> str:
+    return f"{a.images_per_second / b.images_per_second:.1f} times"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The ways in which people keep image data sets on disk, and how to recognize each.
+"""Layouts of data sets on disk, and recognition of those in folders of images.
 
-A recognizer takes a path and returns a `Layout`, or None where the path holds something else. A
-layout lists a split only when it is asked to.
+A recognizer takes a path and returns a `Layout`, or None if the path holds something else. A split
+is listed only when it is used.
 """
 
 import os
@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from imagenet_jax.data.stored_image import StoredImage
-from imagenet_jax.data.text_file import read_lines
-from imagenet_jax.data.walk import (
+from imagenet_jax.data.image_files import (
     HIDDEN,
     Note,
+    StoredImage,
     Walk,
     is_folder,
     is_hidden,
     is_image,
     is_utf8,
     list_folder,
+    read_lines,
     walk,
 )
 from imagenet_jax.errors import UserError, why_unreadable
@@ -30,11 +30,11 @@ SPLITS = {
     "validation": ("validation", "val", "valid"),
     "test": ("test", "testing"),
 }
-ALL = "all"  # the split of class folders that are in no split
+ALL = "all"  # the only split of class folders without splits
 _CLS_LOC = ("ILSVRC", "Data", "CLS-LOC")
 _KAGGLE = "Kaggle's ILSVRC/Data/CLS-LOC"
 _SOLUTION = "LOC_val_solution.csv"  # Kaggle's validation labels
-_ANNOTATIONS = "val_annotations.txt"  # those of tiny-imagenet-200
+_ANNOTATIONS = "val_annotations.txt"  # validation labels of tiny-imagenet-200
 
 
 @dataclass
@@ -42,11 +42,11 @@ class Split:
     """The images of a split, in order.
 
     Attributes:
-      root: the folder that names of images are below.
+      root: the folder that image names are relative to.
       class_names: label -> name.
       left_out: entries of `root` that are not images of the split.
-      problems: what keeps the split from being used.
-      name: for messages; empty: that of `root`.
+      problems: reasons why the split cannot be used.
+      name: for messages; "": the path of `root`.
     """
 
     root: Path
@@ -64,9 +64,9 @@ class Layout:
     Attributes:
       name: of the kind of layout.
       path: of the data set.
-      splits: "train", "validation", "test" or `ALL` -> how to list it.
-      class_folders: split -> the folder, of splits that have a folder for each class.
-      left_out: what is in `path` and in no split.
+      splits: "train", "validation", "test" or `ALL` -> a function that lists it.
+      class_folders: split -> its folder, for splits with a folder per class.
+      left_out: entries of `path` that are in no split.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Layout:
     left_out: list[Note] = field(default_factory=list)
 
     def find(self, split: str) -> Callable[[], Split] | None:
-        """How to list a split by its name, by another of its names, or by its folder's."""
+        """Return the function that lists a split, by any of its names or its folder's name."""
         if split in self.splits:
             return self.splits[split]
         if _has_classes(self.path / split):
@@ -87,12 +87,12 @@ class Layout:
 
 
 def split_name(name: str) -> str | None:
-    """The split that a folder or file name means, whatever its case: "Val" is "validation"."""
+    """Return the split that a folder or file name means, in any case: "Val" is "validation"."""
     return next((split for split, names in SPLITS.items() if name.lower() in names), None)
 
 
 def list_classes(root: Path) -> Split:
-    """The images of `root/CLASS/` and below; classes are sorted, as torchvision sorts them."""
+    """List the images in `root/CLASS/` and below; classes are sorted as torchvision does."""
     split = Split(root, (), [])
     names: list[str] = []
     for entry in list_folder(root):
@@ -116,28 +116,29 @@ def list_classes(root: Path) -> Split:
 def _add(split: Split, found: Walk, folder: str, label: Callable[[str], int | None]) -> None:
     """Add what was found in a folder of the split; `label` returns None to leave an image out."""
 
-    def name_of(name: str) -> str:
+    def join(name: str) -> str:
         return "/".join(part for part in (folder, name) if part)
 
-    split.left_out += [Note(name_of(name), why) for name, why in found.left_out]
-    split.problems += [Note(name_of(name), why) for name, why in found.problems]
+    split.left_out += [Note(join(name), why) for name, why in found.left_out]
+    split.problems += [Note(join(name), why) for name, why in found.problems]
     for file in found.files:
-        name, its_label = name_of(file.name), label(file.name)
+        name, its_label = join(file.name), label(file.name)
         if not is_utf8(name):
             split.problems.append(Note(name, "is not UTF-8; rename it"))
         elif its_label is not None:
             split.images.append(StoredImage(name, its_label, file.size, file.mtime_ns))
 
 
-def cls_loc(path: Path) -> Layout | None:
-    """ILSVRC/Data/CLS-LOC as Kaggle has it, from any folder of that path."""
+def find_cls_loc(path: Path) -> Layout | None:
+    """Recognize Kaggle's ILSVRC/Data/CLS-LOC, given any folder of that path."""
     for parts in (_CLS_LOC, _CLS_LOC[1:], _CLS_LOC[2:]):
-        layout = split_folders(path.joinpath(*parts)) if path.joinpath(*parts).is_dir() else None
+        inner = path.joinpath(*parts)
+        layout = find_split_folders(inner) if inner.is_dir() else None
         if layout:
-            left_out = [(path.joinpath(*parts), layout.left_out)]
+            left_out = [(inner, layout.left_out)]
             for depth, part in enumerate(parts):
                 folder = path.joinpath(*parts[:depth])
-                left_out.append((folder, _others(folder, {part, _SOLUTION})))
+                left_out.append((folder, _other_entries(folder, {part, _SOLUTION})))
             layout.name, layout.path = _KAGGLE, path
             layout.left_out = [
                 Note(str((folder / name).relative_to(path)), why)
@@ -148,11 +149,14 @@ def cls_loc(path: Path) -> Layout | None:
     return None
 
 
-def split_folders(path: Path) -> Layout | None:
-    """train/, validation/ and test/, by any of their names, with class folders or a label file."""
+def find_split_folders(path: Path) -> Layout | None:
+    """Recognize train/, validation/ and test/, by any of their names.
+
+    Each has class folders or a file of labels.
+    """
     layout = Layout("folders of splits", path, {})
     folders = _folders(path)
-    # As written in SPLITS first, then in any other case.
+    # Names as in SPLITS come first, then those in another case.
     known = [name for names in SPLITS.values() for name in names if name in folders]
     known += [name for name in folders if split_name(name) and name not in known]
     for name in known:
@@ -160,37 +164,37 @@ def split_folders(path: Path) -> Layout | None:
         if split in layout.splits:
             layout.left_out.append(Note(name, f"another folder of the {split} split is read"))
         elif any(entry.name == _ANNOTATIONS for entry in list_folder(folder)) and not (
-            # Reorganized into class folders, with the file left behind.
+            # Someone has moved the images into class folders and left the file behind.
             _has_classes(folder)
             and not ((folder / "images").is_dir() and _holds_image(folder / "images", 0))
         ):
-            layout.name, layout.splits[split] = "tiny-imagenet", partial(_annotated, folder)
+            layout.name, layout.splits[split] = "tiny-imagenet", partial(_list_annotated, folder)
         elif _has_classes(folder):
             layout.splits[split] = partial(list_classes, folder)
             layout.class_folders[split] = folder
-        elif split == "validation" and (csv := _solution(folder)):
-            layout.name, layout.splits[split] = _KAGGLE, partial(_solved, folder, csv)
+        elif split == "validation" and (csv := _find_solution(folder)):
+            layout.name, layout.splits[split] = _KAGGLE, partial(_list_solution, folder, csv)
         else:
-            layout.left_out.append(Note(name, _no_labels(folder, split)))
-    layout.left_out += _others(path, {*known, _SOLUTION})
-    # A class may be called "train", but hardly every class after a split.
+            layout.left_out.append(Note(name, _why_unlabeled(folder, split)))
+    layout.left_out += _other_entries(path, {*known, _SOLUTION})
+    # A class may be called "train", but if all folders are named after splits they are splits.
     return layout if layout.splits or (known and len(known) == len(folders)) else None
 
 
-def class_folders(path: Path) -> Layout | None:
-    """CLASS/ without splits: for a hold-out, or all for evaluation (ImageNetV2, for example)."""
+def find_class_folders(path: Path) -> Layout | None:
+    """Recognize CLASS/ without splits: for a hold-out, or for evaluation only (as ImageNetV2)."""
     if not any(_holds_image(path / name, 1) for name in _folders(path)):
         return None
     return Layout("class folders without splits", path, {ALL: partial(list_classes, path)})
 
 
 def _has_classes(root: Path) -> bool:
-    """Whether folders are in `root`; "images" by itself is where data sets put unlabeled ones."""
+    """Return whether `root` has class folders; a lone "images" folder holds unlabeled images."""
     return root.is_dir() and _folders(root) not in ([], ["images"])
 
 
 def _holds_image(folder: Path, depth: int) -> bool:
-    """Whether an image is in `folder` or up to `depth` folders below; True if unreadable."""
+    """Return whether an image is in `folder` or up to `depth` levels below; True if unreadable."""
     try:
         names = [entry.name for entry in list_folder(folder) if not is_hidden(entry.name)]
         return any(map(is_image, names)) or (
@@ -201,7 +205,7 @@ def _holds_image(folder: Path, depth: int) -> bool:
 
 
 def _folders(path: Path) -> list[str]:
-    """The folders in `path` that are not hidden; OSError for a split that is a link to nothing."""
+    """Return the folders in `path` that are not hidden; OSError for a split's broken link."""
     found = []
     for entry in list_folder(path):
         try:
@@ -213,8 +217,8 @@ def _folders(path: Path) -> list[str]:
     return found
 
 
-def _others(path: Path, read: set[str]) -> list[Note]:
-    """What is in `path` beside the names that are read."""
+def _other_entries(path: Path, read: set[str]) -> list[Note]:
+    """Return the entries of `path` other than the names that are read."""
     return [
         Note(e.name, HIDDEN if is_hidden(e.name) else "in no split")
         for e in list_folder(path)
@@ -222,8 +226,8 @@ def _others(path: Path, read: set[str]) -> list[Note]:
     ]
 
 
-def _no_labels(folder: Path, split: str) -> str:
-    """Why a folder of a split is not read."""
+def _why_unlabeled(folder: Path, split: str) -> str:
+    """Return why a folder of a split is not read."""
     wanted = "class folders"
     if split == "validation":
         wanted = f"class folders, {_ANNOTATIONS} or {_SOLUTION} (which Kaggle puts beside ILSVRC/)"
@@ -231,8 +235,8 @@ def _no_labels(folder: Path, split: str) -> str:
     return f"{'images without labels' if images else 'no images'}: it has no {wanted}"
 
 
-def _solution(folder: Path) -> Path | None:
-    """Kaggle's CSV for the flat folder `folder`: in it, or in one of the four folders above."""
+def _find_solution(folder: Path) -> Path | None:
+    """Return Kaggle's CSV for the images in `folder`: in it, or in one of four folders above."""
     for start in (folder.absolute(), folder.resolve()):
         for place in (start, *list(start.parents)[:4]):
             if (place / _SOLUTION).is_file():
@@ -240,24 +244,24 @@ def _solution(folder: Path) -> Path | None:
     return None
 
 
-def _solved(folder: Path, csv: Path) -> Split:
-    """`folder/NAME.JPEG`, whose classes are in lines "NAME,CLASS 10 20 300 400 CLASS ..."."""
+def _list_solution(folder: Path, csv: Path) -> Split:
+    """List `folder/NAME.JPEG` with classes from lines "NAME,CLASS 10 20 300 400 CLASS ..."."""
     rows = [line.split(",", 1) for line in read_lines(csv)]
     classes = {row[0].strip(): row[1].split()[0] for row in rows[1:] if row[1:] and row[1].strip()}
-    return _labeled(folder, "", classes, csv)
+    return _list_labeled(folder, "", classes, csv)
 
 
-def _annotated(folder: Path) -> Split:
-    """`folder/images/FILE`, whose classes are in lines "FILE <tab> CLASS <tab> box"."""
+def _list_annotated(folder: Path) -> Split:
+    """List `folder/images/FILE` with classes from lines "FILE <tab> CLASS <tab> box"."""
     path = folder / _ANNOTATIONS
     rows = [line.split() for line in read_lines(path)]
-    return _labeled(folder, "images/", {row[0]: row[1] for row in rows if len(row) > 1}, path)
+    return _list_labeled(folder, "images/", {row[0]: row[1] for row in rows if len(row) > 1}, path)
 
 
-def _labeled(folder: Path, prefix: str, classes: dict[str, str], path: Path) -> Split:
-    """Files of `folder` whose class is in the file `path`, by name with or without the suffix.
+def _list_labeled(folder: Path, prefix: str, classes: dict[str, str], path: Path) -> Split:
+    """List the files of `folder` whose class the file `path` gives, by name or by stem.
 
-    Sorted by class and then by name, which is their order in class folders.
+    They are sorted by class and then by name, as if they were in class folders.
     """
     if not classes:
         raise UserError(f"{path} has no line with an image and its class")

@@ -1,40 +1,35 @@
-"""Batches: grain runs them in threads or processes, ahead of time; what they hold is pure.
+"""Batches of decoded images, made ahead of time in threads or processes by grain.
 
-Element k of a pipeline is this process's rows of global batch k, a function of (source, seed, k)
-alone. So the position of a run is one number, resuming reads nothing again, and neither threads,
-workers nor hosts can change a sample.
+Element k of a pipeline is this process's rows of global batch k, a pure function of (source, seed,
+k). So the position of a run is one number, resuming reads nothing twice, and the number of threads,
+workers or hosts cannot change a sample.
 """
 
 import os
-import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
-from multiprocessing import resource_tracker
 from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from imagenet_jax.data import decode
-from imagenet_jax.data.pool import end_with_parent
-from imagenet_jax.data.resolution import resolution_of
+from imagenet_jax.data.image_formats import UndecodableImage
+from imagenet_jax.data.records import Record, Source
+from imagenet_jax.data.resolution import Resolution
 from imagenet_jax.data.sampler import Sampler, record_uniforms
-from imagenet_jax.data.sources import Source
-from imagenet_jax.data.tfds_format import Record
+from imagenet_jax.data.workers import iterate_in_workers
 from imagenet_jax.errors import UserError
 
 Batch = dict[str, Any]
 
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
 
 def make_sampler(source: Source, data: ConfigDict, *, seed: int, batch_size: int) -> Sampler:
-    """The order of the records of a run, as `config.data` has it; `batch_size` is global.
+    """Return the order of the records of a run, as `config.data` asks for.
 
-    Balancing classes takes their labels: a tfds directory is read once for them.
+    `batch_size` is global. Balancing classes needs all labels, for which a tfds directory is read
+    once.
     """
     labels = source.labels() if data.balance != "none" else None
     return Sampler(
@@ -51,233 +46,172 @@ def make_sampler(source: Source, data: ConfigDict, *, seed: int, batch_size: int
 def train_batches(
     source: Source,
     sampler: Sampler,
-    data: ConfigDict,
-    augment: ConfigDict,
+    config: ConfigDict,
     *,
     total_steps: int,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """This process's rows of batches start_step .. total_steps - 1 of the run.
+    """Return this process's rows of batches start_step .. total_steps - 1 of the run.
 
     Args:
-      sampler: from `make_sampler`; each process gets an equal share of a batch, in row order.
-      data, augment: `config.data` and `config.augment`.
-      start_step: batches consumed before; nothing of them is read.
+      sampler: from `make_sampler`.
+      config: `config.data` and `config.augment` are used.
+      start_step: number of batches consumed before; nothing of them is read.
+      process_index, process_count: each process gets an equal part of a batch, in row order.
 
     Returns:
-      An iterator of {"image": u8[b, S, S, 3], "label": i32[b]}, S by step as `resolution_of` says;
-      errors of a record are UserErrors that name it. With data.undecodable = "skip" also "mask":
-      f32[b], 0 for an image that could not be decoded, and "skipped": their names.
+      An iterator of {"image": u8[b, S, S, 3], "label": i32[b]}; S may grow, see `Resolution`. If
+      config.data.undecodable is "skip" also "mask": f32[b], 0 for an image that cannot be decoded,
+      and "skipped": the names of those. A UserError names a record that cannot be used.
     """
-    load = TrainRows(source, sampler, data, augment, process_index, process_count)
-    rows = sampler.batch_size // process_count
-    return _iterate(load, start_step, total_steps, data, rows * augment.image_size**2 * 3)
+    rows = _rows_of_process(sampler.batch_size, process_index, process_count)
+    load = _TrainLoader(source, sampler, config, rows)
+    batch_bytes = len(rows) * config.augment.image_size**2 * 3
+    return _iterate(load, start_step, total_steps, config.data, batch_bytes)
 
 
 def eval_batches(
-    source: Source,
-    data: ConfigDict,
-    evaluation: ConfigDict,
-    *,
-    process_index: int = 0,
-    process_count: int = 1,
+    source: Source, config: ConfigDict, *, process_index: int = 0, process_count: int = 1
 ) -> Iterator[Batch]:
-    """This process's rows of the split, each record once, in order.
+    """Return this process's rows of the whole split, each record once and in order.
 
     Args:
-      data, evaluation: `config.data` and `config.eval`.
+      config: `config.data` and `config.eval` are used.
 
     Returns:
-      An iterator of {"image": u8[b, S, S, 3], "label": i32[b], "mask": f32[b]}: the last batch is
-      filled with rows of mask 0. Every process gets the same number of batches. "skipped" as in
-      `train_batches`.
+      An iterator of {"image": u8[b, S, S, 3], "label": i32[b], "mask": f32[b]}. The last batch is
+      padded with rows of mask 0, and every process gets the same number of batches. "skipped" as
+      in `train_batches`.
     """
-    load = EvalRows(source, data, evaluation, process_index, process_count)
-    rows = evaluation.batch_size // process_count
-    count = -(-len(source) // evaluation.batch_size)
-    return _iterate(load, 0, count, data, rows * evaluation.image_size**2 * 3)
+    size = config.eval.batch_size
+    rows = _rows_of_process(size, process_index, process_count)
+    load = _EvalLoader(source, config, rows)
+    batch_bytes = len(rows) * config.eval.image_size**2 * 3
+    return _iterate(load, 0, -(-len(source) // size), config.data, batch_bytes)
 
 
-class TrainRows:
-    """k -> this process's rows of training batch k."""
-
-    def __init__(
-        self,
-        source: Source,
-        sampler: Sampler,
-        data: ConfigDict,
-        augment: ConfigDict,
-        process_index: int,
-        process_count: int,
-    ):
-        self._source, self._sampler = source, sampler
-        self._rows = _share(sampler.batch_size, process_index, process_count)
-        self._resolution = resolution_of(augment, sampler.steps_per_epoch)
-        self._judge = _Judge(source, data)
-        self._crop: dict[str, Any] = {
-            "scale": tuple(augment.crop_scale),
-            "ratio": tuple(augment.crop_ratio),
-            "interpolation": data.interpolation,
-            "resampling": data.resampling,
-        }
-
-    def __call__(self, step: int) -> Batch:
-        where = self._sampler.rows(step, self._rows)
-        uniforms = record_uniforms(self._sampler.seed, *where, decode.CROP_DRAWS)
-        batch = _empty(
-            len(self._rows),
-            self._resolution.at(step + Fraction(self._sampler.shift, self._sampler.batch_size)),
-        )
-        mask, skipped = np.ones(len(self._rows), np.float32), []
-        for row, index in enumerate(where[1]):
-            record = self._source[int(index)]
-            batch["label"][row] = self._judge.label(record)
-            try:
-                decode.train_image(
-                    record["image"], batch["image"][row], uniforms[row], **self._crop
-                )
-            except decode.UndecodableImage as e:
-                self._judge.skip(record, e, batch["image"][row])
-                mask[row] = 0
-                skipped.append(record["id"])
-        return batch | {"mask": mask, "skipped": skipped} if self._judge.skips else batch
-
-
-class EvalRows:
-    """k -> this process's rows of evaluation batch k."""
-
-    def __init__(
-        self,
-        source: Source,
-        data: ConfigDict,
-        evaluation: ConfigDict,
-        process_index: int,
-        process_count: int,
-    ):
-        self._source = source
-        self._batch_size = evaluation.batch_size
-        self._rows = _share(evaluation.batch_size, process_index, process_count)
-        self._judge = _Judge(source, data)
-        self._side, self._resize = evaluation.image_size, evaluation.resize
-        self._resampling = {"interpolation": data.interpolation, "resampling": data.resampling}
-
-    def __call__(self, step: int) -> Batch:
-        first = step * self._batch_size
-        batch = _empty(len(self._rows), self._side)
-        mask, skipped = np.zeros(len(self._rows), np.float32), []
-        for row, place in enumerate(self._rows):
-            if first + place >= len(self._source):
-                batch["image"][row:] = 0
-                batch["label"][row:] = 0
-                break
-            record = self._source[first + place]
-            batch["label"][row] = self._judge.label(record)
-            try:
-                decode.eval_image(
-                    record["image"], batch["image"][row], resize=self._resize, **self._resampling
-                )
-                mask[row] = 1
-            except decode.UndecodableImage as e:
-                self._judge.skip(record, e, batch["image"][row])
-                skipped.append(record["id"])
-        return batch | {"mask": mask} | ({"skipped": skipped} if self._judge.skips else {})
-
-
-class _Judge:
-    """What becomes of a record that training cannot use."""
-
-    def __init__(self, source: Source, data: ConfigDict):
-        self.skips = data.undecodable == "skip"
-        self._classes = len(source.class_names)
-        self._mean = np.round(np.asarray(data.mean) * 255).astype(np.uint8)
-
-    def label(self, record: Record) -> int:
-        """The record's; UserError where it is none, as in tfds's test splits."""
-        if not 0 <= record["label"] < self._classes:
-            raise UserError(
-                f"image {record['id']} has label {record['label']}, not one of the "
-                f"{self._classes} classes; use another split or prepare the data again"
-            )
-        return record["label"]
-
-    def skip(self, record: Record, error: decode.UndecodableImage, row: np.ndarray) -> None:
-        """Paint the row u8[S, S, 3] in the mean color, or stop the run with a UserError."""
-        if not self.skips:
-            raise UserError(
-                f"image {record['id']} cannot be decoded: {error}; `python -m imagenet_jax.doctor` "
-                "finds all such, --config.data.undecodable=skip trains without them"
-            ) from error
-        # Fill with the mean color, so that the row barely affects batch-norm statistics.
-        row[...] = self._mean
-
-
-def _share(batch_size: int, process_index: int, process_count: int) -> range:
+def _rows_of_process(batch_size: int, process_index: int, process_count: int) -> range:
     rows = batch_size // process_count
     return range(process_index * rows, (process_index + 1) * rows)
 
 
-def _empty(rows: int, side: int) -> Batch:
-    return {
-        "image": np.empty((rows, side, side, 3), np.uint8),
-        "label": np.empty(rows, np.int32),
-    }
+class _Loader:
+    """Reads and decodes records into the rows of a batch."""
+
+    def __init__(self, source: Source, config: ConfigDict, rows: range):
+        self._source, self._rows = source, rows
+        self._skip = config.data.undecodable == "skip"
+        self._mean = np.round(np.asarray(config.data.mean) * 255).astype(np.uint8)
+        self._resampling = {
+            "interpolation": config.data.interpolation,
+            "resampling": config.data.resampling,
+        }
+
+    def _empty(self, side: int) -> Batch:
+        """Return a batch whose rows are all masked."""
+        rows = len(self._rows)
+        return {
+            "image": np.empty((rows, side, side, 3), np.uint8),
+            "label": np.empty(rows, np.int32),
+            "mask": np.zeros(rows, np.float32),
+            "skipped": [],
+        }
+
+    def _load(
+        self, batch: Batch, row: int, index: int, decode: Callable[[bytes, np.ndarray], None]
+    ) -> None:
+        """Fill a row of `batch` with a record, or mask it if the image cannot be decoded."""
+        record, image = self._source[index], batch["image"][row]
+        batch["label"][row] = self._check_label(record)
+        try:
+            decode(record["image"], image)
+            batch["mask"][row] = 1
+        except UndecodableImage as e:
+            if not self._skip:
+                raise UserError(
+                    f"image {record['id']} cannot be decoded: {e}; `python -m imagenet_jax.doctor` "
+                    "finds all such, --config.data.undecodable=skip trains without them"
+                ) from e
+            image[...] = self._mean  # so that the row barely affects batch-norm statistics
+            batch["skipped"].append(record["id"])
+
+    def _check_label(self, record: Record) -> int:
+        """Return the label; UserError if it is not a class, as in the test splits of tfds."""
+        classes = len(self._source.class_names)
+        if not 0 <= record["label"] < classes:
+            raise UserError(
+                f"image {record['id']} has label {record['label']}, not one of the {classes} "
+                "classes; use another split or prepare the data again"
+            )
+        return record["label"]
+
+
+class _TrainLoader(_Loader):
+    """k -> this process's rows of training batch k."""
+
+    def __init__(self, source: Source, sampler: Sampler, config: ConfigDict, rows: range):
+        super().__init__(source, config, rows)
+        self._sampler = sampler
+        self._resolution = Resolution.from_config(config.augment, sampler.steps_per_epoch)
+        self._crop: dict[str, Any] = {
+            "scale": tuple(config.augment.crop_scale),
+            "ratio": tuple(config.augment.crop_ratio),
+            **self._resampling,
+        }
+
+    def __call__(self, step: int) -> Batch:
+        epochs, indices, copies = self._sampler.rows(step, self._rows)
+        uniforms = record_uniforms(self._sampler.seed, epochs, indices, copies, decode.CROP_DRAWS)
+        shift = Fraction(self._sampler.shift, self._sampler.batch_size)
+        batch = self._empty(self._resolution.at(step + shift))
+        for row, index in enumerate(indices.tolist()):
+
+            def crop(encoded: bytes, out: np.ndarray, u: np.ndarray = uniforms[row]) -> None:
+                decode.train_image(encoded, out, u, **self._crop)
+
+            self._load(batch, row, index, crop)
+        return batch if self._skip else {"image": batch["image"], "label": batch["label"]}
+
+
+class _EvalLoader(_Loader):
+    """k -> this process's rows of evaluation batch k."""
+
+    def __init__(self, source: Source, config: ConfigDict, rows: range):
+        super().__init__(source, config, rows)
+        self._batch_size = config.eval.batch_size
+        self._side, self._resize = config.eval.image_size, config.eval.resize
+
+    def __call__(self, step: int) -> Batch:
+        batch = self._empty(self._side)
+
+        def crop(encoded: bytes, out: np.ndarray) -> None:
+            decode.eval_image(encoded, out, resize=self._resize, **self._resampling)
+
+        first = step * self._batch_size + self._rows.start
+        last = min(len(self._source), first + len(self._rows))
+        for row, index in enumerate(range(first, last)):
+            self._load(batch, row, index, crop)
+        padding = slice(max(0, last - first), None)
+        batch["image"][padding] = batch["label"][padding] = 0
+        if not self._skip:
+            del batch["skipped"]
+        return batch
 
 
 def _iterate(
     load: Callable[[int], Batch], start: int, stop: int, data: ConfigDict, batch_bytes: int
 ) -> Iterator[Batch]:
-    """Batches start .. stop - 1 of `load`, made ahead of time within `data.prefetch_mb`.
+    """Yield batches start .. stop - 1 of `load`, made ahead within `config.data.prefetch_mb`.
 
-    The range starts where the run stands, rather than an iterator being moved there: grain's own
-    states differ between threads and workers, and a run may change from one to the other.
+    A resumed run starts a new range: grain's own iterator states differ between threads and
+    workers, and a run may change from one to the other.
     """
     ahead = max(2, int(data.prefetch_mb * 2**20) // batch_bytes)
-    threads = data.threads or os.cpu_count() or 1
     dataset = grain.MapDataset.range(start, stop).map(load)
     if data.workers:
-        if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which we do not use
-            flags.FLAGS.mark_as_parsed()
-        # A worker decodes one batch at a time and holds one more.
-        per_worker = max(1, min(ahead // data.workers - 1, 4))
-        options = grain.MultiprocessingOptions(data.workers, per_worker_buffer_size=per_worker)
-        one_by_one = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0))
-        return _from_workers(iter(one_by_one.mp_prefetch(options, _start_worker)))
-    threads = min(threads, ahead)
-    buffer = min(ahead, 2 * threads)
-    return iter(
-        dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer))
-    )
-
-
-def _from_workers(batches: grain.DatasetIterator) -> Iterator[Batch]:
-    """Yield `batches`, whose worker processes start with stop signals blocked.
-
-    A signal to the process group must not end a worker, from its first moment on: the trainer
-    stops it after saving. Threads and processes inherit the mask of the thread that starts them.
-    """
-    resource_tracker.ensure_running()  # starting it unblocks the signals
-    starter = ThreadPoolExecutor(
-        1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, _STOP_SIGNALS)
-    )
-    try:
-        first = starter.submit(next, batches, None).result()
-        if first is not None:
-            yield first
-            yield from batches
-    except RuntimeError as e:
-        if "terminated unexpectedly" not in str(e):
-            raise
-        raise UserError(
-            f"a worker process of config.data.workers died, probably because memory ran out: {e} "
-            "Use fewer workers, or less of config.data.prefetch_mb"
-        ) from e
-    finally:
-        starter.shutdown(wait=False)
-
-
-def _start_worker(index: int, count: int) -> None:
-    for number in _STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    end_with_parent()
+        return iterate_in_workers(dataset, data.workers, ahead)
+    threads = min(data.threads or os.cpu_count() or 1, ahead)
+    options = grain.ReadOptions(threads, prefetch_buffer_size=min(ahead, 2 * threads))
+    return iter(dataset.to_iter_dataset(options))

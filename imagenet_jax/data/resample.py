@@ -1,12 +1,12 @@
 """Antialiased resizing, equal to Pillow 13's and about three times as fast.
 
-Pillow's two passes (a triangle or a cubic, stretched by the reduction factor, over rows and over
-columns) in its order, but on a transposed copy, so that both add up whole rows of numbers, as suits
-vector units. Compiled by numba; runs without Python's interpreter lock.
+Like Pillow's, it filters rows and columns in two passes with a triangle or a cubic that is widened
+by the reduction factor. One pass works on a transposed copy, so that both passes add whole rows of
+numbers, which suits vector units. The code is compiled by numba and releases the interpreter lock.
 
-Results are equal to one gray level; to two at single pixels where both passes round a number that
-lies between two levels. Pillow before 13 always resizes columns first. Where 13 does not, the two
-differ by up to 30 levels on noise.
+Results differ from Pillow's by at most one level of 255, or two at single pixels where both passes
+round a value halfway between two levels. Pillow before 13 always filters columns first; where 13
+does not, the two differ by up to 30 levels on noise.
 """
 
 import functools
@@ -31,16 +31,16 @@ def resize(
     Args:
       image: u8[H, W, 3].
       box: (left, top, right, bottom) in pixels, fractions allowed.
-      within: (left, top, right, bottom), whole pixels that the filter may read: the box itself for
-        a crop that knows nothing of its surroundings, the image for a part of a resized whole.
-      interpolation: "bilinear", or "bicubic" (a = -0.5, as Pillow's).
+      within: (left, top, right, bottom) in whole pixels, which the filter may read: the box itself
+        to resize a crop, the whole image to compute part of the resized image.
+      interpolation: "bilinear" | "bicubic" (a = -0.5, as in Pillow).
       out: u8[S, T, 3], contiguous.
     """
     cubic = interpolation == "bicubic"
     tall, wide = out.shape[0], out.shape[1]
     x_first, x_weights = _weights(wide, box[0], box[2], within[0], within[2], cubic)
     y_first, y_weights = _weights(tall, box[1], box[3], within[1], within[3], cubic)
-    # Only what some output needs, and 8 bits in between, as Pillow does it.
+    # Only the pixels that an output needs; 8 bits between the passes, as in Pillow.
     left, right = x_first[0], x_first[-1] + x_weights.shape[1]
     top, bottom = y_first[0], y_first[-1] + y_weights.shape[1]
     image = image[top:bottom, left:right]
@@ -60,9 +60,9 @@ def resize(
 def _rows_first(
     box: tuple[float, float, float, float], within: tuple[int, int, int, int], out: np.ndarray
 ) -> bool:
-    """Whether Pillow resizes over rows first: if it takes off over twice as many rows as columns.
+    """Return whether Pillow filters rows first: if it removes over twice as many rows as columns.
 
-    It decides by the whole of `within` and what that becomes, of which `out` is the box.
+    This is decided by the size of `within` before and after resizing, of which `out` shows the box.
     """
     height, width = within[3] - within[1], within[2] - within[0]
     rows = height - round(height * out.shape[0] / (box[3] - box[1]))
@@ -78,7 +78,11 @@ def _rows(image: np.ndarray) -> np.ndarray:
 def _weights(
     count: int, low: float, high: float, first: int, last: int, cubic: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each output, its first input and the normalised weights of the inputs from there on."""
+    """Return the first input of each output, and the weights of the inputs from there on.
+
+    Returns:
+      i64[count], and f32[count, taps] of which each row sums to 1.
+    """
     scale = (high - low) / count
     stretch = max(scale, 1.0)
     support = (2.0 if cubic else 1.0) * stretch
@@ -86,13 +90,13 @@ def _weights(
     start = np.empty(count, np.int64)
     weights = np.zeros((count, taps), np.float32)
     for i in range(count):
-        centre = low + (i + 0.5) * scale
-        begin = max(int(centre - support + 0.5), first)
-        end = min(int(centre + support + 0.5), last)
-        begin = min(begin, last - taps)  # all windows are of one length and inside
+        center = low + (i + 0.5) * scale
+        begin = max(int(center - support + 0.5), first)
+        end = min(int(center + support + 0.5), last)
+        begin = min(begin, last - taps)  # all windows have the same length and lie inside
         total = 0.0
         for k in range(begin, end):
-            x = abs((k + 0.5 - centre) / stretch)
+            x = abs((k + 0.5 - center) / stretch)
             if not cubic:
                 w = 1.0 - x if x < 1.0 else 0.0
             elif x < 1.0:
@@ -111,7 +115,7 @@ def _weights(
 
 @_compiled()
 def _blend(rows: np.ndarray, first: np.ndarray, weights: np.ndarray, out: np.ndarray) -> None:
-    """out[i] = weighted sum of rows first[i], first[i] + 1, ..., rounded and clipped."""
+    """Set out[i] to the weighted sum of rows first[i], first[i] + 1, ..., rounded and clipped."""
     width = out.shape[1]
     total = np.empty(width, np.float32)
     for i in range(out.shape[0]):

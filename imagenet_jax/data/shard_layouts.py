@@ -2,83 +2,79 @@
 
 import os
 import re
-import tarfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from imagenet_jax import strict_json
-from imagenet_jax.data import parquet
-from imagenet_jax.data.imagenet_classes import wnids
-from imagenet_jax.data.layouts import Layout, Split, split_name
-from imagenet_jax.data.stored_image import StoredImage
-from imagenet_jax.data.text_file import read_lines
-from imagenet_jax.data.walk import (
+from imagenet_jax.data.classes import imagenet_wnids
+from imagenet_jax.data.image_files import (
     HIDDEN,
     Note,
+    StoredImage,
     is_folder,
     is_hidden,
     is_image,
     is_utf8,
     list_folder,
+    read_lines,
 )
+from imagenet_jax.data.layouts import Layout, Split, split_name
+from imagenet_jax.data.shard_files import read_parquet_rows, read_tar_members
 from imagenet_jax.errors import UserError
 
-_FOLDERS = ("data", "default")  # between a data set's folder and its shards, beside split names
+_FOLDERS = ("data", "default")  # may hold shards, as may folders named after splits
 _CLASS_FILES = ("classes.txt", "classnames.txt")  # a name per line, in the order of labels
 _LARGEST = 2**31 - 1  # label
 
 Shards = dict[str, list[str]]  # split -> paths below the folder of the data set
 
 
-def series_layout(path: Path) -> Layout | None:
-    """Shards that are the data set even beside folders of images, such as assets/teaser.png.
+def find_numbered_shards(path: Path) -> Layout | None:
+    """Recognize shards beside other folders with images, such as assets/teaser.png.
 
-    They are numbered and named after a split, or lie in a folder of the data set or of a split.
+    Their names have a number and a split, or they lie in a folder of `_FOLDERS` or of a split.
     """
-    for layout_at, suffix in ((parquet_layout, ".parquet"), (webdataset_layout, ".tar")):
+    for find, suffix in ((find_parquet, ".parquet"), (find_webdataset, ".tar")):
         shards: Shards = {}
-        _find(path, "", suffix, shards, [])
-        if any(map(_in_series, (shard for some in shards.values() for shard in some))):
-            return layout_at(path)
+        _find_shards(path, "", suffix, shards, [])
+        if any(_is_numbered(shard) for some in shards.values() for shard in some):
+            return find(path)
     return None
 
 
-def _in_series(shard: str) -> bool:
+def _is_numbered(shard: str) -> bool:
     words = re.split(r"[-_.]", shard)
     return "/" in shard or (
         any(map(split_name, words)) and any(re.fullmatch(r"\d{4,}", word) for word in words)
     )
 
 
-def webdataset_layout(path: Path) -> Layout | None:
-    """Tars of KEY.jpg beside KEY.cls or a KEY.json with a "label"."""
-    return _layout("webdataset", path, ".tar")
+def find_webdataset(path: Path) -> Layout | None:
+    """Recognize tars with KEY.jpg beside KEY.cls, or beside a KEY.json with a "label"."""
+    return _find_layout("webdataset", path, ".tar")
 
 
-def parquet_layout(path: Path) -> Layout | None:
-    """Parquet files with an image column and a label column."""
-    return _layout("Hugging Face parquet", path, ".parquet")
+def find_parquet(path: Path) -> Layout | None:
+    """Recognize parquet files with an image column and a label column."""
+    return _find_layout("Hugging Face parquet", path, ".parquet")
 
 
-def _layout(name: str, path: Path, suffix: str) -> Layout | None:
+def _find_layout(name: str, path: Path, suffix: str) -> Layout | None:
     shards: Shards = {}
     left_out: list[Note] = []
-    _find(path, "", suffix, shards, left_out)
+    _find_shards(path, "", suffix, shards, left_out)
     if not shards:
         return None
-    return Layout(
-        name, path, {split: partial(_list, path, split, shards) for split in shards},
-        left_out=left_out,
-    )  # fmt: skip
+    splits = {split: partial(_list_split, path, split, shards) for split in shards}
+    return Layout(name, path, splits, left_out=left_out)
 
 
-def _find(path: Path, below: str, suffix: str, shards: Shards, left_out: list[Note]) -> None:
-    """The shards in `path / below`, and in its folders that are named after splits.
+def _find_shards(path: Path, below: str, suffix: str, shards: Shards, left_out: list[Note]) -> None:
+    """Find the shards in `path / below`, and in its folders that are named after splits.
 
     A shard belongs to the split that its name or a folder above it names, else to "train". The
-    official archives of ImageNet are none.
+    official archives of ImageNet are not shards.
     """
     for entry in list_folder(path / below):
         name = f"{below}{entry.name}"
@@ -86,7 +82,7 @@ def _find(path: Path, below: str, suffix: str, shards: Shards, left_out: list[No
         if is_hidden(entry.name):
             left_out.append(Note(name, HIDDEN))
         elif folder and (split_name(entry.name) or entry.name in _FOLDERS):
-            _find(path, f"{name}/", suffix, shards, left_out)
+            _find_shards(path, f"{name}/", suffix, shards, left_out)
         elif folder or not name.endswith(suffix) or name.startswith("ILSVRC2012_"):
             if entry.name not in _CLASS_FILES:
                 left_out.append(Note(name, f"no {suffix} file"))
@@ -96,27 +92,28 @@ def _find(path: Path, below: str, suffix: str, shards: Shards, left_out: list[No
             shards.setdefault(split, []).append(name)
 
 
-def _list(path: Path, split: str, shards: Shards) -> Split:
-    """The records of a split, in the order of shards and of what is in them."""
+def _list_split(path: Path, split: str, shards: Shards) -> Split:
+    """List the records of a split, in the order of shards and of their contents."""
+    wnids = imagenet_wnids()
     found = Split(path, (), [], name=f"{path}:{split}")
-    found.problems += _missing(shards[split])
-    names = _add(found, shards[split])
-    labels = {image.label for image in found.images}
-    found.class_names = names or _class_names(path, shards, split, max(labels, default=-1))
-    for image in found.images:
-        said = re.match(r"n\d{8}(?=_)", PurePosixPath(image.name).name)
-        known = 0 <= image.label < len(wnids())  # the label check reports others
-        if found.class_names == wnids() and known and said and said[0] != wnids()[image.label]:
-            found.problems.append(
-                Note(image.id, f"has label {image.label}, which is {wnids()[image.label]}")
-            )
+    found.problems += _find_missing(shards[split])
+    names = _add_shards(found, shards[split])
+    largest = max((image.label for image in found.images), default=-1)
+    found.class_names = names or _find_class_names(path, shards, split, largest)
+    if found.class_names == wnids:
+        for image in found.images:
+            wnid = re.match(r"n\d{8}(?=_)", PurePosixPath(image.name).name)
+            # The check of labels reports labels that are out of range.
+            if wnid and 0 <= image.label < len(wnids) and wnid[0] != wnids[image.label]:
+                why = f"has label {image.label}, which is {wnids[image.label]}"
+                found.problems.append(Note(image.id, why))
     return found
 
 
-def _add(split: Split, shards: list[str]) -> tuple[str, ...]:
+def _add_shards(split: Split, shards: list[str]) -> tuple[str, ...]:
     """Add the images of all shards; return the class names of parquet files, () if they have none.
 
-    Raises UserError if the names of two files differ: their labels do not mean the same.
+    Raises UserError if two files have different names: their labels mean different classes.
     """
     names: tuple[str, ...] | None = None
     for shard in shards:
@@ -140,8 +137,8 @@ def _describe(names: tuple[str, ...]) -> str:
     return f"the class names {', '.join(names[:5])}{more}" if names else "no class names"
 
 
-def _missing(shards: list[str]) -> Iterator[Note]:
-    """Shards that are absent, by names such as "train-00000-of-00257"."""
+def _find_missing(shards: list[str]) -> Iterator[Note]:
+    """Yield the shards that are missing, by names such as "train-00000-of-00257"."""
     parts = [re.fullmatch(r"(.*)-(\d+)-of-(\d+)(\..*)", shard) for shard in shards]
     totals = {(m[1], m[3], m[4]) for m in parts if m}
     for prefix, total, suffix in sorted(totals):
@@ -151,8 +148,8 @@ def _missing(shards: list[str]) -> Iterator[Note]:
                 yield Note(name, "is missing: download it again")
 
 
-def _class_names(path: Path, shards: Shards, split: str, largest: int) -> tuple[str, ...]:
-    """Names from a file beside the shards, ImageNet's ids, or the numbers themselves."""
+def _find_class_names(path: Path, shards: Shards, split: str, largest: int) -> tuple[str, ...]:
+    """Return names from a file beside the shards, else ImageNet's ids, else numbers."""
     for file in _CLASS_FILES:
         if (path / file).is_file():
             names = tuple(line.strip() for line in read_lines(path / file) if line.strip())
@@ -163,113 +160,78 @@ def _class_names(path: Path, shards: Shards, split: str, largest: int) -> tuple[
                 f"largest label is {largest}; write one name per label, or remove the file"
             )
     every = [PurePosixPath(shard).name for some in shards.values() for shard in some]
-    if largest == len(wnids()) - 1 and all(re.match("imagenet", name, re.I) for name in every):
-        return wnids()
+    if largest == len(imagenet_wnids()) - 1 and all(re.match("imagenet", s, re.I) for s in every):
+        return imagenet_wnids()
     for other in shards.keys() - {split}:
         found = Split(path, (), [])
-        _add(found, shards[other])
+        _add_shards(found, shards[other])
         largest = max(largest, *(image.label for image in found.images), -1)
     return tuple(map(str, range(largest + 1)))
 
 
 def _add_tar(split: Split, shard: str) -> None:
-    """Add the images of a tar to a split; only headers and classes are read.
+    """Add the images of a tar to a split; only headers and labels are read.
 
     A key that starts again after its sample is complete, as in tars joined with `tar -A`, is a
-    problem: which label belongs to which image is unknown.
+    problem: it is unknown which label belongs to which image.
     """
-    images: dict[str, tuple[str, int, int]] = {}
+    images: dict[str, StoredImage] = {}
     labels: dict[str, int] = {}
     twice: set[str] = set()
     names: set[str] = set()
     last = ""
     path = split.root / shard
-    try:
-        with path.open("rb") as file:
-            for name, offset, size in _members(path, file):
-                base = PurePosixPath(name).name
-                stem, _, kind = base.partition(".")
-                key = str(PurePosixPath(name).with_name(stem)) if stem else name
-                if any(map(is_hidden, PurePosixPath(name).parts)):
-                    split.left_out.append(Note(f"{shard}/{name}", HIDDEN))
-                    continue
-                if not is_utf8(name):
-                    why = "is not UTF-8; rename it and write the tar again"
-                    split.problems.append(Note(f"{shard}/{name}", why))
-                    continue
-                if name in names or (key != last and key in images and key in labels):
-                    twice.add(key)
-                names.add(name)
-                last = key
-                if is_image(f".{kind}") and key not in images:
-                    images[key] = (name, offset, size)
-                elif kind in ("cls", "json"):
-                    label = _label(kind, os.pread(file.fileno(), size, offset))
-                    if label is not None and (kind == "cls" or key not in labels):
-                        labels[key] = label
-                else:
-                    split.left_out.append(Note(f"{shard}/{name}", "neither image nor class"))
-    except tarfile.TarError as e:
-        raise UserError(f"{path} is no tar archive or is cut off ({e}): download it again") from e
-    for key, (name, offset, size) in images.items():
+    with path.open("rb") as file:
+        for name, offset, size, regular in read_tar_members(path):
+            if not regular:
+                continue
+            stem, _, kind = PurePosixPath(name).name.partition(".")
+            key = str(PurePosixPath(name).with_name(stem)) if stem else name
+            if any(map(is_hidden, PurePosixPath(name).parts)):
+                split.left_out.append(Note(f"{shard}/{name}", HIDDEN))
+                continue
+            if not is_utf8(name):
+                why = "is not UTF-8; rename it and write the tar again"
+                split.problems.append(Note(f"{shard}/{name}", why))
+                continue
+            if name in names or (key != last and key in images and key in labels):
+                twice.add(key)
+            names.add(name)
+            last = key
+            if is_image(f".{kind}") and key not in images:
+                images[key] = StoredImage(name, -1, size, shard=shard, offset=offset)
+            elif kind in ("cls", "json"):
+                label = _parse_label(kind, os.pread(file.fileno(), size, offset))
+                if label is not None and (kind == "cls" or key not in labels):
+                    labels[key] = label
+            else:
+                split.left_out.append(Note(f"{shard}/{name}", "neither image nor class"))
+    for key, image in images.items():
         if key in twice:
             why = "is there twice; write the tar again with a key of its own for every image"
-            split.problems.append(Note(f"{shard}/{name}", why))
+            split.problems.append(Note(image.id, why))
         elif labels.get(key, -1) < 0:
             why = f"has no class: neither a number in {key}.cls nor a label in {key}.json"
-            split.problems.append(Note(f"{shard}/{name}", why))
+            split.problems.append(Note(image.id, why))
         else:
-            split.images.append(StoredImage(name, labels[key], size, shard=shard, offset=offset))
+            split.images.append(image._replace(label=labels[key]))
 
 
 def _add_parquet(split: Split, shard: str) -> tuple[str, ...]:
-    """Add the images of a parquet file to a split; returns the class names, () if it has none."""
-    rows, names = parquet.read_rows(split.root / shard)
+    """Add the images of a parquet file to a split; return the class names, () if it has none."""
+    rows, names = read_parquet_rows(split.root / shard)
     for name, label, size, offset in rows:
         if label is None:
             split.problems.append(Note(f"{shard}/{name}", "has no label"))
         elif abs(label) > _LARGEST:
-            split.problems.append(Note(f"{shard}/{name}", f"has label {label}, which is no class"))
+            why = f"has label {label}, which is not a class"
+            split.problems.append(Note(f"{shard}/{name}", why))
         else:
             split.images.append(StoredImage(name, label, size, shard=shard, offset=offset))
     return names
 
 
-def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, int, int]]:
-    """(name, offset, size) of the files of a tar; raises UserError where it is cut off."""
-    end = path.stat().st_size
-    offset = 0
-    while header := os.pread(file.fileno(), tarfile.BLOCKSIZE, offset):
-        if header == bytes(tarfile.BLOCKSIZE):
-            return
-        # A plain header is parsed here, ten times as fast as tarfile does it.
-        if header[156:157] in b"0\0" and header[257:262] == b"ustar" and header[124] < 0x80:
-            if int(header[148:156].strip(b" \0") or b"0", 8) != sum(header[:148]) + 256 + sum(
-                header[156:]
-            ):
-                raise UserError(f"{path} is cut off or damaged: download it again")
-            size = int(header[124:136].strip(b" \0") or b"0", 8)
-            name = header[:100].rstrip(b"\0").decode("utf-8", "surrogateescape")
-            prefix = header[345:500].partition(b"\0")[0] if header[257:265] != b"ustar  \0" else b""
-            name = f"{prefix.decode('utf-8', 'surrogateescape')}/{name}" if prefix else name
-            start, regular = offset + tarfile.BLOCKSIZE, True
-        else:  # a link, a folder, a long name, or no header at all
-            file.seek(offset)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                info = tar.next()
-            if info is None:
-                break
-            name, size, start, regular = info.name, info.size, info.offset_data, info.isreg()
-            size = size if regular else 0
-        if start + size > end:
-            raise UserError(f"{path} is cut off in {name}: download it again")
-        if regular:
-            yield name, start, size
-        offset = start + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-    raise UserError(f"{path} is cut off or damaged: download it again")
-
-
-def _label(kind: str, content: bytes) -> int | None:
+def _parse_label(kind: str, content: bytes) -> int | None:
     """Return the label in a .cls or .json file, or None if it has none."""
     try:
         label = int(content if kind == "cls" else strict_json.loads(content)["label"])

@@ -1,55 +1,132 @@
-"""Write a tfds directory of ArrayRecord files, without TensorFlow.
+"""tfds directories of ArrayRecord files: read and written without TensorFlow.
 
-What comes out is what `tfds.builder_from_directory` opens: shards named as tfds names them,
-dataset_info.json, features.json and the class names.
+What is written here can be opened with `tfds.builder_from_directory`: shards named as tfds names
+them, dataset_info.json, features.json and the class names. tfds is imported only when it is used,
+because that takes a second.
 """
 
 import shutil
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
-# One record a group, so that one random read fetches one image. Images are compressed already:
-# another attempt takes a fifth of the time of preparing and gains nothing.
+from imagenet_jax import strict_json
+from imagenet_jax.data.records import Record
+from imagenet_jax.errors import UserError, one_line
+from imagenet_jax.files import hash_texts
+
+# One record per group, so that a random read fetches one image. Images are compressed already:
+# compressing them again takes a fifth of the time of preparing and saves nothing.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
 
-class Record(TypedDict):
-    """An encoded image, its class and its name."""
+class ArrayRecordSource:
+    """A split of a tfds directory, read directly from its ArrayRecord shards."""
 
-    image: bytes
-    label: int
-    id: str
+    def __init__(self, name: str, paths: list[str], class_names: tuple[str, ...], fingerprint: str):
+        self.name, self.class_names, self.fingerprint = name, class_names, fingerprint
+        self._records = ArrayRecordDataSource(paths)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        try:
+            record = parse(self._records[index])
+        except Exception as e:  # array_record and protobuf raise many types for damage
+            raise UserError(
+                f"{self.name} record {index} cannot be read: {one_line(e)}; a shard is damaged, "
+                "prepare it again"
+            ) from e
+        record["id"] = record["id"] or f"{self.name} record {index}"
+        return record
+
+    def labels(self) -> np.ndarray:
+        """Return all labels: i32[N]. Reads every record, images included."""
+        return np.array([self[i]["label"] for i in range(len(self))], np.int32)
+
+
+def open_tfds(path: Path, split: str) -> ArrayRecordSource:
+    """Open a split of the tfds directory `path` (".../name/version").
+
+    Raises UserError if it is missing, incomplete, or of another format.
+    """
+    info = read_info(path)
+    import tensorflow_datasets as tfds
+
+    if info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(
+            f"{path} holds {info.file_format.value}, which needs TensorFlow to read; convert it "
+            f"with tfds: `tfds convert_format --dataset_version_dir={path} "
+            "--out_file_format=array_record --out_dir=NEW_DIRECTORY`"
+        )
+    if split not in info.splits:
+        raise UserError(f"{path} has no split {split!r}; it has {', '.join(info.splits)}")
+    features = dict(info.features)
+    label = features.get("label")
+    if "image" not in features or not isinstance(label, tfds.features.ClassLabel):
+        raise UserError(f"{path} has no features 'image' and 'label' (a ClassLabel)")
+    shards = [str(p) for p in info.splits[split].filepaths]
+    missing = [p for p in shards if not Path(p).is_file()]
+    if missing:
+        raise UserError(f"{path} lacks {len(missing)} of {len(shards)} shards, first {missing[0]}")
+    lengths = list(info.splits[split].shard_lengths)
+    sizes = [Path(p).stat().st_size for p in shards]
+    fingerprint = hash_texts(
+        (path / "features.json").read_text(),
+        split,
+        strict_json.dumps([lengths, sizes]),
+        *label.names,
+    )
+    try:
+        source = ArrayRecordSource(f"{path}:{split}", shards, tuple(label.names), fingerprint)
+    except Exception as e:
+        raise UserError(f"a shard of {path} cannot be read: {one_line(e)}") from e
+    if len(source) != sum(lengths):
+        raise UserError(
+            f"{path} should have {sum(lengths)} records in {split!r} but has {len(source)}: "
+            "a shard is damaged; prepare it again"
+        )
+    return source
+
+
+def read_info(path: Path) -> Any:
+    """Return tfds's description of a directory; UserError if it is not a tfds directory."""
+    if not (path / "dataset_info.json").is_file():
+        raise UserError(f"{path} is not a tfds directory: it has no dataset_info.json")
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.builder_from_directory(str(path)).info
+    except Exception as e:
+        raise UserError(f"{path} is not a readable tfds directory: {one_line(e)}") from e
 
 
 def write_dataset(
     path: Path,
-    *,
-    name: str,
-    version: str,
     splits: dict[str, Iterable[Record]],
     class_names: Sequence[str],
     description: str,
     encoding: str = "jpeg",
 ) -> None:
-    """Write `path` (".../name/version") from records, all of it or nothing.
+    """Write the directory `path` (".../name/version") from records, completely or not at all.
 
-    The directory appears by one rename when it is complete; where another process was first, its
-    directory stays and this one is thrown away.
+    It appears by a rename when it is complete. If another process was faster, its directory stays.
     """
+    name, version = path.parent.name, path.name
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # hosts may share the file system
     part.mkdir()
     try:
+        infos = [_write_split(part, name, split, records) for split, records in splits.items()]
         features = image_features(class_names, encoding)
-        infos = [
-            _write_split(part, name, split, records, features) for split, records in splits.items()
-        ]
         write_metadata(part, features, infos, version=version, description=description)
         try:
             part.rename(path)
@@ -60,47 +137,7 @@ def write_dataset(
         shutil.rmtree(part, ignore_errors=True)
 
 
-def image_features(class_names: Sequence[str], encoding: str) -> Any:
-    """tfds features: image (encoded as "jpeg" or "png"), label, file_name."""
-    import tensorflow_datasets as tfds
-
-    return tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(encoding_format=encoding),
-            "label": tfds.features.ClassLabel(names=list(class_names)),
-            "file_name": tfds.features.Text(),
-        }
-    )
-
-
-def serialize(record: Record) -> bytes:
-    """The tf.train.Example that tfds keeps for a record."""
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    example = tf_example_pb2.Example()
-    feature = example.features.feature
-    feature["image"].bytes_list.value.append(record["image"])
-    feature["label"].int64_list.value.append(record["label"])
-    feature["file_name"].bytes_list.value.append(record["id"].encode())
-    return example.SerializeToString(deterministic=True)
-
-
-def parse(serialized: bytes) -> tuple[bytes, int, str | None]:
-    """(encoded image, label, file name or None) of a tf.train.Example."""
-    from tensorflow_datasets.proto import tf_example_pb2
-
-    feature = tf_example_pb2.Example.FromString(serialized).features.feature
-    file_name = feature["file_name"].bytes_list.value if "file_name" in feature else None
-    return (
-        feature["image"].bytes_list.value[0],
-        feature["label"].int64_list.value[0],
-        file_name[0].decode() if file_name else None,
-    )
-
-
-def _write_split(
-    directory: Path, name: str, split: str, records: Iterable[Record], features: Any
-) -> Any:
+def _write_split(directory: Path, name: str, split: str, records: Iterable[Record]) -> Any:
     count = size = 0
     shard = directory / f"{name}-{split}.array_record-00000-of-00001"
     writer = ArrayRecordWriter(str(shard), WRITER_OPTIONS)
@@ -114,10 +151,48 @@ def _write_split(
     return split_info(directory, name, split, shard_lengths=[count], num_bytes=size)
 
 
+def serialize(record: Record) -> bytes:
+    """Return the tf.train.Example that tfds stores for a record."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    example = tf_example_pb2.Example()
+    feature = example.features.feature
+    feature["image"].bytes_list.value.append(record["image"])
+    feature["label"].int64_list.value.append(record["label"])
+    feature["file_name"].bytes_list.value.append(record["id"].encode())
+    return example.SerializeToString(deterministic=True)
+
+
+def parse(serialized: bytes) -> Record:
+    """Return the record of a tf.train.Example; its id is "" if there is no file name."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    feature = tf_example_pb2.Example.FromString(serialized).features.feature
+    names = feature["file_name"].bytes_list.value if "file_name" in feature else ()
+    return {
+        "image": feature["image"].bytes_list.value[0],
+        "label": feature["label"].int64_list.value[0],
+        "id": names[0].decode() if names else "",
+    }
+
+
+def image_features(class_names: Sequence[str], encoding: str) -> Any:
+    """Return tfds's features: image (encoded as "jpeg" or "png"), label, file_name."""
+    import tensorflow_datasets as tfds
+
+    return tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(encoding_format=encoding),
+            "label": tfds.features.ClassLabel(names=list(class_names)),
+            "file_name": tfds.features.Text(),
+        }
+    )
+
+
 def split_info(
     directory: Path, name: str, split: str, *, shard_lengths: list[int], num_bytes: int
 ) -> Any:
-    """tfds's description of the shards of a split."""
+    """Return tfds's description of the shards of a split."""
     import tensorflow_datasets as tfds
 
     template = tfds.core.ShardedFileTemplate(
@@ -135,7 +210,7 @@ def split_info(
 def write_metadata(
     directory: Path, features: Any, split_infos: list[Any], *, version: str, description: str
 ) -> None:
-    """dataset_info.json, features.json and the class names, by tfds itself."""
+    """Write dataset_info.json, features.json and the class names with tfds."""
     import tensorflow_datasets as tfds
 
     tfds.folder_dataset.write_metadata(

@@ -1,1 +1,1 @@
-"""Checks of a data set: counts, damage, duplicates, leakage."""
+"""Checks of a data set: counts, damage, duplicates, leakage between splits."""

@@ -1,15 +1,15 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Look at every image of a data set and say what is wrong with it; changes nothing.
+"""Look at every image of a data set and report what is wrong with it, without changing anything.
 
   python -m imagenet_jax.doctor /data/imagenet2012/5.1.0
   python -m imagenet_jax.doctor /images --json=report.json
 
-DATA is a tfds directory of ArrayRecord files or a folder in one of the layouts that
-docs/data.md lists; the first line names the layout. The table has, by split, counts, a histogram
-of images per class, sizes and formats, then what was found and what is left out. The fingerprint is
-of the images and their classes, so equal for the same data wherever and however they are stored.
-What is called imagenet2012, or has its classes, must have 1,281,167 + 50,000 images in 1,000
-classes. Exits with 1 where there are errors.
+DATA is a tfds directory of ArrayRecord files, or a folder in one of the layouts that docs/data.md
+lists; the first line names the layout. The table has counts, a histogram of images per class, sizes
+and formats for each split; then follow the findings and what is left out. The fingerprint depends
+only on the images and their classes, so it is the same however the data are stored. A data set that
+is called imagenet2012, or has its classes, must have 1,281,167 + 50,000 images in 1,000 classes.
+The exit code is 1 if there are errors.
 """
 
 import os
@@ -17,21 +17,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imagenet_jax import cli, strict_json
-from imagenet_jax.doctor.findings import ERRORS, describe
+from imagenet_jax.doctor.findings import ERRORS, describe_kinds
 from imagenet_jax.errors import UserError, expand_user, writing
 from imagenet_jax.files import write_atomically
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = cli.parser("imagenet_jax.doctor", f"{__doc__}\n{describe()}")
+    parser = cli.parser("imagenet_jax.doctor", f"{__doc__}\n{describe_kinds()}")
     parser.add_argument("data", metavar="DATA", help="the data set's directory")
     parser.add_argument(
         "--json", metavar="FILE", nargs="?", const="-",
-        help="every finding and count as JSON; without FILE to standard output, not the table",
+        help="write all findings and counts as JSON; without FILE, print them instead of the table",
     )  # fmt: skip
     parser.add_argument(
         "--allow", metavar="KIND", action="append", default=[],
-        help="an error that is known and counts as a warning; may be repeated",
+        help="count this kind of error as a warning; may be repeated",
     )  # fmt: skip
     parser.add_argument(
         "--workers", type=int, metavar="N", default=os.cpu_count(), help="processes (default: all)"
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     for kind in args.allow:
         if kind not in ERRORS:
-            raise UserError(f"--allow={kind} is no error; they are {', '.join(ERRORS)}")
+            raise UserError(f"--allow={kind} is not a kind of error; they are {', '.join(ERRORS)}")
     if args.workers < 1:
         raise UserError(f"--workers={args.workers}: give a number from 1")
 

@@ -1,29 +1,89 @@
-"""From surveys of the splits to a verdict: findings between images, counts, a fingerprint."""
+"""Diagnosis of a data set: findings in and between its splits, counts, a fingerprint."""
 
 import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from imagenet_jax.data.imagenet_classes import wnids
+from imagenet_jax.data.classes import imagenet_wnids
+from imagenet_jax.data.image_files import Note
+from imagenet_jax.data.layout_source import LayoutSource, recognize
+from imagenet_jax.data.records import Source
+from imagenet_jax.data.tfds_format import open_tfds, read_info
 from imagenet_jax.doctor.findings import ERRORS, Finding
-from imagenet_jax.doctor.splits import DataSet, open_splits
 from imagenet_jax.doctor.survey import Survey
+from imagenet_jax.errors import UserError, reading_files
 from imagenet_jax.markup import printable
 from imagenet_jax.prepare.imagenet import OFFICIAL
 
 
+@dataclass
+class DataSet:
+    """Every split of a data set, opened even if training would refuse it.
+
+    Attributes:
+      path: its directory.
+      name: such as "imagenet2012".
+      layout: "tfds", or the name of a `Layout`.
+      splits: name -> records.
+      findings: those of opening it.
+    """
+
+    path: Path
+    name: str
+    layout: str
+    splits: dict[str, Source] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+
+@reading_files()
+def open_splits(path: Path) -> DataSet:
+    """Open all splits. Raises UserError if there is no data set or it cannot be opened."""
+    if not path.is_dir():
+        raise UserError(f"{path} is not a directory; give one that `prepare` wrote, or a folder")
+    if (path / "dataset_info.json").is_file():
+        info = read_info(path)
+        if not info.splits:
+            raise UserError(f"{path} has no splits; prepare it again")
+        return DataSet(
+            path, info.name, "tfds", {name: open_tfds(path, name) for name in info.splits}
+        )
+    layout = recognize(path)
+    splits = {split: find() for split, find in layout.splits.items()} if layout else {}
+    if not layout or not any(split.class_names or split.problems for split in splits.values()):
+        found = [f"; {name}: {reason}" for name, reason in (layout.left_out if layout else [])]
+        raise UserError(
+            f"no data in {path}: looked for dataset_info.json (a tfds directory), "
+            "train/CLASS/*.JPEG, val/CLASS/*.JPEG or CLASS/*.JPEG, tars and parquet files"
+            + "".join(found)
+        )
+    data = DataSet(path, path.name, layout.name)
+
+    def add(kind: str, split: str, notes: list[Note]) -> None:
+        data.findings += [Finding(kind, split, printable(name), why) for name, why in notes]
+
+    add("ignored_file", "", layout.left_out)
+    for name, split in splits.items():
+        add("ignored_file", name, split.left_out)
+        add("unreadable", name, split.problems)
+        data.splits[name] = LayoutSource(split)
+    if "train" in splits and "validation" not in splits:
+        data.findings.append(Finding("no_validation", "", "validation", ""))
+    return data
+
+
 class Diagnosis:
-    """What the doctor has to say of a data set.
+    """The result of the doctor's checks.
 
     Attributes:
       data: the data set.
-      surveys: one a split.
+      surveys: one per split.
       findings: in the order of splits, those between splits last.
-      fingerprint: of the content, see `fingerprint`.
+      fingerprint: of the content, see `fingerprint_content`.
       allowed: kinds of errors that count as warnings.
     """
 
@@ -32,19 +92,19 @@ class Diagnosis:
         self.findings = [
             *data.findings,
             *(finding for survey in surveys for finding in survey.findings),
-            *(finding for survey in surveys for finding in _of_split(survey)),
-            *_between(surveys),
-            *_against_imagenet(data, surveys),
+            *(finding for survey in surveys for finding in _check_split(survey)),
+            *_compare_splits(surveys),
+            *_compare_with_imagenet(data, surveys),
         ]
-        self.fingerprint = fingerprint(surveys)
+        self.fingerprint = fingerprint_content(surveys)
 
     @property
     def errors(self) -> int:
-        """Findings that are errors and not allowed."""
+        """The number of findings that are errors and not allowed."""
         return sum(f.kind in ERRORS and f.kind not in self.allowed for f in self.findings)
 
     def as_json(self) -> dict[str, Any]:
-        """All of it as plain values."""
+        """Return everything as plain values."""
         return {
             "path": str(self.data.path),
             "name": self.data.name,
@@ -52,7 +112,7 @@ class Diagnosis:
             "fingerprint": self.fingerprint,
             "errors": self.errors,
             "allowed": sorted(self.allowed),
-            "splits": {survey.name: _summary(survey) for survey in self.surveys},
+            "splits": {survey.name: _summarize(survey) for survey in self.surveys},
             "counts": dict(Counter(finding.kind for finding in self.findings)),
             "findings": [finding._asdict() for finding in self.findings],
         }
@@ -61,18 +121,23 @@ class Diagnosis:
 def diagnose(
     path: Path, workers: int, allowed: Collection[str] = (), *, quiet: bool = False
 ) -> Diagnosis:
-    """Look at every image of the data set at `path`; UserError where there is none.
+    """Inspect every image of the data set at `path`. Raises UserError if there is none.
 
     Progress is shown unless `quiet`.
     """
+    if not quiet:
+        print(f"opening {printable(str(path))}", flush=True)
     data = open_splits(path)
     surveys = [Survey(name, source, workers, quiet) for name, source in data.splits.items()]
     return Diagnosis(data, surveys, allowed)
 
 
-def fingerprint(surveys: list[Survey]) -> str:
-    """16 hex digits of the images and their classes, by split: file names, order, shards and
-    storage do not enter, so that a folder and what was prepared from it without loss agree."""
+def fingerprint_content(surveys: list[Survey]) -> str:
+    """Return 16 hexadecimal digits of the images and their classes, by split.
+
+    File names, order, shards and storage do not matter, so a folder and what was prepared from it
+    without loss have the same fingerprint.
+    """
     whole = hashlib.sha256()
     for survey in sorted(surveys, key=lambda s: s.name):
         names = dict(enumerate(survey.source.class_names)) | {-1: ""}
@@ -87,21 +152,21 @@ def fingerprint(surveys: list[Survey]) -> str:
     return whole.hexdigest()[:16]
 
 
-def _of_split(survey: Survey) -> Iterator[Finding]:
+def _check_split(survey: Survey) -> Iterator[Finding]:
     labels = survey.rows["label"]
     if len(labels) and (labels < 0).all():
-        return  # a test split, whose labels nobody has
-    for name, count in zip(survey.source.class_names, class_counts(survey), strict=True):
+        return  # a test split without labels
+    for name, count in zip(survey.source.class_names, survey.class_counts(), strict=True):
         if not count:
             yield Finding("empty_class", survey.name, printable(name), "")
-    for indices in _repeated(survey.rows["digest"]):
+    for indices in _group_equal(survey.rows["digest"]):
         same = len(set(labels[indices].tolist())) == 1
         kind = "duplicate" if same else "conflicting_labels"
         first, *others = (survey.record_name(i) for i in indices.tolist())
         yield Finding(kind, survey.name, first, "also " + ", ".join(others))
 
 
-def _between(surveys: list[Survey]) -> Iterator[Finding]:
+def _compare_splits(surveys: list[Survey]) -> Iterator[Finding]:
     for i, later in enumerate(surveys):
         for earlier in surveys[:i]:
             if earlier.source.class_names != later.source.class_names:
@@ -110,30 +175,30 @@ def _between(surveys: list[Survey]) -> Iterator[Finding]:
                 yield Finding("different_classes", later.name, earlier.name, f"not in both: {only}")
             both = np.concatenate([earlier.rows["digest"], later.rows["digest"]])
             border = len(earlier.rows)
-            for indices in _repeated(both):
+            for indices in _group_equal(both):
                 left, right = indices[indices < border], indices[indices >= border] - border
                 if len(left) and len(right):
-                    there = earlier.record_name(int(left[0]))
+                    other = earlier.record_name(int(left[0]))
                     for index in right.tolist():
                         name = later.record_name(index)
-                        yield Finding("leakage", later.name, name, f"{earlier.name}: {there}")
+                        yield Finding("leakage", later.name, name, f"{earlier.name}: {other}")
 
 
-def _against_imagenet(data: DataSet, surveys: list[Survey]) -> Iterator[Finding]:
-    """Wrong counts of what says that it is ImageNet: by its name or by its classes."""
-    classes = surveys[0].source.class_names if surveys else ()
-    if not (data.name.startswith("imagenet2012") or classes == wnids()):
+def _compare_with_imagenet(data: DataSet, surveys: list[Survey]) -> Iterator[Finding]:
+    """Yield wrong counts of a data set that has ImageNet's name or its classes."""
+    classes, wnids = surveys[0].source.class_names if surveys else (), imagenet_wnids()
+    if not (data.name.startswith("imagenet2012") or classes == wnids):
         return
-    if len(classes) != len(wnids()):
-        yield Finding("wrong_count", "", "classes", f"{len(classes):,}, not {len(wnids()):,}")
+    if len(classes) != len(wnids):
+        yield Finding("wrong_count", "", "classes", f"{len(classes):,}, not {len(wnids):,}")
     found = {survey.name: len(survey.rows) for survey in surveys}
     for split, count in OFFICIAL.items():
         if found.get(split, 0) != count:
             yield Finding("wrong_count", split, "images", f"{found.get(split, 0):,}, not {count:,}")
 
 
-def _repeated(digests: np.ndarray) -> list[np.ndarray]:
-    """The indices of each digest that is there more than once; zeros are none."""
+def _group_equal(digests: np.ndarray) -> list[np.ndarray]:
+    """Return the indices of each digest that occurs more than once; zeros are not digests."""
     keys = np.ascontiguousarray(digests).view(f"V{digests.shape[1]}").ravel()
     order = np.argsort(keys, kind="stable") if len(keys) else np.empty(0, int)
     ends = np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1
@@ -141,14 +206,7 @@ def _repeated(digests: np.ndarray) -> list[np.ndarray]:
     return [group for group in groups if len(group) > 1 and digests[group[0]].any()]
 
 
-def class_counts(survey: Survey) -> list[int]:
-    """Images of each class."""
-    labels = survey.rows["label"]
-    valid = labels[(labels >= 0) & (labels < len(survey.source.class_names))]
-    return np.bincount(valid, minlength=len(survey.source.class_names)).tolist()
-
-
-def _summary(survey: Survey) -> dict[str, Any]:
+def _summarize(survey: Survey) -> dict[str, Any]:
     rows = survey.rows
     sizes = rows[rows["height"] > 0]
 
@@ -164,5 +222,5 @@ def _summary(survey: Survey) -> dict[str, Any]:
         "height": spread(sizes["height"]),
         "file_bytes": spread(rows["size"]),
         "formats": dict(survey.formats.most_common()),
-        "classes": dict(zip(survey.source.class_names, class_counts(survey), strict=True)),
+        "classes": dict(zip(survey.source.class_names, survey.class_counts(), strict=True)),
     }

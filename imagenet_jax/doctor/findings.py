@@ -1,25 +1,25 @@
 """What the doctor looks for: every kind of finding, and whether it is an error or a warning.
 
-Errors stop a training run or make its numbers wrong; ImageNet as it was published has none but
-perhaps `leakage`. It does have a few of the warnings, CMYK files and duplicates among them.
+Errors stop a training run or make its numbers wrong. ImageNet as published has no errors except
+perhaps `leakage`; it has some of the warnings, CMYK files and duplicates among them.
 """
 
 from typing import NamedTuple
 
 ERRORS = {
-    "unreadable": "no image, a damaged one, or a file that cannot be opened",
+    "unreadable": "not an image, a damaged one, or a file that cannot be opened",
     "truncated": "an image that ends early and cannot be decoded",
-    "wrong_count": "images or classes are not as many as ImageNet has",
+    "wrong_count": "a number of images or classes that differs from ImageNet's",
     "leakage": "the same bytes in two splits",
-    "bad_label": "a label that is no class",
+    "bad_label": "a label that is not a class",
     "empty_class": "a class without images",
     "different_classes": "splits whose classes differ",
 }
 WARNINGS = {
-    "unterminated": "an image without its end mark that can be decoded all the same",
-    "cmyk": "CMYK colours; converted to RGB",
+    "unterminated": "an image without an end marker that can be decoded nevertheless",
+    "cmyk": "CMYK colors; converted to RGB",
     "sixteen_bit": "16 bits per channel; reduced to 8",
-    "animated": "several frames; the first is taken",
+    "animated": "several frames; only the first is used",
     "alpha": "transparency; dropped",
     "misnamed": "another format than the file name says, such as a PNG in a .JPEG",
     "odd_metadata": "damaged or unusual metadata; the pixels do not depend on it",
@@ -33,13 +33,13 @@ WARNINGS = {
 
 
 class Finding(NamedTuple):
-    """One thing found.
+    """Something found.
 
     Attributes:
       kind: a key of ERRORS or WARNINGS.
-      split: where; empty where it concerns the whole data set.
+      split: its split; "" if it concerns the whole data set.
       name: of the record, class or split.
-      detail: what exactly, in one line; may be empty.
+      detail: one line, or "".
     """
 
     kind: str
@@ -48,8 +48,8 @@ class Finding(NamedTuple):
     detail: str
 
 
-def describe() -> str:
-    """Every kind with its meaning, for --help."""
+def describe_kinds() -> str:
+    """Return every kind with its meaning, for --help."""
     lines = []
     for title, kinds in (("errors (exit code 1)", ERRORS), ("warnings (exit code 0)", WARNINGS)):
         lines += [f"{title}:", *(f"  {kind:<20}{text}" for kind, text in kinds.items())]

@@ -1,28 +1,41 @@
-"""Read every record of a split on all cores and keep about 40 bytes of each."""
+"""Inspection of every image of a split on all cores, keeping about 40 bytes of each."""
 
 import functools
+import hashlib
 import pickle
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from imagenet_jax.data.pool import Pool
-from imagenet_jax.data.sources import Source
+from imagenet_jax.data.decode import decode
+from imagenet_jax.data.image_formats import UndecodableImage, open_image
+from imagenet_jax.data.records import Source
+from imagenet_jax.data.workers import Pool
 from imagenet_jax.doctor.findings import Finding
-from imagenet_jax.doctor.inspection import HASH_BYTES, Facts, inspect
 from imagenet_jax.errors import one_line
 from imagenet_jax.markup import printable
-from imagenet_jax.prepare.progress import Reporter
+from imagenet_jax.progress import ProgressReporter
 
-_NO_LABEL = -1  # tfds's mark of test images, and ours of a record that cannot be read
-_CHUNK = 64  # records to a task: enough to forget its overhead, few enough for a smooth bar
+_TINY = 32  # pixels; crops of anything smaller are blurred
+_HASH_BYTES = 16  # of SHA-256; no two of a billion images are equal by chance
+_NO_LABEL = -1  # of test images in tfds, and of records that cannot be read
+_CHUNK = 64  # records per task: enough to hide its overhead, few enough for smooth progress
+
+_ORIENTATION = 0x0112  # EXIF tag
+_FORMATS = {
+    ".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP",
+    ".gif": "GIF", ".tif": "TIFF", ".tiff": "TIFF",
+}  # fmt: skip
 
 _ROW = np.dtype(
     [
-        ("digest", np.uint8, HASH_BYTES),
+        ("digest", np.uint8, _HASH_BYTES),
         ("label", np.int64),
         ("size", np.int64),
         ("height", np.int32),
@@ -39,56 +52,64 @@ class Survey:
     Attributes:
       name: of the split.
       source: its records.
-      rows: by record: digest (zeros where there are no bytes), label, size (bytes), height and
-        width (pixels; 0 where it cannot be decoded).
-      formats: images by format.
+      rows: for each record its digest (zeros if it cannot be read), label, size (bytes), height
+        and width (pixels; 0 if it cannot be decoded).
+      formats: number of images by format.
       findings: about single records, in their order.
     """
 
     def __init__(self, name: str, source: Source, workers: int, quiet: bool = False):
-        """Reads all of it with `workers` processes; raises UserError where one of them dies."""
+        """Inspect all records with `workers` processes. Raises UserError if one of them dies."""
         self.name, self.source = name, source
         self.rows = np.zeros(len(source), _ROW)
         self.formats: Counter[str] = Counter()
         found: list[tuple[int, str, str, str]] = []
-        with Reporter(name, len(source), in_bytes=False, quiet=quiet) as reporter:
-            for start, (rows, formats, some) in _parts(source, workers):
+        with ProgressReporter(name, len(source), quiet=quiet) as reporter:
+            for start, (rows, formats, some) in _survey_parts(source, workers):
                 self.rows[start : start + len(rows)] = rows
                 self.formats.update(formats)
                 found += some
                 reporter.advance(len(rows))
-        found.sort()  # parts come as they end
+        found.sort()  # parts arrive in any order
         self.findings = [Finding(kind, name, record, detail) for _, kind, record, detail in found]
 
     def record_name(self, index: int) -> str:
-        """The name of a record, read from the data: names of all would not fit in memory."""
+        """Return the name of a record, read from the data: all names would not fit in memory."""
         return printable(self.source[index]["id"])
 
+    def class_counts(self) -> list[int]:
+        """Return the number of images of each class."""
+        classes = len(self.source.class_names)
+        labels = self.rows["label"]
+        valid = labels[(labels >= 0) & (labels < classes)]
+        return np.bincount(valid, minlength=classes).tolist()
 
-def _parts(source: Source, workers: int) -> Iterator[tuple[int, _Part]]:
-    """(first index, part), in any order."""
+
+def _survey_parts(source: Source, workers: int) -> Iterator[tuple[int, _Part]]:
+    """Yield (first index, part) in any order."""
     spans = [(i, min(i + _CHUNK, len(source))) for i in range(0, len(source), _CHUNK)]
-    if min(workers, len(spans)) <= 1:
+    workers = min(workers, len(spans))
+    if workers <= 1:
         for start, stop in spans:
-            yield start, _survey(source, start, stop)
+            yield start, _survey_span(source, start, stop)
         return
-    # The names of a million files go to each worker once, not with each task.
-    with tempfile.TemporaryDirectory() as directory, Pool(min(workers, len(spans))) as pool:
-        file = str(Path(directory) / "source")
-        Path(file).write_bytes(pickle.dumps(source))
-        yield from pool.run(_survey_file, ((s[0], (file, *s)) for s in spans))
+    # A source with a million file names is sent to each worker once, not with each task.
+    with tempfile.TemporaryDirectory() as directory, Pool(workers) as pool:
+        file = Path(directory) / "source"
+        file.write_bytes(pickle.dumps(source))
+        yield from pool.run(_survey_span_of_file, ((s[0], (file, *s)) for s in spans))
 
 
 @functools.lru_cache(1)
-def _load(file: str) -> Source:
-    return pickle.loads(Path(file).read_bytes())
+def _load_source(file: Path) -> Source:
+    return pickle.loads(file.read_bytes())
 
 
-def _survey_file(file: str, start: int, stop: int) -> _Part:
-    return _survey(_load(file), start, stop)
+def _survey_span_of_file(file: Path, start: int, stop: int) -> _Part:
+    return _survey_span(_load_source(file), start, stop)
 
 
-def _survey(source: Source, start: int, stop: int) -> _Part:
+def _survey_span(source: Source, start: int, stop: int) -> _Part:
     rows = np.zeros(stop - start, _ROW)
     formats: Counter[str] = Counter()
     found: list[tuple[int, str, str, str]] = []
@@ -97,12 +118,11 @@ def _survey(source: Source, start: int, stop: int) -> _Part:
             record = source[i]
         except Exception as e:  # a file that is gone or a shard that is damaged
             row["label"] = _NO_LABEL
-            reason = printable(one_line(e))
-            found.append((i, "unreadable", f"record {i}", reason))
+            found.append((i, "unreadable", f"record {i}", printable(one_line(e))))
             continue
-        facts: Facts = inspect(record["image"], record["id"])
+        facts = inspect(record["image"], record["id"])
         row["digest"] = np.frombuffer(facts.digest, np.uint8)
-        row["label"], row["size"] = record["label"], facts.size
+        row["label"], row["size"] = record["label"], len(record["image"])
         row["height"], row["width"] = facts.height, facts.width
         formats[facts.format] += 1
         name = printable(record["id"])
@@ -110,3 +130,97 @@ def _survey(source: Source, start: int, stop: int) -> _Part:
         if not _NO_LABEL <= record["label"] < len(source.class_names):
             found.append((i, "bad_label", name, f"label {record['label']}"))
     return rows, formats, found
+
+
+class Facts(NamedTuple):
+    """What is known of one image.
+
+    Attributes:
+      digest: SHA-256 of the encoded bytes, shortened.
+      height, width: pixels; 0 if it cannot be decoded.
+      format: such as "JPEG RGB"; "?" if it is unknown.
+      findings: (kind, detail), see `findings`.
+    """
+
+    digest: bytes
+    height: int
+    width: int
+    format: str
+    findings: tuple[tuple[str, str], ...]
+
+
+def inspect(encoded: bytes, name: str) -> Facts:
+    """Return the facts of an image; the suffix of `name` should match its format. Never raises."""
+    digest = hashlib.sha256(encoded).digest()[:_HASH_BYTES]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")  # `image_formats` silences them
+        try:
+            with open_image(encoded) as image:
+                kind, findings = _inspect_header(image, encoded, PurePosixPath(name).suffix.lower())
+        except Exception:  # from any of Pillow's plugins; only decoding counts
+            kind, findings = "?", []
+    about = dict.fromkeys(str(w.message) for w in warned if issubclass(w.category, UserWarning))
+    if about:
+        findings.append(("odd_metadata", one_line("; ".join(about), length=None)))
+    try:
+        height, width = decode(encoded).shape[:2]
+    except Exception as e:
+        what = str(e) if isinstance(e, UndecodableImage) else f"{type(e).__name__}: {e}"
+        damage = "truncated" if encoded and _ends_early(encoded) else "unreadable"
+        return Facts(digest, 0, 0, kind, ((damage, one_line(what, length=None)),))
+    if min(height, width) < _TINY:
+        findings.append(("tiny", f"{width}x{height} pixels"))
+    if _ends_early(encoded):
+        findings.append(("unterminated", ""))
+    return Facts(digest, height, width, kind, tuple(findings))
+
+
+def _inspect_header(
+    image: Image.Image, encoded: bytes, suffix: str
+) -> tuple[str, list[tuple[str, str]]]:
+    """Return ("JPEG RGB", findings) of an image that is open and not yet decoded."""
+    # MPO is a camera's JPEG followed by a preview; for training it is a JPEG.
+    kind = "JPEG" if image.format == "MPO" else str(image.format)
+    findings = []
+    if image.mode == "CMYK":
+        findings.append(("cmyk", ""))
+    # Pillow's mode does not show 16-bit color in a PNG, but its header has the depth.
+    if image.mode == "I" or image.mode.startswith("I;16") or (kind == "PNG" and encoded[24] == 16):
+        findings.append(("sixteen_bit", ""))
+    if kind != "JPEG" and getattr(image, "is_animated", False):
+        findings.append(("animated", f"{getattr(image, 'n_frames', '?')} frames"))
+    if image.has_transparency_data:
+        findings.append(("alpha", image.mode))
+    if suffix in _FORMATS and _FORMATS[suffix] != kind:
+        findings.append(("misnamed", f"holds {kind}"))
+    orientation = _orientation(image, encoded)
+    if orientation != 1:
+        findings.append(("exif_rotated", f"orientation {orientation}"))
+    return f"{kind} {image.mode}", findings
+
+
+def _orientation(image: Image.Image, encoded: bytes) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 is upright."""
+    if image.format == "PNG" and b"eXIf" not in encoded:
+        return 1  # Pillow would decode the whole image to find out
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged metadata; the pixels may be intact
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _ends_early(encoded: bytes) -> bool:
+    """Return whether the file lacks the end that its format requires."""
+    if encoded[:2] == b"\xff\xd8":  # an end marker after the start of the last scan
+        scan = encoded.rfind(b"\xff\xda")
+        return scan < 0 or encoded.find(b"\xff\xd9", scan) < 0
+    if encoded[:4] == b"\x89PNG":
+        return b"IEND" not in encoded[-4096:]
+    if encoded[:4] == b"RIFF":
+        return len(encoded) < 8 + int.from_bytes(encoded[4:8], "little")
+    if encoded[:4] == b"GIF8":
+        return b";" not in encoded[-16:]
+    if encoded[:2] == b"BM":
+        return len(encoded) < int.from_bytes(encoded[2:6], "little")
+    return False

@@ -1,16 +1,18 @@
-"""The doctor's verdict as tables for the terminal."""
+"""The doctor's diagnosis as a table and lists for the terminal."""
 
 import math
 from collections import defaultdict
 
 import numpy as np
 from rich.console import Console
+from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from imagenet_jax.doctor.diagnosis import Diagnosis, class_counts
+from imagenet_jax.doctor.diagnosis import Diagnosis
 from imagenet_jax.doctor.findings import ERRORS, WARNINGS, Finding
 from imagenet_jax.doctor.survey import Survey
+from imagenet_jax.progress import counted
 
 _SHOWN = 5  # of each kind; --json has all
 _BINS = 8  # of the histogram of class sizes, at most
@@ -18,10 +20,10 @@ _BARS = " ▁▂▃▄▅▆▇█"
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
-    """Splits, findings, and one line with the verdict."""
+    """Print a table of the splits, the findings, and a line with the result."""
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{escape(diagnosis.data.name)} ({diagnosis.data.layout}, {diagnosis.data.path})")
-    console.print(_splits(diagnosis.surveys))
+    console.print(_make_table(diagnosis.surveys))
     by_kind: dict[str, list[Finding]] = defaultdict(list)
     for finding in diagnosis.findings:
         by_kind[finding.kind].append(finding)
@@ -33,15 +35,16 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     errors = diagnosis.errors
     warnings = len(diagnosis.findings) - errors
     console.print(
-        f"{errors or 'no'} error{'s' * (errors != 1)}, {warnings or 'no'} "
-        f"warning{'s' * (warnings != 1)}; fingerprint {diagnosis.fingerprint}"
+        f"{counted(errors, 'error') if errors else 'no errors'}, "
+        f"{counted(warnings, 'warning') if warnings else 'no warnings'}; "
+        f"fingerprint {diagnosis.fingerprint}"
     )
 
 
-def _splits(surveys: list[Survey]) -> Table:
+def _make_table(surveys: list[Survey]) -> Table:
     table = Table()
-    for column in ("split", "images", "classes", "per class", "GB", "median size", "formats"):
-        numeric = column in ("images", "classes", "GB")
+    for column in ("split", "images", "classes", "per class", "bytes", "median size", "formats"):
+        numeric = column in ("images", "classes", "bytes")
         table.add_column(
             column, justify="right" if numeric else "left", no_wrap=column != "formats"
         )
@@ -52,16 +55,16 @@ def _splits(surveys: list[Survey]) -> Table:
             survey.name,
             f"{len(survey.rows):,}",
             f"{len(survey.source.class_names):,}",
-            _class_sizes(class_counts(survey)),
-            f"{survey.rows['size'].sum() / 1e9:.2f}",
+            _format_class_sizes(survey.class_counts()),
+            decimal(int(survey.rows["size"].sum())),
             f"{width} x {height}",
             ", ".join(f"{kind} {count:,}" for kind, count in survey.formats.most_common(4)),
         )
     return table
 
 
-def _class_sizes(counts: list[int]) -> str:
-    """The smallest and the largest class, and a histogram of those between."""
+def _format_class_sizes(counts: list[int]) -> str:
+    """Return the sizes of the smallest and the largest class, and a histogram between them."""
     low, high = min(counts, default=0), max(counts, default=0)
     if low == high:
         return f"{low:,} each"
@@ -71,8 +74,8 @@ def _class_sizes(counts: list[int]) -> str:
 
 
 def _print_kind(console: Console, mark: str, kind: str, meaning: str, found: list[Finding]) -> None:
-    colour = "red" if mark == "error" else "yellow"
-    console.print(f"[{colour}]{mark}[/] {kind}: {len(found):,} ({meaning})")
+    color = "red" if mark == "error" else "yellow"
+    console.print(f"[{color}]{mark}[/] {kind}: {len(found):,} ({meaning})")
     for finding in found[:_SHOWN]:
         where = " ".join(part for part in (finding.split, finding.name) if part)
         detail = f": {finding.detail}" if finding.detail else ""

@@ -14,7 +14,7 @@ from PIL import Image
 
 from imagenet_jax.classify.images import Failure, Prediction, predict_images
 from imagenet_jax.data.augment import normalize
-from imagenet_jax.data.loose_images import LooseImage, find_images
+from imagenet_jax.data.image_files import LooseImage, find_images
 from imagenet_jax.errors import UserError
 from imagenet_jax.explain import layers, methods, pictures
 from imagenet_jax.explain.pictures import Explanation, Picture

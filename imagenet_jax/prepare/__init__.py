@@ -1,1 +1,1 @@
-"""Preparation of a data set as tfds stores it."""
+"""Preparation of a data set: archives or folders to a tfds directory of ArrayRecord files."""

@@ -1,37 +1,70 @@
-"""Prepare a data set: plan the shards, write those that are missing, publish the directory."""
+"""Preparation of a data set: plan the shards, write the missing ones, publish the directory."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from imagenet_jax.data import tfds_format
-from imagenet_jax.data.pool import Pool
-from imagenet_jax.errors import UserError
-from imagenet_jax.prepare import imagenet, shards
-from imagenet_jax.prepare.dataset import Dataset
-from imagenet_jax.prepare.images import Storage
-from imagenet_jax.prepare.index import Index
-from imagenet_jax.prepare.progress import Reporter
-from imagenet_jax.prepare.workspace import Workspace, provenance
+from rich.filesize import decimal
 
-_FORMAT = 3  # a change of what is stored, or how, makes older unfinished work worthless
+from imagenet_jax.data import tfds_format
+from imagenet_jax.data.workers import Pool
+from imagenet_jax.errors import UserError
+from imagenet_jax.prepare import shards
+from imagenet_jax.prepare.shards import SplitInput, Storage, Task, WrittenShard
+from imagenet_jax.prepare.workspace import Workspace, read_origin
+from imagenet_jax.progress import ProgressReporter, counted
+
+_FORMAT = 3  # increase to discard unfinished work when what is stored changes
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set to prepare.
+
+    Attributes:
+      name: of the tfds data set, without the suffix for resizing.
+      version: of the tfds data set.
+      class_names: label -> name.
+      description: for dataset_info.json.
+      source: where it comes from, for messages.
+      identity: JSON that changes if an input changes.
+      encoding: how images are stored, "jpeg" or "png".
+      scan: returns the images of every split; it may use the workers.
+      expected: split -> number of images that it should have.
+    """
+
+    name: str
+    version: str
+    class_names: tuple[str, ...]
+    description: str
+    source: str
+    identity: dict[str, Any]
+    encoding: str
+    scan: Callable[[Pool], dict[str, SplitInput]]
+    expected: dict[str, int] = field(default_factory=dict)
+
+    def stored_name(self, storage: Storage) -> str:
+        """Return the name with size and quality, which tells resized images from originals."""
+        return self.name + (f"_{storage.resize}q{storage.quality}" if storage.resize else "")
 
 
 def prepare(
     dataset: Dataset, out: Path, storage: Storage, *, workers: int, shard_bytes: float
 ) -> Path:
-    """Write OUT/NAME/VERSION and return it; continue where an earlier run ended.
+    """Write OUT/NAME/VERSION and return it; continue where an earlier run stopped.
 
     The files do not depend on `workers`. `shard_bytes` is the size of a shard's input. Raises
-    UserError for bad input; finished shards then stay for the next run.
+    UserError for bad input; finished shards are kept for the next run.
     """
-    target = out / dataset.stored_name(storage) / dataset.version
+    name = dataset.stored_name(storage)
+    target = out / name / dataset.version
     if target.exists():
-        source = provenance(target)
+        source = read_origin(target)
         print(
             f"{target} is finished{f', from {source}' if source else ''}: nothing to do "
-            "(delete it to prepare it anew)"
+            "(delete it to prepare it again)"
         )
         return target
     identity = dataset.identity | {
@@ -40,105 +73,103 @@ def prepare(
         "shard_bytes": shard_bytes,
         "format": _FORMAT,
     }
-    work = Workspace(target, identity)
+    workspace = Workspace(target, identity)
     try:
-        if work.fate == "restarted":
-            print("the inputs or options have changed since the unfinished run: starting anew")
+        if workspace.fate == "restarted":
+            print("the inputs or options have changed since the unfinished run: starting again")
+        print(f"preparing {target} from {dataset.source} with {counted(workers, 'process')}")
         with Pool(workers) as pool:
             splits = dataset.scan(pool)
             tasks = {
-                split: shards.plan(index, dataset.stored_name(storage), split, shard_bytes)
-                for split, index in splits.items()
+                split: shards.plan_shards(found.images, name, split, shard_bytes)
+                for split, found in splits.items()
             }
-            _write_missing(work, pool, splits, tasks, storage)
-        done = _finish(dataset, storage, work, tasks)
+            _write_missing(workspace, pool, splits, tasks, storage)
+        written = _publish(dataset, storage, workspace, tasks)
     finally:
-        work.close()
-    _summarize(target, dataset, storage, splits, done)
+        workspace.close()
+    for split, found in splits.items():
+        count = len(found.images)
+        print(f"{split}: {counted(count, 'image')} in {counted(len(tasks[split]), 'shard')}")
+        if count != dataset.expected.get(split, count):
+            print(f"warning: ImageNet's {split} has {dataset.expected[split]:,}")
+    _print_changes(written, storage)
+    print(f"{target} is finished; train with --config.data.path={target}")
     return target
 
 
 def _write_missing(
-    work: Workspace,
+    workspace: Workspace,
     pool: Pool,
-    splits: dict[str, Index],
-    tasks: dict[str, list[shards.Task]],
+    splits: dict[str, SplitInput],
+    tasks: dict[str, list[Task]],
     storage: Storage,
 ) -> None:
     everything = [task for some in tasks.values() for task in some]
-    missing = [task for task in everything if not work.done(task.file)]
+    missing = [task for task in everything if not workspace.find(task.file)]
 
-    def size(task: shards.Task) -> int:
-        return int(splits[task.split].sizes[task.start : task.stop].sum())
+    def size(task: Task) -> int:
+        return int(splits[task.split].images.sizes[task.start : task.stop].sum())
 
     total, left = sum(map(size, everything)), sum(map(size, missing))
     if len(missing) < len(everything):
-        print(f"{len(everything) - len(missing)} of {len(everything)} shards are done already")
-    free = shutil.disk_usage(work.path).free
+        done = len(everything) - len(missing)
+        print(f"{done} of {counted(len(everything), 'shard')} are done already")
+    free = shutil.disk_usage(workspace.path).free
     if not storage.resize and left > free:
         raise UserError(
-            f"--out: {work.path} needs {left / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free"
+            f"--out: {workspace.path} needs {decimal(left)}, but {decimal(free)} are free"
         )
 
-    def calls() -> Iterator[tuple[shards.Task, tuple[Any, ...]]]:
+    def calls() -> Iterator[tuple[Task, tuple[Any, ...]]]:
         for task in missing:
-            index = splits[task.split]
-            entries = index.entries(task.start, task.stop)
-            yield task, (work.path / task.file, index.root, entries, storage)
+            found = splits[task.split]
+            images = [found.images[i] for i in range(task.start, task.stop)]
+            yield task, (workspace.path / task.file, found.root, images, storage)
 
-    with Reporter("writing", total, already=total - left) as reporter:
-        for task, done in pool.run(shards.write, calls()):
-            work.finished(task.file, done)
+    with ProgressReporter("writing", total, already=total - left, unit="bytes") as reporter:
+        for task, shard in pool.run(shards.write_shard, calls()):
+            workspace.add(task.file, shard)
             reporter.advance(size(task))
 
 
-def _finish(
-    dataset: Dataset, storage: Storage, work: Workspace, tasks: dict[str, list[shards.Task]]
-) -> dict[str, list[shards.Done]]:
-    """Write the metadata and rename the directory; return the shards of each split."""
+def _publish(
+    dataset: Dataset, storage: Storage, workspace: Workspace, tasks: dict[str, list[Task]]
+) -> list[WrittenShard]:
+    """Write the metadata and rename the directory; return all shards."""
+    name = dataset.stored_name(storage)
     description = dataset.description
     if storage.resize:
         description += (
             f" Larger images were shrunk to {storage.resize} pixels on their shorter side "
             f"(Lanczos) and stored as JPEG of quality {storage.quality}."
         )
-    infos, finished = [], {}
+    infos, everything = [], []
     for split, some in tasks.items():
-        done = finished[split] = [shard for task in some if (shard := work.done(task.file))]
-        assert len(done) == len(some)  # each was just written or checked
+        written = [shard for task in some if (shard := workspace.find(task.file))]
+        assert len(written) == len(some)  # each was just written or checked
+        everything += written
         infos.append(
             tfds_format.split_info(
-                work.path,
-                dataset.stored_name(storage),
+                workspace.path,
+                name,
                 split,
-                shard_lengths=[shard.records for shard in done],
-                num_bytes=sum(shard.num_bytes for shard in done),
+                shard_lengths=[shard.records for shard in written],
+                num_bytes=sum(shard.num_bytes for shard in written),
             )
         )
     features = tfds_format.image_features(dataset.class_names, storage.encoding)
     tfds_format.write_metadata(
-        work.path, features, infos, version=dataset.version, description=description
+        workspace.path, features, infos, version=dataset.version, description=description
     )
-    work.publish([task.file for some in tasks.values() for task in some])
-    return finished
+    workspace.publish([task.file for some in tasks.values() for task in some])
+    return everything
 
 
-def _summarize(
-    target: Path,
-    dataset: Dataset,
-    storage: Storage,
-    splits: dict[str, Index],
-    done: dict[str, list[shards.Done]],
-) -> None:
-    for split, index in splits.items():
-        print(f"{split}: {len(index):,} images in {len(done[split]):,} shards")
-        official = imagenet.OFFICIAL.get(split)
-        if dataset.name == "imagenet2012" and len(index) != official:
-            print(f"warning: ImageNet's {split} has {official:,}")
-    everything = [shard for some in done.values() for shard in some]
+def _print_changes(written: list[WrittenShard], storage: Storage) -> None:
     if storage.resize:
-        print(f"{sum(shard.resized for shard in everything):,} images resized to {storage.resize}")
-    repaired = [name for shard in everything for name in shard.repaired]
-    names = ", ".join(sorted(repaired)[:30]) + (", ..." if len(repaired) > 30 else "")
-    print(f"{len(repaired):,} images repaired{': ' if repaired else ''}{names}")
-    print(f"{target} is finished; train with --config.data.path={target}")
+        resized = sum(shard.resized for shard in written)
+        print(f"{counted(resized, 'image')} resized to {storage.resize}")
+    repaired = sorted(name for shard in written for name in shard.repaired)
+    names = ", ".join(repaired[:30]) + (", ..." if len(repaired) > 30 else "")
+    print(f"{counted(len(repaired), 'image')} repaired{': ' if repaired else ''}{names}")

@@ -1,21 +1,70 @@
-"""One shard: read its images, repair or resize them, write the records."""
+"""Shards of a prepared data set: the order of images, how each is stored, and writing a shard."""
 
+import hashlib
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from imagenet_jax.data.decode import UndecodableImage
-from imagenet_jax.data.stored_image import StoredImage
-from imagenet_jax.data.tfds_format import WRITER_OPTIONS, Record, serialize
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from imagenet_jax.data.decode import decode, resized_size
+from imagenet_jax.data.image_files import ImageTable, StoredImage, read_image
+from imagenet_jax.data.image_formats import UndecodableImage, is_cmyk
+from imagenet_jax.data.records import Record
+from imagenet_jax.data.tfds_format import WRITER_OPTIONS, serialize
 from imagenet_jax.errors import UserError, writing
 from imagenet_jax.files import write_atomically
-from imagenet_jax.prepare import index
-from imagenet_jax.prepare.images import Storage, Stored, to_store
+
+_SIGNATURES = {"jpeg": b"\xff\xd8", "png": b"\x89PNG"}
+
+
+@dataclass(frozen=True)
+class SplitInput:
+    """The images of a split, in the order of the records.
+
+    Attributes:
+      root: the archive that offsets refer to, or the folder that names and shards are relative to.
+      images: all of them.
+    """
+
+    root: Path
+    images: ImageTable
+
+
+def order_images(root: Path, split: str, images: Iterable[StoredImage]) -> SplitInput:
+    """Return the images in tfds's order, which is by md5(split + name).
+
+    This hash mixes the classes over the shards, and record i and "train[:99%]" are the same images
+    as in a directory that tfds prepared. Images in parquet files keep their order, because reading
+    one of them reads a whole row group, about a hundred times as many bytes. (Images of several
+    tars are read one at a time, which is slow on a hard disk.)
+
+    Raises UserError if two images have the same name.
+    """
+    salt = hashlib.md5(split.encode(), usedforsecurity=False)
+
+    def key(image: StoredImage) -> bytes:
+        digest = salt.copy()
+        digest.update(image.id.encode())
+        return digest.digest()
+
+    ordered = list(images)
+    if not any(image.shard.endswith(".parquet") for image in ordered):
+        ordered.sort(key=key)
+    names = set()
+    for image in ordered:
+        if image.id in names:
+            raise UserError(f"{root} has {image.id} twice; every image needs its own name")
+        names.add(image.id)
+    return SplitInput(root, ImageTable(ordered))
 
 
 @dataclass(frozen=True)
 class Task:
-    """A shard to write: the file, and images `start` to `stop` of a split."""
+    """A shard to write: its file name, and images `start` to `stop` of a split."""
 
     file: str
     split: str
@@ -23,53 +72,105 @@ class Task:
     stop: int
 
 
-@dataclass
-class Done:
-    """A written shard; sizes in bytes, of the records and of the file."""
-
-    records: int
-    num_bytes: int
-    file_size: int
-    repaired: list[str] = field(default_factory=list)
-    resized: int = 0
-
-    def as_json(self) -> dict[str, Any]:
-        return vars(self)
-
-
-def plan(split_index: index.Index, name: str, split: str, shard_bytes: float) -> list[Task]:
-    """Shards of about `shard_bytes` of input each, at most 1024, named as tfds names them."""
-    count = max(1, min(1024, len(split_index), round(int(split_index.sizes.sum()) / shard_bytes)))
-    bounds = [round(len(split_index) * i / count) for i in range(count + 1)]
+def plan_shards(images: ImageTable, name: str, split: str, shard_bytes: float) -> list[Task]:
+    """Return shards of about `shard_bytes` of input each, at most 1024, with tfds's names."""
+    count = max(1, min(1024, len(images), round(int(images.sizes.sum()) / shard_bytes)))
+    bounds = [round(len(images) * i / count) for i in range(count + 1)]
     return [
         Task(f"{name}-{split}.array_record-{i:05d}-of-{count:05d}", split, start, stop)
         for i, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False))
     ]
 
 
-def write(path: Path, root: Path, entries: list[StoredImage], storage: Storage) -> Done:
-    """Write the shard `path`; it appears only once it is complete.
+class Storage(NamedTuple):
+    """How images are stored.
 
-    Takes memory for the shard's input. Raises UserError with the name of an image that cannot be
-    decoded or read.
+    Attributes:
+      encoding: "jpeg" or "png"; files of another format are encoded again.
+      resize: pixels of the shorter side, or None. Images that are shrunk become JPEGs; smaller
+        ones are stored as without it.
+      quality: of the JPEGs of resized images, 1 to 100.
     """
-    from array_record.python.array_record_module import ArrayRecordWriter
 
-    done = Done(0, 0, 0)
-    files = index.read(root, entries)
+    encoding: str = "jpeg"
+    resize: int | None = None
+    quality: int = 90
+
+
+class Stored(NamedTuple):
+    """The bytes to store for an image, and whether it was repaired or resized (never both)."""
+
+    encoded: bytes
+    repaired: bool = False
+    resized: bool = False
+
+
+def to_store(encoded: bytes, storage: Storage) -> Stored:
+    """Return what is stored for an image.
+
+    Every file is decoded as in training, so that everything stored can be trained on. CMYK JPEGs
+    and files of a format other than `storage.encoding` are repaired: their RGB pixels are encoded
+    again, as JPEGs of quality 100 with full-resolution color. Raises UndecodableImage.
+    """
+    pixels = decode(encoded)
+    height, width = pixels.shape[:2]
+    if storage.resize and storage.resize < min(height, width):
+        # Rounded as in evaluation, so that resizing to the same side again changes nothing.
+        tall, wide = resized_size(height, width, storage.resize)
+        image = Image.fromarray(pixels).resize((wide, tall), Image.Resampling.LANCZOS)
+        return Stored(_encode(image, "jpeg", storage.quality, "4:2:0"), resized=True)
+    if not encoded.startswith(_SIGNATURES[storage.encoding]) or is_cmyk(encoded):
+        image = Image.fromarray(pixels)
+        return Stored(_encode(image, storage.encoding, 100, "4:4:4"), repaired=True)
+    return Stored(encoded)
+
+
+def _encode(image: Image.Image, encoding: str, quality: int, subsampling: str) -> bytes:
+    file = io.BytesIO()
+    if encoding == "png":
+        image.save(file, "PNG")
+    else:
+        image.save(file, "JPEG", quality=quality, subsampling=subsampling)
+    return file.getvalue()
+
+
+@dataclass
+class WrittenShard:
+    """A shard that was written; sizes in bytes, of the records and of the file."""
+
+    records: int = 0
+    num_bytes: int = 0
+    file_size: int = 0
+    repaired: list[str] = field(default_factory=list)
+    resized: int = 0
+
+
+def write_shard(
+    path: Path, root: Path, images: list[StoredImage], storage: Storage
+) -> WrittenShard:
+    """Write the shard `path`, which appears only once it is complete.
+
+    All files of the shard are in memory at once. Raises UserError, naming the image, if one cannot
+    be read, decoded or stored.
+    """
+    done = WrittenShard()
+    files = [b""] * len(images)
+    # In the order on disk.
+    for i in sorted(range(len(images)), key=lambda i: (images[i].shard, images[i].offset)):
+        files[i] = read_image(root, images[i])
 
     def write_records(part: Path) -> None:
         writer = ArrayRecordWriter(str(part), WRITER_OPTIONS)
         try:
-            for entry, encoded in zip(entries, files, strict=True):
-                stored = _to_store(root, entry, encoded, storage)
-                record: Record = {"image": stored.encoded, "label": entry.label, "id": entry.id}
+            for image, encoded in zip(images, files, strict=True):
+                stored = _to_store(root, image, encoded, storage)
+                record: Record = {"image": stored.encoded, "label": image.label, "id": image.id}
                 example = serialize(record)
                 writer.write(example)
                 done.records, done.num_bytes = done.records + 1, done.num_bytes + len(example)
                 done.resized += stored.resized
                 if stored.repaired:
-                    done.repaired.append(entry.name)
+                    done.repaired.append(image.name)
         finally:
             writer.close()
         done.file_size = part.stat().st_size
@@ -79,12 +180,11 @@ def write(path: Path, root: Path, entries: list[StoredImage], storage: Storage) 
     return done
 
 
-def _to_store(root: Path, entry: StoredImage, encoded: bytes, storage: Storage) -> Stored:
+def _to_store(root: Path, image: StoredImage, encoded: bytes, storage: Storage) -> Stored:
     try:
         return to_store(encoded, storage)
     except UndecodableImage as e:
-        raise UserError(f"{entry.name} in {root} cannot be decoded: {e}") from e
-    except (OSError, ValueError) as e:
-        # By Pillow's encoder, for example for a side of 70,000 pixels.
-        name = f"{entry.name} in {root}"
+        raise UserError(f"{image.name} in {root} cannot be decoded: {e}") from e
+    except (OSError, ValueError) as e:  # from Pillow's encoder, for a side of 70,000 pixels
+        name = f"{image.name} in {root}"
         raise UserError(f"{name} cannot be stored as {storage.encoding}: {e}") from e

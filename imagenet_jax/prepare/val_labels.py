@@ -1,4 +1,4 @@
-"""The class of each validation image: from the development kit or from a file."""
+"""The class of each of ImageNet's validation images: from the development kit or from a file."""
 
 import io
 import re
@@ -6,8 +6,8 @@ import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from imagenet_jax.data.imagenet_classes import wnids
-from imagenet_jax.data.text_file import read_lines
+from imagenet_jax.data.classes import imagenet_wnids
+from imagenet_jax.data.image_files import read_lines
 from imagenet_jax.errors import UserError
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
@@ -15,19 +15,19 @@ _TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 _META = "data/meta.mat"
 
 
-def find(tars: Path, file: Path | None, images: Sequence[str]) -> dict[str, int]:
-    """{image name: label} of the validation images `images`.
+def find_labels(tars: Path, file: Path | None, images: Sequence[str]) -> dict[str, int]:
+    """Return {image name: label} of the validation images `images`.
 
     Args:
       tars: directory that may hold the development kit.
-      file: --val_labels, which goes first.
+      file: --val_labels, used instead of the kit.
 
-    Raises UserError where there are no labels, or they do not fit the images.
+    Raises UserError if there are no labels or they do not match the images.
     """
     if file:
-        return from_file(file, images)
+        return read_label_file(file, images)
     if (tars / DEVKIT).is_file():
-        return from_devkit(tars / DEVKIT, images)
+        return _read_devkit(tars / DEVKIT, images)
     import tensorflow_datasets as tfds
 
     shipped = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
@@ -38,8 +38,8 @@ def find(tars: Path, file: Path | None, images: Sequence[str]) -> dict[str, int]
     )
 
 
-def from_devkit(path: Path, images: Sequence[str]) -> dict[str, int]:
-    """Labels of the ground truth file: line i is that of ILSVRC2012_val_<i, 8 digits>.JPEG."""
+def _read_devkit(path: Path, images: Sequence[str]) -> dict[str, int]:
+    """Return labels of the ground truth file: line i is for ILSVRC2012_val_<i, 8 digits>.JPEG."""
     from scipy.io import loadmat
 
     found: dict[str, bytes] = {}
@@ -58,9 +58,9 @@ def from_devkit(path: Path, images: Sequence[str]) -> dict[str, int]:
             raise UserError(f"{path} has no {wanted}: is it the kit of tasks 1 & 2 of 2012?")
     try:
         synsets = loadmat(io.BytesIO(found[_META]), squeeze_me=True)["synsets"]
-        ids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets.ravel()}
+        wnids = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in synsets.ravel()}
         lines = [int(line) for line in found[_TRUTH].split()]
-    except Exception as e:  # scipy raises many kinds for a damaged file
+    except Exception as e:  # scipy raises many types for a damaged file
         raise UserError(f"{path} has an unreadable {_META} or {_TRUTH}: {e}") from e
     _check_count(path, len(lines), len(images))
     labels = {}
@@ -69,24 +69,23 @@ def from_devkit(path: Path, images: Sequence[str]) -> dict[str, int]:
         line = int(match[1]) if match else 0
         if not 1 <= line <= len(lines):
             raise UserError(f"{path} has no label for {name}")
-        labels[name] = _label(path, line, ids.get(lines[line - 1], str(lines[line - 1])))
+        number = lines[line - 1]
+        labels[name] = _find_label(path, line, wnids.get(number, str(number)))
     return labels
 
 
-def from_file(path: Path, images: Sequence[str]) -> dict[str, int]:
-    """Labels of "wnid" lines, for the images in sorted order, or of "image wnid" lines."""
+def read_label_file(path: Path, images: Sequence[str]) -> dict[str, int]:
+    """Return labels from "WNID" lines, for the images in sorted order, or "IMAGE WNID" lines."""
     rows = [(i, line.split()) for i, line in enumerate(read_lines(path), 1) if line.strip()]
     _check_count(path, len(rows), len(images))
     if all(len(row) == 1 for _, row in rows):
-        return {
-            name: _label(path, i, row[0])
-            for name, (i, row) in zip(sorted(images), rows, strict=True)
-        }
+        pairs = zip(sorted(images), rows, strict=True)
+        return {name: _find_label(path, i, row[0]) for name, (i, row) in pairs}
     labels = {}
     for i, row in rows:
         if len(row) != 2:
             raise UserError(f"{path} line {i}: write 'WNID' or 'IMAGE WNID', in every line alike")
-        labels[row[0]] = _label(path, i, row[1])
+        labels[row[0]] = _find_label(path, i, row[1])
     missing = sorted(set(images) - set(labels))
     if missing:
         raise UserError(f"{path} has no label for {missing[0]} ({len(missing)} are missing)")
@@ -98,10 +97,10 @@ def _check_count(path: Path, lines: int, images: int) -> None:
         raise UserError(f"{path} has {lines} labels, but there are {images} validation images")
 
 
-def _label(path: Path, line: int, wnid: str) -> int:
+def _find_label(path: Path, line: int, wnid: str) -> int:
     try:
-        return wnids().index(wnid)
+        return imagenet_wnids().index(wnid)
     except ValueError:
         raise UserError(
-            f"{path} line {line}: {wnid!r} is none of ImageNet's 1000 classes"
+            f"{path} line {line}: {wnid!r} is not one of ImageNet's 1000 classes"
         ) from None

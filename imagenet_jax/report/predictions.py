@@ -190,7 +190,7 @@ def _load_samples(
         return ()
     config, names = weights.config, found.class_names
     subset = sources.Subset(source, found.indices[rows])
-    batches = pipeline.eval_batches(subset, config.data, config.eval)
+    batches = pipeline.eval_batches(subset, config)
     pixels = np.concatenate([batch["image"] for batch in batches])[: len(rows)]
     guesses = found.probabilities[rows].argmax(axis=1)
     return tuple(

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax.config.rules import step_window
 from imagenet_jax.data import pipeline, sources
-from imagenet_jax.data.known_classes import KnownClasses, outputs_of
+from imagenet_jax.data.classes import KnownClasses, find_outputs
 from imagenet_jax.data.sampler import Sampler, in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import ema, optim
@@ -120,7 +120,7 @@ def make_evaluation(
     source = sources.open_source(config.data, config.data.eval_split)
     if known is None:
         _check_classes(config, source, config.data.eval_split)
-    outputs = outputs_of(known, source) if known else None
+    outputs = find_outputs(known, source) if known else None
     abstract = abstract_state(config.model, optax.identity(), config.ema.decay > 0, mesh)
     return Evaluation(config, mesh, source, graph_of(config.model), abstract, outputs)
 

@@ -11,7 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from imagenet_jax import models
-from imagenet_jax.data.known_classes import KnownClasses, known_classes, require_same_labels
+from imagenet_jax.data.classes import KnownClasses, require_same_labels
 from imagenet_jax.data.sources import Source
 from imagenet_jax.errors import UserError, expand_user
 from imagenet_jax.runtime import xla
@@ -65,7 +65,8 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights | None:
             f"{config.model.num_classes} here, and starts from random values"
         )
     else:
-        known = known_classes(weight_file.load_class_names(path), classes, f"weights file {path}")
+        names = weight_file.load_class_names(path)
+        known = KnownClasses.of_head(names, classes, f"weights file {path}")
     summary += f" ({file.note})" if file.note else ""
     with path.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()

@@ -11,8 +11,13 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from imagenet_jax.data import imagenet_classes, sources
-from imagenet_jax.data.known_classes import KnownClasses, known_classes, outputs_of
+from imagenet_jax.data import sources
+from imagenet_jax.data.classes import (
+    KnownClasses,
+    find_outputs,
+    imagenet_names,
+    imagenet_wnids,
+)
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime.workdir import read_classes, read_config
 from imagenet_jax.training.checkpoint_reader import open_to_read
@@ -66,12 +71,12 @@ def of_file(path: Path, config: ConfigDict, key: str = "") -> Weights:
 def known_to_file(path: Path, config: ConfigDict) -> KnownClasses:
     """The classes of a weights file for the model of `config`."""
     names = weight_file.load_class_names(path)
-    return known_classes(names, config.model.num_classes, f"weights file {path}")
+    return KnownClasses.of_head(names, config.model.num_classes, f"weights file {path}")
 
 
 def known_to_run(workdir: Path, config: ConfigDict) -> KnownClasses:
     """The classes that a run of `config` trains on."""
-    return known_classes(read_classes(workdir), config.model.num_classes, str(workdir))
+    return KnownClasses.of_head(read_classes(workdir), config.model.num_classes, str(workdir))
 
 
 def check_data(weights: Weights) -> None:
@@ -82,7 +87,7 @@ def check_data(weights: Weights) -> None:
     """
     source = _data(weights.config)
     if source and len(source.class_names) == weights.known.count:
-        outputs_of(weights.known, source)
+        find_outputs(weights.known, source)
 
 
 def read_file(
@@ -133,8 +138,8 @@ def place_like(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
 
 def _readable(names: tuple[str, ...], config: ConfigDict) -> tuple[str, ...]:
     """Words for WordNet ids; () where the number of classes is another."""
-    if names == imagenet_classes.wnids():
-        return imagenet_classes.class_names()
+    if names == imagenet_wnids():
+        return imagenet_names()
     return names if len(names) == config.model.num_classes else ()
 
 

@@ -16,7 +16,7 @@ from imagenet_jax import config as config_io
 from imagenet_jax import models
 from imagenet_jax.config import fields as defaults
 from imagenet_jax.config.rules import warnings
-from imagenet_jax.data.resolution import resolution_of
+from imagenet_jax.data.resolution import Resolution
 from imagenet_jax.data.sampler import steps_per_epoch
 from imagenet_jax.data.sources import open_source
 from imagenet_jax.debug.recipe import describe_recipe
@@ -50,7 +50,7 @@ def use(config):
     rate = jax.eval_shape(schedule, jax.ShapeDtypeStruct((), "int32"))
     assert rate.shape == ()
     make_fine_tuning(config, per_epoch)
-    resolution_of(config.augment, per_epoch).at(7)
+    Resolution.from_config(config.augment, per_epoch).at(7)
     ema.make_step_size(
         config.ema, batch_size=config.batch_size, epochs=config.epochs, warmup_steps=1
     )

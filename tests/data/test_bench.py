@@ -8,26 +8,26 @@ import pytest
 from conftest import tiny_config
 from PIL import Image
 
-from imagenet_jax.data import bench, decode, stages
+from imagenet_jax.data import bench, decode
 from imagenet_jax.errors import UserError
 
 
 def _rates(read=10_000, crop=1000, fast=1200, small=2500, now=1900, threads=1900, workers=1700):
     rates = [
-        stages.Rate("read", read),
-        stages.Rate("decode, whole image", 900),
-        stages.Rate("decode and crop", crop),
-        stages.Rate("same, resampling=fast", fast),
-        stages.Rate("same, stored at 256", small),
-        stages.Rate("pipeline, threads=1", now, 1),
-        stages.Rate("pipeline, threads=2", threads, 2),
-        stages.Rate("pipeline, workers=2", workers, 2),
+        bench.Rate("read", read),
+        bench.Rate("decode, whole image", 900),
+        bench.Rate("decode and crop", crop),
+        bench.Rate("same, resampling=fast", fast),
+        bench.Rate("same, stored at 256", small),
+        bench.Rate("pipeline, threads=1", now, 1),
+        bench.Rate("pipeline, threads=2", threads, 2),
+        bench.Rate("pipeline, workers=2", workers, 2),
     ]
     return [rate for rate in rates if rate.images_per_second]
 
 
 def _says(text, config=None, need=None, **rates):
-    return any(text in x for x in stages.advice(config or tiny_config(""), _rates(**rates), need))
+    return any(text in x for x in bench.advise(config or tiny_config(""), _rates(**rates), need))
 
 
 def test_advice_follows_from_the_rates():
@@ -72,10 +72,10 @@ def measured(monkeypatch):
         monkeypatch.setattr(
             decode, "decode", lambda data: (decoded.append((data, None, None)), whole(data))[1]
         )
-        monkeypatch.setattr(stages, "_SAMPLE", 24)
-        monkeypatch.setattr(stages, "_rate", rate)
-        monkeypatch.setattr(stages, "_pipeline_rate", lambda *args: 1.0)
-        rates = stages.measure(config, 30.0)
+        monkeypatch.setattr(bench, "_SAMPLE", 24)
+        monkeypatch.setattr(bench, "_measure_rate", rate)
+        monkeypatch.setattr(bench, "_measure_pipeline", lambda *args: 1.0)
+        rates = bench.measure(config, 30.0)
         one_core = [rate.stage for rate in rates[1:] if not rate.stage.startswith("pipeline")]
         return dict(zip(one_core, calls.values(), strict=True)), rates
 
@@ -108,7 +108,7 @@ def test_what_would_change_nothing_is_neither_measured_nor_advised(measured, dig
     config.data.resampling = "fast"
     calls, rates = measured(config)
     assert set(calls) == {"decode, whole image", "decode and crop"}
-    assert not any("resize" in line for line in stages.advice(config, rates, None))
+    assert not any("resize" in line for line in bench.advise(config, rates, None))
 
 
 @pytest.mark.full

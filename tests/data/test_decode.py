@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from odd_jpegs import encode
 from PIL import Image
 
-from imagenet_jax.data import decode
+from imagenet_jax.data import decode, image_formats
 from imagenet_jax.data.sampler import record_uniforms
 
 OUT = np.zeros((32, 32, 3), np.uint8)
@@ -227,9 +227,9 @@ def test_an_image_that_would_take_too_much_memory_is_refused_before_it_is_decode
         (18, encode(image.convert("CMYK"), progressive=True)),
         (22, encode(image, "WEBP")),
     ):
-        monkeypatch.setattr(decode, "MAX_BYTES", 60 * 40 * per_pixel)
+        monkeypatch.setattr(image_formats, "MAX_BYTES", 60 * 40 * per_pixel)
         decode.decode(encoded)
-        monkeypatch.setattr(decode, "MAX_BYTES", 60 * 40 * per_pixel - 1)
+        monkeypatch.setattr(image_formats, "MAX_BYTES", 60 * 40 * per_pixel - 1)
         for use in (decode.decode, lambda data: decode.train_image(data, OUT, _uniforms(), **CROP)):
             with pytest.raises(decode.UndecodableImage, match="60x40 pixels take up to"):
                 use(encoded)

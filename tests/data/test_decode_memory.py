@@ -74,15 +74,15 @@ def _status(field):
 
 def _run():
     """In a process of its own, whose allocator gives memory back at once."""
-    from imagenet_jax.data import decode
+    from imagenet_jax.data import decode, image_formats
 
-    claimed, check = [], decode._check_memory
+    claimed, check = [], image_formats.check_memory
 
     def record(width, height, bytes_per_pixel):
         claimed.append(width * height * bytes_per_pixel)
         check(width, height, bytes_per_pixel)
 
-    decode._check_memory, decode._KEPT_BYTES = record, 0
+    image_formats.check_memory, decode._KEPT_BYTES = record, 0
     out = np.zeros((64, 64, 3), np.uint8)
     small = _encode(Image.new("RGB", (9, 9)), "PNG")
     decode.eval_image(small, out, resize=64)  # compiles, and loads Pillow's plugins

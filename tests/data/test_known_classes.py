@@ -11,13 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenet_jax.data import imagenet_classes
-from imagenet_jax.data.class_order import reorder
-from imagenet_jax.data.known_classes import known_classes, outputs_of, require_same_labels
+from imagenet_jax.data.classes import (
+    KnownClasses,
+    find_outputs,
+    imagenet_names,
+    imagenet_wnids,
+    reorder,
+    require_same_labels,
+)
 from imagenet_jax.errors import UserError
 
-WNIDS = imagenet_classes.wnids()
-WORDS = imagenet_classes.class_names()
+WNIDS = imagenet_wnids()
+WORDS = imagenet_names()
 NUMBERS = tuple(sorted(map(str, range(1000))))  # as text: 0, 1, 10, 100, 101, ...
 PADDED = tuple(f"{i:03}" for i in range(1000))
 
@@ -55,12 +60,12 @@ class Names:
 
 
 def known(*names, count=0):
-    return known_classes(names, count or len(names), "weights file w")
+    return KnownClasses.of_head(names, count or len(names), "weights file w")
 
 
 def meant(classes, source):
     """{name of the data: the output of the head that its images count for}."""
-    outputs = outputs_of(classes, source)
+    outputs = find_outputs(classes, source)
     found = {}
     for i in range(len(source)):
         record = source[i]
@@ -94,35 +99,35 @@ def test_any_order_and_any_subset(order, some):
 
 def test_plain_weights_of_1000_classes_are_in_the_order_of_imagenet():
     plain = known(count=1000)
-    assert outputs_of(plain, Names(*WNIDS)) is None
-    assert outputs_of(plain, Names(*WORDS)) is None
-    assert outputs_of(plain, Names(*PADDED)) is None
+    assert find_outputs(plain, Names(*WNIDS)) is None
+    assert find_outputs(plain, Names(*WORDS)) is None
+    assert find_outputs(plain, Names(*PADDED)) is None
     # Neither WordNet ids nor numbers: somebody's own 1000 classes.
-    assert outputs_of(plain, Names(*(f"kind {i:04}" for i in range(1000)))) is None
+    assert find_outputs(plain, Names(*(f"kind {i:04}" for i in range(1000)))) is None
     some = WNIDS[3:900:7]
-    assert outputs_of(plain, Names(*some)).tolist() == list(range(3, 900, 7))
+    assert find_outputs(plain, Names(*some)).tolist() == list(range(3, 900, 7))
     # Words, as convert writes them, and WordNet ids, as folders have them.
-    assert outputs_of(known(*WORDS), Names(*some)).tolist() == list(range(3, 900, 7))
+    assert find_outputs(known(*WORDS), Names(*some)).tolist() == list(range(3, 900, 7))
 
 
 def test_synonyms_of_all_of_imagenet_are_known_in_its_order_alone():
     for other in (WNIDS, WORDS):
-        assert outputs_of(known(*other), Names(*SYNONYMS)) is None
-        assert outputs_of(known(*SYNONYMS), Names(*other)) is None
-    assert outputs_of(known(*SYNONYMS), Names(*WNIDS[3:900:7])).tolist() == list(range(3, 900, 7))
+        assert find_outputs(known(*other), Names(*SYNONYMS)) is None
+        assert find_outputs(known(*SYNONYMS), Names(*other)) is None
+    assert find_outputs(known(*SYNONYMS), Names(*WNIDS[3:900:7])).tolist() == list(range(3, 900, 7))
     twice = tuple("crane" if name == "crane2" else name for name in SYNONYMS)
-    assert outputs_of(known(*WNIDS), Names(*twice)) is None
+    assert find_outputs(known(*WNIDS), Names(*twice)) is None
     # Two classes change places: likely ones, and ones whose names are much alike.
     for a, b in [("crane", "crane2"), ("maillot", "maillot, tank suit"), (SYNONYMS[0], "goldfish")]:
         swapped = {a: b, b: a}
         shuffled = [swapped.get(name, name) for name in SYNONYMS]
         assert sorted(shuffled) == sorted(SYNONYMS)
         with pytest.raises(UserError, match="class_order=FILE"):
-            outputs_of(known(*WNIDS), Names(*shuffled))
+            find_outputs(known(*WNIDS), Names(*shuffled))
     with pytest.raises(UserError, match="class 0 is 'zucchini'"):
-        outputs_of(known(*WNIDS), Names(*sorted(SYNONYMS, reverse=True)))
+        find_outputs(known(*WNIDS), Names(*sorted(SYNONYMS, reverse=True)))
     with pytest.raises(UserError, match="class_order=FILE"):
-        outputs_of(known(*WNIDS), Names(*SYNONYMS[:999], "tench, Tinca tinca"))
+        find_outputs(known(*WNIDS), Names(*SYNONYMS[:999], "tench, Tinca tinca"))
 
 
 @pytest.mark.parity
@@ -130,7 +135,7 @@ def test_wordnets_synonyms_of_every_class_are_known():
     package = Path(importlib.util.find_spec("timm").origin).parent
     text = (package / "data" / "_info" / "imagenet_synset_to_lemma.txt").read_text()
     synonyms = dict(line.split("\t") for line in text.splitlines())
-    assert outputs_of(known(*WNIDS), Names(*(synonyms[wnid] for wnid in WNIDS))) is None
+    assert find_outputs(known(*WNIDS), Names(*(synonyms[wnid] for wnid in WNIDS))) is None
 
 
 @pytest.mark.parametrize(
@@ -152,7 +157,7 @@ def test_wordnets_synonyms_of_every_class_are_known():
 def test_other_names_are_refused_and_the_advice_works(classes, data, words, tmp_path):
     source = Names(*data)
     with pytest.raises(UserError) as caught:
-        outputs_of(classes, source)
+        find_outputs(classes, source)
     message = str(caught.value)
     for word in words:
         assert word in message
@@ -195,8 +200,8 @@ def test_a_file_cannot_contradict_names_that_the_weights_know(tmp_path):
     file.write_text("dog\ncat\nbird\n")
     source = reorder(Names("bird", "cat", "dog"), str(file))
     with pytest.raises(UserError, match="'dog' of data is 0 by .*class_order.* knows it as 1"):
-        outputs_of(known("cat", "dog", "eel"), source)
-    assert outputs_of(known("cat", "dog", "bird"), source).tolist() == [1, 0, 2]  # names decide
+        find_outputs(known("cat", "dog", "eel"), source)
+    assert find_outputs(known("cat", "dog", "bird"), source).tolist() == [1, 0, 2]  # names decide
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from PIL import Image
 
 from imagenet_jax import config as config_io
 from imagenet_jax.data import sources
-from imagenet_jax.data.loose_images import find_images
-from imagenet_jax.data.recognize import recognize
+from imagenet_jax.data.image_files import find_images
+from imagenet_jax.data.layout_source import recognize
 from imagenet_jax.doctor import __main__ as doctor_command
 from imagenet_jax.doctor.diagnosis import diagnose
 from imagenet_jax.errors import UserError
@@ -81,7 +81,7 @@ def test_nested_class_folders_with_links(nested):
     assert len(want) == len(NESTED) + 2
     (nested / "train" / "b" / "a" / "up").symlink_to(nested / "train" / "b")
     assert len(_open(nested)) == len(want)
-    assert _ignored(nested) == {("train", "b/a/up"): "a link to a folder that it is in"}
+    assert _ignored(nested) == {("train", "b/a/up"): "a link to a folder that contains it"}
 
 
 @pytest.mark.parametrize("names", ["train val", "train valid", "Train Val", "TRAIN Validation"])
@@ -286,10 +286,10 @@ def test_loose_images_behind_links_are_found_once(nested):
 def test_a_byte_order_mark_is_no_part_of_the_first_label(tmp_path, text):
     path = tmp_path / "labels.txt"
     path.write_text(text, "utf-8-sig")
-    assert val_labels.from_file(path, ["a", "b"]) == {"a": 0, "b": 1}
+    assert val_labels.read_label_file(path, ["a", "b"]) == {"a": 0, "b": 1}
     path.write_text(text, "utf-16")
     with pytest.raises(UserError, match=r"labels\.txt is not text in UTF-8"):
-        val_labels.from_file(path, ["a", "b"])
+        val_labels.read_label_file(path, ["a", "b"])
 
 
 def test_a_byte_order_mark_in_config_json(tmp_path):

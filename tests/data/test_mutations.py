@@ -81,7 +81,7 @@ def _run():
     from imagenet_jax.config.fields import defaults
     from imagenet_jax.data import pipeline
     from imagenet_jax.data.decode import UndecodableImage, decode
-    from imagenet_jax.doctor.inspection import inspect
+    from imagenet_jax.doctor.survey import inspect
 
     source, config = Mutants(), defaults()
     config.data.undecodable, config.data.threads = "skip", 2
@@ -97,13 +97,9 @@ def _run():
         facts = inspect(file, f"{i}.jpg")
         if not facts.height:
             found.append(str(i))
-    evaluated = list(pipeline.eval_batches(source, config.data, config.eval))
+    evaluated = list(pipeline.eval_batches(source, config))
     sampler = pipeline.make_sampler(source, config.data, seed=0, batch_size=50)
-    trained = list(
-        pipeline.train_batches(
-            source, sampler, config.data, config.augment, total_steps=COUNT // 50
-        )
-    )
+    trained = list(pipeline.train_batches(source, sampler, config, total_steps=COUNT // 50))
     print(
         json.dumps(
             {

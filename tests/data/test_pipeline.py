@@ -46,8 +46,7 @@ def _train(source, config, *, steps=6, batch_size=8, start=0, index=0, count=1):
         pipeline.train_batches(
             source,
             pipeline.make_sampler(source, config.data, seed=config.seed, batch_size=batch_size),
-            config.data,
-            config.augment,
+            config,
             total_steps=steps,
             start_step=start,
             process_index=index,
@@ -146,9 +145,7 @@ def test_evaluation_covers_every_record_once(digits, length, rows, processes):
     shares = []
     for i in range(processes):
         source = Recording(digits, length)
-        batches = pipeline.eval_batches(
-            source, config.data, config.eval, process_index=i, process_count=processes
-        )
+        batches = pipeline.eval_batches(source, config, process_index=i, process_count=processes)
         shares.append((list(batches), source.reads))
     assert sorted(r for _, reads in shares for r in reads) == list(range(length))
     assert len({len(batches) for batches, _ in shares}) == 1
@@ -213,7 +210,7 @@ def test_undecodable_records_are_skipped_by_name_and_change_nothing_else(digits,
 def test_undecodable_records_of_evaluation_are_masked_and_named(digits):
     config = tiny_config("")
     config.data.undecodable, config.eval.batch_size = "skip", 16
-    batches = list(pipeline.eval_batches(Damaged(digits, every=9), config.data, config.eval))
+    batches = list(pipeline.eval_batches(Damaged(digits, every=9), config))
     masks = np.concatenate([b["mask"] for b in batches])
     assert masks.tolist() == [float(i < 40 and i % 9 != 0) for i in range(48)]
     names = [name for b in batches for name in b["skipped"]]
@@ -237,7 +234,7 @@ def test_prefetch_is_bounded_in_bytes(digits):
     config.data.prefetch_mb, config.data.threads = 3, 4
     source = Recording(digits)
     order = pipeline.make_sampler(source, config.data, seed=0, batch_size=8)
-    batches = pipeline.train_batches(source, order, config.data, config.augment, total_steps=50)
+    batches = pipeline.train_batches(source, order, config, total_steps=50)
     next(batches)
     time.sleep(1.0)
     # One handed out, two waiting, and one that a thread holds until there is room.

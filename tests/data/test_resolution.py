@@ -56,9 +56,7 @@ def test_batches_take_the_side_of_their_step_wherever_a_run_begins(digits_path):
     )  # 2.5 steps an epoch
 
     def sides(start):
-        batches = pipeline.train_batches(
-            source, sampler, config.data, config.augment, total_steps=10, start_step=start
-        )
+        batches = pipeline.train_batches(source, sampler, config, total_steps=10, start_step=start)
         return [batch["image"].shape[1:3] for batch in batches]
 
     want = [(s, s) for s in [8] * 5 + [16] * 3 + [24] * 2]

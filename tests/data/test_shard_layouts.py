@@ -16,9 +16,8 @@ from conftest import tiny_config
 from miniatures import jpeg, read_records, tar
 from shards import open_shards, read_shards, shard_of, table_of
 
-from imagenet_jax.data import parquet as parquet_file
-from imagenet_jax.data import shard_layouts, sources
-from imagenet_jax.data.imagenet_classes import wnids
+from imagenet_jax.data import shard_files, sources
+from imagenet_jax.data.classes import imagenet_wnids
 from imagenet_jax.doctor.diagnosis import diagnose
 from imagenet_jax.errors import UserError
 from imagenet_jax.prepare import __main__ as prepare
@@ -84,11 +83,11 @@ def test_imagenets_tars_have_wordnet_ids_and_names_that_agree(tmp_path):
     labels = list(range(1000))
     files = {}
     for label in labels:
-        files[f"{wnids()[label]}_{label}.jpg"] = b"x"
-        files[f"{wnids()[label]}_{label}.cls"] = str(label).encode()
+        files[f"{imagenet_wnids()[label]}_{label}.jpg"] = b"x"
+        files[f"{imagenet_wnids()[label]}_{label}.cls"] = str(label).encode()
     (root / "imagenet1k-train-0000.tar").write_bytes(tar(files))
-    assert open_shards(root).class_names == wnids()
-    files[f"{wnids()[3]}_3.cls"] = b"4"
+    assert open_shards(root).class_names == imagenet_wnids()
+    files[f"{imagenet_wnids()[3]}_3.cls"] = b"4"
     (root / "imagenet1k-train-0000.tar").write_bytes(tar(files))
     with pytest.raises(UserError, match=r"n01491361_3\.jpg has label 4, which is n01494475"):
         open_shards(root)
@@ -161,7 +160,7 @@ def test_parquet_is_read_in_its_order_with_its_class_names(parquet):
     assert source.class_names == ("ant", "bee", "cat")
     assert source[4]["id"] == "data/train-00000-of-00002.parquet/4.JPEG"
     assert source[6]["id"] == "data/train-00001-of-00002.parquet/1"
-    with pytest.raises(UserError, match=r"test has 2 images whose label is no class.* with -1"):
+    with pytest.raises(UserError, match=r"test has 2 images whose label is not a class.* with -1"):
         open_shards(parquet, "test")
     diagnosis = diagnose(parquet, 1, quiet=True)
     assert diagnosis.data.layout == "Hugging Face parquet"
@@ -222,27 +221,27 @@ def test_a_hold_out_of_sorted_shards_has_every_class_and_slices_are_refused(tmp_
     for split in (data.train_split, data.eval_split):
         with pytest.raises(UserError, match=r"2 classes of \S+ are in only one of both.*holdout"):
             sources.open_source(data, split)
-    prepare_folder.dataset(root, "x")
+    prepare_folder.open_folder(root, "x")
     assert ("whose last 5% lack classes" in capsys.readouterr().out) == (kind == "parquet")
 
 
 def test_threads_in_as_many_row_groups_read_each_once_within_the_bound(tmp_path, monkeypatch):
     path, read = tmp_path / "0.parquet", []
     pyarrow.parquet.write_table(table_of(0, [0, 1] * 16), path, row_group_size=4)
-    original = parquet_file._read_group
+    original = shard_files._read_row_group
     monkeypatch.setattr(
-        parquet_file, "_read_group", lambda *key: read.append(key) or original(*key)
+        shard_files, "_read_row_group", lambda *key: read.append(key) or original(*key)
     )
-    rows, _ = parquet_file.read_rows(path)
+    rows, _ = shard_files.read_parquet_rows(path)
     for turn in range(4):  # eight threads, each in a row group of its own
         for row in rows[turn::4]:
-            parquet_file.read_row(path, row.offset)
+            shard_files.read_parquet_image(path, row.offset)
     assert sorted(read) == [(str(path), group) for group in range(8)]
     bound = 3 * original(str(path), 0).nbytes
-    monkeypatch.setattr(parquet_file, "_KEPT_BYTES", bound)
-    parquet_file._kept.pop((str(path), 0))
-    parquet_file.read_row(path, rows[0].offset)
-    assert 0 < sum(column.nbytes for column, _ in parquet_file._kept.values()) <= bound
+    monkeypatch.setattr(shard_files, "_CACHE_BYTES", bound)
+    shard_files._cache.pop((str(path), 0))
+    shard_files.read_parquet_image(path, rows[0].offset)
+    assert 0 < sum(column.nbytes for column in shard_files._cache.values()) <= bound
 
 
 @pytest.mark.parametrize("layout", ["tars", "parquet"])
@@ -261,7 +260,7 @@ def test_prepare_names_what_it_leaves_out_and_refuses_classes_in_another_order(
 ):
     args = [f"--folder={parquet}", "--name=x", f"--out={tmp_path}/out", "--workers=1"]
     prepare.main(args)
-    assert "the test split is left out; prepare takes train" in capsys.readouterr().out
+    assert "the test split is left out; prepare takes only train" in capsys.readouterr().out
     table = table_of(8, [0, 1, 2], names=("bee", "ant", "cat"))
     pyarrow.parquet.write_table(table, parquet / "data" / "validation-00000-of-00001.parquet")
     with pytest.raises(UserError, match="train and validation differ in their classes: the same"):
@@ -289,6 +288,6 @@ def test_members_are_where_tarfile_finds_them(tmp_path, kind):
             archive.addfile(info, io.BytesIO(b"x" * info.size))
     with tarfile.open(tmp_path / "x.tar") as archive:
         want = [(m.name, m.offset_data, m.size) for m in archive if m.isreg()]
-    with (tmp_path / "x.tar").open("rb") as file:
-        assert list(shard_layouts._members(tmp_path / "x.tar", file)) == want
+    found = shard_files.read_tar_members(tmp_path / "x.tar")
+    assert list(found) == [(*member, True) for member in want]
     assert len(want) == len(names)

@@ -30,14 +30,7 @@ def _record(i):
 
 
 def _write(path, **splits):
-    tfds_format.write_dataset(
-        path,
-        name="things",
-        version="1.0.0",
-        splits=splits,
-        class_names=("a", "b", "c"),
-        description="test",
-    )
+    tfds_format.write_dataset(path, splits, ("a", "b", "c"), description="test")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from imagenet_jax.data import pipeline
+from imagenet_jax.data import workers
 from imagenet_jax.errors import UserError
 
 # The parent ignores the signals, as training does until it has saved.
@@ -26,12 +26,12 @@ config = defaults("resnet18")
 config.data.source, config.data.path, config.data.workers = "digits", str(path), 2
 config.eval.batch_size, config.eval.image_size, config.eval.resize = 30, 16, 16
 source = sources.open_source(config.data, "validation")
-batches = pipeline.eval_batches(source, config.data, config.eval)
+batches = pipeline.eval_batches(source, config)
 count = len(next(batches)["label"])
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 sys.stdin.readline()
 print(count + sum(len(batch["label"]) for batch in batches), flush=True)
-again = pipeline.eval_batches(source, config.data, config.eval)
+again = pipeline.eval_batches(source, config)
 next(again)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 sys.stdin.readline()
@@ -59,20 +59,20 @@ def test_workers_outlast_stop_signals_and_end_with_their_parent(tmp_path):
         start_new_session=True,
     )  # fmt: skip
     try:
-        workers = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(workers) == 2
-        for worker in workers:  # inherited, so from the first moment on
+        processes = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(processes) == 2
+        for worker in processes:  # inherited, so from the first moment on
             assert {signal.SIGTERM, signal.SIGINT} <= _blocked(worker)
         os.killpg(parent.pid, signal.SIGTERM)
         os.killpg(parent.pid, signal.SIGINT)
         parent.stdin.write("\n")
         parent.stdin.flush()
         assert int(parent.stdout.readline()) == 360
-        workers = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(workers) == 2 and all(map(_runs, workers))
+        processes = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(processes) == 2 and all(map(_runs, processes))
         parent.kill()
         end = time.monotonic() + 30
-        while any(map(_runs, workers)):
+        while any(map(_runs, processes)):
             assert time.monotonic() < end, "a worker outlives its parent"
             time.sleep(0.05)
     finally:
@@ -87,7 +87,7 @@ def test_a_worker_that_was_killed_is_one_line():
             "Worker process was terminated unexpectedly with exit code -9. Search the logs above"
         )
 
-    rows = pipeline._from_workers(batches())
+    rows = workers._start_with_blocked_signals(batches())
     assert next(rows) == {"label": [1]}
     with pytest.raises(UserError, match=r"memory.*exit code -9.*[Ff]ewer workers"):
         next(rows)
@@ -97,4 +97,4 @@ def test_a_worker_that_was_killed_is_one_line():
         raise RuntimeError("something else")
 
     with pytest.raises(RuntimeError, match="something else"):
-        list(pipeline._from_workers(defect()))
+        list(workers._start_with_blocked_signals(defect()))

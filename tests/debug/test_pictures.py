@@ -21,9 +21,7 @@ from imagenet_jax.training.step import train_step
 
 def _first_batch(run):
     config = run.config
-    batches = pipeline.train_batches(
-        run.source, run.sampler, config.data, config.augment, start_step=0, total_steps=1
-    )
+    batches = pipeline.train_batches(run.source, run.sampler, config, start_step=0, total_steps=1)
     return next(iter(prefetch_to_device(batches, run.mesh, ahead=0)))
 
 
@@ -66,7 +64,7 @@ def test_mistakes_are_the_most_confident_wrong_predictions(saved_run):
     evaluation = make_evaluation(config)
     worst = pictures.find_mistakes(evaluation, state, 7)
     images, labels = [], []
-    for batch in pipeline.eval_batches(evaluation.source, config.data, config.eval):
+    for batch in pipeline.eval_batches(evaluation.source, config):
         kept = batch["mask"] > 0
         images.append(batch["image"][kept])
         labels.append(batch["label"][kept])

@@ -56,7 +56,7 @@ def test_a_label_that_no_integer_of_32_bits_holds(tmp_path):
         open_shards(tmp_path)
     (tmp_path / "0.tar").unlink()
     pyarrow.parquet.write_table(table_of(0, [0, 2**40]), tmp_path / "0.parquet")
-    with pytest.raises(UserError, match=r"1\.JPEG has label 1099511627776, which is no class"):
+    with pytest.raises(UserError, match=r"1\.JPEG has label 1099511627776, which is not a class"):
         open_shards(tmp_path)
 
 

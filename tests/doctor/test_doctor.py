@@ -11,7 +11,7 @@ import odd_jpegs
 import pytest
 from PIL import Image
 
-from imagenet_jax.data import decode
+from imagenet_jax.data import image_formats
 from imagenet_jax.doctor import __main__ as door
 from imagenet_jax.doctor.diagnosis import diagnose
 from imagenet_jax.doctor.findings import ERRORS, WARNINGS
@@ -116,7 +116,7 @@ def test_sixteen_bit_grey_and_an_empty_file(healthy):
 
 
 def test_pillows_warnings_become_findings(healthy, recwarn, capsys):
-    decode._silence_pillow()  # as at import, before pytest collects warnings
+    image_formats._silence_pillow()  # as at import, before pytest collects warnings
     files = odd_jpegs.odd_metadata()
     suffixes = dict.fromkeys(files, "jpg") | {"a tag twice": "tif"}
     _write(healthy, {f"train/ant/{name}.{suffixes[name]}": data for name, data in files.items()})
@@ -227,7 +227,7 @@ def test_bad_calls(tmp_path):
         door.main([str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="looked for dataset_info"):
         door.main([str(tmp_path)])
-    with pytest.raises(UserError, match="--allow=leek is no error; they are unreadable"):
+    with pytest.raises(UserError, match="--allow=leek is not a kind of error; they are unreadable"):
         door.main([str(tmp_path), "--allow=leek"])
     with pytest.raises(UserError, match="--workers=0"):
         door.main([str(tmp_path), "--workers=0"])

@@ -14,8 +14,8 @@ from imagenet_jax.classify.evaluate_weights import evaluate_file  # noqa: E402
 from imagenet_jax.classify.images import predict_images  # noqa: E402
 from imagenet_jax.config import check  # noqa: E402
 from imagenet_jax.config.fields import IMAGENET_MEAN, IMAGENET_STD, defaults  # noqa: E402
-from imagenet_jax.data import imagenet_classes  # noqa: E402
-from imagenet_jax.data.loose_images import find_images  # noqa: E402
+from imagenet_jax.data.classes import imagenet_names  # noqa: E402
+from imagenet_jax.data.image_files import find_images  # noqa: E402
 from imagenet_jax.training.load_weights import of_file  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -101,4 +101,4 @@ def test_eval_and_predict_of_an_imported_model(folder, tmp_path, parity_table):
 def test_class_names_are_torchvisions():
     from torchvision.models import _meta
 
-    assert list(imagenet_classes.class_names()) == _meta._IMAGENET_CATEGORIES
+    assert list(imagenet_names()) == _meta._IMAGENET_CATEGORIES

@@ -21,10 +21,10 @@ from miniatures import (
 )
 from PIL import Image
 
-from imagenet_jax.data import imagenet_classes
+from imagenet_jax.data.classes import imagenet_names, imagenet_wnids
 from imagenet_jax.errors import UserError
 from imagenet_jax.prepare import __main__ as door
-from imagenet_jax.prepare.images import Storage, to_store
+from imagenet_jax.prepare.shards import Storage, to_store
 
 
 def test_same_bytes_right_labels_and_tfds_reads_as_we_do(tars, tmp_path, capsys):
@@ -45,7 +45,7 @@ def test_same_bytes_right_labels_and_tfds_reads_as_we_do(tars, tmp_path, capsys)
     }
     builder = tfds.builder_from_directory(str(path))
     assert builder.info.full_name == "imagenet2012/5.1.0"
-    assert tuple(builder.info.features["label"].names) == imagenet_classes.wnids()
+    assert tuple(builder.info.features["label"].names) == imagenet_wnids()
     for split, images in want.items():
         records = read_records(path, split)
         assert {r["id"]: (r["image"], r["label"]) for r in records} == images
@@ -167,7 +167,7 @@ def test_a_resized_folder_keeps_what_is_not_shrunk(tmp_path, capsys):
     args = [f"--folder={folder}", "--name=insects", f"--out={tmp_path}", "--workers=1"]
     assert door.main([*args, "--resize=100", "--quality=80"]) == 0
     out = capsys.readouterr().out
-    assert "1 images resized to 100\n1 images repaired: ant/odd.bmp\n" in out
+    assert "1 image resized to 100\n1 image repaired: ant/odd.bmp\n" in out
     path = tmp_path / "insects_100q80" / "1.0.0"
     stored = {r["id"]: r["image"] for r in read_records(path, "train")}
     with Image.open(io.BytesIO(stored.pop("ant/large.png"))) as image:
@@ -200,8 +200,8 @@ def test_classes_are_sorted_and_named():
     import tensorflow_datasets as tfds
 
     shipped = tfds.core.tfds_path("datasets/imagenet2012/labels.txt").read_text().split()
-    assert list(imagenet_classes.wnids()) == shipped == sorted(shipped)
-    names = imagenet_classes.class_names()
+    assert list(imagenet_wnids()) == shipped == sorted(shipped)
+    names = imagenet_names()
     assert len(set(names)) == 1000
     for label, name in ((0, "tench"), (207, "golden retriever"), (388, "giant panda")):
         assert names[label] == name

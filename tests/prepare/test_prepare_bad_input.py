@@ -8,11 +8,11 @@ import pytest
 from miniatures import DEVKIT, TRAIN, VAL, WNIDS, content, make_folder, prepare, tar, write_tars
 from PIL import Image
 
-from imagenet_jax.data.stored_image import StoredImage
+from imagenet_jax.data.image_files import StoredImage
 from imagenet_jax.errors import UserError
 from imagenet_jax.prepare import __main__ as door
 from imagenet_jax.prepare import shards
-from imagenet_jax.prepare.images import Storage
+from imagenet_jax.prepare.shards import Storage
 
 
 def test_two_at_once_are_refused(tars, tmp_path):
@@ -97,7 +97,7 @@ def test_an_archive_within_that_is_cut_is_named(tars, tmp_path):
     ("text", "message"),
     [
         ("n01440764\n" * 9, "9 labels"),
-        ("n01440764\n" * 9 + "tench\n", "line 10: 'tench' is none of"),
+        ("n01440764\n" * 9 + "tench\n", "line 10: 'tench' is not one of"),
         ("x.JPEG n01440764\n" * 10, r"no label for ILSVRC2012_val_00000001\.JPEG"),
         ("a b c\n" * 10, "line 1: write 'WNID'"),
     ],
@@ -163,7 +163,7 @@ def _shard(folder, files):
     for name, data in files.items():
         (folder / name).write_bytes(data)
     entries = [StoredImage(name, 0, len(data)) for name, data in files.items()]
-    return shards.write(folder / "x.array_record", folder, entries, Storage())
+    return shards.write_shard(folder / "x.array_record", folder, entries, Storage())
 
 
 def test_a_jpeg_that_pillow_cannot_open_is_stored_as_it_is(tmp_path):

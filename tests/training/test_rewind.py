@@ -114,9 +114,7 @@ def _fingerprints(config):
     run = make_experiment(config)
     return [
         int(np.asarray(batch["label"], np.int64).dot(np.arange(48)) % 1009)
-        for batch in pipeline.train_batches(
-            run.source, run.sampler, config.data, config.augment, total_steps=24
-        )
+        for batch in pipeline.train_batches(run.source, run.sampler, config, total_steps=24)
     ]
 
 

@@ -1,72 +1,88 @@
-"""The images of a recognized layout as a source, and a hold-out of class folders without splits."""
+"""Data sets in folders and shards: recognition of the layout, and its splits as sources."""
 
 import os
 from collections.abc import Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import numpy as np
 
+from imagenet_jax.data import layouts, shard_layouts
+from imagenet_jax.data.image_files import (
+    IMAGE_SUFFIXES,
+    ImageTable,
+    StoredImage,
+    is_utf8,
+    read_image,
+)
 from imagenet_jax.data.layouts import ALL, Layout, Split, split_name
+from imagenet_jax.data.records import Record
 from imagenet_jax.data.sampler import permutation
-from imagenet_jax.data.stored_image import StoredImage, read_image
-from imagenet_jax.data.tfds_format import Record
-from imagenet_jax.data.walk import IMAGE_SUFFIXES, is_utf8
 from imagenet_jax.errors import UserError
 from imagenet_jax.files import hash_texts
 
+# Each takes a path and returns a Layout or None; the first that finds a split decides.
+_RECOGNIZERS = (
+    layouts.find_cls_loc,
+    layouts.find_split_folders,
+    shard_layouts.find_numbered_shards,
+    layouts.find_class_folders,
+    shard_layouts.find_parquet,
+    shard_layouts.find_webdataset,
+)
+
+
+def recognize(path: Path) -> Layout | None:
+    """Return the layout of the data set at `path`, or None.
+
+    If no recognizer finds a split, return the first layout that explains why.
+    """
+    if not path.is_dir():
+        return None
+    without_splits: Layout | None = None
+    for recognizer in _RECOGNIZERS:
+        layout = recognizer(path)
+        if layout and layout.splits:
+            return layout
+        without_splits = without_splits or layout
+    return without_splits
+
 
 class LayoutSource:
-    """The images of a split, in its order."""
+    """The images of a split, or some of them, in the split's order."""
 
     def __init__(self, split: Split, images: Sequence[StoredImage] | None = None):
-        """With `images`, these of the split's images only."""
         images = split.images if images is None else images
         self.name, self.class_names = split.name or str(split.root), split.class_names
         self.fingerprint = hash_texts(*(_identity(image, split) for image in images))
-        self._root = split.root
-        # Arrays, because a list of a million tuples takes ten times the memory.
-        shards = sorted({image.shard for image in images})
-        numbers = {shard: number for number, shard in enumerate(shards)}
-        self._shards = shards
-        self._names = np.array([image.name.encode() for image in images])
-        self._labels = np.array([image.label for image in images], np.int32)
-        self._sizes = np.array([image.size for image in images], np.int64)
-        self._offsets = np.array([image.offset for image in images], np.int64)
-        self._in_shard = np.array([numbers[image.shard] for image in images], np.int32)
+        self._root, self._images = split.root, ImageTable(images)
 
     def __len__(self) -> int:
-        return len(self._labels)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> Record:
-        image = StoredImage(
-            self._names[index].decode(),
-            int(self._labels[index]),
-            int(self._sizes[index]),
-            shard=self._shards[self._in_shard[index]],
-            offset=int(self._offsets[index]),
-        )
+        image = self._images[index]
         name = image.id if image.shard else f"{self._root.name}/{image.name}"
         return {"image": read_image(self._root, image), "label": image.label, "id": name}
 
     def labels(self) -> np.ndarray:
-        return self._labels
+        return self._images.labels
 
 
 def _identity(image: StoredImage, split: Split) -> str:
-    """What of an image enters the fingerprint: its class too, where no folder has its name."""
-    known = 0 <= image.label < len(split.class_names)  # else the doctor reports it
+    """Return the image's part of the fingerprint, with its class unless its folder names it."""
+    known = 0 <= image.label < len(split.class_names)  # the doctor reports any other label
     name = split.class_names[image.label] if known else str(image.label)
     implied = not image.shard and image.name.startswith(f"{name}/")
     return f"{image.name} {image.size}" + ("" if implied else f" {name}")
 
 
 def open_layout(layout: Layout, split: str) -> LayoutSource:
-    """The images of a split; raises UserError where it is not there or not as it should be."""
+    """Return the images of a split; UserError if it is missing, damaged or incomplete."""
     return LayoutSource(list_split(layout, split))
 
 
 def list_split(layout: Layout, split: str) -> Split:
-    """The split, complete: every class has images. Raises UserError otherwise."""
+    """Return a split in which every class has images. Raises UserError otherwise."""
     find = layout.find(split)
     if not find:
         raise UserError(_no_split(layout, split))
@@ -74,16 +90,15 @@ def list_split(layout: Layout, split: str) -> Split:
 
 
 def open_held_out(layout: Layout, split: str, share: float) -> LayoutSource:
-    """The images of class folders that are held out, for "validation", or the others, for "train".
+    """Return the images of class folders that are held out ("validation") or the rest ("train").
 
-    Also those of shards that have a train split and no validation split.
-
-    `share` of each class is held out, at least one image: always the same ones, whatever the seed
-    of a run, so that runs can be compared.
+    Shards with a train split and no validation split are divided likewise. `share` of each class
+    is held out, at least one image, and always the same images whatever the seed of a run, so that
+    runs can be compared.
     """
     if split not in ("train", "validation"):
         raise UserError(f"config.data.holdout makes splits 'train' and 'validation', not {split!r}")
-    # Shards have no folder of training images that a path could name.
+    # With folders the user can name the train folder instead; with shards there is none to name.
     only_train = list(layout.splits.keys() - {"test"}) == ["train"] and not layout.class_folders
     if ALL not in layout.splits and not only_train:
         raise UserError(
@@ -119,8 +134,8 @@ def _checked(split: Split) -> Split:
     odd = [i for i in split.images if not 0 <= i.label < len(split.class_names)]
     if odd:
         raise UserError(
-            f"{split.name or split.root} has {len(odd):,} images whose label is no class, first "
-            f"{odd[0].id} with {odd[0].label}; it cannot be used"
+            f"{split.name or split.root} has {len(odd):,} images whose label is not a class, "
+            f"first {odd[0].id} with {odd[0].label}; it cannot be used"
         )
     counts = np.bincount([image.label for image in split.images], minlength=len(split.class_names))
     if not counts.all() and not any(image.shard for image in split.images):
@@ -130,7 +145,7 @@ def _checked(split: Split) -> Split:
 
 
 def _no_split(layout: Layout, split: str) -> str:
-    """What is missing, and ways to do without it."""
+    """Return what is missing, and ways to do without it."""
     path = layout.path
     if ALL in layout.splits:
         return (

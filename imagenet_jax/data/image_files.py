@@ -1,0 +1,250 @@
+"""Image files on disk: found below folders, named on a command line, or stored in shards."""
+
+import os
+import stat
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from imagenet_jax.data.shard_files import read_parquet_image
+from imagenet_jax.errors import UserError, expand_user, why_unreadable
+
+IMAGE_SUFFIXES = (
+    ".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
+HIDDEN = "hidden, or made by the system"
+_SYSTEM = {"@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN", "lost+found"}
+_STANDARD_INPUT = "-"
+
+
+class StoredImage(NamedTuple):
+    """An image that was found and not yet read.
+
+    Attributes:
+      name: path below the folder, or name within the shard.
+      label: index of its class.
+      size: bytes; approximate in parquet files.
+      mtime_ns: modification time of its file; 0 in shards.
+      shard: path of the shard below the folder; "" for a file of its own. With an offset and no
+        shard, the folder is itself the archive.
+      offset: in bytes, -1 for a file of its own; for parquet files see `shard_files`.
+    """
+
+    name: str
+    label: int
+    size: int
+    mtime_ns: int = 0
+    shard: str = ""
+    offset: int = -1
+
+    @property
+    def id(self) -> str:
+        """The name that no other image of the split has."""
+        return f"{self.shard}/{self.name}" if self.shard else self.name
+
+
+def read_image(root: Path, image: StoredImage) -> bytes:
+    """Return the encoded bytes of an image below `root`; UserError names what is unreadable."""
+    path = root / image.shard
+    try:
+        if image.offset < 0:
+            path = root / image.name
+            return path.read_bytes()
+        if path.suffix == ".parquet":
+            return read_parquet_image(path, image.offset)
+        with path.open("rb") as file:
+            file.seek(image.offset)
+            encoded = file.read(image.size)
+    except OSError as e:
+        raise UserError(f"{path} cannot be read: {e.strerror}") from e
+    if len(encoded) != image.size:
+        raise UserError(f"{path} is cut off in {image.name}: download or write it again")
+    return encoded
+
+
+class ImageTable:
+    """Stored images in arrays, which take a tenth of the memory of a list; without mtime_ns.
+
+    Attributes:
+      labels: i32[N].
+      sizes: i64[N], bytes.
+    """
+
+    def __init__(self, images: Sequence[StoredImage]):
+        self.labels = np.array([image.label for image in images], np.int32)
+        self.sizes = np.array([image.size for image in images], np.int64)
+        self._names = np.array([image.name.encode() for image in images])
+        self._offsets = np.array([image.offset for image in images], np.int64)
+        self._shards = sorted({image.shard for image in images})
+        numbers = {shard: number for number, shard in enumerate(self._shards)}
+        self._shard = np.array([numbers[image.shard] for image in images], np.int32)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> StoredImage:
+        return StoredImage(
+            self._names[index].decode(),
+            int(self.labels[index]),
+            int(self.sizes[index]),
+            shard=self._shards[self._shard[index]],
+            offset=int(self._offsets[index]),
+        )
+
+
+class Note(NamedTuple):
+    """A file or folder by its path, and a remark about it."""
+
+    name: str
+    reason: str
+
+
+class File(NamedTuple):
+    """An image file: its path below the folder, size in bytes, modification time in ns."""
+
+    name: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass
+class Walk:
+    """The contents of a folder.
+
+    Attributes:
+      files: images, sorted by folder and then by name, as in torchvision's ImageFolder.
+      left_out: what is not an image.
+      problems: what cannot be read.
+    """
+
+    files: list[File] = field(default_factory=list)
+    left_out: list[Note] = field(default_factory=list)
+    problems: list[Note] = field(default_factory=list)
+
+
+def walk(root: Path) -> Walk:
+    """Find the images below `root`, through links except to a folder that contains the link."""
+    done = Walk()
+    found: list[tuple[str, File]] = []
+    waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
+    while waiting:
+        folder, parents = waiting.pop()
+        try:
+            status = (root / folder).stat()
+            entries = list_folder(root / folder)
+        except OSError as e:
+            done.problems.append(Note(folder, why_unreadable(root / folder, e)))
+            continue
+        here = (status.st_dev, status.st_ino)
+        if here in parents:
+            done.left_out.append(Note(folder, "a link to a folder that contains it"))
+            continue
+        for entry in entries:
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            try:
+                if is_hidden(entry.name):
+                    done.left_out.append(Note(name, HIDDEN))
+                elif is_folder(entry):
+                    waiting.append((name, (*parents, here)))
+                elif not is_image(entry.name):
+                    done.left_out.append(Note(name, "no image suffix"))
+                else:
+                    status = entry.stat()
+                    found.append((folder, File(name, status.st_size, status.st_mtime_ns)))
+            except OSError as e:
+                done.problems.append(Note(name, why_unreadable(Path(entry), e)))
+    done.files = [file for _, file in sorted(found)]
+    done.left_out.sort()
+    done.problems.sort()
+    return done
+
+
+def list_folder(folder: Path) -> list["os.DirEntry[str]"]:
+    """Return the entries of a folder, sorted by name."""
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
+
+
+def is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Return whether an entry is a folder or a link to one; OSError for a broken link."""
+    if entry.is_symlink():
+        return stat.S_ISDIR(entry.stat().st_mode)
+    return entry.is_dir()
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file name has the suffix of an image."""
+    return name.lower().endswith(IMAGE_SUFFIXES)
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden, or made by the system: never a class or image."""
+    return name.startswith(".") or name in _SYSTEM
+
+
+def is_utf8(name: str) -> bool:
+    """Return whether `name`, as the operating system gave it, is UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def require_utf8(path: Path) -> None:
+    """Raise UserError if `path` is not UTF-8, which records and result files need."""
+    if not is_utf8(str(path)):
+        raise UserError(f"the name {os.fsencode(path)!r} is not UTF-8; rename it")
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a UTF-8 text file, with or without a byte-order mark.
+
+    Raises UserError if it cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_text("utf-8-sig").splitlines()
+    except OSError as e:
+        raise UserError(f"{path} cannot be read: {e.strerror}") from e
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not text in UTF-8 ({e}); save it as UTF-8") from e
+
+
+class LooseImage(NamedTuple):
+    """An image outside a data set; its name is a path, or "-" for standard input."""
+
+    name: str
+
+    def read(self) -> bytes:
+        """Return the encoded bytes; UserError if the image cannot be read or is empty."""
+        try:
+            if self.name == _STANDARD_INPUT:
+                encoded = sys.stdin.buffer.read()
+            else:
+                encoded = expand_user(self.name).read_bytes()
+        except OSError as e:
+            raise UserError(f"image {self.name} cannot be read: {e.strerror}") from e
+        if not encoded:
+            raise UserError(f"image {self.name} is empty")
+        return encoded
+
+
+def find_images(names: Iterable[str]) -> tuple[list[LooseImage], list[str]]:
+    """Return the images that `names` stand for, in their order, and what is wrong with the rest.
+
+    A folder stands for the images in it and below, through links, sorted by path; in a folder,
+    only files with the suffix of an image count. Any other name is taken for an image.
+    """
+    images: list[LooseImage] = []
+    problems: list[str] = []
+    for name in names:
+        path = expand_user(name)
+        if name == _STANDARD_INPUT or not path.is_dir():
+            images.append(LooseImage(name))
+            continue
+        found = walk(path)
+        problems += [f"{path / name} {why}" for name, why in found.problems]
+        if not found.files:
+            problems.append(f"folder {name} has no images ({' '.join(IMAGE_SUFFIXES)})")
+        images += map(LooseImage, sorted(str(path / file.name) for file in found.files))
+    return images, problems

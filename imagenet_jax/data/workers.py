@@ -1,0 +1,128 @@
+"""Worker processes that end with their parent: of the input pipeline, and pools of tasks."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
+from typing import Any, Self
+
+import grain
+from absl import flags
+
+from imagenet_jax.errors import UserError
+
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def iterate_in_workers(dataset: grain.MapDataset, workers: int, ahead: int) -> Iterator[Any]:
+    """Yield the elements of `dataset`, in order, computed by `workers` processes.
+
+    At most about `ahead` elements wait in memory. Stop signals do not end the workers: the trainer
+    stops them after saving. Raises UserError if a worker dies.
+    """
+    if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which we do not use
+        flags.FLAGS.mark_as_parsed()
+    # A worker computes one element at a time and holds one more.
+    per_worker = max(1, min(ahead // workers - 1, 4))
+    options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=per_worker)
+    one_by_one = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0))
+    return _start_with_blocked_signals(iter(one_by_one.mp_prefetch(options, _init_grain_worker)))
+
+
+def _start_with_blocked_signals(elements: Iterator[Any]) -> Iterator[Any]:
+    """Yield `elements`, whose worker processes start with stop signals blocked.
+
+    A signal to the process group must not end a worker, not even before it can ignore signals.
+    Threads and processes inherit the signal mask of the thread that starts them.
+    """
+    resource_tracker.ensure_running()  # starting it unblocks the signals
+    starter = ThreadPoolExecutor(
+        1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, _STOP_SIGNALS)
+    )
+    try:
+        first = starter.submit(next, elements, None).result()
+        if first is not None:
+            yield first
+            yield from elements
+    except RuntimeError as e:
+        if "terminated unexpectedly" not in str(e):
+            raise
+        raise UserError(
+            f"a worker process of config.data.workers died, probably because memory ran out: {e} "
+            "Use fewer workers, or less of config.data.prefetch_mb"
+        ) from e
+    finally:
+        starter.shutdown(wait=False)
+
+
+def _init_grain_worker(index: int, count: int) -> None:
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    _end_with_parent()
+
+
+class Pool:
+    """A context manager around `workers` new processes with few tasks waiting at a time."""
+
+    def __init__(self, workers: int):
+        self._workers = workers
+        self._executor = ProcessPoolExecutor(
+            workers, multiprocessing.get_context("spawn"), initializer=_init_pool_worker
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def run(
+        self, function: Callable[..., Any], calls: Iterable[tuple[Any, tuple[Any, ...]]]
+    ) -> Iterator[tuple[Any, Any]]:
+        """Yield (key, function(*arguments)) for each (key, arguments) of `calls`, as they finish.
+
+        `calls` is consumed as workers become free. An error of `function` is raised after the
+        results that were ready. Raises UserError if a worker dies.
+        """
+        waiting: dict[Future[Any], Any] = {}
+        source = iter(calls)
+        try:
+            while True:
+                # A few more than workers, so that none waits for its next task.
+                while len(waiting) < self._workers + 2:
+                    call = next(source, None)
+                    if call is None:
+                        break
+                    waiting[self._executor.submit(function, *call[1])] = call[0]
+                if not waiting:
+                    return
+                ready, _ = wait_for(waiting, return_when=FIRST_COMPLETED)
+                for future in sorted(ready, key=lambda f: f.exception() is not None):
+                    yield waiting.pop(future), future.result()
+        except BrokenProcessPool as e:
+            raise UserError(
+                "a worker process died, probably because memory ran out: run again with fewer "
+                "--workers; what is finished is kept"
+            ) from e
+
+
+def _init_pool_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a traceback
+    _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """End this worker process when its parent ends, for whatever reason."""
+    threading.Thread(target=_exit_after_parent, daemon=True).start()
+
+
+def _exit_after_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent  # this is a worker
+    parent.join()
+    os._exit(1)  # an orphaned worker would wait for tasks forever
