@@ -33,7 +33,7 @@ def open_folder(path: Path, name: str) -> Dataset:
             "that docs/data.md lists"
         )
     wanted = [split for split in ("train", "validation") if split in layout.splits] or ["train"]
-    splits = {split: list_split(layout, split) for split in wanted}
+    splits: dict[str, Split] = {split: list_split(layout, split) for split in wanted}
     _check_class_names(path, splits)
     digest = hashlib.sha256()
     for split, found in splits.items():
