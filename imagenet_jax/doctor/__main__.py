@@ -9,7 +9,7 @@ lists; the first line names the layout. The table has counts, a histogram of ima
 and formats for each split; then follow the findings and what is left out. The fingerprint depends
 only on the images and their classes, so it is the same however the data are stored. A data set that
 is called imagenet2012, or has its classes, must have 1,281,167 + 50,000 images in 1,000 classes.
-The exit code is 1 if there are errors.
+Exits with 1 if there are errors.
 """
 
 import os
