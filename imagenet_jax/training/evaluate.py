@@ -32,8 +32,7 @@ def eval_batches(evaluation: Evaluation) -> Batches:
     """Yield the batches of the evaluation split on the mesh, as `pipeline.eval_batches` does."""
     batches = pipeline.eval_batches(
         evaluation.source,
-        evaluation.config.data,
-        evaluation.config.eval,
+        evaluation.config,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
