@@ -16,10 +16,10 @@ def finished(tmp_path_factory, digits_path):
     """A completed run of 8 steps: (workdir, config)."""
     from conftest import tiny_config  # which imports this module
 
-    from imagenet_jax import config as config_io
     from imagenet_jax import train as loop
+    from imagenet_jax.config import python_files
 
-    config_io.executed.clear()  # other tests load configs in this process
+    python_files.executed.clear()  # other tests load configs in this process
     config, workdir = tiny_config(digits_path), tmp_path_factory.mktemp("finished") / "run"
     assert loop.train(config, workdir) == 0
     return Finished(workdir, config)

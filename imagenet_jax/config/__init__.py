@@ -1,28 +1,22 @@
 """Configs in and out: load a file, apply overrides, check, write as JSON, compare."""
 
 import ast
-import contextlib
-import importlib.util
 import inspect
 import os
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from imagenet_jax import strict_json
-from imagenet_jax.config import names, rules
+from imagenet_jax.config import names, python_files, rules
 from imagenet_jax.config.fields import OPERATIONAL, Field, defaults, fields_of_model
 from imagenet_jax.errors import UserError, one_line
 
 Overrides = Iterable[tuple[str, str]]  # (dotted field, text) of --config.FIELD=TEXT
 
 T = TypeVar("T")
-
-executed: set[Path] = set()  # the Python files that made the config that was loaded last
 
 
 def load(spec: str, overrides: Overrides = ()) -> ConfigDict:
@@ -32,7 +26,7 @@ def load(spec: str, overrides: Overrides = ()) -> ConfigDict:
 
     Raises UserError for a missing or failing file, an unknown field, a wrong type, a bad value.
     """
-    executed.clear()
+    python_files.executed.clear()
     path, _, variant = spec.partition(":")
     config = _read_json(path) if path.endswith(".json") else _run(spec, path, variant)
     apply_overrides(config, overrides)
@@ -48,8 +42,8 @@ def _read_json(path: str) -> ConfigDict:
 
 
 def _run(spec: str, path: str, variant: str) -> ConfigDict:
-    with importing_beside(path):
-        module = run_file(path, "config file")
+    with python_files.importing_beside(path):
+        module = python_files.run_file(path, "config file")
         if not hasattr(module, "get_config"):
             raise UserError(f"config file {path!r} defines no get_config(variant='')")
         if variant and not inspect.signature(module.get_config).parameters:
@@ -75,60 +69,6 @@ def pick_variant(variant: str, variants: dict[str, T]) -> T:
     """Return the entry of a config file's `variants`; UserError that lists them if it has none."""
     names.check_choice("config variant", variant, variants)
     return variants[variant]
-
-
-def run_file(path: str, what: str) -> ModuleType:
-    """Run the Python file `path` and return its module.
-
-    Raises UserError if it does not exist (with names like it), is no Python file, or fails.
-    """
-    file = Path(path)
-    if not file.is_file():
-        from imagenet_jax.config.help import similar_configs
-
-        raise UserError(f"{what} {path!r} does not exist; {similar_configs(path)}")
-    module_spec = importlib.util.spec_from_file_location(file.stem, file)
-    if module_spec is None or module_spec.loader is None:
-        raise UserError(f"{what} {path!r} is not a Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(module_spec)
-    executed.add(file.resolve())
-    try:
-        with importing_beside(path):
-            module_spec.loader.exec_module(module)
-    except Exception as e:
-        raise UserError(f"{what} {path!r} fails: {type(e).__name__}: {e}") from e
-    return module
-
-
-@contextlib.contextmanager
-def importing_beside(path: str) -> Iterator[None]:
-    """Let the Python file `path` import its neighbors, by name or by the name of their folder.
-
-    Neighbors are forgotten afterwards: another folder may have files of the same names.
-    """
-    folder = Path(path).resolve().parent
-    before, added = set(sys.modules), [str(folder), str(folder.parent)]
-    sys.path[:0] = added  # `import neighbor` and `from configs import resnet50`
-    try:
-        yield
-    finally:
-        for entry in added:
-            sys.path.remove(entry)
-        neighbors = files_of(sys.modules[name] for name in set(sys.modules) - before)
-        executed.update(path for path in neighbors if path.is_relative_to(folder.parent))
-        for name in set(sys.modules) - before:
-            origin = getattr(sys.modules[name], "__file__", None)
-            if origin and "." not in name and Path(origin).parent == folder:
-                del sys.modules[name]
-
-
-def files_of(modules: Iterable[ModuleType]) -> set[Path]:
-    """Return the files that made the modules.
-
-    Python's import system gives absolute paths. A relative one, as in `torch.classes`, is no file.
-    """
-    files = (Path(getattr(module, "__file__", None) or "") for module in modules)
-    return {file.resolve() for file in files if file.is_absolute()}
 
 
 def apply_overrides(config: ConfigDict, overrides: Overrides) -> None:

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from imagenet_jax.config import load, run_file
+from imagenet_jax.config import load, python_files
 from imagenet_jax.config.fields import ON, Field, fields_of_model
 from imagenet_jax.errors import UserError
 
@@ -70,7 +70,7 @@ def list_configs(folder: Path = SHIPPED) -> dict[str, str]:
     found: dict[str, str] = {}
     for path in sorted(folder.glob("*.py")):
         with contextlib.suppress(UserError):
-            module = run_file(str(path), "config file")
+            module = python_files.run_file(str(path), "config file")
             variants = getattr(module, "VARIANTS", {}).items()
             texts = {str(path): module.__doc__} | {
                 f"{path}:{name}": entry if isinstance(entry, str) else entry.__doc__

@@ -14,7 +14,7 @@ import jax
 from jax.extend import backend
 
 import imagenet_jax
-from imagenet_jax import config as config_io
+from imagenet_jax.config import python_files
 
 ROOT = Path(imagenet_jax.__file__).parents[1]
 # Entries of the provenance that all processes of a run share; kernels and processors may differ.
@@ -121,8 +121,8 @@ def _find_untracked(root: Path) -> list[str]:
     """Return the loaded modules below `root`, and the files of the config, untracked by git."""
     root = root.resolve()
     tracked = {root / name for name in (_git(root, "ls-files", "-z") or "").split("\0")}
-    loaded = config_io.files_of(list(sys.modules.values()))
-    own = {path for path in loaded if path.is_relative_to(root)} | config_io.executed
+    loaded = python_files.files_of(list(sys.modules.values()))
+    own = {path for path in loaded if path.is_relative_to(root)} | python_files.executed
     libraries = [Path(path).resolve() for path in (sys.prefix, sys.base_prefix)]
     unknown = [
         path

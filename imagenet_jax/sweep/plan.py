@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax import config as config_io
 from imagenet_jax.cli import Overrides
+from imagenet_jax.config import python_files
 from imagenet_jax.errors import UserError
 
 Values = Mapping[str, Any]  # {"optim.base_lr": 0.1, ...}
@@ -89,7 +90,7 @@ class Plan:
 
 def read_sweep(path: str) -> Sweep:
     """Run a sweep file and return what its `get_sweep()` returns; UserError if it fails."""
-    module = config_io.run_file(path, "sweep file")
+    module = python_files.run_file(path, "sweep file")
     if not hasattr(module, "get_sweep"):
         raise UserError(f"sweep file {path!r} defines no get_sweep()")
     try:

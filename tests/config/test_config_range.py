@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from imagenet_jax import config as config_io
 from imagenet_jax import models
 from imagenet_jax.config import fields as defaults
+from imagenet_jax.config import python_files
 from imagenet_jax.config.rules import warnings
 from imagenet_jax.data.resolution import Resolution
 from imagenet_jax.data.sampler import steps_per_epoch
@@ -137,7 +138,7 @@ def test_a_config_imports_its_neighbors_and_not_those_of_another_folder(tmp_path
 
 
 def test_a_config_at_the_root_of_the_file_system():
-    with config_io.importing_beside("/x.py"):
+    with python_files.importing_beside("/x.py"):
         assert sys.path[:2] == ["/", "/"]
     with pytest.raises(UserError, match=r"'/no_such_config\.py' does not exist"):
         config_io.load("/no_such_config.py")

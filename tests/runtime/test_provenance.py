@@ -10,6 +10,7 @@ import pytest
 
 import imagenet_jax
 from imagenet_jax import config as config_io
+from imagenet_jax.config import python_files
 from imagenet_jax.runtime.provenance import ROOT, describe_code, describe_machine, find_revision
 
 
@@ -36,7 +37,7 @@ def checkout(tmp_path, git, monkeypatch):
         (tmp_path / name).write_text(text)
     git("add", ".")
     git("commit", "-q", "-m", "Begin")
-    monkeypatch.setattr(config_io, "executed", set())  # other tests load configs in this process
+    monkeypatch.setattr(python_files, "executed", set())  # other tests load configs in this process
     return tmp_path
 
 
@@ -80,7 +81,7 @@ def test_an_untracked_config_makes_a_checkout_dirty(checkout, git, where):
 
 
 def test_untracked_modules_of_the_config_and_the_package_count(checkout, monkeypatch):
-    config_io.executed.clear()
+    python_files.executed.clear()
     (checkout / "configs/shipped.py").write_text("from configs_beside import VALUE\n" + CONFIG)
     (checkout / "configs_beside.py").write_text("VALUE = 1\n")
     config_io.load(str(checkout / "configs/shipped.py"))
