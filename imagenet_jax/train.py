@@ -58,7 +58,7 @@ def train(
     loss, a gradient or a parameter became NaN or infinite; earlier checkpoints are kept.
     """
     if config.log.wandb or config.log.mlflow:
-        from imagenet_jax.logs.services import require_services
+        from imagenet_jax.logs.tracking import require_services
 
         run_on_first(functools.partial(require_services, config))
     experiment = make_experiment(config)

@@ -1,6 +1,6 @@
-"""MLflow: the same curves and images as TensorBoard's; it shows no histograms.
+"""MLflow: the same curves and images as in TensorBoard; it has no histograms.
 
-MLFLOW_TRACKING_URI says where, as for every program that uses MLflow; without it, in mlflow.db of
+The environment variable MLFLOW_TRACKING_URI sets the server; the default is the file mlflow.db in
 the current directory.
 """
 
@@ -15,16 +15,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param
 
 from imagenet_jax.logs.tracking import TrackedRun
-from imagenet_jax.logs.writers import Values, Writer, curves
+from imagenet_jax.logs.writers import Values, Writer, name_curves
 
-_PARAMS = 100  # that MLflow takes at once
+_PARAMS = 100  # largest number of parameters in one call
 
 
 class MlflowWriter(Writer):
-    """One run of MLflow for one workdir, however often it is restarted (`mlflow.json`)."""
+    """Writes to one MLflow run per workdir, recorded in `mlflow.json` and continued by restarts."""
 
     def __init__(self, experiment: str, workdir: Path, config: Mapping[str, Any]):
-        """Begin or continue the run; `config` is flat."""
+        """Start or continue the run; `config` is flat."""
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self._record = TrackedRun(workdir / "mlflow.json", experiment)
@@ -43,7 +43,7 @@ class MlflowWriter(Writer):
             self._client.log_batch(self._run, params=params[start : start + _PARAMS])
 
     def write(self, step: int, split: str, values: Values) -> None:
-        group, numbers = curves(split, values)
+        group, numbers = name_curves(split, values)
         if not self._record.is_new(group, step):
             return
         now = round(1000 * time.time())

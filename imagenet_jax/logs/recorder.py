@@ -104,7 +104,7 @@ class Recorder:
 
             self._writers.add(TensorBoardWriter(workdir / "tensorboard", first))
         if config.log.wandb or config.log.mlflow:
-            from imagenet_jax.logs.services import service_writers
+            from imagenet_jax.logs.tracking import service_writers
 
             for writer in service_writers(config, workdir, self.warn):
                 self._writers.add(writer)

@@ -1,7 +1,7 @@
-"""Weights & Biases: the same curves, histograms and images as TensorBoard's.
+"""Weights & Biases: the same curves, histograms and images as in TensorBoard.
 
-A point's x-axis is "step", the optimizer's, and not the counter of W&B, which takes no point of a
-step that is past. WANDB_MODE=offline keeps the run in the workdir, for `wandb sync`.
+The x-axis is the optimizer step, logged as "step". W&B's own step counter accepts no earlier step.
+WANDB_MODE=offline keeps the run in the workdir, for `wandb sync`.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,13 +14,13 @@ from requests.utils import get_netrc_auth
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.logs.tracking import TrackedRun
-from imagenet_jax.logs.writers import Histogram, Values, Writer, curves
+from imagenet_jax.logs.writers import Histogram, Values, Writer, name_curves
 
-_PATIENCE = 30  # seconds until a server that does not answer is given up
+_PATIENCE = 30  # seconds to wait for the server
 
 
 def require_login() -> None:
-    """UserError where a run would be sent to a server that asks for a key, and there is none."""
+    """Raise UserError if the run would be sent to a server, and there are no credentials."""
     mode, key = _mode_and_key()
     if mode in ("online", "shared") and not key:
         raise UserError(
@@ -30,14 +30,14 @@ def require_login() -> None:
 
 
 def _mode_and_key() -> tuple[str, object]:
-    """What WANDB_MODE says, and any credentials; nobody is asked."""
+    """Return WANDB_MODE and the credentials, without asking the user."""
     settings = wandb.setup().settings
     key = settings.api_key or settings.identity_token_file
     return settings.mode, key or get_netrc_auth(settings.base_url)
 
 
 class WandbWriter(Writer):
-    """One run of W&B for one workdir, however often it is restarted (`wandb.json`)."""
+    """Writes to one W&B run per workdir, recorded in `wandb.json` and continued by restarts."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class WandbWriter(Writer):
         config: Mapping[str, Any],
         warn: Callable[[str], None] = print,
     ):
-        """Begin or continue the run; where W&B cannot be reached, `warn` and keep it here."""
+        """Start or continue the run; if W&B cannot be reached, warn and keep the data offline."""
         self._record = TrackedRun(workdir / "wandb.json", project)
         self._exit_code = 1
         arguments: dict[str, Any] = {
@@ -57,7 +57,7 @@ class WandbWriter(Writer):
             "config": dict(config),
             "allow_val_change": True,
             "resume": "allow",
-            # The terminal is the panel's: W&B neither writes to it nor reads it.
+            # The terminal belongs to the panel; W&B must not write to it or read from it.
             "settings": wandb.Settings(silent=True, console="off", init_timeout=_PATIENCE),
         }
         try:
@@ -72,7 +72,7 @@ class WandbWriter(Writer):
         self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, split: str, values: Values) -> None:
-        group, numbers = curves(split, values)
+        group, numbers = name_curves(split, values)
         self._log(group, step, {f"{group}/{name}": value for name, value in numbers.items()})
 
     def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:

@@ -1,6 +1,8 @@
-"""Where numbers and pictures go: one interface, and metrics.jsonl behind it."""
+"""Destinations of metrics and pictures: the interface `Writer`, and the file metrics.jsonl."""
 
-from collections.abc import Mapping
+import contextlib
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,46 +10,84 @@ import numpy as np
 
 from imagenet_jax import strict_json
 from imagenet_jax.files import read_json_lines, write_atomically
-from imagenet_jax.logs.append_file import AppendFile
 
-Values = Mapping[str, Any]  # numbers, words, or lists of names
-Histogram = tuple[np.ndarray, np.ndarray]  # counts [N], edges [N + 1] from low to high
+Values = Mapping[str, Any]  # numbers, text, or lists of names
+Histogram = tuple[np.ndarray, np.ndarray]  # counts [N], edges [N + 1] in ascending order
 
 
 class Writer:
-    """A destination of metrics; one that shows no histograms or images leaves them out."""
+    """A destination of metrics. Histograms and images are ignored unless a subclass shows them."""
 
     def write(self, step: int, split: str, values: Values) -> None:
-        """One point of each curve in `values`, after `step` optimizer steps."""
+        """Write one point of each curve in `values`, measured after `step` optimizer steps."""
         raise NotImplementedError
 
     def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
-        """Counts and edges of the bins of each name, after `step` optimizer steps."""
+        """Write histograms, by name, of the state after `step` optimizer steps."""
 
     def images(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """u8[H, W, 3], or several as u8[N, H, W, 3], after `step` optimizer steps."""
+        """Write an image u8[H, W, 3], or several u8[N, H, W, 3]."""
 
     def end(self, text: str) -> None:
-        """The run ends as it should; `text` says how. Without it, `close` means that it failed."""
+        """Mark the run as successful, and say how it ended; `close` without it means failure."""
 
     def flush(self) -> None:
-        """Everything written so far survives a kill once this returns; OSError where it cannot."""
+        """Flush to the disk; raises OSError if that is not possible."""
 
     def close(self) -> None:
-        """Nothing is written afterwards."""
+        """Close the writer, which is not used afterwards."""
 
 
-def curves(split: str, values: Values) -> tuple[str, dict[str, float]]:
-    """The group of curves that `values` are points of, and the numbers among them."""
+class Forwarder(Writer):
+    """A writer that passes each call on to other writers."""
+
+    def _forward(self, call: Callable[[Writer], None]) -> None:
+        raise NotImplementedError
+
+    def write(self, step: int, split: str, values: Values) -> None:
+        self._forward(lambda writer: writer.write(step, split, values))
+
+    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
+        self._forward(lambda writer: writer.histograms(step, histograms))
+
+    def images(self, step: int, name: str, pixels: np.ndarray) -> None:
+        self._forward(lambda writer: writer.images(step, name, pixels))
+
+    def end(self, text: str) -> None:
+        self._forward(lambda writer: writer.end(text))
+
+
+class Writers(Forwarder):
+    """Several writers as one."""
+
+    def __init__(self, *writers: Writer):
+        self._writers = list(writers)
+
+    def add(self, writer: Writer) -> None:
+        self._writers.append(writer)
+
+    def _forward(self, call: Callable[[Writer], None]) -> None:
+        for writer in self._writers:
+            call(writer)
+
+    def flush(self) -> None:
+        self._forward(lambda writer: writer.flush())
+
+    def close(self) -> None:
+        self._forward(lambda writer: writer.close())
+
+
+def name_curves(split: str, values: Values) -> tuple[str, dict[str, float]]:
+    """Return the group of curves that `values` belong to, and the numbers among them."""
     group = f"{split}/{values['weights']}" if "weights" in values else split
     return group, {k: v for k, v in values.items() if isinstance(v, int | float)}
 
 
 class JsonlWriter(Writer):
-    """`metrics.jsonl`: one object a line, {"step", "split", ...values}, flushed line by line."""
+    """`metrics.jsonl`: one JSON object per line, {"step", "split", ...values}."""
 
     def __init__(self, path: Path, resume_step: int = 0):
-        """Keep the lines up to `resume_step`: later ones will be written again."""
+        """Keep the lines up to `resume_step`; the run will write the later ones again."""
         if path.exists():
             lines = read_json_lines(path, skip_damaged=True)
             kept = [strict_json.dumps(line) for line in lines if line["step"] <= resume_step]
@@ -55,7 +95,7 @@ class JsonlWriter(Writer):
         self._path, self._file = path, AppendFile(path)
 
     def records(self) -> list[dict[str, Any]]:
-        """What the file holds."""
+        """Return the objects of all lines."""
         return read_json_lines(self._path)
 
     def write(self, step: int, split: str, values: Values) -> None:
@@ -69,35 +109,42 @@ class JsonlWriter(Writer):
         self._file.close()
 
 
-class Writers(Writer):
-    """Several writers as one."""
+class AppendFile:
+    """A file that only grows by whole records.
 
-    def __init__(self, *writers: Writer):
-        self._writers = list(writers)
+    While the disk is full or not writable, records wait in memory; they are written later.
+    """
 
-    def add(self, writer: Writer) -> None:
-        self._writers.append(writer)
+    def __init__(self, path: Path):
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+        self._end = os.fstat(self._file).st_size
+        self._waiting = b""
 
-    def write(self, step: int, split: str, values: Values) -> None:
-        for writer in self._writers:
-            writer.write(step, split, values)
-
-    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
-        for writer in self._writers:
-            writer.histograms(step, histograms)
-
-    def images(self, step: int, name: str, pixels: np.ndarray) -> None:
-        for writer in self._writers:
-            writer.images(step, name, pixels)
-
-    def end(self, text: str) -> None:
-        for writer in self._writers:
-            writer.end(text)
+    def write(self, record: bytes) -> None:
+        """Append a record, now if possible; never raises OSError."""
+        self._waiting += record
+        with contextlib.suppress(OSError):
+            self._write_waiting()
 
     def flush(self) -> None:
-        for writer in self._writers:
-            writer.flush()
+        """Flush everything to the disk; raises OSError if that is not possible."""
+        self._write_waiting()
+        os.fsync(self._file)
 
     def close(self) -> None:
-        for writer in self._writers:
-            writer.close()
+        """Close the file; records that still cannot be written are lost."""
+        with contextlib.suppress(OSError):
+            self._write_waiting()
+        os.close(self._file)
+
+    def _write_waiting(self) -> None:
+        done = 0
+        try:
+            while done < len(self._waiting):
+                done += os.pwrite(self._file, self._waiting[done:], self._end + done)
+        except OSError:
+            with contextlib.suppress(OSError):  # no partial record for readers
+                os.ftruncate(self._file, self._end)
+            raise
+        self._end += done
+        self._waiting = b""

@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from imagenet_jax.logs import append_file, event_files
-from imagenet_jax.logs.append_file import AppendFile
+from imagenet_jax.logs import tensorboard, writers
 from imagenet_jax.logs.tensorboard import TensorBoardWriter
+from imagenet_jax.logs.writers import AppendFile
 
 
 def _disk_of(monkeypatch, size):
@@ -19,7 +19,7 @@ def _disk_of(monkeypatch, size):
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(file, data[: size[0] - offset], offset)
 
-    monkeypatch.setattr(append_file.os, "pwrite", pwrite)
+    monkeypatch.setattr(writers.os, "pwrite", pwrite)
 
 
 def test_a_record_is_there_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -60,18 +60,18 @@ def test_frames_are_those_that_tensorboard_reads(tmp_path):
 
     data = [b"", b"x", bytes(range(256)) * 9]
     path = tmp_path / "records"
-    path.write_bytes(b"".join(map(event_files.frame, data)))
+    path.write_bytes(b"".join(map(tensorboard.frame, data)))
     assert list(RawEventFileLoader(str(path)).Load()) == data
-    assert event_files.records(path.read_bytes()) == data
+    assert tensorboard.records(path.read_bytes()) == data
 
 
 @pytest.mark.parametrize("cut", [1, 4, 11, 12, 16, 17])
 def test_records_end_where_a_kill_tore_them(cut):
-    whole = event_files.frame(b"kept") + event_files.frame(b"torn")
-    assert event_files.records(whole[:-cut]) == [b"kept"]
+    whole = tensorboard.frame(b"kept") + tensorboard.frame(b"torn")
+    assert tensorboard.records(whole[:-cut]) == [b"kept"]
     flipped = bytearray(whole)
-    flipped[len(event_files.frame(b"kept")) + 13] ^= 1
-    assert event_files.records(bytes(flipped)) == [b"kept"]
+    flipped[len(tensorboard.frame(b"kept")) + 13] ^= 1
+    assert tensorboard.records(bytes(flipped)) == [b"kept"]
 
 
 def test_event_files_hold_each_step_once_after_resumption(tmp_path):
@@ -85,7 +85,7 @@ def test_event_files_hold_each_step_once_after_resumption(tmp_path):
         writer.close()
         newest = max(tmp_path.iterdir(), key=lambda p: p.stat().st_mtime_ns)
         with newest.open("ab") as file:
-            file.write(event_files.frame(b"x")[:-2])  # as a kill may leave it
+            file.write(tensorboard.frame(b"x")[:-2])  # as a kill may leave it
     TensorBoardWriter(tmp_path, 5).close()
     points = [
         (event.step, value.simple_value)
