@@ -50,12 +50,11 @@ def read_json(path: Path) -> Any:
     return strict_json.loads(path.read_text("utf-8"))
 
 
-def read_json_lines(path: Path, *, skip_damaged: bool = False) -> list[Any]:
+def read_json_lines(path: Path, *, skip_torn: bool = True, skip_damaged: bool = False) -> list[Any]:
     """Return the value of each line of a JSON-lines file such as metrics.jsonl.
 
-    An incomplete last line is skipped: it is being written, or its writer was killed.
-
     Args:
+      skip_torn: skip an incomplete last line: it is being written, or its writer was killed.
       skip_damaged: skip every other line that is not JSON as well.
 
     Raises OSError, or ValueError that names the damaged line.
@@ -65,7 +64,8 @@ def read_json_lines(path: Path, *, skip_damaged: bool = False) -> list[Any]:
         try:
             values.append(strict_json.loads(line))
         except ValueError as e:
-            if line.endswith("\n") and not skip_damaged:
+            skipped = skip_damaged if line.endswith("\n") else skip_torn
+            if not skipped:
                 raise ValueError(f"line {number}: {e}") from e
     return values
 

@@ -1,6 +1,7 @@
 """The folder of a published baseline: reading it, and the form of its files."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,7 +88,7 @@ def read(path: Path) -> Baseline:
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSON-lines file; UserError if it cannot be read."""
-    return _read(path, read_json_lines)
+    return _read(path, functools.partial(read_json_lines, skip_torn=False))
 
 
 def format_json(value: Any, indent: int = 0) -> str:
