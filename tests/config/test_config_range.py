@@ -28,7 +28,11 @@ from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.fine_tuning import make_fine_tuning
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FAMILIES = ("resnet18", "vgg11_bn", "bit_r50x1")
+# One model of each family, with batch norm if there is one.
+FAMILIES = tuple(
+    "vgg11_bn" if "vgg11_bn" in family.variants else family.variants[0]
+    for family in models.FAMILIES
+)
 EXTREMES = ["inf", "-inf", "nan", "-1", "0", "1e400", "-1e400", str(10**20), "1e38", "1e-320"]
 EXTREMES += [f"({text})," for text in EXTREMES] + ["1" * 5000, f"({10**400},)", "(" * 500]
 
