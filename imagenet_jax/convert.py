@@ -51,11 +51,12 @@ def main(argv: Sequence[str]) -> int:
         config, trees, names = _read_workdir(source, args.model, args.checkpoint or "latest")
     else:
         config, trees, names = _read_file(source, args.model, args.weights_key or "")
-    weight_file.save(torch_names.to_torch(*trees, config), target, names)
+    params, batch_stats = trees
+    weight_file.save(torch_names.to_torch(params, batch_stats, config), target, names)
     width = "" if config.width == 1 else f", width {config.width:g}"
     print(
         f"{target}: {config.name}{width}, {config.num_classes:,} classes, "
-        f"{count_parameters(trees[0]):,} parameters"
+        f"{count_parameters(params):,} parameters"
     )
     return 0
 

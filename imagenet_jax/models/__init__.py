@@ -68,7 +68,8 @@ def build(config: Config, *, rngs: nnx.Rngs) -> Model:
     options = dict(config)
     options["dtype"] = jnp.bfloat16 if options["dtype"] == "bfloat16" else None
     blur_pool = options.pop("blur_pool", "none")
-    model = family(options["name"]).model(**options, rngs=rngs)
+    make: Any = family(options["name"]).model
+    model = make(**options, rngs=rngs)
     if blur_pool == "ffcv":
         blur_strided(model)
     return model
@@ -85,5 +86,6 @@ def outline(config: Config) -> tuple[nnx.GraphDef, Any, Any]:
 @functools.cache  # building a deep model takes seconds in Python
 def _outline(**config: Any) -> tuple[nnx.GraphDef, Any, Any]:
     model = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
-    graph, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
-    return graph, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
+    graph, *states = nnx.split(model, nnx.Param, nnx.BatchStat)
+    params, batch_stats = map(nnx.to_pure_dict, states)
+    return graph, params, batch_stats

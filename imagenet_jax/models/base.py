@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from imagenet_jax.config.fields import Field
 
-Path = tuple[str | int, ...]  # of a module or an array in a model
-Config = ConfigDict | Mapping[str, Any]  # a config.model
+Path = tuple[Any, ...]  # names and indices that lead to a module or an array in a model
+Config: TypeAlias = ConfigDict | Mapping[str, Any]  # a config.model
 
 
 class Model(nnx.Module):

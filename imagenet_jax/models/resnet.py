@@ -47,7 +47,9 @@ class Block(nnx.Module):
     ):
         self.rate = rate
         changes_shape = stride > 1 or inputs != outputs
-        self.downsample = nnx.List(make(inputs, outputs, 1, stride)) if changes_shape else None
+        self.downsample: nnx.List[Any] | None = (
+            nnx.List(make(inputs, outputs, 1, stride)) if changes_shape else None
+        )
 
     def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
         """f[B, H, W, I] -> f[B, h, w, O]."""

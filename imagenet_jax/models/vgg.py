@@ -63,16 +63,18 @@ class VGG(Model):
         """`dtype` is the compute dtype of all but the last layer; None: that of the operands."""
         self.name = name
         depths, has_bn = VARIANTS[name]
-        options = {"norm": has_bn, "bias": True, "bn_group": bn_group, "dtype": dtype, "rngs": rngs}
+        make = partial(
+            ConvNorm.make, norm=has_bn, bias=True, bn_group=bn_group, dtype=dtype, rngs=rngs
+        )
         stages, inputs = [], 3
         for depth, channels in zip(depths, CHANNELS, strict=True):
-            stage = []
+            stage: list[Any] = []
             for _ in range(depth):
-                conv, bn = ConvNorm.make(inputs, round(channels * width), 3, **options)
+                conv, bn = make(inputs, round(channels * width), 3)
                 stage.append(nnx.Dict(conv=conv, bn=bn))
                 inputs = conv.out_features
             stages.append(nnx.List(stage))
-        self.features = nnx.List(stages)
+        self.features: nnx.List[Any] = nnx.List(stages)
         hidden = round(HIDDEN * width)
         linear = partial(nnx.Linear, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
         self.classifier = nnx.List(
@@ -95,7 +97,7 @@ class VGG(Model):
         x = images
         for i, stage in enumerate(self.features):
             for layer in stage:
-                x = ConvNorm(layer["conv"], layer["bn"])(x, train=train)
+                x = ConvNorm(layer.conv, layer.bn)(x, train=train)
             x = nnx.max_pool(x, (2, 2), strides=(2, 2))
             yield f"stage{i + 1}", x
         x = adaptive_average_pool(x, POOLED)
