@@ -77,9 +77,7 @@ def _other_operations(images: np.ndarray) -> dict[str, np.ndarray]:
         "flip": lambda: images[:, :, ::-1],
         "invert": lambda: np.asarray(color.invert(x)),
         "hue +0.3": lambda: np.asarray(color.hue(x, jnp.full(len(images), 0.3))),
-        "colour jitter 0.4, hue 0.1": lambda: np.asarray(
-            color.jitter(x, key, (0.4, 0.4, 0.4, 0.1))
-        ),
+        "color jitter 0.4, hue 0.1": lambda: np.asarray(color.jitter(x, key, (0.4, 0.4, 0.4, 0.1))),
         "lighting 1.0 (10 times AlexNet's)": lambda: shown(
             pixels + color.lighting(key, len(images), 1.0) / std
         ),

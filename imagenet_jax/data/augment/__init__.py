@@ -48,8 +48,8 @@ def apply(
 ) -> tuple[jax.Array, jax.Array]:
     """A batch as the model is trained on it.
 
-    In torchvision's order: flip, RandAugment or TrivialAugment, colour jitter, lighting,
-    normalisation, erasing, mixup or cutmix. Up to the jitter pixels are bytes, then float32.
+    In torchvision's order: flip, RandAugment or TrivialAugment, color jitter, lighting,
+    normalization, erasing, mixup or cutmix. Up to the jitter pixels are bytes, then float32.
 
     Args:
       images: u8[B, H, W, 3].

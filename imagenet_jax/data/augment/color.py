@@ -1,4 +1,4 @@
-"""Colour operations on images u8[B, H, W, 3], each image by its own amount.
+"""Color operations on images u8[B, H, W, 3], each image by its own amount.
 
 They are torchvision's (`transforms.v2.functional`) on uint8 tensors: results are cut off to whole
 numbers, not rounded, where they are there. Tables are equal to it bit for bit. Blends and hues
@@ -39,7 +39,7 @@ def mean_gray(images: jax.Array) -> jax.Array:
 
 
 def blur(images: jax.Array) -> jax.Array:
-    """3x3 mean with the centre counted 5 times, i32[B, H, W, 3]; border pixels are left."""
+    """3x3 mean with the center counted 5 times, i32[B, H, W, 3]; border pixels are left."""
     x = jnp.asarray(images, jnp.int32)
     if min(x.shape[1:3]) < 3:
         return x

@@ -57,9 +57,9 @@ def random_erasing(
     """A box of each image is erased with some probability.
 
     Args:
-      pixels: f32[B, H, W, C], normalised.
+      pixels: f32[B, H, W, C], normalized.
       probability: of an image to be erased.
-      fill: "zero", which is the mean colour, or "noise", N(0, 1) in every value.
+      fill: "zero", which is the mean color, or "noise", N(0, 1) in every value.
 
     Returns:
       f32[B, H, W, C].

@@ -1,6 +1,6 @@
 """Shear, translation and rotation of each image of a batch by its own amount.
 
-A matrix f32[B, 2, 3] takes an output pixel (x, y, 1), in pixels from the image's centre with y
+A matrix f32[B, 2, 3] takes an output pixel (x, y, 1), in pixels from the image's center with y
 downwards, to the point of the input that it shows. `affine` is torchvision's operation of that
 name on uint8 tensors.
 """
@@ -36,7 +36,7 @@ def translate(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def rotate(degrees: jax.Array) -> jax.Array:
-    """The image turns counter-clockwise about its centre, by f32[B] degrees."""
+    """The image turns counter-clockwise about its center, by f32[B] degrees."""
     radians = jnp.deg2rad(degrees)
     c, s = jnp.cos(radians), jnp.sin(radians)
     return _matrix(((c, -s, 0), (s, c, 0)), degrees)
@@ -54,7 +54,7 @@ def affine(
       images: u8[B, H, W, C].
       matrix: f32[B, 2, 3].
       interpolation: "nearest" | "bilinear".
-      fill: the colour outside the image, C values in [0, 255]; None is black. With "bilinear" and
+      fill: the color outside the image, C values in [0, 255]; None is black. With "bilinear" and
         a fill, torchvision mixes a pixel on the border with the fill twice, and so do we.
 
     Returns:
@@ -68,7 +68,7 @@ def affine(
     source_x = m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2] + (width - 1) / 2
     source_y = m[:, 1, 0] * x + m[:, 1, 1] * y + m[:, 1, 2] + (height - 1) / 2
     flat = images.reshape(images.shape[0], height * width, channels)
-    colour = jnp.asarray((0.0,) * channels if fill is None else fill, jnp.float32)
+    color = jnp.asarray((0.0,) * channels if fill is None else fill, jnp.float32)
 
     def at(row: jax.Array, column: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(values [B, H, W, C], whether the point is inside [B, H, W, 1])."""
@@ -80,7 +80,7 @@ def affine(
 
     if interpolation == "nearest":
         values, inside = at(jnp.round(source_y), jnp.round(source_x))
-        return jnp.where(inside, values, jnp.round(colour).astype(images.dtype))
+        return jnp.where(inside, values, jnp.round(color).astype(images.dtype))
 
     total = jnp.zeros(images.shape, jnp.float32)
     mask = jnp.zeros((*images.shape[:3], 1), jnp.float32)
@@ -93,5 +93,5 @@ def affine(
             total = total + share * values
             mask = mask + share
     if fill is not None:
-        total = mask * (total - colour) + colour
+        total = mask * (total - color) + color
     return jnp.clip(jnp.round(total), 0, 255).astype(images.dtype)

@@ -18,7 +18,7 @@ def mixup_weight(lam: jax.Array, height: int, width: int) -> jax.Array:
 def cutmix_weight(lam: jax.Array, key: jax.Array, height: int, width: int) -> jax.Array:
     """1 outside and 0 inside a box, f32[height, width] (Yun et al. 2019, arXiv:1905.04899).
 
-    The box has sides sqrt(1 - lam) times those of the image, its centre is uniform over the
+    The box has sides sqrt(1 - lam) times those of the image, its center is uniform over the
     pixels, and what lies outside the image is cut off (section 3.1). So the share of the image
     that is kept is lam or more: it is the mean of what is returned.
     """
@@ -26,10 +26,10 @@ def cutmix_weight(lam: jax.Array, key: jax.Array, height: int, width: int) -> ja
     radius = 0.5 * jnp.sqrt(1.0 - lam)
 
     def inside(key: jax.Array, length: int) -> jax.Array:
-        centre = jax.random.randint(key, (), 0, length)
+        center = jax.random.randint(key, (), 0, length)
         half = (radius * length).astype(jnp.int32)
         at = jnp.arange(length)
-        return (at >= centre - half) & (at < centre + half)
+        return (at >= center - half) & (at < center + half)
 
     box = inside(y_key, height)[:, None] & inside(x_key, width)[None, :]
     return jnp.where(box, 0.0, 1.0)

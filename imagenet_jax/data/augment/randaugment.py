@@ -7,7 +7,7 @@ Each image draws its own operation. A branch per operation would run all of them
 the sharding of the batch. They are of three kinds, though:
 
 - geometry: one gather through a matrix that depends on the operation;
-- blends with another image (contrast, colour, sharpness): one weighted sum;
+- blends with another image (contrast, color, sharpness): one weighted sum;
 - tables (brightness, posterize, solarize, equalize and others): one look-up in 256 entries.
 
 Each image goes through one of each kind and keeps the result of its own. That is the cost: about
@@ -20,8 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagenet_jax.data.augment import color as colour
-from imagenet_jax.data.augment import geometry
+from imagenet_jax.data.augment import color, geometry
 
 OPERATIONS = (
     "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness",
@@ -121,19 +120,19 @@ def _geometric(
     for name, candidate in zip(names, matrices, strict=True):
         matrix = jnp.where(_is(operation, name)[:, None, None], candidate, matrix)
     moved = geometry.affine(images, matrix, interpolation, fill)
-    return jnp.where(colour.per_image(_is(operation, *names)), moved, images)
+    return jnp.where(color.per_image(_is(operation, *names)), moved, images)
 
 
 def _blended(images: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax.Array:
     def chosen(*names: str) -> jax.Array:
-        return colour.per_image(_is(operation, *names))
+        return color.per_image(_is(operation, *names))
 
-    gray = colour.grayscale(images).astype(jnp.float32)
-    other = jnp.where(chosen("color"), gray, colour.mean_gray(images))
+    gray = color.grayscale(images).astype(jnp.float32)
+    other = jnp.where(chosen("color"), gray, color.mean_gray(images))
     changed = jnp.where(
         chosen("sharpness"),
-        colour.sharpness(images, magnitude),
-        colour.to_bytes(colour.mixture(images, other, magnitude)),
+        color.sharpness(images, magnitude),
+        color.to_bytes(color.mixture(images, other, magnitude)),
     )
     return jnp.where(chosen("color", "contrast", "sharpness"), changed, images)
 
@@ -144,18 +143,18 @@ def _looked_up(images: jax.Array, operation: jax.Array, magnitude: jax.Array) ->
         jnp.arange(256, dtype=jnp.uint8)[None, :, None, None], (count, 256, 1, 3)
     )
     tables = {
-        "brightness": colour.brightness(ramp, magnitude)[:, :, 0],
-        "posterize": colour.posterize(ramp, magnitude.astype(jnp.int32))[:, :, 0],
-        "solarize": colour.solarize(ramp, 255.0 * magnitude)[:, :, 0],
-        "autocontrast": colour.autocontrast_table(images),
-        "equalize": colour.equalize_table(images),
-        "invert": colour.invert(ramp)[:, :, 0],
-        "solarize_add": colour.solarize_add(ramp, magnitude)[:, :, 0],
+        "brightness": color.brightness(ramp, magnitude)[:, :, 0],
+        "posterize": color.posterize(ramp, magnitude.astype(jnp.int32))[:, :, 0],
+        "solarize": color.solarize(ramp, 255.0 * magnitude)[:, :, 0],
+        "autocontrast": color.autocontrast_table(images),
+        "equalize": color.equalize_table(images),
+        "invert": color.invert(ramp)[:, :, 0],
+        "solarize_add": color.solarize_add(ramp, magnitude)[:, :, 0],
     }
     table = ramp[:, :, 0]
     for name, candidate in tables.items():
         table = jnp.where(_is(operation, name)[:, None, None], candidate, table)
-    return colour.lookup(images, table)
+    return color.lookup(images, table)
 
 
 def randaugment(

@@ -66,7 +66,7 @@ def randaugment(
     Args:
       images: u8[B, H, W, 3].
       magnitude, deviation: of the normal distribution of magnitudes, which end at 0 and 10.
-      fill: the colour outside an image that is moved; timm's is the mean of the data.
+      fill: the color outside an image that is moved; timm's is the mean of the data.
 
     Returns:
       u8[B, H, W, 3].
