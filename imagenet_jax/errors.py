@@ -1,9 +1,13 @@
 """UserError, the exception for bad input, and the texts of errors."""
 
+import difflib
 import os
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+_ESCAPED = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, line separators
 
 
 class UserError(Exception):
@@ -52,3 +56,25 @@ def why_unreadable(path: Path, error: OSError) -> str:
     if isinstance(error, FileNotFoundError) and path.is_symlink():
         return f"is a link to {path.readlink()}, which does not exist; remove the link"
     return f"cannot be read: {error.strerror}"
+
+
+def printable(text: str) -> str:
+    """Return `text` on one line, with control characters and invalid UTF-8 escaped."""
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _ESCAPED else c
+        for c in text
+    )
+
+
+def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
+    """Raise UserError that lists the `choices` and suggests the nearest, unless `value` is one."""
+    choices = list(choices)
+    if value not in choices:
+        raise UserError(unknown_choice(what, value, choices))
+
+
+def unknown_choice(what: str, value: object, choices: list[str]) -> str:
+    """Return the error message for a `value` that is not among the `choices`."""
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"{what} = {value!r}: use {' | '.join(choices)}{hint}"

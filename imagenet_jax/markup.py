@@ -1,24 +1,16 @@
-"""Text that is safe to print, and text and images as HTML."""
+"""Text and images as HTML."""
 
 import base64
 import html
 import io
-import unicodedata
 
 import numpy as np
 from PIL import Image
 
-_ESCAPED = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, line separators
+from imagenet_jax.errors import printable
+
 _THUMBNAIL_SIDE = 192  # pixels
 _PNG_SIDE = 64  # pixels; JPEG would blur small images, which are shown pixel by pixel
-
-
-def printable(text: str) -> str:
-    """Return `text` on one line, with control characters and invalid UTF-8 escaped."""
-    return "".join(
-        c.encode("unicode_escape").decode() if unicodedata.category(c) in _ESCAPED else c
-        for c in text
-    )
 
 
 class Html(str):

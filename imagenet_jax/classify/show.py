@@ -10,9 +10,9 @@ from rich.text import Text
 
 from imagenet_jax import strict_json
 from imagenet_jax.classify.images import Failure, Prediction
-from imagenet_jax.errors import writing
+from imagenet_jax.errors import printable, writing
 from imagenet_jax.files import write_atomically
-from imagenet_jax.markup import data_uri, escape, printable
+from imagenet_jax.markup import data_uri, escape
 from imagenet_jax.progress import counted
 
 _STYLE = """

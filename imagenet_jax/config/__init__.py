@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from imagenet_jax import strict_json
-from imagenet_jax.config import names, python_files, rules
+from imagenet_jax.config import python_files, rules
 from imagenet_jax.config.fields import OPERATIONAL, Field, defaults, fields_of_model
-from imagenet_jax.errors import UserError, one_line
+from imagenet_jax.errors import UserError, check_choice, one_line
 
 Overrides = Iterable[tuple[str, str]]  # (dotted field, text) of --config.FIELD=TEXT
 
@@ -67,7 +67,7 @@ def _run(spec: str, path: str, variant: str) -> ConfigDict:
 
 def pick_variant(variant: str, variants: dict[str, T]) -> T:
     """Return the entry of a config file's `variants`; UserError that lists them if it has none."""
-    names.check_choice("config variant", variant, variants)
+    check_choice("config variant", variant, variants)
     return variants[variant]
 
 
@@ -134,7 +134,9 @@ def override(config: ConfigDict, field: str, text: str) -> None:
 def _child(config: ConfigDict, node: ConfigDict, name: str, field: str) -> Any:
     if name not in node:
         model = flatten(config).get("model.name", "")
-        raise UserError(names.unknown_field(field, fields_of_model(model), model))
+        from imagenet_jax.config.names import unknown_field
+
+        raise UserError(unknown_field(field, fields_of_model(model), model))
     return node[name]
 
 

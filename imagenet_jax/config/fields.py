@@ -345,7 +345,7 @@ def fields_of_model(model: str) -> dict[str, Field]:
     from imagenet_jax import models  # imports jax and flax, which take seconds
 
     own = models.family(model).fields
-    name = dataclasses.replace(FIELDS["model.name"], default=model, choices=tuple(models.names()))
+    name = dataclasses.replace(FIELDS["model.name"], default=model)
     return FIELDS | {"model.name": name} | {f"model.{leaf}": field for leaf, field in own.items()}
 
 

@@ -1,6 +1,7 @@
 """Tables of the config fields, and of the configs in a folder, for help and error messages."""
 
 import contextlib
+import dataclasses
 import difflib
 import re
 from pathlib import Path
@@ -23,7 +24,11 @@ def help_table(prefix: str = "", model: str = "resnet50") -> Table:
     table.add_column("field", overflow="fold")
     for heading in ("default", "allowed", "meaning"):
         table.add_column(heading, overflow="fold")
-    for name, field in fields_of_model(model).items():
+    from imagenet_jax import models  # imports jax and flax, which take seconds
+
+    fields = fields_of_model(model)
+    named = dataclasses.replace(fields["model.name"], choices=tuple(models.names()))
+    for name, field in (fields | {"model.name": named}).items():
         if name.startswith(prefix):
             default = field.default
             text = f"{default:g}" if isinstance(default, float) else str(default) or '""'

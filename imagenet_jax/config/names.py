@@ -1,20 +1,8 @@
 """Messages for unknown names: what a field is called now, or which field was probably meant."""
 
 import difflib
-from collections.abc import Iterable
 
 from imagenet_jax.config.fields import REMOVED, Field
-from imagenet_jax.errors import UserError
-
-
-def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
-    """Raise UserError that lists the `choices` and suggests the nearest, unless `value` is one."""
-    choices = list(choices)
-    if value in choices:
-        return
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"{what} = {value!r}: use {' | '.join(choices)}{hint}")
 
 
 def unknown_field(name: str, fields: dict[str, Field], model: object) -> str:

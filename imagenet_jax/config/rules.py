@@ -6,9 +6,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from imagenet_jax.config import names
 from imagenet_jax.config.fields import ADAM, ON, Field
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, check_choice
 
 Values = dict[str, Any]  # every field of a config by its dotted name, sequences as tuples
 
@@ -24,14 +23,16 @@ def check_fields(value: Values, fields: dict[str, Field], model: object) -> None
     """
     for name in value:
         if name not in fields:
-            raise UserError(names.unknown_field(name, fields, model))
+            from imagenet_jax.config.names import unknown_field
+
+            raise UserError(unknown_field(name, fields, model))
     for name, field in fields.items():
         if name not in value:
             raise UserError(f"config.{name} is missing; start from imagenet_jax.config.fields")
         _check_type(name, field, value[name])
         _check_range(name, field, value[name])
         if field.choices:
-            names.check_choice(f"config.{name}", value[name], field.choices)
+            check_choice(f"config.{name}", value[name], field.choices)
     for name, field in fields.items():
         if value[name] != field.default:
             _check_read(name, fields, value)

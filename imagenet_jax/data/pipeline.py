@@ -19,7 +19,6 @@ from imagenet_jax.data.image_formats import UndecodableImage
 from imagenet_jax.data.records import Record, Source
 from imagenet_jax.data.resolution import Resolution
 from imagenet_jax.data.sampler import Sampler, record_uniforms
-from imagenet_jax.data.workers import iterate_in_workers
 from imagenet_jax.errors import UserError
 
 Batch = dict[str, Any]
@@ -211,6 +210,8 @@ def _iterate(
     ahead = max(2, int(data.prefetch_mb * 2**20) // batch_bytes)
     dataset = grain.MapDataset.range(start, stop).map(load)
     if data.workers:
+        from imagenet_jax.data.workers import iterate_in_workers
+
         return iterate_in_workers(dataset, data.workers, ahead)
     threads = min(data.threads or os.cpu_count() or 1, ahead)
     options = grain.ReadOptions(threads, prefetch_buffer_size=min(ahead, 2 * threads))

@@ -1,4 +1,7 @@
-"""Opening of the data that a config names: a source of records with random access."""
+"""Opening of the data that a config names, as a source of records with random access.
+
+Modules of file formats are imported only if the data has that format.
+"""
 
 import io
 import re
@@ -9,14 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from imagenet_jax.data import digits
 from imagenet_jax.data.classes import reorder
-from imagenet_jax.data.layout_source import (
-    LayoutSource,
-    open_held_out,
-    open_layout,
-    recognize,
-)
 from imagenet_jax.data.records import Record, Source, Subset
 from imagenet_jax.data.tfds_format import open_tfds
 from imagenet_jax.errors import UserError, expand_user, reading_files
@@ -31,12 +27,12 @@ def open_source(data: ConfigDict, split: str) -> Source:
     """
     split, bounds = _parse_split(split)
     source = _open_split(data, split)
-    if data.holdout and not isinstance(source, LayoutSource):
+    if data.holdout and not _is_layout(source):
         raise UserError(
             f"config.data.holdout = {data.holdout} is for a folder, and {source.name} is none; use "
             "--config.data.train_split='train[:80%]' --config.data.eval_split='train[80%:]'"
         )
-    if bounds and isinstance(source, LayoutSource):
+    if bounds and _is_layout(source):
         _require_classes_in_both_slices(source, data, split)
     source = reorder(source, data.class_order)
     if bounds:
@@ -55,6 +51,8 @@ def _open_split(data: ConfigDict, split: str) -> Source:
     tfds = data.source == "auto" and (path / "dataset_info.json").is_file()
     if tfds or data.source in ("tfds", "digits"):
         return open_tfds(path, split)
+    from imagenet_jax.data.layout_source import open_held_out, open_layout, recognize
+
     layout = recognize(path)
     if layout and data.holdout:
         return open_held_out(layout, split, data.holdout)
@@ -69,8 +67,16 @@ def _open_split(data: ConfigDict, split: str) -> Source:
     )
 
 
+def _is_layout(source: Source) -> bool:
+    from imagenet_jax.data.layout_source import LayoutSource
+
+    return isinstance(source, LayoutSource)
+
+
 def _write_digits(path: Path) -> None:
     """Write the digits to `path` unless they are there; UserError if it looks like other data."""
+    from imagenet_jax.data import digits
+
     if path.parent.name != digits.NAME and not path.exists():
         raise UserError(
             f"config.data.source = 'digits' would be written to config.data.path = {str(path)!r}, "
@@ -82,7 +88,7 @@ def _write_digits(path: Path) -> None:
         raise UserError(f"config.data.path = {str(path)!r}: {e.strerror}") from e
 
 
-def _require_classes_in_both_slices(source: LayoutSource, data: ConfigDict, split: str) -> None:
+def _require_classes_in_both_slices(source: Source, data: ConfigDict, split: str) -> None:
     """Raise UserError if training and evaluation slice `split` and one slice lacks a class."""
     used = [_parse_split(text) for text in (data.train_split, data.eval_split)]
     slices = [bounds(len(source)) for name, bounds in used if bounds and name == split]

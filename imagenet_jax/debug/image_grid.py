@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from imagenet_jax.markup import printable
+from imagenet_jax.errors import printable
 
 _WHITE = 255
 _MIN_SIDE = 128  # pixels, so that the caption below a picture is readable

@@ -16,8 +16,7 @@ from imagenet_jax.data.records import Source
 from imagenet_jax.data.tfds_format import open_tfds, read_info
 from imagenet_jax.doctor.findings import ERRORS, Finding
 from imagenet_jax.doctor.survey import Survey
-from imagenet_jax.errors import UserError, reading_files
-from imagenet_jax.markup import printable
+from imagenet_jax.errors import UserError, printable, reading_files
 from imagenet_jax.prepare.imagenet import OFFICIAL
 
 

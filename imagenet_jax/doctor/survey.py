@@ -18,8 +18,7 @@ from imagenet_jax.data.image_formats import UndecodableImage, open_image
 from imagenet_jax.data.records import Source
 from imagenet_jax.data.workers import Pool
 from imagenet_jax.doctor.findings import Finding
-from imagenet_jax.errors import one_line
-from imagenet_jax.markup import printable
+from imagenet_jax.errors import one_line, printable
 from imagenet_jax.progress import ProgressReporter
 
 _TINY = 32  # pixels; crops of anything smaller are blurred

@@ -15,10 +15,9 @@ from PIL import Image
 from imagenet_jax.classify.images import Failure, Prediction, predict_images
 from imagenet_jax.data.augment import normalize
 from imagenet_jax.data.image_files import LooseImage, find_images
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, printable
 from imagenet_jax.explain import layers, methods, pictures
 from imagenet_jax.explain.pictures import Explanation, Picture
-from imagenet_jax.markup import printable
 from imagenet_jax.progress import announce, track
 from imagenet_jax.training.load_weights import Weights
 from imagenet_jax.training.state import graph_of

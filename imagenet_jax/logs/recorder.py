@@ -20,7 +20,6 @@ from imagenet_jax.logs.writers import Histogram, JsonlWriter, Writers
 from imagenet_jax.runtime.processes import gather_names, is_first, run_on_first
 from imagenet_jax.training import rewind
 from imagenet_jax.training.experiment import Experiment
-from imagenet_jax.training.fine_tuning import describe_frozen_phase
 from imagenet_jax.training.metrics import Interval, MetricWindow, shown_metrics
 from imagenet_jax.training.optim import peak_learning_rate
 from imagenet_jax.training.run_context import Start
@@ -86,9 +85,10 @@ class Recorder:
             self.warn(f"warning: {warning}")
         if start.origin:
             self.say(f"starting from {start.origin}")
-        frozen = describe_frozen_phase(start.run.config, start.run.frozen_steps, start.step)
-        if frozen:
-            self.say(frozen)
+        if start.step < start.run.frozen_steps:
+            from imagenet_jax.training.fine_tuning import describe_frozen_phase
+
+            self.say(describe_frozen_phase(start.run.config, start.run.frozen_steps, start.step))
 
     def _add_files(self, config: ConfigDict, workdir: Path, first: int) -> None:
         history = JsonlWriter(workdir / "metrics.jsonl", first)

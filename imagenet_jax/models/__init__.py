@@ -5,30 +5,33 @@ A family is one module here, which ends with its FAMILY, and one line in _MODULE
 
 import functools
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from imagenet_jax.config.fields import fields_of_model
-from imagenet_jax.config.names import check_choice
 from imagenet_jax.config.rules import check_fields
+from imagenet_jax.errors import UserError, unknown_choice
 from imagenet_jax.models.base import Config, Family, Model
-from imagenet_jax.models.blur_pool import blur_strided
 
 _MODULES = (
     "resnet",
     "vgg",
     "bit",
 )
-FAMILIES: tuple[Family, ...] = tuple(
-    importlib.import_module(f"{__name__}.{module}").FAMILY for module in _MODULES
-)
+
+
+def families() -> Iterator[Family]:
+    """Yield every family. Its module is imported only when the iteration reaches it."""
+    for module in _MODULES:
+        yield importlib.import_module(f"{__name__}.{module}").FAMILY
 
 
 def names() -> list[str]:
     """Return the name of every model that can be built."""
-    return [name for family in FAMILIES for name in family.variants]
+    return [name for family in families() for name in family.variants]
 
 
 def family(name: object) -> Family:
@@ -36,13 +39,10 @@ def family(name: object) -> Family:
 
     Raises UserError, with the nearest name, if there is no such model.
     """
-    check_name(name)
-    return next(family for family in FAMILIES if name in family.variants)
-
-
-def check_name(name: object) -> None:
-    """Raise UserError, with the nearest name, unless `name` is one of `names()`."""
-    check_choice("config.model.name", name, names())
+    for found in families():
+        if name in found.variants:
+            return found
+    raise UserError(unknown_choice("config.model.name", name, names()))
 
 
 def check(config: Config) -> None:
@@ -71,6 +71,8 @@ def build(config: Config, *, rngs: nnx.Rngs) -> Model:
     make: Any = family(options["name"]).model
     model = make(**options, rngs=rngs)
     if blur_pool == "ffcv":
+        from imagenet_jax.models.blur_pool import blur_strided
+
         blur_strided(model)
     return model
 

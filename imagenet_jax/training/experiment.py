@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 import numpy as np
 import optax
@@ -16,10 +17,12 @@ from imagenet_jax.data.classes import KnownClasses, find_outputs
 from imagenet_jax.data.sampler import Sampler, in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import ema, optim
-from imagenet_jax.training.fine_tuning import make_fine_tuning
 from imagenet_jax.training.sharding import check_batch_size, make_mesh
 from imagenet_jax.training.state import TrainState, abstract_state, graph_of
 from imagenet_jax.training.step import StepParts
+
+if TYPE_CHECKING:
+    from imagenet_jax.training.fine_tuning import FineTuning
 
 _MAX_STEPS = 2**31 - 1  # the step counter is an int32
 
@@ -69,8 +72,8 @@ class Experiment:
     @property
     def frozen_steps(self) -> int:
         """The step at which layers other than the head start to train; 0: they always train."""
-        shift = _shift(self.sampler)
-        return make_fine_tuning(self.config, self.steps_per_epoch, shift).frozen_steps
+        tuning = _fine_tuning(self.config, self.steps_per_epoch, _shift(self.sampler))
+        return tuning.frozen_steps if tuning else 0
 
     def epoch_at(self, step: int) -> float:
         """Return how many epochs of images the first `step` steps train on."""
@@ -165,7 +168,7 @@ def make_step_parts(
         total_steps=math.ceil(in_steps(config.epochs, steps_per_epoch)),
         shift=shift,
     )
-    tuning = make_fine_tuning(config, Fraction(steps_per_epoch), Fraction(shift))
+    tuning = _fine_tuning(config, steps_per_epoch, shift)
     step_size = ema.make_step_size(
         config.ema,
         batch_size=config.batch_size,
@@ -184,6 +187,17 @@ def _last_step(epochs: float, sampler: Sampler) -> int:
 def _shift(sampler: Sampler) -> Fraction:
     """Return `sampler.shift` in steps."""
     return Fraction(sampler.shift, sampler.batch_size)
+
+
+def _fine_tuning(
+    config: ConfigDict, steps_per_epoch: Fraction | int, shift: Fraction | int
+) -> "FineTuning | None":
+    """Return the options of fine-tuning; None if the config trains all layers alike."""
+    if not config.optim.freeze_epochs and config.optim.layer_decay == 1.0:
+        return None
+    from imagenet_jax.training.fine_tuning import make_fine_tuning
+
+    return make_fine_tuning(config, Fraction(steps_per_epoch), Fraction(shift))
 
 
 def _check_length(config: ConfigDict, source: sources.Source, total_steps: int) -> None:

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 from imagenet_jax.config.rules import resolve_lr_scaling
 from imagenet_jax.data.sampler import in_steps
 from imagenet_jax.errors import UserError
-from imagenet_jax.training.fine_tuning import FineTuning, head_first, scale_layers, zero_frozen
+
+if TYPE_CHECKING:
+    from imagenet_jax.training.fine_tuning import FineTuning
 
 
 def peak_learning_rate(optim: ConfigDict, batch_size: int) -> float:
@@ -162,7 +164,7 @@ def add_l1_gradient(strength: float) -> optax.GradientTransformation:
 
 
 def make_optimizer(
-    optim: ConfigDict, schedule: optax.Schedule, tuning: FineTuning | None = None
+    optim: ConfigDict, schedule: optax.Schedule, tuning: "FineTuning | None" = None
 ) -> optax.GradientTransformation:
     """Return the optimizer of `config.optim`.
 
@@ -174,9 +176,11 @@ def make_optimizer(
     """
     mask = None if optim.decay_bias_and_norm else decay_mask
     frozen = tuning.frozen_steps if tuning else 0
+    if tuning:
+        from imagenet_jax.training import fine_tuning  # few runs need it
     parts = []
     if tuning and frozen and optim.grad_clip_norm:
-        parts.append(zero_frozen(tuning.model, frozen))
+        parts.append(fine_tuning.zero_frozen(tuning.model, frozen))
     if optim.grad_clip_norm:
         parts.append(optax.clip_by_global_norm(optim.grad_clip_norm))
     if optim.name in ("lars", "lamb"):
@@ -186,11 +190,13 @@ def make_optimizer(
         parts.append(optax.chain(*_l1(optim, mask), make_rule(optim, schedule, mask)))
     else:
         rule = optax.chain(*_l1(optim, mask), *_decayed_rule(optim, mask))
-        parts.append(head_first(rule, tuning.model, frozen) if tuning and frozen else rule)
+        if tuning and frozen:
+            rule = fine_tuning.head_first(rule, tuning.model, frozen)
+        parts.append(rule)
         # Not in `rule`, which counts steps: a frozen layer does not run it.
         parts.append(optax.scale_by_learning_rate(schedule))
     if tuning and tuning.layer_decay != 1.0:
-        parts.append(scale_layers(tuning.model, tuning.layer_decay))
+        parts.append(fine_tuning.scale_layers(tuning.model, tuning.layer_decay))
     return optax.chain(*parts)
 
 

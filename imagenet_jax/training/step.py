@@ -16,7 +16,6 @@ from imagenet_jax.data import augment
 from imagenet_jax.runtime import xla
 from imagenet_jax.training import losses
 from imagenet_jax.training.ema import StepSize
-from imagenet_jax.training.layer_groups import group_norms
 from imagenet_jax.training.metrics import METRICS
 from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import TrainState
@@ -72,6 +71,8 @@ def train_step(state: TrainState, batch: Batch, parts: StepParts) -> tuple[Train
         "learning_rate": jnp.asarray(parts.schedule(state.step), jnp.float32),
     }
     if config.log.group_norms:
+        from imagenet_jax.training.layer_groups import group_norms
+
         metrics |= group_norms(config.model.name, grads, updates, params)
     return TrainState(state.step + 1, params, stats, opt_state, average), metrics
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.models import FAMILIES
+from imagenet_jax.models import families
 
 # The first convolution of a model, and what may stand before its name.
-_FIRST = rf"(?:{'|'.join(re.escape(family.first) for family in FAMILIES)})\.weight$"
+_FIRST = rf"(?:{'|'.join(re.escape(family.first) for family in families())})\.weight$"
 _PREFIX = r"((?:(?:model|net|network|backbone|resnet|vgg|encoder_q|base_encoder|encoder)\.)+)"
 _HEAD = r"(?:fc|last_linear|classifier|head)\.(?:weight|bias)$"
 _SHOWN = 3  # names in a message

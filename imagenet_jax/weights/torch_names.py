@@ -113,11 +113,11 @@ def identify(
     Raises UserError, naming `origin`, if no known model has such keys.
     """
     if name:
-        models.check_name(name)
-    candidates = [fields for family in models.FAMILIES for fields in family.identify(state_dict)]
+        models.family(name)  # raises UserError for an unknown name
+    candidates = [fields for family in models.families() for fields in family.identify(state_dict)]
     if not candidates:
         keys = [key for key in state_dict if key.endswith("weight")] or list(state_dict)
-        *titles, last = (family.model.__name__ for family in models.FAMILIES)
+        *titles, last = (family.model.__name__ for family in models.families())
         raise UserError(
             f"{origin} is of no {', '.join(titles)} or {last} in torchvision's layout; its keys "
             f"begin with {', '.join(keys[:3]) or 'nothing'}"

@@ -14,8 +14,7 @@ from imagenet_jax import main as main_door
 from imagenet_jax.data import sources
 from imagenet_jax.doctor import __main__ as doctor_door
 from imagenet_jax.doctor.diagnosis import diagnose
-from imagenet_jax.errors import UserError
-from imagenet_jax.markup import printable
+from imagenet_jax.errors import UserError, printable
 from imagenet_jax.prepare import __main__ as prepare_door
 
 BAD_NAME, BAD_IMAGE = os.fsdecode(b"caf\xe9"), os.fsdecode(b"caf\xe9.jpg")

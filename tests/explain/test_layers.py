@@ -21,7 +21,7 @@ def abstract(name, **fields):
 @pytest.mark.parametrize(
     ("name", "fields"),
     [
-        *((family.variants[0], {"width": 0.5}) for family in models.FAMILIES),
+        *((family.variants[0], {"width": 0.5}) for family in models.families()),
         ("resnet18", {"stem": "small"}),
         ("resnet50", {"blur_pool": "ffcv"}),
         ("vgg11", {}),

@@ -15,7 +15,7 @@ from imagenet_jax.training.fine_tuning import FineTuning, describe_frozen_phase,
 from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import abstract_state
 
-NAMES = sorted({*(family.variants[0] for family in models.FAMILIES), "resnet50", "vgg11_bn"})
+NAMES = sorted({*(family.variants[0] for family in models.families()), "resnet50", "vgg11_bn"})
 
 
 def _params(name):
