@@ -58,9 +58,10 @@ def peak(batch_size: int) -> dict[str, float]:
     """Peak MiB over that before the first batch, after 12 batches, and of the batch alone."""
     from benchmarks.input import photographs
     from imagenet_jax.config.fields import defaults
-    from imagenet_jax.data import decode, pipeline, sources
+    from imagenet_jax.data import decode, pipeline
+    from imagenet_jax.data.synthetic import SyntheticSource
 
-    class Photographs(sources.SyntheticSource):
+    class Photographs(SyntheticSource):
         def __init__(self) -> None:
             super().__init__("train", 10**6, 10, 8, 8)
             self._encoded = photographs(self._DISTINCT)

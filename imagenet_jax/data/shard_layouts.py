@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -66,7 +66,9 @@ def _find_layout(name: str, path: Path, suffix: str) -> Layout | None:
     _find_shards(path, "", suffix, shards, left_out)
     if not shards:
         return None
-    splits = {split: partial(_list_split, path, split, shards) for split in shards}
+    splits: dict[str, Callable[[], Split]] = {
+        split: partial(_list_split, path, split, shards) for split in shards
+    }
     return Layout(name, path, splits, left_out=left_out)
 
 

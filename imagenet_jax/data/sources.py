@@ -3,20 +3,17 @@
 Modules of file formats are imported only if the data has that format.
 """
 
-import io
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
 from imagenet_jax.data.classes import reorder
-from imagenet_jax.data.records import Record, Source, Subset
+from imagenet_jax.data.records import Source, Subset
 from imagenet_jax.data.tfds_format import open_tfds
 from imagenet_jax.errors import UserError, expand_user, reading_files
-from imagenet_jax.files import hash_texts
 
 
 @reading_files()
@@ -45,6 +42,8 @@ def open_source(data: ConfigDict, split: str) -> Source:
 def _open_split(data: ConfigDict, split: str) -> Source:
     path = expand_user(data.path)
     if data.source == "synthetic":
+        from imagenet_jax.data.synthetic import SyntheticSource
+
         return SyntheticSource(split, **data.synthetic)
     if data.source == "digits":
         _write_digits(path)
@@ -126,40 +125,3 @@ def _parse_split(text: str) -> tuple[str, Callable[[int], tuple[int, int]] | Non
         return min(length, number * length // 100 if text.endswith("%") else number)
 
     return name, lambda n: (bound(low, 0, n), bound(high, n, n))
-
-
-class SyntheticSource:
-    """JPEGs of smooth random colors, for benchmarks: a few distinct images that repeat."""
-
-    _DISTINCT = 16
-
-    def __init__(self, split: str, images: int, classes: int, height: int, width: int):
-        self.name = f"synthetic {split}"
-        self.class_names = tuple(f"class {i}" for i in range(classes))
-        self.fingerprint = hash_texts(split, *map(str, (images, classes, height, width)))
-        self._length = images
-        rng = np.random.default_rng(0)
-        self._encoded = [self._draw(rng, height, width) for _ in range(self._DISTINCT)]
-
-    @staticmethod
-    def _draw(rng: np.random.Generator, height: int, width: int) -> bytes:
-        coarse = rng.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
-        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-        noise = rng.normal(0, 6, (height, width, 3))  # about as much detail as a photograph
-        pixels = np.clip(np.asarray(image) + noise, 0, 255).astype(np.uint8)
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "JPEG", quality=90)
-        return file.getvalue()
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> Record:
-        return {
-            "image": self._encoded[index % self._DISTINCT],
-            "label": index % len(self.class_names),
-            "id": f"{self.name} {index}",
-        }
-
-    def labels(self) -> np.ndarray:
-        return np.arange(self._length, dtype=np.int32) % len(self.class_names)

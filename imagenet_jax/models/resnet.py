@@ -17,6 +17,8 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.models.base import Family, Model, count_blocks, count_outputs
 from imagenet_jax.models.layers import BN_GROUP, ConvNorm, drop_path, uniform_linear
 
+Make = Callable[..., ConvNorm]  # ConvNorm.make with the options of the network
+
 FIELDS = {
     "stem": Field(
         "imagenet", "imagenet: 7x7 convolution of stride 2 and max-pool; small: 3x3, no stride",
@@ -42,14 +44,19 @@ class Block(nnx.Module):
     expansion: int  # output channels over `features`
     last_norm: str  # of the branch
 
-    def __init__(
-        self, inputs: int, outputs: int, stride: int, make: Callable[..., ConvNorm], rate: float
-    ):
+    def __init__(self, inputs: int, features: int, stride: int, make: Make, rate: float = 0.0):
+        """`rate` is the probability of drop path to skip the block."""
         self.rate = rate
+        outputs = self.expansion * features
+        self.add_branch(inputs, features, stride, make)
         changes_shape = stride > 1 or inputs != outputs
         self.downsample: nnx.List[Any] | None = (
             nnx.List(make(inputs, outputs, 1, stride)) if changes_shape else None
         )
+
+    def add_branch(self, inputs: int, features: int, stride: int, make: Make) -> None:
+        """Create the layers of the branch."""
+        raise NotImplementedError
 
     def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
         """f[B, H, W, I] -> f[B, h, w, O]."""
@@ -80,18 +87,9 @@ class BasicBlock(Block):
 
     expansion, last_norm = 1, "bn2"
 
-    def __init__(
-        self,
-        inputs: int,
-        features: int,
-        stride: int,
-        make: Callable[..., ConvNorm],
-        rate: float = 0.0,
-    ):
-        """`make` is ConvNorm.make with the options of the network, `rate` that of drop path."""
+    def add_branch(self, inputs: int, features: int, stride: int, make: Make) -> None:
         self.conv1, self.bn1 = make(inputs, features, 3, stride)
         self.conv2, self.bn2 = make(features, features, 3)
-        super().__init__(inputs, features, stride, make, rate)
 
     def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = ConvNorm(self.conv1, self.bn1)(x, train=train)
@@ -103,19 +101,10 @@ class Bottleneck(Block):
 
     expansion, last_norm = 4, "bn3"
 
-    def __init__(
-        self,
-        inputs: int,
-        features: int,
-        stride: int,
-        make: Callable[..., ConvNorm],
-        rate: float = 0.0,
-    ):
-        """`make` is ConvNorm.make with the options of the network, `rate` that of drop path."""
+    def add_branch(self, inputs: int, features: int, stride: int, make: Make) -> None:
         self.conv1, self.bn1 = make(inputs, features, 1)
         self.conv2, self.bn2 = make(features, features, 3, stride)
         self.conv3, self.bn3 = make(features, 4 * features, 1)
-        super().__init__(inputs, 4 * features, stride, make, rate)
 
     def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = ConvNorm(self.conv1, self.bn1)(x, train=train)
