@@ -10,11 +10,11 @@ import pytest
 from conftest import tiny_config
 from sklearn.metrics import precision_recall_fscore_support
 
-from imagenet_jax import config as config_io
 from imagenet_jax import publish
 from imagenet_jax import train as loop
 from imagenet_jax.baselines import publishing
 from imagenet_jax.classify.images import predict_split
+from imagenet_jax.config import python_files
 from imagenet_jax.data import digits
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.load_weights import of_file
@@ -143,7 +143,7 @@ def checkout(tmp_path, monkeypatch):
     _git(folder, "add", ".")
     _git(folder, "commit", "-q", "-m", "Begin")
     monkeypatch.setattr(publishing, "CHECKOUT", folder)
-    monkeypatch.setattr(config_io, "executed", set())  # other tests load configs in this process
+    monkeypatch.setattr(python_files, "executed", set())  # other tests load configs in this process
     return folder
 
 

@@ -17,10 +17,10 @@ from imagenet_jax.training.sharding import check_batch_size, make_mesh
 PACKAGE = Path(__file__).parents[2] / "imagenet_jax"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 CONFIGS = PACKAGE.parent / "configs"
-# Of git, tfds, our launchers' inner command, TensorBoard, XLA and CSS.
+# Of git, tfds, argcomplete, our launchers' inner command, TensorBoard, XLA and CSS.
 FOREIGN = {
     "--porcelain", "--dataset_version_dir", "--out_file_format", "--out_dir", "--muted",
-    "--cells", "--logdir",  "--parsable", "--xla_gpu_deterministic_ops",
+    "--cells", "--logdir", "--parsable", "--user", "--xla_gpu_deterministic_ops",
 }  # fmt: skip
 
 
@@ -117,7 +117,6 @@ REFUSED = [
     ("resnet50.py", [("model.name", "resnet5")]),
     ("resnet50.py", [("model.dtype", "float16")]),
     ("resnet50.py", [("model.stem", "tiny")]),
-    ("resnet50.py", [("model.norm", "layer")]),
     ("resnet50.py", [("model.blur_pool", "zang")]),
     ("resnet50.py", [("data.balance", "ovre")]),
     ("resnet50.py", [("optim.grad_accum_steps", "3")]),

@@ -9,7 +9,7 @@ import pytest
 from odd_jpegs import encode
 from PIL import Image
 
-from imagenet_jax.data import decode
+from imagenet_jax.data import decode, image_formats
 from imagenet_jax.data.sampler import record_uniforms
 
 ODD = odd_jpegs.odd_jpegs()
@@ -81,7 +81,7 @@ def test_odd_metadata_is_not_printed(kind, caplog):
             image.getexif()
         assert printed  # so far
         printed.clear()
-        decode._silence_pillow()
+        image_formats._silence_pillow()
         decode.decode(encoded)
         decode.decode(clear)
         with pytest.raises(decode.UndecodableImage):
@@ -92,7 +92,7 @@ def test_odd_metadata_is_not_printed(kind, caplog):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000"])
 def test_messages_say_what_the_file_is(kind):
     """Damaged headers: one line without the names of Python's objects."""
-    decode._silence_pillow()  # as at import, before pytest collects warnings
+    image_formats._silence_pillow()  # as at import, before pytest collects warnings
     encoded = encode(odd_jpegs.picture(), kind)
     rng, seen = np.random.default_rng(0), set()
     for _ in range(60):

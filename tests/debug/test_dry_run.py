@@ -87,5 +87,5 @@ def test_quickstart_from_recipe_to_time(tiny, digits_path, tmp_path, monkeypatch
 
 
 def test_the_workdir_is_needed_only_to_train():
-    with pytest.raises(UserError, match="--workdir=DIR says where .* --dry_run needs none"):
+    with pytest.raises(UserError, match="give --workdir=DIR.* only --dry_run needs none"):
         command.main([f"--config={REPOSITORY}/configs/quickstart.py"])
