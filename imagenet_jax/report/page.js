@@ -87,6 +87,8 @@ function makeLayout(chart) {
     layout.xaxis.unifiedhovertitle = {text: `${chart.x_title} ${position}`};
     if (!narrow(chart)) layout.hovermode = "x unified";
     if (["images_per_second", "input_wait"].includes(chart.key)) layout.yaxis.rangemode = "tozero";
+    // Without a limit, the axis of a constant share would reach far above 100%.
+    if (percent) layout.yaxis.autorangeoptions = {clipmax: 1.02};
     layout.xaxis.rangemode = "tozero";
   } else if (chart.kind === "reliability") {
     layout.xaxis.range = layout.yaxis.range = [-0.02, 1.02];
