@@ -1,4 +1,4 @@
-"""What a run says on the console: plain lines, or on a terminal a live panel below them."""
+"""Console output of a run: plain lines and, on a terminal, a live panel below them."""
 
 import sys
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _REFRESHES = 4  # a second
 
 
 class ConsoleWriter(Writer):
-    """A line per point; where a panel shows the points of training, lines for the others."""
+    """Prints one line per point; if a panel shows the training points, only the other points."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class ConsoleWriter(Writer):
           console: in place of one for `stream`.
         """
         stream = stream or sys.stdout
-        # Lines of a log are for grep: never wrapped, never coloured, whatever FORCE_COLOR says.
+        # Logs are searched with grep, so lines are never wrapped or colored, even with FORCE_COLOR.
         self._console = console or Console(
             file=stream,
             force_terminal=None if stream.isatty() else False,
@@ -55,7 +55,7 @@ class ConsoleWriter(Writer):
         self._live: Live | None = None
 
     def start(self, panel: Panel) -> None:
-        """Show `panel` below the lines, where this is a terminal that can move its cursor."""
+        """Show `panel` below the lines if this is a terminal that can move its cursor."""
         if self._quiet or self._silent or not self._console.is_interactive:
             return
         self._panel = panel
@@ -65,14 +65,14 @@ class ConsoleWriter(Writer):
             refresh_per_second=_REFRESHES,
         )
         self._live.start()
-        # A process that is killed cannot show it again.
+        # Keep the cursor visible: a killed process could not restore it.
         self._console.show_cursor(True)
 
     def _renderable(self) -> RenderableType:
         return self._panel or Text("")
 
     def progress(self, step: int, rate: float | None = None) -> None:
-        """Step `step` was dispatched; `rate` is the present speed in images per second."""
+        """Show that `step` was dispatched; `rate` is the current speed in images per second."""
         if self._panel:
             self._panel.progress(step, rate)
 
@@ -85,16 +85,16 @@ class ConsoleWriter(Writer):
             self._panel.status(status)
 
     def say(self, text: str) -> None:
-        """A line of its own, above the panel."""
+        """Print a line, above the panel."""
         if not self._quiet:
             self._print(text)
 
     def warn(self, text: str) -> None:
-        """A line about what went wrong, also where the run is quiet."""
+        """Print a warning, also in a quiet run."""
         self._print(text)
 
     def end(self, text: str) -> None:
-        """The last line, also where the run is quiet: there with the last evaluation."""
+        """Print the last line, also in a quiet run, which also gets the last evaluation."""
         if self._panel:
             self._panel.end()
         if self._quiet and self._last_evaluation[1]:
@@ -102,7 +102,7 @@ class ConsoleWriter(Writer):
         self._print(text)
 
     def _print(self, text: str) -> None:
-        # A Text is never taken for markup, whatever it holds.
+        # A Text is never interpreted as markup.
         self._console.print(Text(text), soft_wrap=True)
 
     def write(self, step: int, split: str, values: Values) -> None:
@@ -127,7 +127,7 @@ class ConsoleWriter(Writer):
             f"step {step:>7}  {split}{weights}: {values['count']} images, "
             f"{measured}{_skipped(values)}"
         )
-        if self._last_evaluation[0] != step:  # the first is of the average weights
+        if self._last_evaluation[0] != step:  # the first one has the EMA weights
             self._last_evaluation = (step, line)
         self.say(line)
 

@@ -1,4 +1,4 @@
-"""The live panel of a training run: what it is doing, how well, how fast, and for how long yet."""
+"""The live panel of a training run: progress, metrics, speed and remaining time."""
 
 import math
 import time
@@ -16,12 +16,12 @@ from imagenet_jax.logs.writers import Values
 from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS, Metric
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_CURVE = 32  # characters of a curve, where there is room
+_CURVE = 32  # characters of a curve, if there is room
 _PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
 class Panel:
-    """Takes numbers as they come and draws them when asked; both are cheap and never wait.
+    """Collects numbers and draws them on request. Both are cheap and never wait.
 
     Another thread may draw it: each field is replaced as a whole.
     """
@@ -56,32 +56,32 @@ class Panel:
         self._ended: float | None = None
 
     def progress(self, step: int, rate: float | None = None) -> None:
-        """`step` is done, or will be in a moment; `rate` is the present speed if it is known."""
+        """Record that `step` was dispatched; `rate` is the current speed, if it is known."""
         self._step, self._status, self._rate = step, "training", rate or self._rate
 
     def status(self, status: str) -> None:
-        """What is going on beside training."""
+        """Record what the run is doing, such as evaluating."""
         self._status = status
 
     def saved(self, step: int) -> None:
-        """A checkpoint of `step` is being written."""
+        """Record that a checkpoint of `step` is being written."""
         self._saved = (step, time.monotonic())
 
     def write(self, step: int, split: str, values: Values) -> None:
-        """As a writer is told it, now or from the file of an earlier start."""
+        """Record one point, from this start or from the file of an earlier one."""
         if split == "train":
-            # The last steps of a run are no whole interval: of it the speed is not known.
+            # The last steps of a run are not a whole interval, so they have no speed.
             speed = {name: v for name, v in self._train.items() if name not in values}
             self._train = speed | dict(values)
             self._losses.append(float(values["loss"]))
-        elif "count" in values and step != self._evaluated:  # the first is of the EMA weights
+        elif "count" in values and step != self._evaluated:  # the first one has the EMA weights
             text = f"step {step:,}: {'  '.join(self._measured(values))}"
             if "weights" in values:
                 text += f"  {WEIGHTS_LABELS[values['weights']]} weights"
             self._evaluated, self._eval = step, text
 
     def end(self) -> None:
-        """Nothing moves any more."""
+        """Stop the clocks."""
         self._ended = time.monotonic()
         self._status = "finished" if self._step == self._total else "stopped"
 
@@ -141,7 +141,7 @@ class Panel:
 
 
 def speed_text(v: Values) -> list[str]:
-    """What there is of images and operations a second, share of the peak and wait for input."""
+    """Return texts for images/s, FLOP/s, percentage of peak and input wait, as far as known."""
     parts = [f"{v['images_per_second']:,.0f} img/s"]
     if "flops_per_second" in v:
         share = f" ({v['peak_share']:.1%} of peak)" if "peak_share" in v else ""
@@ -152,7 +152,7 @@ def speed_text(v: Values) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """h:mm:ss, and days before it where there are some."""
+    """Return a duration as h:mm:ss, after the days if there are any."""
     minutes, s = divmod(round(max(0.0, seconds)), 60)
     hours, m = divmod(minutes, 60)
     days, h = divmod(hours, 24)
@@ -160,7 +160,7 @@ def duration(seconds: float) -> str:
 
 
 def flops(rate: float) -> str:
-    """Operations a second with their prefix: 2.5 TFLOP/s."""
+    """Return operations per second with a prefix, such as "2.5 TFLOP/s"."""
     unit, prefix = next(((u, p) for u, p in _PREFIXES if rate >= u), _PREFIXES[-1])
     return f"{rate / unit:.3g} {prefix}FLOP/s"
 
@@ -170,7 +170,7 @@ def size(count: float) -> str:
 
 
 def curve(values: deque[float] | list[float], width: int) -> str:
-    """The last `width` values as blocks from the lowest to the highest of them."""
+    """Return the last `width` values as a curve of block characters."""
     shown = [v for v in list(values)[-width:] if math.isfinite(v)] if width else []
     if len(shown) < 2:
         return ""

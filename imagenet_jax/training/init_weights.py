@@ -1,4 +1,4 @@
-"""Where training starts from: a weights file instead of random values."""
+"""Initial weights from a weights file, instead of random values."""
 
 import dataclasses
 import hashlib
@@ -22,14 +22,14 @@ from imagenet_jax.weights import torch_names, weight_file
 
 @dataclasses.dataclass(frozen=True)
 class InitialWeights:
-    """What a weights file gives a model.
+    """The content of a weights file that training starts from.
 
     Attributes:
       params, batch_stats: nested dicts of f32 NumPy arrays; `params` lacks the head if the file
         has no classifier or one of another number of classes.
       sha256: of the file, in hexadecimal.
       summary: one line for the console.
-      known: the classes of the file's head, where it is kept.
+      known: the classes of the file's head; None if the head is not used.
     """
 
     params: dict[Any, Any]
@@ -40,9 +40,9 @@ class InitialWeights:
 
 
 def read_initial_weights(config: ConfigDict) -> InitialWeights | None:
-    """The file of `config.init.weights`; None where that is "".
+    """Read the file of `config.init.weights`; return None if that is "".
 
-    Raises UserError where it cannot be read or does not fit the model in more than the head.
+    Raises UserError if the file cannot be read, or if more than the head does not fit the model.
     """
     if not config.init.weights:
         return None
@@ -74,7 +74,7 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights | None:
 
 
 def require_its_classes(weights: InitialWeights, source: Source) -> None:
-    """Raise UserError where a head is kept whose classes are not those of the data."""
+    """Raise UserError if the head of the file is used and its classes differ from the data's."""
     if weights.known:
         try:
             require_same_labels(weights.known, source)
@@ -85,9 +85,9 @@ def require_its_classes(weights: InitialWeights, source: Source) -> None:
 def start_from(
     weights: InitialWeights, state: TrainState, tx: optax.GradientTransformation
 ) -> TrainState:
-    """`state` with its weights replaced, its average equal to them, and its optimizer started anew.
+    """Return `state` with new weights, EMA weights equal to them, and a new optimizer state.
 
-    What `weights` lacks keeps its value in `state`, whose shardings stay.
+    Arrays that `weights` does not have keep their values. Shardings stay.
     """
     params = _replace(state.params, weights.params)
     batch_stats = _replace(state.batch_stats, weights.batch_stats)
@@ -106,14 +106,14 @@ def start_from(
 
 
 def _without(tree: Any, path: tuple[Any, ...]) -> Any:
-    """A copy of nested dicts that lacks the entry at `path`."""
+    """Return nested dicts without the entry at `path`."""
     first, *rest = path
     kept = {key: value for key, value in tree.items() if key != first}
     return kept | {first: _without(tree[first], tuple(rest))} if rest else kept
 
 
 def _replace(tree: Any, new: Any) -> Any:
-    """`tree` with the arrays that `new` has, in the shardings of those they replace."""
+    """Return `tree` with the arrays of `new`, in the shardings of those they replace."""
     if isinstance(new, np.ndarray):
         return place_like(new, jax.ShapeDtypeStruct(tree.shape, tree.dtype, sharding=tree.sharding))
     return {k: _replace(v, new[k]) if k in new else v for k, v in tree.items()}

@@ -1,4 +1,4 @@
-"""Weights to use rather than to train on: of a weights file, or of a run's checkpoint."""
+"""Loading of trained weights, from a weights file or from a checkpoint of a run."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -28,15 +28,15 @@ from imagenet_jax.weights import torch_names, weight_file
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Weights with what it takes to run them.
+    """Weights, and what is needed to use them.
 
     Attributes:
-      config: the run's, or the one given with the file.
+      config: of the run, or the one given with the file.
       tree: {"params", "batch_stats"} of f32 arrays.
       mesh: where the arrays live.
-      class_names: label -> name for people; () where nobody knows.
-      origin: for messages.
-      known: the classes by the names that they were trained with.
+      class_names: readable name of each label; () if unknown.
+      origin: the file or checkpoint, for messages.
+      known: the classes, by the names they were trained with.
       note: one line on what was chosen, renamed and skipped in a file; "" if nothing was.
     """
 
@@ -50,12 +50,12 @@ class Weights:
 
 
 def of_file(path: Path, config: ConfigDict, key: str = "") -> Weights:
-    """The weights of a weights file, for the model of `config`; `key` as for `weight_file.read`.
+    """Load a weights file for the model of `config`; `key` is that of `weight_file.read`.
 
-    Class names are those stored in the file, ImageNet's where it has 1000 classes, or those of the
-    data that `config` names, where it is here.
+    Class names are those stored in the file, ImageNet's if it has 1000 classes, or those of the
+    data of `config` if it is on this machine.
 
-    Raises UserError where the file cannot be read or does not fit the model.
+    Raises UserError if the file cannot be read or does not fit the model.
     """
     (tree, file), mesh = read_file(path, config, key), make_mesh(config.mesh.fsdp)
     known = known_to_file(path, config)
@@ -69,21 +69,21 @@ def of_file(path: Path, config: ConfigDict, key: str = "") -> Weights:
 
 
 def known_to_file(path: Path, config: ConfigDict) -> KnownClasses:
-    """The classes of a weights file for the model of `config`."""
+    """Return the classes of a weights file for the model of `config`."""
     names = weight_file.load_class_names(path)
     return KnownClasses.of_head(names, config.model.num_classes, f"weights file {path}")
 
 
 def known_to_run(workdir: Path, config: ConfigDict) -> KnownClasses:
-    """The classes that a run of `config` trains on."""
+    """Return the classes that a run of `config` trains on."""
     return KnownClasses.of_head(read_classes(workdir), config.model.num_classes, str(workdir))
 
 
 def check_data(weights: Weights) -> None:
-    """Raise UserError where the data that the config names has the same number of classes under
-    different names.
+    """Raise UserError if the data of the config has equally many classes with different names.
 
-    Data that is not there, or has another number of classes, is not what the weights are for.
+    Data that is missing, or that has another number of classes, is not checked: it is not the data
+    that the weights are for.
     """
     source = _data(weights.config)
     if source and len(source.class_names) == weights.known.count:
@@ -93,9 +93,9 @@ def check_data(weights: Weights) -> None:
 def read_file(
     path: Path, config: ConfigDict, key: str = ""
 ) -> tuple[dict[str, Any], weight_file.WeightsFile]:
-    """({"params", "batch_stats"}, f32 NumPy arrays for the model of `config`, and the file itself).
+    """Return {"params", "batch_stats"} of f32 NumPy arrays for the model of `config`, and the file.
 
-    Raises UserError where the file cannot be read or does not fit the model.
+    Raises UserError if the file cannot be read or does not fit the model.
     """
     file = weight_file.read(path, key)
     origin = f"weights file {path}"
@@ -106,10 +106,9 @@ def read_file(
 def of_workdir(
     workdir: Path, checkpoint: str = "latest", overrides: Iterable[tuple[str, str]] = ()
 ) -> Weights:
-    """The weights of a checkpoint ("latest", "best" or a step): EMA weights where the run keeps
-    them. The data is not needed.
+    """Load a checkpoint ("latest", "best" or a step): its EMA weights if the run keeps them.
 
-    Raises UserError where there is no such checkpoint.
+    The data is not needed. Raises UserError if there is no such checkpoint.
     """
     config = read_config(workdir, overrides)
     mesh = make_mesh(config.mesh.fsdp)
@@ -126,26 +125,26 @@ def of_workdir(
 
 
 def place(tree: dict[str, Any], config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-    """NumPy arrays of every process -> the same as arrays on the mesh, sharded as in training."""
+    """Put NumPy arrays, equal in all processes, on the mesh, sharded as in training."""
     abstract = abstract_state(config.model, optax.identity(), False, mesh).weights("raw")
     return jax.tree.map(place_like, tree, abstract)
 
 
 def place_like(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
-    """`array`, the same in every process, in the sharding of `like`."""
+    """Put `array`, equal in all processes, on devices in the sharding of `like`."""
     return jax.make_array_from_callback(like.shape, like.sharding, lambda part: array[part])
 
 
 def _readable(names: tuple[str, ...], config: ConfigDict) -> tuple[str, ...]:
-    """Words for WordNet ids; () where the number of classes is another."""
+    """Return words for WordNet ids; () if there are not as many names as classes."""
     if names == imagenet_wnids():
         return imagenet_names()
     return names if len(names) == config.model.num_classes else ()
 
 
 def _data(config: ConfigDict) -> sources.Source | None:
-    """The evaluation split that `config` names; None where it is not here."""
-    if config.data.source in ("digits", "synthetic"):  # opening those would make them
+    """Open the evaluation split of `config`; return None if it is not on this machine."""
+    if config.data.source in ("digits", "synthetic"):  # opening them would create them
         return None
     try:
         return sources.open_source(config.data, config.data.eval_split)

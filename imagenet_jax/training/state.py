@@ -1,4 +1,4 @@
-"""TrainState: everything that a step reads and writes, as one pytree of plain dicts."""
+"""TrainState: everything that a train step updates, as one pytree of plain dicts."""
 
 import math
 from typing import Any
@@ -35,7 +35,7 @@ class TrainState:
     ema: Any
 
     def weights(self, which: str) -> dict[str, Any]:
-        """{"params", "batch_stats"} of the "raw" or the "ema" weights."""
+        """Return {"params", "batch_stats"} of the "raw" or the "ema" weights."""
         if which == "ema":
             return self.ema
         return {"params": self.params, "batch_stats": self.batch_stats}
@@ -54,7 +54,7 @@ def abstract_params(model: ConfigDict) -> Any:
 def initial_state(
     model: ConfigDict, tx: optax.GradientTransformation, ema: bool, key: jax.Array
 ) -> TrainState:
-    """The state before step 0. Pure: jit it."""
+    """Return the state before step 0. Call it under jax.jit."""
     module = models.build(model, rngs=nnx.Rngs(key))
     params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
     batch_stats = nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
@@ -76,7 +76,7 @@ def _state_before_training(
 def abstract_state(
     model: ConfigDict, tx: optax.GradientTransformation, ema: bool, mesh: Mesh
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state on `mesh`: what a checkpoint is restored into."""
+    """Return shapes, dtypes and shardings of the state on `mesh`, to restore a checkpoint into."""
     _, params, batch_stats = models.outline(model)
     shapes = jax.eval_shape(lambda p, s: _state_before_training(p, s, tx, ema), params, batch_stats)
     return jax.tree.map(
@@ -89,7 +89,7 @@ def abstract_state(
 def create_state(
     model: ConfigDict, tx: optax.GradientTransformation, ema: bool, mesh: Mesh, seed: int
 ) -> TrainState:
-    """The initial state, made by one compiled program where its shards will live."""
+    """Create the initial state with one compiled program, already sharded over the mesh."""
     shardings = jax.tree.map(lambda x: x.sharding, abstract_state(model, tx, ema, mesh))
     make = jax.jit(
         lambda key: initial_state(model, tx, ema, key),
@@ -100,7 +100,7 @@ def create_state(
 
 
 def copy_state(state: TrainState) -> TrainState:
-    """The same values in memory of their own, for a step that donates what it gets."""
+    """Return a copy of the arrays, for a step that donates its input."""
     return _copy(state)
 
 
@@ -110,5 +110,5 @@ def _copy(tree: Any) -> Any:
 
 
 def count_parameters(params: Any) -> int:
-    """Trainable parameters."""
+    """Return the number of trainable parameters."""
     return sum(math.prod(p.shape) for p in jax.tree.leaves(params))

@@ -10,7 +10,7 @@ the sharding of the batch. They are of three kinds, though:
 - blends with another image (contrast, color, sharpness): one weighted sum;
 - tables (brightness, posterize, solarize, equalize and others): one look-up in 256 entries.
 
-Each image goes through one of each kind and keeps the result of its own. That is the cost: about
+Each image goes through one of each kind and keeps its own result. That is the cost: about
 three operations where one counts, and a histogram, needed by one image in fourteen, for all. On
 two CPU cores it is some 10 ms for an image of 224x224, half of it the histogram, where one
 operation alone takes 1 ms; nothing moves between devices.
