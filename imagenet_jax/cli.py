@@ -127,13 +127,15 @@ def open_weights(args: argparse.Namespace, overrides: Overrides) -> "Weights":
     weights cannot be read, or if the data is given and does not fit them.
     """
     from imagenet_jax import config as config_io
-    from imagenet_jax.training.load_weights import check_data, of_file, of_workdir
+    from imagenet_jax.training.load_weights import check_data, load_run_weights, load_weights_file
 
     if args.workdir:
-        weights = of_workdir(expand_user(args.workdir), args.checkpoint or "latest", overrides)
+        weights = load_run_weights(
+            expand_user(args.workdir), args.checkpoint or "latest", overrides
+        )
     else:
         config = config_io.load(args.config, overrides)
-        weights = of_file(expand_user(args.weights), config, args.weights_key or "")
+        weights = load_weights_file(expand_user(args.weights), config, args.weights_key or "")
         if weights.note:
             print(weights.note, file=sys.stderr)
     if args.weights or any(field.startswith("data.") for field, _ in overrides):

@@ -65,9 +65,9 @@ def _read_workdir(source: Path, name: str, checkpoint: str) -> tuple:
     """Return (config.model, (params, batch_stats), class names) of a workdir."""
     import jax
 
-    from imagenet_jax.training.load_weights import of_workdir
+    from imagenet_jax.training.load_weights import load_run_weights
 
-    weights = of_workdir(source, checkpoint)
+    weights = load_run_weights(source, checkpoint)
     config = weights.config.model
     if name and name != config.name:
         raise UserError(f"--model={name}, but {weights.origin} is of {config.name}")

@@ -15,7 +15,7 @@ from imagenet_jax.data import digits, pipeline, sources
 from imagenet_jax.data.augment import normalize
 from imagenet_jax.explain.explain import build_model
 from imagenet_jax.training.init_weights import read_initial_weights, require_its_classes
-from imagenet_jax.training.load_weights import of_workdir
+from imagenet_jax.training.load_weights import load_run_weights
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_some_of_the_classes_are_measured_by_their_logits_alone(
     saved_run, file, folder, load_tiny, call_door, tmp_path
 ):
     root = folder(list(map(str, range(10))), SOME)
-    weights = of_workdir(saved_run.workdir, "latest", [("data.source", "folder")])
+    weights = load_run_weights(saved_run.workdir, "latest", [("data.source", "folder")])
     config = config_io.ConfigDict(saved_run.config.to_dict())
     config.data.source, config.data.path = "folder", str(root)
     # In NumPy, from all ten logits.

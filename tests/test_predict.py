@@ -19,7 +19,7 @@ from imagenet_jax import config as config_io
 from imagenet_jax import convert, models, predict, progress
 from imagenet_jax.data.classes import imagenet_names
 from imagenet_jax.data.image_files import find_images
-from imagenet_jax.training.load_weights import of_file
+from imagenet_jax.training.load_weights import load_weights_file
 from imagenet_jax.weights import torch_names, weight_file
 
 
@@ -196,7 +196,7 @@ def test_class_names_by_the_number_of_classes(tiny, tmp_path, digits_path):
         ]
         path = tmp_path / "w.safetensors"
         weight_file.save(torch_names.to_torch(*trees, tiny.model), path)
-        return of_file(path, tiny).class_names
+        return load_weights_file(path, tiny).class_names
 
     assert names(1000)[281] == "tabby"
     assert names(1000) == imagenet_names()

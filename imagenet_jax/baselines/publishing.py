@@ -25,7 +25,7 @@ from imagenet_jax.runtime.lock import is_training
 from imagenet_jax.runtime.provenance import ROOT, collect_provenance, find_revision
 from imagenet_jax.training.checkpoint_reader import open_to_read
 from imagenet_jax.training.experiment import Experiment, make_experiment
-from imagenet_jax.training.load_weights import Weights, of_workdir
+from imagenet_jax.training.load_weights import Weights, load_run_weights
 from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS
 from imagenet_jax.weights import torch_names, weight_file
 
@@ -77,7 +77,7 @@ def publish(
             "command continues it"
         )
     first_steps = _read_first_steps(workdir, run.total_steps)
-    weights = of_workdir(workdir, str(step), overrides)
+    weights = load_run_weights(workdir, str(step), overrides)
     results = _make_results(workdir, step, weights, overrides)
     result = results["results"][0]
     params, stats = jax.device_get((weights.tree["params"], weights.tree["batch_stats"]))

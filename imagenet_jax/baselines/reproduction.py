@@ -22,7 +22,7 @@ from imagenet_jax.files import read_json, write_json
 from imagenet_jax.runtime.provenance import collect_provenance
 from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.init_weights import read_initial_weights
-from imagenet_jax.training.load_weights import of_workdir
+from imagenet_jax.training.load_weights import load_run_weights
 from imagenet_jax.weights import torch_names
 
 MARK = "reproduces.json"
@@ -214,7 +214,7 @@ def _describe_agreement(published: list[dict[str, Any]], here: list[dict[str, An
 def _compare_weights(published: Baseline, workdir: Path) -> tuple[Difference | None, str]:
     """Return the first tensor that differs, and the text for agreement."""
     theirs = published.fingerprint["weights"]
-    weights = of_workdir(workdir, str(theirs["checkpoint"]))
+    weights = load_run_weights(workdir, str(theirs["checkpoint"]))
     params, stats = jax.device_get((weights.tree["params"], weights.tree["batch_stats"]))
     ours = baseline.checksums(torch_names.to_torch(params, stats, weights.config.model))
     found = comparison.weights_difference(theirs, ours, f"step {theirs['checkpoint']}")

@@ -36,8 +36,8 @@ from imagenet_jax.training.experiment import Evaluation, make_evaluation
 from imagenet_jax.training.load_weights import (
     known_to_file,
     known_to_run,
-    of_file,
-    of_workdir,
+    load_run_weights,
+    load_weights_file,
     place,
     read_file,
 )
@@ -72,9 +72,9 @@ def evaluate_and_report(args: Namespace, overrides: list[tuple[str, str]]) -> No
         run_on_first(partial(report, record))
         if args.by_class is not None:
             if workdir:
-                weights = of_workdir(workdir, str(record["step"]), overrides)
+                weights = load_run_weights(workdir, str(record["step"]), overrides)
             else:
-                weights = of_file(file, config, key)
+                weights = load_weights_file(file, config, key)
             directory = expand_user(args.by_class) if args.by_class else Path(args.workdir, "eval")
             write_by_class(weights, directory, result_stem(record))
 

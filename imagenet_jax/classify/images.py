@@ -19,7 +19,7 @@ from imagenet_jax.training.evaluate import eval_batches, predict
 from imagenet_jax.training.experiment import make_evaluation
 from imagenet_jax.training.load_weights import Weights
 from imagenet_jax.training.sharding import batch_sharding, replicated
-from imagenet_jax.training.state import graph_of
+from imagenet_jax.training.state import model_graph
 
 _NOT_FINITE = (
     "the model's output is not finite; the weights are damaged, or overflow in bfloat16 "
@@ -190,7 +190,7 @@ def _compile(weights: Weights, outputs: np.ndarray | None = None) -> jax.stages.
 
     They are f32[B, C], or f32[B, K] of `outputs`. All results are on every device.
     """
-    config, graph = weights.config, graph_of(weights.config.model)
+    config, graph = weights.config, model_graph(weights.config.model)
 
     def run(tree: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         rest = {name: value for name, value in batch.items() if name != "image"}

@@ -49,7 +49,7 @@ def importing_beside(path: str) -> Iterator[None]:
     finally:
         for entry in added:
             sys.path.remove(entry)
-        neighbors = files_of(sys.modules[name] for name in set(sys.modules) - before)
+        neighbors = list_files(sys.modules[name] for name in set(sys.modules) - before)
         executed.update(path for path in neighbors if path.is_relative_to(folder.parent))
         for name in set(sys.modules) - before:
             origin = getattr(sys.modules[name], "__file__", None)
@@ -57,7 +57,7 @@ def importing_beside(path: str) -> Iterator[None]:
                 del sys.modules[name]
 
 
-def files_of(modules: Iterable[ModuleType]) -> set[Path]:
+def list_files(modules: Iterable[ModuleType]) -> set[Path]:
     """Return the files that made the modules.
 
     Python's import system gives absolute paths. A relative one, as in `torch.classes`, is no file.

@@ -20,7 +20,7 @@ from imagenet_jax.explain import layers, methods, pictures
 from imagenet_jax.explain.pictures import Explanation, Picture
 from imagenet_jax.progress import announce, track
 from imagenet_jax.training.load_weights import Weights
-from imagenet_jax.training.state import graph_of
+from imagenet_jax.training.state import model_graph
 
 _MIN_SIDE = 224  # pixels; smaller images are enlarged
 
@@ -44,7 +44,7 @@ class Request:
 
 def build_model(weights: Weights) -> layers.Model:
     """Return the model with its weights."""
-    graph = graph_of(weights.config.model)
+    graph = model_graph(weights.config.model)
     return nnx.merge(graph, weights.tree["params"], weights.tree["batch_stats"])
 
 

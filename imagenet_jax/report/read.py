@@ -21,7 +21,7 @@ from imagenet_jax.runtime.lock import is_training
 from imagenet_jax.runtime.workdir import has_checkpoint, read_config
 from imagenet_jax.training.checkpoint_reader import open_to_read
 from imagenet_jax.training.experiment import Experiment, make_experiment
-from imagenet_jax.training.load_weights import of_workdir
+from imagenet_jax.training.load_weights import load_run_weights
 from imagenet_jax.training.metrics import METRICS
 
 _EVALUATION = ("step", "split", "weights", "count")  # fields beside the metrics
@@ -90,7 +90,7 @@ def read_run(
             raise UserError(f"no checkpoint in {workdir} yet; continue training, then report again")
         step = open_to_read(workdir, here).find(checkpoint)
         with announce("loading the weights"):
-            weights = of_workdir(workdir, str(step), overrides)
+            weights = load_run_weights(workdir, str(step), overrides)
         fingerprint = run_settings(workdir)["data"]
         predicted, explained = predict_and_explain(weights, step, fingerprint)
     except UserError as e:

@@ -121,7 +121,7 @@ def _find_untracked(root: Path) -> list[str]:
     """Return the loaded modules below `root`, and the files of the config, untracked by git."""
     root = root.resolve()
     tracked = {root / name for name in (_git(root, "ls-files", "-z") or "").split("\0")}
-    loaded = python_files.files_of(list(sys.modules.values()))
+    loaded = python_files.list_files(list(sys.modules.values()))
     own = {path for path in loaded if path.is_relative_to(root)} | python_files.executed
     libraries = [Path(path).resolve() for path in (sys.prefix, sys.base_prefix)]
     unknown = [

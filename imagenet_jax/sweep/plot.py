@@ -11,7 +11,7 @@ from matplotlib.axes import Axes  # noqa: E402
 
 from imagenet_jax.errors import UserError  # noqa: E402
 from imagenet_jax.sweep.statistics import SIGNIFICANT, Row, Summary  # noqa: E402
-from imagenet_jax.sweep.table import axis_label, missing, scale_of  # noqa: E402
+from imagenet_jax.sweep.table import axis_label, find_scale, missing  # noqa: E402
 
 _TRIAL, _MEAN, _BASE, _SIGNIFICANT = "0.6", "tab:blue", "0.2", "tab:orange"
 
@@ -55,7 +55,7 @@ def plot_sweep(rows: Sequence[Row], metric: str, out: Path) -> None:
 
 
 def _draw_trials(axis: Axes, rows: Sequence[Row], metric: str) -> None:
-    scale = scale_of(metric)
+    scale = find_scale(metric)
     for y, row in enumerate(rows):
         values = [scale * value for value in row.result.metric.values()]
         axis.plot(values, [y + 0.22] * len(values), "o", color=_TRIAL, alpha=0.7, mew=0)
@@ -75,7 +75,7 @@ def _draw_trials(axis: Axes, rows: Sequence[Row], metric: str) -> None:
 
 
 def _draw_differences(axis: Axes, rows: Sequence[Row], metric: str) -> None:
-    scale = scale_of(metric)
+    scale = find_scale(metric)
     axis.axvline(0.0, color=_BASE, linewidth=0.8, linestyle=":")
     for y, row in enumerate(rows):
         if row.difference:

@@ -34,11 +34,11 @@ def render(rows: Sequence[Row], metric: str, notes: Sequence[str], style: str) -
 
 
 def axis_label(metric: str) -> str:
-    """Return the label of a metric in the units of `scale_of`: "top-1 (%)"."""
+    """Return the label of a metric in the units of `find_scale`: "top-1 (%)"."""
     return METRICS[metric].label + (" (%)" if METRICS[metric].is_share else "")
 
 
-def scale_of(metric: str) -> float:
+def find_scale(metric: str) -> float:
     """Return the factor for display: 100 for shares, which are shown in percent."""
     return 100.0 if METRICS[metric].is_share else 1.0
 
@@ -68,7 +68,7 @@ def _cells(row: Row, metric: str) -> list[str]:
     return [
         *result.values.values(),
         _interval(summary, metric) if summary else missing(result),
-        _NONE if deviation is None else f"{scale_of(metric) * deviation:.2f}",
+        _NONE if deviation is None else f"{find_scale(metric) * deviation:.2f}",
         _progress(result),
         "baseline"
         if row.is_baseline
@@ -84,10 +84,10 @@ def _cells(row: Row, metric: str) -> list[str]:
 
 def _interval(s: Summary, metric: str, sign: str = "") -> str:
     digits = re.sub(r"[^.\d]", "", METRICS[metric].format)  # ".2" of ".2%"
-    mean = f"{scale_of(metric) * s.mean:{sign}{digits}f}"
+    mean = f"{find_scale(metric) * s.mean:{sign}{digits}f}"
     if s.half_width is None:
         return mean
-    return f"{mean} ± {scale_of(metric) * s.half_width:{digits}f}"
+    return f"{mean} ± {find_scale(metric) * s.half_width:{digits}f}"
 
 
 def _progress(result: SettingResult) -> str:

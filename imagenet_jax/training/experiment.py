@@ -18,7 +18,7 @@ from imagenet_jax.data.sampler import Sampler, in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import ema, optim
 from imagenet_jax.training.sharding import check_batch_size, make_mesh
-from imagenet_jax.training.state import TrainState, abstract_state, graph_of
+from imagenet_jax.training.state import TrainState, abstract_state, model_graph
 from imagenet_jax.training.step import StepParts
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def make_evaluation(
         _check_classes(config, source, config.data.eval_split)
     outputs = find_outputs(known, source) if known else None
     abstract = abstract_state(config.model, optax.identity(), config.ema.decay > 0, mesh)
-    return Evaluation(config, mesh, source, graph_of(config.model), abstract, outputs)
+    return Evaluation(config, mesh, source, model_graph(config.model), abstract, outputs)
 
 
 def make_experiment(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
@@ -176,7 +176,7 @@ def make_step_parts(
         warmup_steps=math.ceil(in_steps(config.optim.warmup_epochs, steps_per_epoch) - shift),
     )
     tx = optim.make_optimizer(config.optim, schedule, tuning)
-    return StepParts(config, graph_of(config.model), tx, schedule, step_size)
+    return StepParts(config, model_graph(config.model), tx, schedule, step_size)
 
 
 def _last_step(epochs: float, sampler: Sampler) -> int:

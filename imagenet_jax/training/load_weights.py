@@ -49,7 +49,7 @@ class Weights:
     note: str = ""
 
 
-def of_file(path: Path, config: ConfigDict, key: str = "") -> Weights:
+def load_weights_file(path: Path, config: ConfigDict, key: str = "") -> Weights:
     """Load a weights file for the model of `config`; `key` is that of `weight_file.read`.
 
     Class names are those stored in the file, ImageNet's if it has 1000 classes, or those of the
@@ -103,7 +103,7 @@ def read_file(
     return {"params": params, "batch_stats": batch_stats}, file
 
 
-def of_workdir(
+def load_run_weights(
     workdir: Path, checkpoint: str = "latest", overrides: Iterable[tuple[str, str]] = ()
 ) -> Weights:
     """Load a checkpoint ("latest", "best" or a step): its EMA weights if the run keeps them.

@@ -41,7 +41,7 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def graph_of(model: ConfigDict) -> nnx.GraphDef:
+def model_graph(model: ConfigDict) -> nnx.GraphDef:
     """Return the model's structure without its arrays; nothing is computed."""
     return models.outline(model)[0]
 

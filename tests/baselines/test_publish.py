@@ -17,7 +17,7 @@ from imagenet_jax.classify.images import predict_split
 from imagenet_jax.config import python_files
 from imagenet_jax.data import digits
 from imagenet_jax.errors import UserError
-from imagenet_jax.training.load_weights import of_file
+from imagenet_jax.training.load_weights import load_weights_file
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_folder_has_the_files_and_results_of_the_run(finished, baseline):
 
 
 def test_results_by_class_agree_with_sklearn(finished, baseline):
-    weights = of_file(baseline / "weights.safetensors", finished.config)
+    weights = load_weights_file(baseline / "weights.safetensors", finished.config)
     assert weights.class_names == tuple("0123456789")
     found = predict_split(weights)
     labels, probabilities = found.labels, found.probabilities

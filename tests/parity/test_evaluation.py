@@ -16,7 +16,7 @@ from imagenet_jax.config import check  # noqa: E402
 from imagenet_jax.config.fields import IMAGENET_MEAN, IMAGENET_STD, defaults  # noqa: E402
 from imagenet_jax.data.classes import imagenet_names  # noqa: E402
 from imagenet_jax.data.image_files import find_images  # noqa: E402
-from imagenet_jax.training.load_weights import of_file  # noqa: E402
+from imagenet_jax.training.load_weights import load_weights_file  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -85,7 +85,7 @@ def test_eval_and_predict_of_an_imported_model(folder, tmp_path, parity_table):
     images, problems = find_images([str(folder)])
     assert not problems
     assert [image.name for image in images] == [path for path, _ in data.samples]
-    weights = of_file(tmp_path / "w.safetensors", config)
+    weights = load_weights_file(tmp_path / "w.safetensors", config)
     assert weights.class_names == CLASSES
     worst = 0.0
     for row, prediction in zip(

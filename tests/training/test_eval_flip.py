@@ -8,7 +8,7 @@ from conftest import tiny_config
 
 from imagenet_jax.training.evaluate import eval_step, predict
 from imagenet_jax.training.sharding import make_mesh
-from imagenet_jax.training.state import create_state, graph_of
+from imagenet_jax.training.state import create_state, model_graph
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def setting():
 
 
 def _log_probabilities(config, weights, images):
-    return np.log(predict(weights, images, graph=graph_of(config.model), config=config))
+    return np.log(predict(weights, images, graph=model_graph(config.model), config=config))
 
 
 def test_flip_averages_logits(setting):
@@ -49,6 +49,6 @@ def test_flipped_images_evaluate_alike(setting):
             "label": np.arange(6, dtype=np.int32),
             "mask": np.ones(6, np.float32),
         }
-        return eval_step(weights, batch, graph=graph_of(config.model), config=config)
+        return eval_step(weights, batch, graph=model_graph(config.model), config=config)
 
     np.testing.assert_allclose(sums(images)["loss"], sums(images[:, :, ::-1])["loss"], rtol=1e-5)

@@ -10,7 +10,7 @@ from flax import nnx
 from imagenet_jax.data import augment
 from imagenet_jax.training.experiment import make_step_parts
 from imagenet_jax.training.sharding import batch_sharding, make_mesh
-from imagenet_jax.training.state import abstract_state, create_state, graph_of
+from imagenet_jax.training.state import abstract_state, create_state, model_graph
 from imagenet_jax.training.step import compile_train_step
 
 ROWS = 32
@@ -57,7 +57,7 @@ def test_loss_uses_mixed_targets_and_top1_the_dominant_label(digits_path):
         std=config.data.std,
     )
     assert ((targets > 0).sum(axis=1) == 2).any()
-    model = nnx.merge(graph_of(config.model), weights["params"], weights["batch_stats"])
+    model = nnx.merge(model_graph(config.model), weights["params"], weights["batch_stats"])
     logits = np.asarray(model(pixels, train=False), np.float64)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     smooth = 0.9 * np.asarray(targets) + 0.1 / 10

@@ -10,7 +10,7 @@ from flax import nnx
 from imagenet_jax.training.evaluate import compile_eval_step
 from imagenet_jax.training.experiment import Evaluation, make_step_parts
 from imagenet_jax.training.sharding import batch_sharding, make_mesh
-from imagenet_jax.training.state import abstract_state, count_parameters, create_state, graph_of
+from imagenet_jax.training.state import abstract_state, count_parameters, create_state, model_graph
 from imagenet_jax.training.step import compile_train_step
 
 
@@ -137,7 +137,7 @@ def test_accumulation_updates_batch_statistics_once_per_micro_batch(tiny):
     # A constant activation's variance moves as 0.9 ** updates from its start at 1.
     batch = _batch(32, 16)
     pixels = (batch["image"] / 255 - tiny.data.mean) / tiny.data.std
-    conv = nnx.merge(graph_of(tiny.model), start.params, start.batch_stats).conv1
+    conv = nnx.merge(model_graph(tiny.model), start.params, start.batch_stats).conv1
     mean = np.zeros(conv.out_features)
     for part in (pixels[0::2], pixels[1::2]):
         out = np.asarray(conv(jnp.asarray(part, jnp.float32)))
@@ -191,7 +191,7 @@ def test_eval_step_ignores_the_content_of_padding(tiny, devices):
     tx = make_step_parts(tiny, 10).tx
     abstract = abstract_state(tiny.model, tx, True, mesh)
     state = create_state(tiny.model, tx, True, mesh, 0)
-    evaluation = Evaluation(tiny, mesh, None, graph_of(tiny.model), abstract)
+    evaluation = Evaluation(tiny, mesh, None, model_graph(tiny.model), abstract)
     step = compile_eval_step(evaluation)
     batch = _batch(16, 16, mask=[1] * 11 + [0] * 5)
     sums = jax.device_get(step(state.weights("raw"), jax.device_put(batch, batch_sharding(mesh))))
@@ -201,7 +201,7 @@ def test_eval_step_ignores_the_content_of_padding(tiny, devices):
     assert sums == again
     assert sums["count"] == 11
 
-    model = nnx.merge(graph_of(tiny.model), state.params, state.batch_stats)
+    model = nnx.merge(model_graph(tiny.model), state.params, state.batch_stats)
     pixels = (batch["image"][:11] / 255 - tiny.data.mean) / tiny.data.std
     logits = np.asarray(model(jnp.asarray(pixels, jnp.float32), train=False), np.float64)
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
