@@ -120,8 +120,8 @@ def run_module():
 
 
 @pytest.fixture
-def call_door(monkeypatch, capsys):
-    """call_door(command, args) runs it like `python -m`; returns exit code, stdout, stderr."""
+def call_command(monkeypatch, capsys):
+    """call_command(command, args) runs it like `python -m`; returns exit code, stdout, stderr."""
     from imagenet_jax import cli, progress
 
     # However slow the machine, standard error has only errors.
@@ -139,11 +139,11 @@ def call_door(monkeypatch, capsys):
 
 
 @pytest.fixture
-def fails(call_door):
+def fails(call_command):
     """fails(command, args, *words) asserts exit code 1 and one error line with these words."""
 
     def check(command, args, *words):
-        code, _, err = call_door(command, args)
+        code, _, err = call_command(command, args)
         assert code == 1
         assert err.startswith("error: ")
         assert len(err.splitlines()) == 1, err

@@ -9,7 +9,7 @@ from conftest import tiny_config
 from PIL import Image
 
 from imagenet_jax.data import sources
-from imagenet_jax.prepare import __main__ as door
+from imagenet_jax.prepare import __main__ as command
 
 WNIDS = ("n01440764", "n01443537", "n02012849", "n15075141")
 LABELS = (0, 1, 134, 999)  # of torchvision's list
@@ -77,7 +77,7 @@ def content(per_class=6, val=10):
 
 
 def prepare(tars, out, *more):
-    door.main([f"--tars={tars}", f"--out={out}", "--workers=1", "--shard_mb=0.01", *more])
+    command.main([f"--tars={tars}", f"--out={out}", "--workers=1", "--shard_mb=0.01", *more])
     return next(path for path in out.glob("imagenet2012*/5.1.0"))
 
 

@@ -8,8 +8,8 @@ from conftest import REPOSITORY
 from PIL import Image
 
 from imagenet_jax import cli
-from imagenet_jax import eval as eval_door
-from imagenet_jax import main as main_door
+from imagenet_jax import eval as eval_command
+from imagenet_jax import main as main_command
 
 
 @pytest.fixture
@@ -72,26 +72,26 @@ def test_bad_values(folder, tmp_path, fails, override, words):
         args = _args(tmp_path, folder, override, "--config.data.remainder=drop")
     else:
         args = _args(tmp_path, folder, override)
-    fails(main_door, args, *words)
+    fails(main_command, args, *words)
     assert not (tmp_path / "run").exists()
 
 
 def test_missing_data_says_what_was_looked_for_and_how_to_make_it(tmp_path, fails):
     args = _args(tmp_path, tmp_path / "nowhere")
     words = f"{tmp_path}/nowhere", "dataset_info.json", "train/CLASS", "docs/data.md"
-    fails(main_door, args, *words)
+    fails(main_command, args, *words)
     assert not (tmp_path / "run").exists()
 
 
 def test_splits_with_different_classes(folder, tmp_path, fails):
     (folder / "val" / "cat").rename(folder / "val" / "cow")
-    fails(main_door, _args(tmp_path, folder), "'train'", "'validation'", "different classes")
+    fails(main_command, _args(tmp_path, folder), "'train'", "'validation'", "different classes")
 
 
 def test_class_folder_without_images(folder, tmp_path, fails):
     for file in (folder / "train" / "bee").iterdir():
         file.unlink()
-    fails(main_door, _args(tmp_path, folder), f"{folder}/train/bee", "no images")
+    fails(main_command, _args(tmp_path, folder), f"{folder}/train/bee", "no images")
 
 
 def _truncate(file):
@@ -110,7 +110,7 @@ def _text(file):
 def test_undecodable_image_is_named(folder, tmp_path, fails, damage):
     damage(folder / "train" / "bee" / "3.JPEG")
     args = _args(tmp_path, folder, "--config.epochs=2")
-    fails(main_door, args, "train/bee/3.JPEG", "cannot be decoded")
+    fails(main_command, args, "train/bee/3.JPEG", "cannot be decoded")
 
 
 def test_image_that_vanishes_is_named(folder, tmp_path, fails, monkeypatch):
@@ -124,7 +124,7 @@ def test_image_that_vanishes_is_named(folder, tmp_path, fails, monkeypatch):
 
     monkeypatch.setattr(run_context, "create_state", remove_then_create)
     fails(
-        main_door,
+        main_command,
         _args(tmp_path, folder, "--config.epochs=2"),
         "train/ant/0.JPEG",
         "cannot be read",
@@ -133,50 +133,50 @@ def test_image_that_vanishes_is_named(folder, tmp_path, fails, monkeypatch):
 
 def test_workdir_that_cannot_be_written(folder, tmp_path, fails):
     (tmp_path / "run").write_text("a file")
-    fails(main_door, _args(tmp_path, folder), f"--workdir={tmp_path}/run")
+    fails(main_command, _args(tmp_path, folder), f"--workdir={tmp_path}/run")
 
 
 def test_missing_config_file(tmp_path, fails):
-    fails(main_door, ["--config=configs/nope.py", f"--workdir={tmp_path}"], "configs/nope.py")
+    fails(main_command, ["--config=configs/nope.py", f"--workdir={tmp_path}"], "configs/nope.py")
 
 
 def test_override_without_a_value(tmp_path, fails):
     fails(
-        main_door,
+        main_command,
         ["--config=x.py", f"--workdir={tmp_path}", "--config.seed"],
         "--config.seed=VALUE",
     )
 
 
-def test_unknown_flag_names_itself(call_door):
-    code, _, err = call_door(main_door, ["--confg=x.py", "--workdir=x", "--config=x"])
+def test_unknown_flag_names_itself(call_command):
+    code, _, err = call_command(main_command, ["--confg=x.py", "--workdir=x", "--config=x"])
     assert code != 0
     assert "--confg=x.py" in err
 
 
 def test_eval_of_a_folder_that_is_no_workdir(tmp_path, fails):
-    fails(eval_door, [f"--workdir={tmp_path}"], "no config.json", str(tmp_path))
+    fails(eval_command, [f"--workdir={tmp_path}"], "no config.json", str(tmp_path))
 
 
 @pytest.mark.full
-def test_eval_before_any_checkpoint_or_of_one_that_is_not_there(folder, tmp_path, fails, call_door):
+def test_eval_of_a_missing_checkpoint(folder, tmp_path, fails, call_command):
     args = _args(tmp_path, folder, "--config.epochs=1", "--config.eval.every_epochs=0")
-    code, _, err = call_door(main_door, args)
+    code, _, err = call_command(main_command, args)
     assert code == 0, err
     run = tmp_path / "run"
-    fails(eval_door, [f"--workdir={run}", "--checkpoint=99"], "--checkpoint=99", "has 3")
-    fails(eval_door, [f"--workdir={run}", "--checkpoint=newest"], "'latest' and 'best'")
+    fails(eval_command, [f"--workdir={run}", "--checkpoint=99"], "--checkpoint=99", "has 3")
+    fails(eval_command, [f"--workdir={run}", "--checkpoint=newest"], "'latest' and 'best'")
     for step in (run / "checkpoints").iterdir():
         step.rename(tmp_path / step.name)
-    fails(eval_door, [f"--workdir={run}"], "no checkpoint in")
+    fails(eval_command, [f"--workdir={run}"], "no checkpoint in")
     (run / "config.json").write_text("{")
-    fails(eval_door, [f"--workdir={run}"], "config.json is not valid JSON")
+    fails(eval_command, [f"--workdir={run}"], "config.json is not valid JSON")
 
 
 def test_debug_shows_the_traceback(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["x", "--config=nope.py", "--workdir=x", "--debug"])
     with pytest.raises(Exception, match=r"nope\.py"):
-        cli.run(main_door.main)
+        cli.run(main_command.main)
 
 
 def test_defects_keep_their_traceback(monkeypatch):

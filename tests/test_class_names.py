@@ -8,9 +8,9 @@ from flax import nnx
 
 from imagenet_jax import config as config_io
 from imagenet_jax import convert
-from imagenet_jax import eval as eval_door
-from imagenet_jax import main as main_door
-from imagenet_jax import predict as predict_door
+from imagenet_jax import eval as eval_command
+from imagenet_jax import main as main_command
+from imagenet_jax import predict as predict_command
 from imagenet_jax.data import digits, pipeline, sources
 from imagenet_jax.data.augment import normalize
 from imagenet_jax.explain.explain import build_model
@@ -61,35 +61,35 @@ def load_tiny(saved_run, monkeypatch):
     monkeypatch.setattr(config_io, "load", load)
 
 
-def evaluated(call_door, args):
-    code, out, err = call_door(eval_door, [*args, "--json"])
+def evaluated(call_command, args):
+    code, out, err = call_command(eval_command, [*args, "--json"])
     assert code == 0, err
     return json.loads(out)
 
 
 def test_a_renamed_class_is_refused_and_the_file_that_the_error_asks_for_gives_the_same_result(
-    saved_run, file, folder, load_tiny, fails, call_door, tmp_path
+    saved_run, file, folder, load_tiny, fails, call_command, tmp_path
 ):
     names = list(map(str, range(10)))
-    right = evaluated(call_door, [f"--workdir={saved_run.workdir}", *on(folder(names))])
+    right = evaluated(call_command, [f"--workdir={saved_run.workdir}", *on(folder(names))])
     assert right["count"] == 120
     names[0] = "10"
     renamed = folder(names)
     words = ("class 0 is '1'", "but '0' in", "--config.data.class_order=FILE")
     for args in (
-        [eval_door, [f"--workdir={saved_run.workdir}"]],
-        [eval_door, [f"--weights={file}", "--config=tiny.py"]],
-        [eval_door, [f"--weights={file}", "--config=tiny.py", f"--by_class={tmp_path}"]],
-        [predict_door, ["x.png", f"--weights={file}", "--config=tiny.py"]],
-        [predict_door, ["x.png", f"--workdir={saved_run.workdir}"]],
-        [main_door, [f"--weights={file}", "--config=tiny.py", f"--workdir={tmp_path / 'new'}"]],
+        [eval_command, [f"--workdir={saved_run.workdir}"]],
+        [eval_command, [f"--weights={file}", "--config=tiny.py"]],
+        [eval_command, [f"--weights={file}", "--config=tiny.py", f"--by_class={tmp_path}"]],
+        [predict_command, ["x.png", f"--weights={file}", "--config=tiny.py"]],
+        [predict_command, ["x.png", f"--workdir={saved_run.workdir}"]],
+        [main_command, [f"--weights={file}", "--config=tiny.py", f"--workdir={tmp_path / 'new'}"]],
     ):
         fails(args[0], [*args[1], *on(renamed)], *words)
     assert not (tmp_path / "new").exists()
 
     (tmp_path / "order.txt").write_text("\n".join(names))
     order = f"--config.data.class_order={tmp_path / 'order.txt'}"
-    mapped = evaluated(call_door, [f"--workdir={saved_run.workdir}", *on(renamed, order)])
+    mapped = evaluated(call_command, [f"--workdir={saved_run.workdir}", *on(renamed, order)])
     for field in ("count", "top1", "top5"):
         assert mapped[field] == right[field]
     assert mapped["loss"] == pytest.approx(right["loss"], rel=1e-6)
@@ -99,7 +99,7 @@ SOME = (0, 1, 2, 4, 5, 6, 9)
 
 
 def test_some_of_the_classes_are_measured_by_their_logits_alone(
-    saved_run, file, folder, load_tiny, call_door, tmp_path
+    saved_run, file, folder, load_tiny, call_command, tmp_path
 ):
     root = folder(list(map(str, range(10))), SOME)
     weights = load_run_weights(saved_run.workdir, "latest", [("data.source", "folder")])
@@ -119,11 +119,11 @@ def test_some_of_the_classes_are_measured_by_their_logits_alone(
 
     args = [f"--weights={file}", "--config=tiny.py", *on(root)]
     by_class = [f"--json={tmp_path / 'result.json'}", f"--by_class={tmp_path / 'by_class'}"]
-    code, out, _ = call_door(eval_door, [*args, *by_class])
+    code, out, _ = call_command(eval_command, [*args, *by_class])
     assert code == 0
     assert "classes: 7 of 10" in out
     result = json.loads((tmp_path / "result.json").read_text())
-    of_run = evaluated(call_door, [f"--workdir={saved_run.workdir}", *on(root)])
+    of_run = evaluated(call_command, [f"--workdir={saved_run.workdir}", *on(root)])
     for one in (result, of_run):
         assert (one["classes"], one["of_classes"]) == (7, 10)
         assert one["count"] == len(labels) == 84
@@ -142,7 +142,7 @@ def test_a_head_of_other_classes_starts_anew_where_that_is_asked_for(
 ):
     root = folder([f"kind {i}" for i in range(10)])
     args = [f"--weights={file}", "--config=tiny.py", f"--workdir={tmp_path / 'run'}", *on(root)]
-    fails(main_door, args, "class 0 is 'kind 0'", "but '0' in", "--config.init.new_head=true")
+    fails(main_command, args, "class 0 is 'kind 0'", "but '0' in", "--config.init.new_head=true")
     config = config_io.load("tiny.py", [("init.weights", str(file)), ("init.new_head", "true")])
     initial = read_initial_weights(config)
     assert "fc" not in initial.params
@@ -150,4 +150,5 @@ def test_a_head_of_other_classes_starts_anew_where_that_is_asked_for(
     config = config_io.ConfigDict(config.to_dict())
     config.data.source, config.data.path = "folder", str(root)
     require_its_classes(initial, sources.open_source(config.data, "train"))
-    fails(main_door, ["--config=tiny.py", "--config.init.new_head=true", "--workdir=x"], "new_head")
+    flags = ["--config=tiny.py", "--config.init.new_head=true", "--workdir=x"]
+    fails(main_command, flags, "new_head")

@@ -1,4 +1,4 @@
-"""The convert door: files and workdirs in, torchvision's layout out."""
+"""The convert command: files and workdirs in, torchvision's layout out."""
 
 import json
 

@@ -8,7 +8,7 @@ from safetensors.numpy import load_file, save_file
 
 from imagenet_jax import config as config_io
 from imagenet_jax import convert
-from imagenet_jax import eval as eval_door
+from imagenet_jax import eval as eval_command
 from imagenet_jax.classify.evaluate_weights import evaluate_workdir, print_result
 
 
@@ -25,7 +25,7 @@ def test_a_converted_checkpoint_measures_what_the_checkpoint_does(
     monkeypatch.setattr(config_io, "load", lambda spec, overrides: saved_run.config)
     capsys.readouterr()
     args = [f"--weights={file}", "--config=tiny.py"]
-    assert eval_door.main([*args, f"--json={tmp_path}/result.json"]) == 0
+    assert eval_command.main([*args, f"--json={tmp_path}/result.json"]) == 0
     assert "w.safetensors" in capsys.readouterr().out
     result = json.loads((tmp_path / "result.json").read_text())
     (wanted,) = evaluate_workdir(saved_run.workdir, "latest")
@@ -39,7 +39,7 @@ def test_a_converted_checkpoint_measures_what_the_checkpoint_does(
 
     wrapped = tmp_path / "wrapped.safetensors"
     save_file({f"module.{key}": array for key, array in load_file(file).items()}, wrapped)
-    assert eval_door.main([f"--weights={wrapped}", "--config=tiny.py", "--json"]) == 0
+    assert eval_command.main([f"--weights={wrapped}", "--config=tiny.py", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     note = again.pop("note")
     assert note.startswith(f"weights file {wrapped}: renamed 122, such as module.")
@@ -76,4 +76,4 @@ CONFIG = f"--config={REPOSITORY}/configs/quickstart.py"
 )
 def test_bad_input_is_one_line(args, words, file, digits_path, fails):
     where = f"--config.data.path={digits_path}"
-    fails(eval_door, [where, *(a.format(file=file) for a in args)], *words)
+    fails(eval_command, [where, *(a.format(file=file) for a in args)], *words)

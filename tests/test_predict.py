@@ -1,4 +1,4 @@
-"""The predict door: files, folders and standard input in; a table, JSON or a page out."""
+"""The predict command: files, folders and standard input in; a table, JSON or a page out."""
 
 import base64
 import io
@@ -24,11 +24,11 @@ from imagenet_jax.weights import torch_names, weight_file
 
 
 @pytest.fixture
-def run(call_door, monkeypatch):
+def run(call_command, monkeypatch):
     """(exit code, standard output, standard error) of the command, on a machine that is fast."""
     monkeypatch.setattr(progress, "_SLOW_SECONDS", 1e6)
     monkeypatch.setattr(progress, "_FIRST_LINE", 1e6)
-    return lambda *args: call_door(predict, args)
+    return lambda *args: call_command(predict, args)
 
 
 def photograph(seed, size=(16, 16)):

@@ -9,8 +9,8 @@ from sklearn.datasets import load_digits
 
 from imagenet_jax import config as config_io
 from imagenet_jax import convert
-from imagenet_jax import eval as eval_door
-from imagenet_jax import main as main_door
+from imagenet_jax import eval as eval_command
+from imagenet_jax import main as main_command
 from imagenet_jax import train as loop
 
 NAMES = {5: "five", 6: "six", 7: "seven", 8: "eight", 9: "nine"}
@@ -60,9 +60,9 @@ def test_from_a_folder_to_a_report_by_class(pretrained, tmp_path, capsys):
         "--config.batch_size=32", "--config.eval.every_epochs=2",
         *(f"--config.{x}" for x in ["model.num_classes=5", *SMALL]),
     ]  # fmt: skip
-    assert main_door.main(args) == 0
+    assert main_command.main(args) == 0
     capsys.readouterr()
-    assert eval_door.main([f"--workdir={run}", "--by_class"]) == 0
+    assert eval_command.main([f"--workdir={run}", "--by_class"]) == 0
     out = capsys.readouterr().out
     assert "by class, lowest F1 first" in out and "expected calibration error" in out
     (file,) = (run / "eval").glob("*_by_class.json")

@@ -156,7 +156,7 @@ def _trained_with(**changes):
     return change
 
 
-def test_unidentifiable_code_is_refused(copied, checkout, tmp_path, call_door, fails):
+def test_unidentifiable_code_is_refused(copied, checkout, tmp_path, call_command, fails):
     command = [copied, f"--out={tmp_path}/tiny"]
     changed = {"git_revision": "b" * 40, "git_dirty": False}
     for change, words in (
@@ -175,13 +175,13 @@ def test_unidentifiable_code_is_refused(copied, checkout, tmp_path, call_door, f
     fails(publish, command, "the code has uncommitted changes", "--allow_dirty")
     assert not (tmp_path / "tiny").exists()
     _git(checkout, "commit", "-q", "-a", "-m", "Change")
-    assert call_door(publish, command)[0] == 0
+    assert call_command(publish, command)[0] == 0
     assert "**with uncommitted changes**" not in (tmp_path / "tiny" / "README.md").read_text()
 
 
-def test_card_of_a_dirty_run_mentions_the_changes(copied, tmp_path, call_door):
+def test_card_of_a_dirty_run_mentions_the_changes(copied, tmp_path, call_command):
     _edit(copied / "provenance.json", _trained_with(git_dirty=True))
-    code, out, _ = call_door(publish, [copied, f"--out={tmp_path}/tiny", "--allow_dirty"])
+    code, out, _ = call_command(publish, [copied, f"--out={tmp_path}/tiny", "--allow_dirty"])
     assert code == 0 and "top-1" in out
     assert "**with uncommitted changes**" in (tmp_path / "tiny/README.md").read_text()
 

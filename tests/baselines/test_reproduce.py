@@ -28,11 +28,11 @@ def changed(baseline, tmp_path):
 
 
 @pytest.fixture
-def reproduce(call_door):
+def reproduce(call_command):
     """reproduce(folder, ...): (exit code, the last line)."""
 
     def run(*args):
-        code, out, err = call_door(command, args)
+        code, out, err = call_command(command, args)
         assert not err, err
         return code, out.splitlines()[-1]
 
@@ -113,7 +113,7 @@ def test_changed_code_is_detected(baseline, reproduce, monkeypatch):
 
 @pytest.mark.full
 def test_rounding_passes_with_other_versions_and_the_accuracy_is_compared(
-    changed, call_door, baseline
+    changed, call_command, baseline
 ):
     folder = changed("provenance.json", _other_version)
 
@@ -123,7 +123,7 @@ def test_rounding_passes_with_other_versions_and_the_accuracy_is_compared(
         tree["weights"]["tensors"]["conv1.weight"] = "0" * 64
 
     changed("fingerprint.json", round_differently)
-    code, out, _ = call_door(command, [folder, "--full"])
+    code, out, _ = call_command(command, [folder, "--full"])
     lines = out.splitlines()
     assert code == 0
     assert any(line.startswith("jax: 0.1 in the baseline, ") for line in lines)

@@ -20,8 +20,8 @@ def readme(baseline, tmp_path):
     return path
 
 
-def test_table_agrees_with_the_files(readme, call_door):
-    code, out, _ = call_door(publish, [f"--table={readme}"])
+def test_table_agrees_with_the_files(readme, call_command):
+    code, out, _ = call_command(publish, [f"--table={readme}"])
     assert (code, out) == (0, f"{readme}: results of 2 baselines written\n")
     text = readme.read_text()
     assert text.startswith(f"# Title\n\nbefore\n{BEGIN}\n| ")
@@ -47,22 +47,22 @@ def test_table_agrees_with_the_files(readme, call_door):
     assert cells["revision"].startswith(f"`{made_by['git_revision'][:7]}`")
     assert ("changes" in cells["revision"]) == made_by["git_dirty"]
     before = readme.read_text()
-    assert call_door(publish, [f"--table={readme}"])[:2] == (
+    assert call_command(publish, [f"--table={readme}"])[:2] == (
         0,
         f"{readme} has the results of 2 baselines\n",
     )
     assert readme.read_text() == before
 
 
-def test_outdated_table_is_reported_and_not_written(readme, call_door, fails):
+def test_outdated_table_is_reported_and_not_written(readme, call_command, fails):
     fails(publish, [f"--table={readme}", "--check"], "run python -m imagenet_jax.publish --table")
-    call_door(publish, [f"--table={readme}"])
-    assert call_door(publish, [f"--table={readme}", "--check"])[0] == 0
+    call_command(publish, [f"--table={readme}"])
+    assert call_command(publish, [f"--table={readme}", "--check"])[0] == 0
     shutil.rmtree(readme.parent / "baselines" / "other")
     before = readme.read_text()
     fails(publish, [f"--table={readme}", "--check"], str(readme))
     assert readme.read_text() == before
-    call_door(publish, [f"--table={readme}"])
+    call_command(publish, [f"--table={readme}"])
     results = readme.parent / "baselines" / "tiny" / "results.json"
     tree = json.loads(results.read_text())
     tree["results"][0]["top1"] = 0.123

@@ -10,12 +10,12 @@ from conftest import tiny_config
 from PIL import Image
 
 from imagenet_jax import cli
-from imagenet_jax import main as main_door
+from imagenet_jax import main as main_command
 from imagenet_jax.data import sources
-from imagenet_jax.doctor import __main__ as doctor_door
+from imagenet_jax.doctor import __main__ as doctor_command
 from imagenet_jax.doctor.diagnosis import diagnose
 from imagenet_jax.errors import UserError, printable
-from imagenet_jax.prepare import __main__ as prepare_door
+from imagenet_jax.prepare import __main__ as prepare_command
 
 BAD_NAME, BAD_IMAGE = os.fsdecode(b"caf\xe9"), os.fsdecode(b"caf\xe9.jpg")
 
@@ -84,7 +84,7 @@ def _data(folder):
 
 
 def _prepare(folder, out):
-    prepare_door.main([f"--folder={folder}", "--name=insects", f"--out={out}", "--workers=1"])
+    prepare_command.main([f"--folder={folder}", "--name=insects", f"--out={out}", "--workers=1"])
     return next((out / "insects").iterdir())
 
 
@@ -154,12 +154,12 @@ def test_commands_print_one_line(folder, tmp_path, permissions_count, fails):
     main = ["--config=configs/quickstart.py", *two, "--config.batch_size=8"]
     _dangle(folder / "train/ant/x.jpg")
     data = f"--config.data.path={folder}"
-    fails(main_door, [*main, data, f"--workdir={tmp_path / 'run'}"], "link to /nowhere/x")
+    fails(main_command, [*main, data, f"--workdir={tmp_path / 'run'}"], "link to /nowhere/x")
     (folder / "train/ant/x.jpg").unlink()
-    fails(main_door, [*main, data, f"--workdir={locked / 'run'}"], "locked/run", "denied")
+    fails(main_command, [*main, data, f"--workdir={locked / 'run'}"], "locked/run", "denied")
     digits = ["--config=configs/quickstart.py", f"--config.data.path={locked}/digits/1.0.0"]
-    fails(main_door, [*digits, f"--workdir={tmp_path / 'run'}"], "digits/1.0.0", "Permission")
-    fails(doctor_door, [str(locked)], "locked/dataset_info.json", "Permission denied")
+    fails(main_command, [*digits, f"--workdir={tmp_path / 'run'}"], "digits/1.0.0", "Permission")
+    fails(doctor_command, [str(locked)], "locked/dataset_info.json", "Permission denied")
 
 
 def test_good_names_have_no_finding_and_the_fingerprint_of_what_is_prepared(folder, tmp_path):
@@ -177,7 +177,7 @@ def test_good_names_have_no_finding_and_the_fingerprint_of_what_is_prepared(fold
     assert found.fingerprint == prepared.fingerprint
     names = found.surveys[0].source.class_names
     assert names == sources.open_source(_data(folder), "train").class_names
-    assert doctor_door.main([str(folder), "--workers=1"]) == 0
+    assert doctor_command.main([str(folder), "--workers=1"]) == 0
 
 
 @pytest.mark.parametrize("name", ["honey\nbee", "bee\u3000", " bee", "bee\r"])

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from imagenet_jax.data import image_formats
-from imagenet_jax.doctor import __main__ as door
+from imagenet_jax.doctor import __main__ as command
 from imagenet_jax.doctor.diagnosis import diagnose
 from imagenet_jax.doctor.findings import ERRORS, WARNINGS
 from imagenet_jax.errors import UserError
@@ -74,7 +74,7 @@ def _found(path, workers=1):
 
 
 def test_a_healthy_folder_has_no_findings(healthy, capsys):
-    assert door.main([str(healthy), "--workers=1"]) == 0
+    assert command.main([str(healthy), "--workers=1"]) == 0
     out = capsys.readouterr().out
     assert "no errors, no warnings" in out
     assert "5 each" in out and "3 each" in out and "64 x 48" in out and "JPEG RGB" in out
@@ -156,14 +156,14 @@ def test_faults_between_images(healthy, capsys):
         ("empty_class", "train", "cat"),
         ("different_classes", "validation", "train"),
     }
-    assert door.main([str(healthy), "--workers=1"]) == 1
+    assert command.main([str(healthy), "--workers=1"]) == 1
     assert "3 errors, 4 warnings" in capsys.readouterr().out
 
 
 def test_json_has_everything_and_an_allowed_error_does_not_count(healthy, tmp_path, capsys):
     leaked = (healthy / "train/ant/0.jpg").read_bytes()
     _write(healthy, {"val/ant/leak.jpg": leaked})
-    assert door.main([str(healthy), "--workers=1", "--json"]) == 1
+    assert command.main([str(healthy), "--workers=1", "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert report["counts"] == {"leakage": 1}
     assert report["findings"][0]["detail"] == "train: train/ant/0.jpg"
@@ -172,7 +172,7 @@ def test_json_has_everything_and_an_allowed_error_does_not_count(healthy, tmp_pa
     sizes = [f.stat().st_size for f in (healthy / "train").rglob("*.jpg")]
     assert report["splits"]["train"]["bytes"] == sum(sizes)
     out = tmp_path / "report.json"
-    assert door.main([str(healthy), "--workers=1", "--allow=leakage", f"--json={out}"]) == 0
+    assert command.main([str(healthy), "--workers=1", "--allow=leakage", f"--json={out}"]) == 0
     assert "allowed leakage: 1" in capsys.readouterr().out
     assert json.loads(out.read_text())["errors"] == 0
 
@@ -224,18 +224,18 @@ def test_incomplete_imagenet_is_an_error(healthy, tmp_path):
 
 def test_bad_calls(tmp_path):
     with pytest.raises(UserError, match="is not a directory"):
-        door.main([str(tmp_path / "nowhere")])
+        command.main([str(tmp_path / "nowhere")])
     with pytest.raises(UserError, match="looked for dataset_info"):
-        door.main([str(tmp_path)])
+        command.main([str(tmp_path)])
     with pytest.raises(UserError, match="--allow=leek is not a kind of error; they are unreadable"):
-        door.main([str(tmp_path), "--allow=leek"])
+        command.main([str(tmp_path), "--allow=leek"])
     with pytest.raises(UserError, match="--workers=0"):
-        door.main([str(tmp_path), "--workers=0"])
+        command.main([str(tmp_path), "--workers=0"])
 
 
 def test_help_lists_every_kind(capsys):
     with pytest.raises(SystemExit):
-        door.main(["--help"])
+        command.main(["--help"])
     out = capsys.readouterr().out
     for kind in (*ERRORS, *WARNINGS):
         assert f"  {kind} " in out

@@ -20,8 +20,8 @@ def no_progress(monkeypatch):
 
 
 @pytest.fixture
-def run(call_door):
-    return lambda *args: call_door(explain, args)
+def run(call_command):
+    return lambda *args: call_command(explain, args)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_class_and_layer_change_the_map(run, saved_run, photos, tmp_path):
     np.testing.assert_array_equal(map_of("--class=3", "--layer=layer4.1.conv2"), one)
 
 
-def test_weights_and_a_config_make_one_sheet(run, call_door, saved_run, photos, tmp_path):
+def test_weights_and_a_config_make_one_sheet(run, call_command, saved_run, photos, tmp_path):
     weights, sheet = tmp_path / "weights.safetensors", tmp_path / "sheet.png"
     config = tmp_path / "config.py"
     fields = config_io.to_json(saved_run.config)
@@ -84,7 +84,7 @@ def test_weights_and_a_config_make_one_sheet(run, call_door, saved_run, photos, 
         "import json\nfrom ml_collections import ConfigDict\n"
         f"def get_config(arg=''):\n    return ConfigDict(json.loads({fields!r}))\n"
     )
-    assert call_door(convert, (f"--from={saved_run.workdir}", f"--to={weights}"))[0] == 0
+    assert call_command(convert, (f"--from={saved_run.workdir}", f"--to={weights}"))[0] == 0
     flags = (f"--weights={weights}", f"--config={config}", "--methods=guided,filters")
     code, printed, err = run(photos / "a" / "photo.png", *flags, f"--out={sheet}")
     assert (code, printed, err) == (0, f"{sheet}\n", "")

@@ -14,14 +14,14 @@ NAMES = [f"decay={d},seed={s}" for d in ("0", "0.9") for s in (0, 1)]
 
 
 @pytest.fixture
-def submit(fakes, tmp_path, call_door, monkeypatch):
+def submit(fakes, tmp_path, call_command, monkeypatch):
     """submit(*args): run the command with stand-ins for sbatch, squeue and sky on PATH."""
     monkeypatch.setenv("PATH", fakes.environment()["PATH"])
     monkeypatch.delenv("PYTHON", raising=False)
     monkeypatch.chdir(REPOSITORY)
 
     def call(*args, name="my sweep"):
-        return call_door(sweep, [*BASE, f"--out={tmp_path / name}", *args])
+        return call_command(sweep, [*BASE, f"--out={tmp_path / name}", *args])
 
     return call
 

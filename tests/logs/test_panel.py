@@ -229,8 +229,8 @@ def test_training_in_a_terminal_that_is_resized_interrupted_and_continued(train_
 
 
 @pytest.mark.full
-def test_quiet_is_a_flag(call_door, tmp_path, config_file):
-    code, out, err = call_door(
+def test_quiet_is_a_flag(call_command, tmp_path, config_file):
+    code, out, err = call_command(
         main,
         [f"--config={config_file}", f"--workdir={tmp_path}/q", "--quiet", "--config.epochs=0.1"],
     )

@@ -23,7 +23,7 @@ from PIL import Image
 
 from imagenet_jax.data.classes import imagenet_names, imagenet_wnids
 from imagenet_jax.errors import UserError
-from imagenet_jax.prepare import __main__ as door
+from imagenet_jax.prepare import __main__ as command
 from imagenet_jax.prepare.shards import Storage, to_store
 
 
@@ -132,7 +132,7 @@ def test_resize_shrinks_the_shorter_side_and_says_so(tars, tmp_path):
             assert image.size == size
             assert abs(np.asarray(image).astype(int) - want).mean() < 1
     # Another size lies beside it.
-    door.main([f"--tars={tars}", f"--out={tmp_path / 'out'}", "--workers=1", "--resize=24"])
+    command.main([f"--tars={tars}", f"--out={tmp_path / 'out'}", "--workers=1", "--resize=24"])
     assert (tmp_path / "out" / "imagenet2012_24q90" / "5.1.0").is_dir()
 
 
@@ -140,7 +140,7 @@ def test_resize_shrinks_the_shorter_side_and_says_so(tars, tmp_path):
 def test_make_folder(tmp_path, kind, suffix):
     folder = make_folder(tmp_path / "images", kind, suffix)
     args = [f"--folder={folder}", "--name=insects", f"--out={tmp_path}", "--workers=1"]
-    assert door.main(args) == 0
+    assert command.main(args) == 0
     path = tmp_path / "insects" / "1.0.0"
     for split, below in (("train", "train"), ("validation", "val")):
         records = read_records(path, split)
@@ -165,7 +165,7 @@ def test_a_resized_folder_keeps_what_is_not_shrunk(tmp_path, capsys):
     large.write_bytes(jpeg(7, (300, 120), kind="PNG"))
     odd.write_bytes(jpeg(8, (30, 20), kind="BMP"))
     args = [f"--folder={folder}", "--name=insects", f"--out={tmp_path}", "--workers=1"]
-    assert door.main([*args, "--resize=100", "--quality=80"]) == 0
+    assert command.main([*args, "--resize=100", "--quality=80"]) == 0
     out = capsys.readouterr().out
     assert "1 image resized to 100\n1 image repaired: ant/odd.bmp\n" in out
     path = tmp_path / "insects_100q80" / "1.0.0"
@@ -190,7 +190,7 @@ def test_what_is_shrunk_counts_once_in_a_folder_of_jpegs():
 
 def test_help_states_the_price_of_resizing(capsys):
     with pytest.raises(SystemExit):
-        door.main(["--help"])
+        command.main(["--help"])
     words = " ".join(capsys.readouterr().out.split())
     assert "accuracies are not comparable with published ones" in words
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from imagenet_jax.data.image_files import StoredImage
 from imagenet_jax.errors import UserError
-from imagenet_jax.prepare import __main__ as door
+from imagenet_jax.prepare import __main__ as command
 from imagenet_jax.prepare import shards
 from imagenet_jax.prepare.shards import Storage
 
@@ -126,7 +126,7 @@ def test_bad_label_files(tars, tmp_path, text, message):
 )
 def test_bad_flags(tmp_path, args, message):
     with pytest.raises(UserError, match=message):
-        door.main([*args, f"--out={tmp_path / 'out'}"])
+        command.main([*args, f"--out={tmp_path / 'out'}"])
     assert not (tmp_path / "out").exists()
 
 
@@ -150,12 +150,12 @@ def test_folders_with_different_classes_or_an_empty_one(tmp_path):
     args = [f"--folder={folder}", "--name=insects", f"--out={tmp_path / 'out'}"]
     (folder / "val" / "ant").rename(folder / "val" / "fly")
     with pytest.raises(UserError, match="train and validation differ in their classes"):
-        door.main(args)
+        command.main(args)
     (folder / "val" / "fly").rename(folder / "val" / "ant")
     for file in (folder / "train" / "ant").iterdir():
         file.unlink()
     with pytest.raises(UserError, match="train/ant has no images"):
-        door.main(args)
+        command.main(args)
 
 
 def _shard(folder, files):

@@ -92,12 +92,12 @@ def test_explanations_show_images_of_the_split(run):
     assert any(s.is_right for s, _ in explained.cams) or run.predicted.top1 == 0
 
 
-def test_the_command_writes_page_figures_and_markdown(finished, copy, tmp_path, call_door):
+def test_the_command_writes_page_figures_and_markdown(finished, copy, tmp_path, call_command):
     config = json.loads((copy / "config.json").read_text())
     config["seed"] = 5
     (without_checkpoints(copy) / "config.json").write_text(json.dumps(config))
     out, png, text = tmp_path / "a/r.html", tmp_path / "png", tmp_path / "r.md"
-    code, printed, err = call_door(
+    code, printed, err = call_command(
         report,
         [finished.workdir, copy, f"--out={out}", f"--png={png}", f"--markdown={text}"],
     )
@@ -109,12 +109,12 @@ def test_the_command_writes_page_figures_and_markdown(finished, copy, tmp_path, 
     assert not list(tmp_path.rglob(".r.*"))  # no partial files
 
 
-def test_without_the_data_only_the_images_are_missing(copy, digits_path, tmp_path, call_door):
+def test_without_the_data_only_the_images_are_missing(copy, digits_path, tmp_path, call_command):
     config = json.loads((copy / "config.json").read_text())
     config["data"] |= {"path": str(tmp_path / "gone"), "source": "tfds"}
     (copy / "config.json").write_text(json.dumps(config))
     out = tmp_path / "r.html"
-    code, printed, _ = call_door(report, [copy, f"--out={out}"])
+    code, printed, _ = call_command(report, [copy, f"--out={out}"])
     assert code == 0
     assert "--config.data.path=" in printed
     page = out.read_text()
@@ -179,11 +179,11 @@ def test_predictions_of_other_images_are_refused(copy):
     assert "has other images than the run was evaluated on, or" in back.missing
 
 
-def test_progress_is_shown(finished, tmp_path, call_door, monkeypatch):
+def test_progress_is_shown(finished, tmp_path, call_command, monkeypatch):
     monkeypatch.setattr(progress, "_SLOW_SECONDS", 0)
     monkeypatch.setattr(progress, "_FIRST_LINE", 0)
     markdown = tmp_path / "r.md"
-    code, printed, err = call_door(report, [finished.workdir, f"--markdown={markdown}"])
+    code, printed, err = call_command(report, [finished.workdir, f"--markdown={markdown}"])
     assert (code, printed) == (0, f"reading {finished.workdir}\n{markdown}\n")
     for line in ("loading the weights ...", "computing feature maps and Grad-CAM ..."):
         assert line in err.splitlines()

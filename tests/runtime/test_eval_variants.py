@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from imagenet_jax import eval as eval_door
+from imagenet_jax import eval as eval_command
 from imagenet_jax.classify import evaluate_weights
 from imagenet_jax.classify.evaluate_weights import write_result
 from imagenet_jax.errors import UserError
@@ -74,7 +74,7 @@ def test_the_output_says_why_a_result_is_a_variant(workdir, tmp_path, monkeypatc
     assert why == "never reported as the run's result: config.eval.resize = 20, not 16"
     for result, count in ((large, 1), (write(workdir), 0)):
         monkeypatch.setattr(evaluate_weights, "evaluate_workdir", lambda *_, r=result, **__: [r])
-        eval_door.main([f"--workdir={workdir}"])
+        eval_command.main([f"--workdir={workdir}"])
         assert capsys.readouterr().out.count(f"{why}\n") == count
     # The same images, but in a folder.
     source = make_evaluation(read_config(workdir)).source

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from imagenet_jax import eval as eval_door
+from imagenet_jax import eval as eval_command
 from imagenet_jax.classify import evaluate_weights
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import processes
@@ -235,7 +235,7 @@ def test_only_process_0_prints_and_writes_a_result(
     )
 
     def command(i):
-        return eval_door.main([f"--workdir={two_workdirs[0]}", f"--json={tmp_path}/{i}.json"])
+        return eval_command.main([f"--workdir={two_workdirs[0]}", f"--json={tmp_path}/{i}.json"])
 
     assert in_two_processes(command) == [0, 0]
     assert capsys.readouterr().out.count("25.00%") == 1

@@ -16,9 +16,9 @@ def in_repository(monkeypatch):
     monkeypatch.chdir(REPOSITORY)
 
 
-def test_dry_run_prints_the_training_commands(tmp_path, call_door):
+def test_dry_run_prints_the_training_commands(tmp_path, call_command):
     out = tmp_path / "a b"
-    code, printed, _ = call_door(
+    code, printed, _ = call_command(
         sweep,
         [CONFIG, "--grid=augment.crop_scale=(0.5,1),(1,1) ema.decay=0,0.5", "--seeds=2",
          "--config.epochs=2", f"--out={out}", "--dry_run"],

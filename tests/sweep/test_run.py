@@ -58,26 +58,26 @@ def recorded(out, trial):
 
 @pytest.mark.full
 def test_other_trials_continue_after_a_failure_which_is_retried_on_request(
-    arguments, tmp_path, call_door
+    arguments, tmp_path, call_command
 ):
     out, good, bad = tmp_path / "sweep", "num_classes=10,seed=0", "num_classes=7,seed=0"
     args = arguments("--grid=model.num_classes=7,10", "--jobs=2")
-    code, printed, err = call_door(sweep, args)
+    code, printed, err = call_command(sweep, args)
     assert code == 1
     assert f"finished    {good}" in printed and f"failed      {bad}" in printed
     assert "has 10 classes" in err and "--retry_failed" in err
     steps = [json.loads(line)["step"] for line in (out / good / "metrics.jsonl").open()]
     assert max(steps) == 9
 
-    code, printed, _ = call_door(sweep, args)  # nothing is left to run
+    code, printed, _ = call_command(sweep, args)  # nothing is left to run
     assert code == 1
     assert "running" not in printed
-    code, printed, _ = call_door(sweep, [*args, "--retry_failed"])
+    code, printed, _ = call_command(sweep, [*args, "--retry_failed"])
     assert code == 1
     assert log(out, good).count("finished: 9 steps") == 1
     assert log(out, bad).count("has 10 classes") == 2
 
-    code, table, _ = call_door(sweep, ["--table", f"--out={out}", "--format=csv"])
+    code, table, _ = call_command(sweep, ["--table", f"--out={out}", "--format=csv"])
     assert code == 0
     rows = {line.split(",")[0]: line.split(",") for line in table.splitlines()}
     assert rows["num_classes=7"][3:6] == ["1", "0", "1"]  # runs, finished, failed
@@ -91,7 +91,7 @@ def test_other_trials_continue_after_a_failure_which_is_retried_on_request(
 
 @pytest.mark.slow
 def test_continued_sweep_repeats_nothing_after_a_kill(
-    arguments, tmp_path, run_module, call_door, fails
+    arguments, tmp_path, run_module, call_command, fails
 ):
     """The trial that a killed sweep leaves running is waited for, not started again."""
     out, trials = tmp_path / "sweep", [f"base,seed={seed}" for seed in (0, 1)]
@@ -101,7 +101,7 @@ def test_continued_sweep_repeats_nothing_after_a_kill(
     fails(sweep, args, "runs a sweep", f"process {process.pid}", "--out")
     process.kill()
     process.wait()
-    code, printed, _ = call_door(sweep, args)
+    code, printed, _ = call_command(sweep, args)
     assert code == 0, printed
     assert printed.count("finished") >= 2
     for trial in trials:
@@ -111,7 +111,7 @@ def test_continued_sweep_repeats_nothing_after_a_kill(
 
 @pytest.mark.full
 def test_sweep_killed_with_its_trial_continues_only_that_trial(
-    arguments, tmp_path, run_module, call_door
+    arguments, tmp_path, run_module, call_command
 ):
     out, trials = tmp_path / "sweep", [f"base,seed={seed}" for seed in (0, 1)]
     args = arguments("--seeds=2")
@@ -121,7 +121,7 @@ def test_sweep_killed_with_its_trial_continues_only_that_trial(
     process.wait()
     mark = json.loads((out / trials[1] / "running.json").read_text())
     os.kill(mark["pid"], signal.SIGKILL)
-    code, printed, _ = call_door(sweep, args)
+    code, printed, _ = call_command(sweep, args)
     assert code == 0, printed
     assert log(out, trials[0]).count("parameters; ") == 1
     assert log(out, trials[1]).count("parameters; ") == 2

@@ -10,7 +10,7 @@ import pytest
 from conftest import tiny_config
 
 from imagenet_jax import config as config_io
-from imagenet_jax import main as main_door
+from imagenet_jax import main as main_command
 from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import workdir as workdirs
@@ -151,7 +151,7 @@ def test_bad_files_are_one_line_and_nothing_is_written(
     (tmp_path / "text.safetensors").write_text("weights, allegedly")
     (tmp_path / "w.npz").touch()
     monkeypatch.setattr(config_io, "load", lambda spec, overrides: load_tiny(tiny, overrides))
-    fails(main_door, ["--config=tiny.py", "--workdir=run", *args], *words)
+    fails(main_command, ["--config=tiny.py", "--workdir=run", *args], *words)
     assert not (tmp_path / "run").exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import tiny_config
 from PIL import Image
 
-from imagenet_jax import eval as eval_door
+from imagenet_jax import eval as eval_command
 from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.experiment import make_step_parts
@@ -89,7 +89,7 @@ def test_run_names_and_counts_skipped_images(damaged, tmp_path, capsys):
     assert train == ["train/0/5.png"] * 3
     last = [line for line in lines if line["split"] == "validation"][-1]
     assert (last["count"], last["skipped"]) == (15, ["val/1/3.png"])
-    assert eval_door.main([f"--workdir={tmp_path / 'run'}"]) == 0
+    assert eval_command.main([f"--workdir={tmp_path / 'run'}"]) == 0
     assert "undecodable and not counted: val/1/3.png" in capsys.readouterr().out
     result = json.loads((tmp_path / "run" / "eval" / "9.json").read_text())
     assert (result["count"], result["skipped"]) == (15, ["val/1/3.png"])
