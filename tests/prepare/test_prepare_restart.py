@@ -68,7 +68,7 @@ def test_an_error_keeps_finished_shards_until_the_inputs_change(tars, tmp_path, 
     assert len(read_records(path, "train")) == 24
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.full)])
 def test_killed_and_restarted_gives_the_same_and_redoes_nothing(tmp_path, workers):
     tars, out = tmp_path / "tars", tmp_path / "out"
     write_tars(tars, *content(per_class=100))
