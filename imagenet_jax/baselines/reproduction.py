@@ -171,8 +171,8 @@ def _require_same_data(
             )
     initial = published.provenance.get("initial_weights")
     if initial:
-        weights = read_initial_weights(config)
-        if weights is None or weights.sha256 != initial["sha256"]:
+        given = config.init.weights and read_initial_weights(config).sha256
+        if given != initial["sha256"]:
             raise UserError(
                 f"{config.init.weights} is not the file that {published.name} started from "
                 f"(SHA-256 {initial['sha256']}); use --config.init.weights=FILE"

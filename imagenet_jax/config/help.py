@@ -19,13 +19,13 @@ SHIPPED = Path("configs")
 
 def help_table(prefix: str = "", model: str = "resnet50") -> Table:
     """Return the fields whose name starts with `prefix`: default, allowed values and meaning."""
+    from imagenet_jax import models  # imports jax and flax, which take seconds
+
     prefix = prefix.removeprefix("config.")
     table = Table(box=box.SIMPLE, title=f"config fields of {model}", title_justify="left")
     table.add_column("field", overflow="fold")
     for heading in ("default", "allowed", "meaning"):
         table.add_column(heading, overflow="fold")
-    from imagenet_jax import models  # imports jax and flax, which take seconds
-
     fields = fields_of_model(model)
     named = dataclasses.replace(fields["model.name"], choices=tuple(models.names()))
     for name, field in (fields | {"model.name": named}).items():

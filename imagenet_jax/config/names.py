@@ -69,4 +69,4 @@ def _mistyped(one: str, other: str) -> bool:
 def _fields_of_families() -> set[str]:
     from imagenet_jax import models
 
-    return {leaf for name in models.names() for leaf in models.family(name).fields}
+    return {leaf for family in models.families() for leaf in family.fields}

@@ -5,6 +5,7 @@ k). So the position of a run is one number, resuming reads nothing twice, and th
 workers or hosts cannot change a sample.
 """
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -154,11 +155,12 @@ class _TrainLoader(_Loader):
         super().__init__(source, config, rows)
         self._sampler = sampler
         self._resolution = Resolution.from_config(config.augment, sampler.steps_per_epoch)
-        self._crop: dict[str, Any] = {
-            "scale": tuple(config.augment.crop_scale),
-            "ratio": tuple(config.augment.crop_ratio),
+        self._decode = functools.partial(
+            decode.train_image,
+            scale=tuple(config.augment.crop_scale),
+            ratio=tuple(config.augment.crop_ratio),
             **self._resampling,
-        }
+        )
 
     def __call__(self, step: int) -> Batch:
         epochs, indices, copies = self._sampler.rows(step, self._rows)
@@ -166,11 +168,7 @@ class _TrainLoader(_Loader):
         shift = Fraction(self._sampler.shift, self._sampler.batch_size)
         batch = self._empty(self._resolution.at(step + shift))
         for row, index in enumerate(indices.tolist()):
-
-            def crop(encoded: bytes, out: np.ndarray, u: np.ndarray = uniforms[row]) -> None:
-                decode.train_image(encoded, out, u, **self._crop)
-
-            self._load(batch, row, index, crop)
+            self._load(batch, row, index, functools.partial(self._decode, uniforms=uniforms[row]))
         return batch if self._skip else {"image": batch["image"], "label": batch["label"]}
 
 
@@ -180,18 +178,17 @@ class _EvalLoader(_Loader):
     def __init__(self, source: Source, config: ConfigDict, rows: range):
         super().__init__(source, config, rows)
         self._batch_size = config.eval.batch_size
-        self._side, self._resize = config.eval.image_size, config.eval.resize
+        self._side = config.eval.image_size
+        self._decode = functools.partial(
+            decode.eval_image, resize=config.eval.resize, **self._resampling
+        )
 
     def __call__(self, step: int) -> Batch:
         batch = self._empty(self._side)
-
-        def crop(encoded: bytes, out: np.ndarray) -> None:
-            decode.eval_image(encoded, out, resize=self._resize, **self._resampling)
-
         first = step * self._batch_size + self._rows.start
         last = min(len(self._source), first + len(self._rows))
         for row, index in enumerate(range(first, last)):
-            self._load(batch, row, index, crop)
+            self._load(batch, row, index, self._decode)
         padding = slice(max(0, last - first), None)
         batch["image"][padding] = batch["label"][padding] = 0
         if not self._skip:

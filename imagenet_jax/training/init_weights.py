@@ -39,13 +39,11 @@ class InitialWeights:
     known: KnownClasses | None
 
 
-def read_initial_weights(config: ConfigDict) -> InitialWeights | None:
-    """Read the file of `config.init.weights`; return None if that is "".
+def read_initial_weights(config: ConfigDict) -> InitialWeights:
+    """Read the file of `config.init.weights`, which must not be "".
 
     Raises UserError if the file cannot be read, or if more than the head does not fit the model.
     """
-    if not config.init.weights:
-        return None
     path = expand_user(config.init.weights)
     origin = f"config.init.weights = {str(path)!r}"
     file = weight_file.read(path, config.init.weights_key)

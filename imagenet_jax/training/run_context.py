@@ -85,10 +85,9 @@ class RunContext:
         from imagenet_jax.training.init_weights import read_initial_weights, require_its_classes
 
         initial = read_initial_weights(config)
-        if initial:
-            require_its_classes(initial, self._run.source)
-            file = {"file": config.init.weights, "sha256": initial.sha256}
-            self.provenance["initial_weights"] = file
+        require_its_classes(initial, self._run.source)
+        file = {"file": config.init.weights, "sha256": initial.sha256}
+        self.provenance["initial_weights"] = file
         return initial
 
     def __enter__(self) -> "RunContext":

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-# The key of each augmentation is folded from the step's key with one of these constants. They are
-# far from the small numbers that other parts of the step may fold in.
+# The flips use the step's key itself, whose random bits come from small counters. All other keys
+# are folded from it with these constants, which are far from those counters.
 _AUTO, _JITTER, _LIGHTING, _ERASE, _MIX = range(2**31, 2**31 + 5)
 
 
