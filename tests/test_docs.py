@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 
 from imagenet_jax import config as config_io
 
-PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", REPOSITORY / "launch/README.md"]
+PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md"]
 PAGES += sorted((REPOSITORY / "docs").glob("*.md"))
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

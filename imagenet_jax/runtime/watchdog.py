@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 
-# As if SIGALRM had ended the process. The launchers restart codes above 128 (launch/README.md).
+# As if SIGALRM had ended the process. The launchers restart codes above 128 (docs/launch.md).
 EXIT_CODE = 128 + signal.SIGALRM
 
 

@@ -130,7 +130,7 @@ def _call(*call: str, cwd: Path | None = None, python: str = "") -> str:
     try:
         done = subprocess.run(call, cwd=cwd, env=environment, capture_output=True, text=True)
     except FileNotFoundError:
-        raise UserError(f"{call[0]} is not installed here; see launch/README.md") from None
+        raise UserError(f"{call[0]} is not installed here; see docs/launch.md") from None
     if done.returncode:
         lines = (done.stderr or done.stdout).strip().splitlines()
         raise UserError(f"{call[0]} failed with exit code {done.returncode}: {''.join(lines[-1:])}")
