@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from typing import Literal, Self, TypeVar
 
 from rich.console import Console
-from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -17,6 +16,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from imagenet_jax.formatting import format_bytes, format_duration
 
 _T = TypeVar("_T")
 
@@ -54,7 +55,9 @@ class ProgressReporter:
         self._console = Console(highlight=False, soft_wrap=True, quiet=quiet, stderr=stderr)
         self._bar: Progress | None = None
         if self._console.is_terminal:
-            amount: ProgressColumn = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+            amount: ProgressColumn = (
+                DownloadColumn(binary_units=True) if unit == "bytes" else MofNCompleteColumn()
+            )
             self._bar = Progress(
                 TextColumn(stage), BarColumn(), amount, TimeRemainingColumn(),
                 console=self._console, transient=stderr, redirect_stdout=not stderr,
@@ -82,22 +85,13 @@ class ProgressReporter:
             self._console.print(self._line(seconds))
 
     def _line(self, seconds: float) -> str:
-        show = decimal if self._unit == "bytes" else "{:,}".format
-        line = f"{self._stage}: {show(self._done)} of {show(self._total)} in {_duration(seconds)}"
+        show = format_bytes if self._unit == "bytes" else "{:,}".format
+        amount = f"{show(self._done)} of {show(self._total)}"
+        line = f"{self._stage}: {amount} in {format_duration(seconds)}"
         if self._done == self._total:
             return line
         left = (self._total - self._done) * seconds / max(1, self._done - self._already)
-        return f"{line}, {_duration(left)} left"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
-
-
-def counted(count: int, noun: str) -> str:
-    """Return "1 image", "1,000 images", "2 classes"."""
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
-    return f"{count:,} {noun if count == 1 else plural}"
+        return f"{line}, {format_duration(left)} left"
 
 
 @contextlib.contextmanager

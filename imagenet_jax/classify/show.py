@@ -12,8 +12,7 @@ from imagenet_jax import strict_json
 from imagenet_jax.classify.images import Failure, Prediction
 from imagenet_jax.errors import printable, writing
 from imagenet_jax.files import write_atomically
-from imagenet_jax.markup import data_uri, escape
-from imagenet_jax.progress import counted
+from imagenet_jax.formatting import counted, data_uri, escape
 
 _STYLE = """
 :root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }

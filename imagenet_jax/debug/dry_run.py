@@ -11,6 +11,7 @@ from rich.table import Table
 from imagenet_jax.config.rules import warnings
 from imagenet_jax.debug.cost import StepCost, step_cost
 from imagenet_jax.debug.recipe import describe_recipe
+from imagenet_jax.formatting import format_bytes, format_duration, format_flops
 from imagenet_jax.training.experiment import Experiment, make_experiment
 
 # A large step takes minutes on a CPU. If it has more operations than this, fewer images are timed.
@@ -62,12 +63,13 @@ def _cost_lines(run: Experiment) -> list[str]:
     per_image = whole.flops / config.batch_size
     note = "" if small is config else f", timed with {small.batch_size} images a step"
     return [
-        f"memory of each device: {_bytes(whole.state_bytes)} of state and batch, "
-        f"{_bytes(whole.temporary_bytes)} within the step{_compare_memory(device, whole)}",
-        f"operations: {_flops(per_image)} an image, {_flops(per_image * images)} in all "
-        f"({images:,} images)",
-        f"time: {rate:,.1f} img/s on {jax.device_count()} x {device.device_kind}{note}; about "
-        f"{_duration(images / rate)} for all steps, without evaluation and if the input keeps up",
+        f"memory of each device: {format_bytes(whole.state_bytes)} of state and batch, "
+        f"{format_bytes(whole.temporary_bytes)} within the step{_compare_memory(device, whole)}",
+        f"operations: {format_flops(per_image)} an image, {format_flops(per_image * images)} "
+        f"in all ({images:,} images)",
+        f"time: {rate:,.1f} img/s on {jax.device_count()} x {device.device_kind}{note}; "
+        f"about {format_duration(images / rate)} for all steps, without evaluation and if the "
+        "input keeps up",
     ]
 
 
@@ -88,25 +90,4 @@ def _compare_memory(device: jax.Device, cost: StepCost) -> str:
         return ""
     share = (cost.state_bytes + cost.temporary_bytes) / limit
     advice = "; it does not fit: raise config.optim.grad_accum_steps" if share > 1 else ""
-    return f": {share:.0%} of the {_bytes(limit)} there are{advice}"
-
-
-def _bytes(size: int) -> str:
-    for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
-        if size >= 2**power:
-            return f"{size / 2**power:.1f} {unit}"
-    return f"{size} bytes"
-
-
-def _flops(count: float) -> str:
-    for prefix, unit in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6)):
-        if count >= 0.9995 * unit:  # which prints as 1
-            return f"{count / unit:.3g} {prefix}FLOP"
-    return f"{count:,.0f} FLOP"
-
-
-def _duration(seconds: float) -> str:
-    for unit, length, least in (("days", 86400, 2), ("hours", 3600, 1), ("minutes", 60, 1)):
-        if seconds >= least * length:
-            return f"{seconds / length:,.1f} {unit}"
-    return f"{seconds:.1f} seconds"
+    return f": {share:.0%} of the {format_bytes(limit)} there are{advice}"

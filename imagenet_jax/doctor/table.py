@@ -5,14 +5,13 @@ from collections import defaultdict
 
 import numpy as np
 from rich.console import Console
-from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
 from imagenet_jax.doctor.diagnosis import Diagnosis
 from imagenet_jax.doctor.findings import ERRORS, WARNINGS, Finding
 from imagenet_jax.doctor.survey import Survey
-from imagenet_jax.progress import counted
+from imagenet_jax.formatting import counted, format_bytes
 
 _SHOWN = 5  # of each kind; --json has all
 _BINS = 8  # of the histogram of class sizes, at most
@@ -56,7 +55,7 @@ def _make_table(surveys: list[Survey]) -> Table:
             f"{len(survey.rows):,}",
             f"{len(survey.source.class_names):,}",
             _format_class_sizes(survey.class_counts()),
-            decimal(int(survey.rows["size"].sum())),
+            format_bytes(int(survey.rows["size"].sum())),
             f"{width} x {height}",
             ", ".join(f"{kind} {count:,}" for kind, count in survey.formats.most_common(4)),
         )

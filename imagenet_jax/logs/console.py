@@ -8,7 +8,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from imagenet_jax.logs.panel import Panel, duration, speed_text
+from imagenet_jax.formatting import format_duration
+from imagenet_jax.logs.panel import Panel, speed_text
 from imagenet_jax.logs.writers import Values, Writer
 from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS, Metric
 
@@ -139,7 +140,7 @@ class ConsoleWriter(Writer):
         if "images_per_second" not in v:
             return line
         speed = speed_text(v)
-        left = duration((self._total - step) * self._batch_size / v["images_per_second"])
+        left = format_duration((self._total - step) * self._batch_size / v["images_per_second"])
         return f"{line}  {'  '.join(speed)}  ETA {left}"
 
     def _measured(self, values: Values) -> list[str]:

@@ -12,12 +12,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from imagenet_jax.formatting import format_bytes, format_duration, format_flops
 from imagenet_jax.logs.writers import Values
 from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS, Metric
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _CURVE = 32  # characters of a curve, if there is room
-_PREFIXES = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 
 
 class Panel:
@@ -110,9 +110,10 @@ class Panel:
     def _rows(self, room: int) -> list[tuple[str, Text]]:
         v, now = self._train, self._ended or time.monotonic()
         rate = v.get("images_per_second", self._rate)
-        clock = [duration(now - self._began) + " so far"]
+        clock = [format_duration(now - self._began) + " so far"]
         if rate and self._ended is None:
-            clock.append(duration((self._total - self._step) * self._batch_size / rate) + " left")
+            left = (self._total - self._step) * self._batch_size / rate
+            clock.append(format_duration(left) + " left")
         if "epoch" in v:
             clock.insert(0, f"epoch {v['epoch']:.2f}")
         rows = [("time", _joined(*clock))]
@@ -122,10 +123,12 @@ class Panel:
         if rate:
             rows.append(("speed", _joined(*speed_text(v | {"images_per_second": rate}))))
         if "device_memory" in v:
-            limit = f" of {size(self._memory_limit)}" if self._memory_limit else ""
-            rows.append(("memory", Text(f"{size(v['device_memory'])}{limit} a device, at most")))
+            used = format_bytes(v["device_memory"])
+            limit = f" of {format_bytes(self._memory_limit)}" if self._memory_limit else ""
+            rows.append(("memory", Text(f"{used}{limit} a device, at most")))
         elif "process_memory" in v:
-            rows.append(("memory", Text(f"{size(v['process_memory'])} of the process, at most")))
+            used = format_bytes(v["process_memory"])
+            rows.append(("memory", Text(f"{used} of the process, at most")))
         rows.append(("evaluated", Text(self._eval or "not yet")))
         rows.append(("saved", Text(self._saved_text(now))))
         return rows
@@ -137,7 +140,7 @@ class Panel:
         if self._saved is None:
             return "not yet"
         step, when = self._saved
-        return f"step {step:,}" + ("" if when is None else f", {duration(now - when)} ago")
+        return f"step {step:,}" + ("" if when is None else f", {format_duration(now - when)} ago")
 
 
 def speed_text(v: Values) -> list[str]:
@@ -145,28 +148,10 @@ def speed_text(v: Values) -> list[str]:
     parts = [f"{v['images_per_second']:,.0f} img/s"]
     if "flops_per_second" in v:
         share = f" ({v['peak_share']:.1%} of peak)" if "peak_share" in v else ""
-        parts.append(flops(v["flops_per_second"]) + share)
+        parts.append(f"{format_flops(v['flops_per_second'])}/s{share}")
     if "input_wait" in v:
         parts.append(f"input wait {v['input_wait']:.1%}")
     return parts
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as h:mm:ss, after the days if there are any."""
-    minutes, s = divmod(round(max(0.0, seconds)), 60)
-    hours, m = divmod(minutes, 60)
-    days, h = divmod(hours, 24)
-    return (f"{days} d " if days else "") + f"{h}:{m:02}:{s:02}"
-
-
-def flops(rate: float) -> str:
-    """Return operations per second with a prefix, such as "2.5 TFLOP/s"."""
-    unit, prefix = next(((u, p) for u, p in _PREFIXES if rate >= u), _PREFIXES[-1])
-    return f"{rate / unit:.3g} {prefix}FLOP/s"
-
-
-def size(count: float) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def curve(values: deque[float] | list[float], width: int) -> str:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax.config.rules import warnings
 from imagenet_jax.errors import UserError
+from imagenet_jax.formatting import counted
 from imagenet_jax.logs.console import ConsoleWriter
 from imagenet_jax.logs.panel import Panel
 from imagenet_jax.logs.throughput import Throughput, memory_limit, peak_flops, peak_memory
@@ -199,7 +200,7 @@ class Recorder:
     def skipped_note(self) -> str:
         """Return how many images could not be decoded since the run began; "" if none."""
         count = self._window.skipped
-        images = f"{count:,} undecodable image{'s' * (count != 1)}"
+        images = counted(count, "undecodable image")
         return f"; {images} skipped, named in metrics.jsonl" if count else ""
 
     def flush(self) -> None:

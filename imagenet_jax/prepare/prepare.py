@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.filesize import decimal
-
 from imagenet_jax.data import tfds_format
 from imagenet_jax.data.workers import Pool
 from imagenet_jax.errors import UserError
+from imagenet_jax.formatting import counted, format_bytes
 from imagenet_jax.prepare import shards
 from imagenet_jax.prepare.shards import SplitInput, Storage, Task, WrittenShard
 from imagenet_jax.prepare.workspace import Workspace, read_origin
-from imagenet_jax.progress import ProgressReporter, counted
+from imagenet_jax.progress import ProgressReporter
 
 _FORMAT = 3  # increase to discard unfinished work when what is stored changes
 
@@ -118,7 +117,7 @@ def _write_missing(
     free = shutil.disk_usage(workspace.path).free
     if not storage.resize and left > free:
         raise UserError(
-            f"--out: {workspace.path} needs {decimal(left)}, but {decimal(free)} are free"
+            f"--out: {workspace.path} needs {format_bytes(left)}, but {format_bytes(free)} are free"
         )
 
     def calls() -> Iterator[tuple[Task, tuple[Any, ...]]]:

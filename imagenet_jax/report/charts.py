@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from imagenet_jax.progress import counted
+from imagenet_jax.formatting import counted
 from imagenet_jax.report.read import Run
 from imagenet_jax.training.metrics import WEIGHTS_LABELS, shown_metrics
 

@@ -5,8 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from imagenet_jax.classify.by_class import CLASS_COLUMNS, ByClass, tabulate_classes
-from imagenet_jax.markup import Html, data_uri, escape
-from imagenet_jax.progress import counted
+from imagenet_jax.formatting import Html, counted, data_uri, escape
 from imagenet_jax.report import charts
 from imagenet_jax.report.charts import Chart
 from imagenet_jax.report.predictions import Explained, LayerImages, Pair, Sample

@@ -7,7 +7,7 @@ from importlib import resources
 from plotly.offline import get_plotlyjs
 
 from imagenet_jax import strict_json
-from imagenet_jax.markup import escape
+from imagenet_jax.formatting import escape
 from imagenet_jax.report import charts
 from imagenet_jax.report.read import Run
 from imagenet_jax.report.sections import Section, make_sections

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from imagenet_jax.markup import Html, escape
+from imagenet_jax.formatting import Html, escape
 from imagenet_jax.report import charts, tables
 from imagenet_jax.report.charts import Chart
 from imagenet_jax.report.fragments import (

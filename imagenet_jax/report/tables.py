@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from imagenet_jax.classify.by_class import CLASS_COLUMNS, tabulate_classes
-from imagenet_jax.progress import counted
+from imagenet_jax.formatting import counted
 from imagenet_jax.report.predictions import Predicted
 from imagenet_jax.report.read import Run
 from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS, score, shown_metrics

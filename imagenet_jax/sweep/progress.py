@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from imagenet_jax.logs.panel import duration
+from imagenet_jax.formatting import format_duration
 from imagenet_jax.sweep.folder import FAILED, FINISHED, NOT_STARTED, RUNNING, UNFINISHED, State
 from imagenet_jax.sweep.plan import Trial
 from imagenet_jax.training.metrics import METRICS
@@ -37,7 +37,7 @@ class Row:
     @property
     def eta(self) -> str:
         running = self.state == RUNNING and self.seconds is not None
-        return duration(self.seconds or 0.0) if running else ""
+        return format_duration(self.seconds or 0.0) if running else ""
 
 
 def make_row(trial: Trial, state: State, has_process: bool) -> Row:
@@ -119,7 +119,7 @@ class Progress:
         states = Counter(row.state for row in rows)
         counts = ", ".join(f"{states[state]} {state}" for state in _ORDER if states[state])
         left = self._seconds_left(rows)
-        return f"{len(rows)} trials: {counts}" + (f"; ETA {duration(left)}" if left else "")
+        return f"{len(rows)} trials: {counts}" + (f"; ETA {format_duration(left)}" if left else "")
 
     def _seconds_left(self, rows: Sequence[Row]) -> float:
         """Return the seconds to the end of the sweep; 0 before the first trial has finished."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from imagenet_jax.formatting import format_duration
 from imagenet_jax.sweep.folder import FAILED, FINISHED, NOT_STARTED, RUNNING, UNFINISHED
 from imagenet_jax.sweep.statistics import Row, SettingResult, Summary
 from imagenet_jax.training.metrics import METRICS
@@ -41,13 +42,6 @@ def axis_label(metric: str) -> str:
 def find_scale(metric: str) -> float:
     """Return the factor for display: 100 for shares, which are shown in percent."""
     return 100.0 if METRICS[metric].is_share else 1.0
-
-
-def format_duration(seconds: float) -> str:
-    """Return "41 s", "12.5 min" or "3.2 h"."""
-    if seconds < 100:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
 
 
 def missing(result: SettingResult) -> str:

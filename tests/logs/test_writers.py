@@ -32,7 +32,7 @@ def test_console_line_has_every_number_in_plain_text():
     train, evaluated = stream.getvalue().splitlines()
     for part in ("600/1000", "1.50", "0.2500", "87.50%", "lr 0.1", "2,000 img/s", "wait 1.5%"):
         assert part in train
-    assert "ETA 0:00:51" in train  # 400 steps of 256 at 2,000 a second
+    assert "ETA 51.2 s" in train  # 400 steps of 256 at 2,000 a second
     for part in ("validation (EMA weights)", "50000 images", "76.13%", "92.86%", "0.9600"):
         assert part in evaluated
     assert "\x1b" not in stream.getvalue()

@@ -14,7 +14,7 @@ from scipy import stats
 from imagenet_jax.errors import UserError
 from imagenet_jax.sweep.plot import plot_sweep
 from imagenet_jax.sweep.statistics import SettingResult, compare
-from imagenet_jax.sweep.table import FORMATS, escape_latex, format_duration, render
+from imagenet_jax.sweep.table import FORMATS, escape_latex, render
 
 BASE, BETTER, PART, BROKEN = (
     {0: 0.700, 1: 0.710, 2: 0.690},
@@ -141,13 +141,6 @@ def test_one_seed_gives_no_nan(style, metric):
     assert not any(line.is_significant for line in lines)
     if style == "text":
         assert ("+10.00" if metric == "top1" else "+0.1000") in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(12.34, "12.3 s"), (750, "12.5 min"), (11_520, "3.2 h")]
-)
-def test_durations_have_readable_units(seconds, text):
-    assert format_duration(seconds) == text
 
 
 def test_plot_is_written_and_errors_are_reported(tmp_path):
