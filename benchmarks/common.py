@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from imagenet_jax import strict_json
+from imagenet_jax.files import dump_json
 
 
 def make_parser(description: str | None, config: str) -> argparse.ArgumentParser:
@@ -21,7 +21,7 @@ def make_parser(description: str | None, config: str) -> argparse.ArgumentParser
 def print_result(result: Mapping[str, Any], as_json: bool) -> None:
     """Print named figures: one JSON object, or a line for each."""
     if as_json:
-        print(strict_json.dumps(dict(result)), flush=True)
+        print(dump_json(dict(result)), flush=True)
         return
     for name, value in result.items():
         text = f"{value:,.3f}" if isinstance(value, float) else str(value)

@@ -11,9 +11,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from imagenet_jax import config as config_io
-from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
-from imagenet_jax.files import read_json, read_json_lines
+from imagenet_jax.files import dump_json, encode_nonfinite, read_json, read_json_lines
 
 CONFIG, PROVENANCE, METRICS = "config.json", "provenance.json", "metrics.jsonl"
 RESULTS, FINGERPRINT = "results.json", "fingerprint.json"
@@ -93,13 +92,13 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def format_json(value: Any, indent: int = 0) -> str:
     """Return JSON with one line per innermost object or list: short, and readable as a diff."""
-    value = strict_json.encode(value)
+    value = encode_nonfinite(value)
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     if not any(isinstance(item, dict | list) for item in inner):
-        return strict_json.dumps(value)
+        return dump_json(value)
     pad, end = " " * (indent + 1), " " * indent
     if isinstance(value, dict):
-        lines = [f"{strict_json.dumps(k)}: {format_json(v, indent + 1)}" for k, v in value.items()]
+        lines = [f"{dump_json(k)}: {format_json(v, indent + 1)}" for k, v in value.items()]
         return "{\n" + pad + f",\n{pad}".join(lines) + f"\n{end}}}"
     return "[\n" + pad + f",\n{pad}".join(format_json(v, indent + 1) for v in value) + f"\n{end}]"
 

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from imagenet_jax import config as config_io
-from imagenet_jax import strict_json
 from imagenet_jax.baselines import folder as baseline
 from imagenet_jax.baselines.model_card import write_card
 from imagenet_jax.classify.by_class import by_class
@@ -18,6 +17,7 @@ from imagenet_jax.classify.evaluate_weights import evaluate_workdir
 from imagenet_jax.classify.images import predict_split
 from imagenet_jax.debug.recipe import describe_recipe
 from imagenet_jax.errors import UserError, writing
+from imagenet_jax.files import dump_json
 from imagenet_jax.logs.recorder import FIRST_STEPS
 from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.runtime.eval_variants import require_run_settings
@@ -92,7 +92,7 @@ def publish(
     provenance |= {"published_with": collect_provenance(run.fingerprints)}
     files = {
         baseline.CONFIG: config_io.to_json(config),
-        baseline.PROVENANCE: strict_json.dumps(provenance, indent=2) + "\n",
+        baseline.PROVENANCE: dump_json(provenance, indent=2) + "\n",
         baseline.METRICS: (workdir / "metrics.jsonl").read_text(),
         baseline.RESULTS: baseline.format_json(results) + "\n",
         baseline.FINGERPRINT: baseline.format_json(fingerprint) + "\n",

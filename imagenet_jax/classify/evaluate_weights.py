@@ -15,10 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from imagenet_jax import config as config_io
-from imagenet_jax import strict_json
 from imagenet_jax.classify.by_class import write_by_class
 from imagenet_jax.errors import expand_user, writing
-from imagenet_jax.files import write_json
+from imagenet_jax.files import dump_json, write_json
 from imagenet_jax.progress import announce, track
 from imagenet_jax.runtime.eval_variants import (
     evaluation_settings,
@@ -61,7 +60,7 @@ def evaluate_and_report(args: Namespace, overrides: list[tuple[str, str]]) -> No
 
     def report(record: Result) -> None:
         if args.json == "-":
-            print(strict_json.dumps(record), flush=True)
+            print(dump_json(record), flush=True)
             return
         print_result(record, workdir)
         if args.json:

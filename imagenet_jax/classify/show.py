@@ -8,10 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from imagenet_jax import strict_json
 from imagenet_jax.classify.images import Failure, Prediction
 from imagenet_jax.errors import printable, writing
-from imagenet_jax.files import write_atomically
+from imagenet_jax.files import dump_json, write_atomically
 from imagenet_jax.formatting import counted, data_uri, escape
 
 _STYLE = """
@@ -78,7 +77,7 @@ def show_predictions(
 
 def _json_line(prediction: Prediction) -> str:
     rows = zip(prediction.labels, prediction.classes, prediction.probabilities, strict=True)
-    return strict_json.dumps(
+    return dump_json(
         {
             "image": prediction.name,
             "predictions": [

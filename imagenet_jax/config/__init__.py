@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from imagenet_jax import strict_json
 from imagenet_jax.config import python_files, rules
 from imagenet_jax.config.fields import OPERATIONAL, Field, defaults, fields_of_model
 from imagenet_jax.errors import UserError, check_choice, one_line
+from imagenet_jax.files import dump_json, parse_json
 
 Overrides = Iterable[tuple[str, str]]  # (dotted field, text) of --config.FIELD=TEXT
 
@@ -182,7 +182,7 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
 
 def to_json(config: ConfigDict) -> str:
     """Return the resolved config as indented JSON; tuples become lists."""
-    return strict_json.dumps(config.to_dict(), indent=2) + "\n"
+    return dump_json(config.to_dict(), indent=2) + "\n"
 
 
 def from_json(text: str, origin: str | os.PathLike = "config.json") -> ConfigDict:
@@ -192,7 +192,7 @@ def from_json(text: str, origin: str | os.PathLike = "config.json") -> ConfigDic
     Raises UserError for unknown fields, wrong types and bad values.
     """
     try:
-        tree = strict_json.loads(text)
+        tree = parse_json(text)
     except (ValueError, RecursionError) as e:  # integers of thousands of digits too
         raise UserError(f"{origin} is not valid JSON: {one_line(e)}") from e
     if not isinstance(tree, dict):

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from imagenet_jax import cli, strict_json
+from imagenet_jax import cli
 from imagenet_jax.errors import UserError
+from imagenet_jax.files import dump_json
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -61,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
     lines = advise(config, rates, args.need)
     if args.json:
         stages = {rate.stage: rate.images_per_second for rate in rates}
-        print(strict_json.dumps({"images_per_second": stages, "advice": lines}))
+        print(dump_json({"images_per_second": stages, "advice": lines}))
         return 0
     data = "synthetic data" if config.data.source == "synthetic" else config.data.path
     table = Table(title=f"{config.data.train_split} of {data}")

@@ -9,10 +9,9 @@ from typing import Self
 
 import numpy as np
 
-from imagenet_jax import strict_json
 from imagenet_jax.data.records import Record, Source
 from imagenet_jax.errors import UserError, expand_user
-from imagenet_jax.files import hash_texts
+from imagenet_jax.files import hash_texts, parse_json
 
 _IMAGENET = "imagenet_classes.txt"  # one "wnid<TAB>name" per line; the names are torchvision's
 _FILE_ADVICE = (
@@ -132,7 +131,7 @@ def _read_class_list(file: str) -> list[str]:
         )
     try:
         text = path.read_text("utf-8-sig")
-        listed = strict_json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
+        listed = parse_json(text) if text.lstrip().startswith("[") else text.splitlines()
         names = [str(name).strip() for name in listed]
     except (OSError, ValueError) as e:
         raise UserError(f"{field} cannot be read: {e}") from e

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError, one_line
+from imagenet_jax.files import parse_json
 
 _IMAGES, _LABELS = ("image", "img", "jpg"), ("label", "labels", "cls")  # names of columns
 _CACHE_BYTES = 2**30  # of row groups in memory
@@ -207,7 +207,7 @@ def _find_column(file: Any, wanted: tuple[str, ...], path: str) -> str:
 def _parquet_class_names(file: Any, label: str) -> tuple[str, ...]:
     """Return the class names in Hugging Face's metadata, () if there are none."""
     try:
-        about = strict_json.loads((file.schema_arrow.metadata or {})[b"huggingface"])
+        about = parse_json((file.schema_arrow.metadata or {})[b"huggingface"])
         return tuple(about["info"]["features"][label]["names"])
     except (KeyError, TypeError, ValueError):
         return ()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
 
-from imagenet_jax import strict_json
 from imagenet_jax.data.classes import imagenet_wnids
 from imagenet_jax.data.image_files import (
     HIDDEN,
@@ -22,6 +21,7 @@ from imagenet_jax.data.image_files import (
 from imagenet_jax.data.layouts import Layout, Split, split_name
 from imagenet_jax.data.shard_files import read_parquet_rows, read_tar_members
 from imagenet_jax.errors import UserError
+from imagenet_jax.files import parse_json
 
 _FOLDERS = ("data", "default")  # may hold shards, as may folders named after splits
 _CLASS_FILES = ("classes.txt", "classnames.txt")  # a name per line, in the order of labels
@@ -236,7 +236,7 @@ def _add_parquet(split: Split, shard: str) -> tuple[str, ...]:
 def _parse_label(kind: str, content: bytes) -> int | None:
     """Return the label in a .cls or .json file, or None if it has none."""
     try:
-        label = int(content if kind == "cls" else strict_json.loads(content)["label"])
+        label = int(content if kind == "cls" else parse_json(content)["label"])
         return label if abs(label) <= _LARGEST else None
     except (ValueError, KeyError, TypeError):
         return None

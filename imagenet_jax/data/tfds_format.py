@@ -15,10 +15,9 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from imagenet_jax import strict_json
 from imagenet_jax.data.records import Record
 from imagenet_jax.errors import UserError, one_line
-from imagenet_jax.files import hash_texts
+from imagenet_jax.files import dump_json, hash_texts
 
 # One record per group, so that a random read fetches one image. Images are compressed already:
 # compressing them again takes a fifth of the time of preparing and saves nothing.
@@ -82,7 +81,7 @@ def open_tfds(path: Path, split: str) -> ArrayRecordSource:
     fingerprint = hash_texts(
         (path / "features.json").read_text(),
         split,
-        strict_json.dumps([lengths, sizes]),
+        dump_json([lengths, sizes]),
         *label.names,
     )
     try:

@@ -16,10 +16,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from imagenet_jax import cli, strict_json
+from imagenet_jax import cli
 from imagenet_jax.doctor.findings import ERRORS, describe_kinds
 from imagenet_jax.errors import UserError, expand_user, writing
-from imagenet_jax.files import write_atomically
+from imagenet_jax.files import dump_json, write_atomically
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
 
     quiet = args.json == "-"
     diagnosis = diagnose(expand_user(args.data), args.workers, args.allow, quiet=quiet)
-    text = strict_json.dumps(diagnosis.as_json(), indent=2)
+    text = dump_json(diagnosis.as_json(), indent=2)
     if quiet:
         print(text)
     else:

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from imagenet_jax import strict_json
-from imagenet_jax.files import read_json_lines, write_atomically
+from imagenet_jax.files import dump_json, read_json_lines, write_atomically
 
 Values = Mapping[str, Any]  # numbers, text, or lists of names
 Histogram = tuple[np.ndarray, np.ndarray]  # counts [N], edges [N + 1] in ascending order
@@ -90,7 +89,7 @@ class JsonlWriter(Writer):
         """Keep the lines up to `resume_step`; the run will write the later ones again."""
         if path.exists():
             lines = read_json_lines(path, skip_damaged=True)
-            kept = [strict_json.dumps(line) for line in lines if line["step"] <= resume_step]
+            kept = [dump_json(line) for line in lines if line["step"] <= resume_step]
             write_atomically(path, "".join(f"{line}\n" for line in kept))
         self._path, self._file = path, AppendFile(path)
 
@@ -99,7 +98,7 @@ class JsonlWriter(Writer):
         return read_json_lines(self._path)
 
     def write(self, step: int, split: str, values: Values) -> None:
-        line = strict_json.dumps({"step": step, "split": split, **values}) + "\n"
+        line = dump_json({"step": step, "split": split, **values}) + "\n"
         self._file.write(line.encode())
 
     def flush(self) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError, writing
-from imagenet_jax.files import read_json, write_json
+from imagenet_jax.files import dump_json, parse_json, read_json, write_json
 from imagenet_jax.prepare.shards import WrittenShard
 
 MANIFEST = "prepared.json"  # stays in the finished directory: where its records came from
@@ -37,7 +36,7 @@ class Workspace:
         except OSError as e:
             self._lock.close()
             raise UserError(f"another process is preparing {target}; wait for it to end") from e
-        identity = strict_json.loads(strict_json.dumps(identity))  # as it will be read back
+        identity = parse_json(dump_json(identity))  # as it will be read back
         manifest = self._read_manifest()
         self.fate = "new"
         if manifest:

@@ -6,7 +6,7 @@ from importlib import resources
 
 from plotly.offline import get_plotlyjs
 
-from imagenet_jax import strict_json
+from imagenet_jax.files import dump_json
 from imagenet_jax.formatting import escape
 from imagenet_jax.report import charts
 from imagenet_jax.report.read import Run
@@ -68,7 +68,7 @@ def _show_links(sections: Sequence[Section]) -> str:
 
 def _embed(value: object) -> str:
     """Return JSON that cannot end the <script> element around it."""
-    text = strict_json.dumps(value, separators=(",", ":"))
+    text = dump_json(value, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 

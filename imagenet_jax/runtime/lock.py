@@ -16,8 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError, writing
+from imagenet_jax.files import dump_json, parse_json
 
 TOUCH_SECONDS = 5.0
 # Six missed touches, longer than a busy file server delays them: the process is gone.
@@ -72,7 +72,7 @@ class Lock:
 
     def _create(self) -> bool:
         """Create the complete file, unless there is one; return whether this process holds it."""
-        text = strict_json.dumps(self._holder) + "\n"
+        text = dump_json(self._holder) + "\n"
         part = self._hidden_path()
         try:
             part.write_text(text)
@@ -165,7 +165,7 @@ def is_training(workdir: Path) -> bool:
 def _read(path: Path) -> dict[str, Any] | None:
     """Return the holder; None if there is no lock, {} if its writer was killed in mid-write."""
     try:
-        holder = strict_json.loads(path.read_text())
+        holder = parse_json(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError:

@@ -12,8 +12,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError
+from imagenet_jax.files import dump_json, parse_json
 
 # Steps between two reductions of the stop signals, and the steps until one's result is read.
 _STOP_PERIOD = 4
@@ -52,7 +52,7 @@ def run_on_first(function: Callable[[], Any]) -> Any:
     if is_first():
         token = _alone.set(True)
         try:
-            text = strict_json.dumps(function()).encode()
+            text = dump_json(function()).encode()
         except BaseException as e:  # raised again after the other processes know
             error = e
         finally:
@@ -65,7 +65,7 @@ def run_on_first(function: Callable[[], Any]) -> Any:
     # Padded to a power of two: a program is compiled for each length.
     padded = np.zeros(1 << max(size - 1, 63).bit_length(), np.uint8)
     padded[: len(text)] = np.frombuffer(text, np.uint8)
-    return strict_json.loads(multihost_utils.broadcast_one_to_all(padded)[:size].tobytes())
+    return parse_json(multihost_utils.broadcast_one_to_all(padded)[:size].tobytes())
 
 
 def require_same(values: Mapping[str, Any]) -> None:
@@ -75,9 +75,7 @@ def require_same(values: Mapping[str, Any]) -> None:
     """
     if count() == 1:
         return
-    digests = np.stack(
-        [_digest(strict_json.dumps(value, sort_keys=True)) for value in values.values()]
-    )
+    digests = np.stack([_digest(dump_json(value, sort_keys=True)) for value in values.values()])
     gathered = multihost_utils.process_allgather(digests)  # u8[processes, entries, 32]
     for i, name in enumerate(values):
         differ = np.flatnonzero((gathered[:, i] != gathered[0, i]).any(axis=-1))
@@ -96,13 +94,13 @@ def gather_names(names: list[str]) -> list[str]:
     """Return the names of all processes, in process order. Every process must call it."""
     if count() == 1:
         return names
-    mine = np.frombuffer(strict_json.dumps(names).encode(), np.uint8)
+    mine = np.frombuffer(dump_json(names).encode(), np.uint8)
     lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(mine))))
     padded = np.zeros(lengths.max(), np.uint8)
     padded[: len(mine)] = mine
     every = multihost_utils.process_allgather(padded)
     texts = (row[:n].tobytes().decode() for row, n in zip(every, lengths, strict=True))
-    return [name for text in texts for name in strict_json.loads(text)]
+    return [name for text in texts for name in parse_json(text)]
 
 
 class StopAgreement:

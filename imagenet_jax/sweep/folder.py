@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from imagenet_jax import config as config_io
-from imagenet_jax import strict_json
 from imagenet_jax.data.sampler import in_steps
 from imagenet_jax.errors import UserError, writing
-from imagenet_jax.files import read_json, read_json_lines, write_json
+from imagenet_jax.files import dump_json, read_json, read_json_lines, write_json
 from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.runtime.lock import is_training
 from imagenet_jax.sweep.plan import Plan, Setting, Trial, identity, make_config, make_trial
@@ -97,7 +96,7 @@ def read_plan(out: Path) -> Plan:
         raise UserError(f"no sweep.json in {out}: no sweep was run there")
     try:
         tree = read_json(path)
-        base = config_io.from_json(strict_json.dumps(tree["base"]), path)
+        base = config_io.from_json(dump_json(tree["base"]), path)
         shared = tuple(tree["overrides"].items())
         trials = []
         for entry in tree["settings"]:

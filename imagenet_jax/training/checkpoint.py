@@ -20,8 +20,8 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError, one_line
+from imagenet_jax.files import dump_json, encode_nonfinite
 from imagenet_jax.runtime import integrity
 from imagenet_jax.runtime.processes import count, is_first, run_on_first
 from imagenet_jax.training import checkpoint_errors
@@ -116,7 +116,7 @@ class Checkpoints:
                     config=ocp.args.JsonSave(config),
                     provenance=ocp.args.JsonSave(provenance),
                 ),
-                metrics=None if metrics is None else strict_json.encode(metrics),
+                metrics=None if metrics is None else encode_nonfinite(metrics),
                 force=True,  # save at any step
             )
         except (OSError, ValueError) as e:  # tensorstore raises ValueError
@@ -134,7 +134,7 @@ class Checkpoints:
             part = directory / ".metrics"
             try:
                 part.mkdir(exist_ok=True)
-                (part / "metrics").write_text(strict_json.dumps(metrics))  # as orbax does
+                (part / "metrics").write_text(dump_json(metrics))  # as orbax does
                 part.rename(directory / "metrics")
                 integrity.add_checksum(directory, "metrics/metrics")
             except OSError as e:

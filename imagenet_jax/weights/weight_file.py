@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from imagenet_jax import strict_json
 from imagenet_jax.errors import UserError, expand_user, one_line, writing
-from imagenet_jax.files import write_atomically
+from imagenet_jax.files import dump_json, parse_json, write_atomically
 from imagenet_jax.weights.file_kind import kind, pickle_problem
 from imagenet_jax.weights.other_names import rename, shorten
 
@@ -127,7 +126,7 @@ def load_class_names(path: str | Path) -> tuple[str, ...]:
     with safe_open(path, framework="numpy") as file:
         stored = (file.metadata() or {}).get(_CLASS_NAMES, "[]")
     try:
-        names = strict_json.loads(stored)
+        names = parse_json(stored)
     except ValueError:  # another program's entry of that name
         return ()
     return tuple(map(str, names)) if isinstance(names, list) else ()
@@ -150,7 +149,7 @@ def save(
     # safetensors ignores strides. ascontiguousarray would give torch's counters, 0-d arrays, an
     # axis.
     arrays = {key: np.asarray(value, order="C") for key, value in state_dict.items()}
-    metadata = {_CLASS_NAMES: strict_json.dumps(class_names)} if class_names else None
+    metadata = {_CLASS_NAMES: dump_json(class_names)} if class_names else None
     with writing(f"weights file {path}"):
         # save_file would make the file readable by its owner only; here the umask decides.
         write_atomically(path, safetensors_numpy.save(arrays, metadata))

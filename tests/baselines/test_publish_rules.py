@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from imagenet_jax import strict_json
 from imagenet_jax.baselines import comparison, folder
 from imagenet_jax.baselines.folder import checksums
 from imagenet_jax.baselines.model_card import wilson_interval
+from imagenet_jax.files import parse_json
 
 
 @pytest.mark.parametrize(("right", "count"), [(0, 10), (358, 360), (360, 360), (38_000, 50_000)])
@@ -96,4 +96,4 @@ _JSON = st.recursive(
 @given(_JSON)
 def test_json_is_read_back_unchanged(value):
     written = {"value": value}
-    assert strict_json.loads(folder.format_json(written)) == written
+    assert parse_json(folder.format_json(written)) == written
