@@ -120,7 +120,8 @@ FIELDS = {
     "data.interpolation": Field("bilinear", "Interpolation when images are resized",
         choices=("bilinear", "bicubic")),
     "data.resampling": Field("antialias", "antialias: resize as Pillow does; fast: no low-pass "
-        "filter", choices=("antialias", "fast")),
+        "filter, and JPEGs twice as large as their crop or larger are decoded at a fraction of "
+        "their size", choices=("antialias", "fast")),
     "data.mean": Field(IMAGENET_MEAN, "Subtracted from RGB in [0, 1], on the device", length=3),
     "data.std": Field(IMAGENET_STD, "Divides RGB after data.mean is subtracted", length=3, above=0),
     "data.undecodable": Field("stop", "At a damaged image: stop, or skip it and report it",

@@ -43,20 +43,25 @@ def train_image(
       uniforms: f64[CROP_DRAWS] in [0, 1).
       scale, ratio: see `random_crop_box`.
       interpolation: "bilinear" | "bicubic".
-      resampling: "antialias" (as Pillow) | "fast" (OpenCV, no low-pass filter).
+      resampling: "antialias" (as Pillow) | "fast" (OpenCV, no low-pass filter). "fast" decodes a
+        JPEG at 1/2, 1/4 or 1/8 of its size if the crop is then still as large as `out`.
 
     Raises UndecodableImage.
     """
     header = image_formats.read_jpeg_header(encoded)
+    factor = 1
     if header:
         size = header.height, header.width
         top, left, height, width = random_crop_box(*size, uniforms, scale, ratio)
-        image = _decode_top(encoded, size, top + height)
+        if resampling == "fast":
+            factor = _reduction((height, width), out.shape[:2])
+        image = _decode_top(encoded, size, top + height, factor)
     else:
         image = _decode(encoded, _scratch)
         size = image.shape[0], image.shape[1]
         top, left, height, width = random_crop_box(*size, uniforms, scale, ratio)
     if resampling == "fast":
+        top, left, height, width = top // factor, left // factor, height // factor, width // factor
         crop = image[top : top + height, left : left + width]
         cv2.resize(crop, out.shape[1::-1], dst=out, interpolation=_OPENCV[interpolation])
     else:
@@ -76,8 +81,14 @@ def eval_image(
 
     Sizes and offsets round as in torchvision's Resize and CenterCrop. Raises UndecodableImage.
     """
-    image = _decode(encoded, _scratch)
-    height, width = image.shape[:2]
+    header = image_formats.read_jpeg_header(encoded) if resampling == "fast" else None
+    factor = 1
+    if header:
+        height, width, _ = header
+        factor = _reduction((height, width), resized_size(height, width, resize))
+    image = _decode(encoded, _scratch, factor)
+    if not header:
+        height, width = image.shape[:2]
     tall, wide = resized_size(height, width, resize)
     side = out.shape[0]
     top, left = round((tall - side) / 2), round((wide - side) / 2)
@@ -142,22 +153,45 @@ def decode(encoded: bytes) -> np.ndarray:
     return _decode(encoded, lambda height, width: np.empty((height, width, 3), np.uint8))
 
 
-def _decode(encoded: bytes, buffer: Callable[[int, int], np.ndarray]) -> np.ndarray:
-    """Decode into `buffer(height, width)`."""
+def _reduction(size: tuple[int, int], least: tuple[int, ...]) -> int:
+    """Return the factor, at most 8, by which libjpeg can shrink `size` to no less than `least`."""
+    ratio = min(size[0] // least[0], size[1] // least[1])
+    return next(factor for factor in (8, 4, 2, 1) if ratio >= factor or factor == 1)
+
+
+def _decode(
+    encoded: bytes, buffer: Callable[[int, int], np.ndarray], factor: int = 1
+) -> np.ndarray:
+    """Decode into `buffer(height, width)`, at 1 / `factor` of the size of the image (rounded up)."""
     header = image_formats.read_jpeg_header(encoded)
     if header and not header.is_cmyk:
         height, width, _ = header
         coefficients = 0 if image_formats.has_one_scan(encoded) else 6
         image_formats.check_memory(width, height, image_formats.RESULT_BYTES + coefficients)
         try:
-            return simplejpeg.decode_jpeg(encoded, "RGB", buffer=buffer(height, width))
+            return _decode_jpeg(encoded, buffer(-(-height // factor), -(-width // factor)))
         except ValueError:
             pass  # Pillow knows which of libjpeg's warnings leave the pixels intact
-    return image_formats.decode_with_pillow(encoded, buffer)
+    if factor == 1:
+        return image_formats.decode_with_pillow(encoded, buffer)
+    # The JPEGs that only Pillow reads are too rare to be worth a faster way.
+    whole = image_formats.decode_with_pillow(encoded, lambda h, w: np.empty((h, w, 3), np.uint8))
+    small = buffer(-(-whole.shape[0] // factor), -(-whole.shape[1] // factor))
+    cv2.resize(whole, small.shape[1::-1], dst=small, interpolation=cv2.INTER_AREA)
+    return small
 
 
-def _decode_top(encoded: bytes, size: tuple[int, int], bottom: int) -> np.ndarray:
+def _decode_jpeg(encoded: bytes | bytearray, out: np.ndarray) -> np.ndarray:
+    """Decode into u8[H, W, 3] at the scale of libjpeg that gives this size; return `out`."""
+    return simplejpeg.decode_jpeg(
+        encoded, "RGB", buffer=out, min_height=out.shape[0], min_width=out.shape[1]
+    )
+
+
+def _decode_top(encoded: bytes, size: tuple[int, int], bottom: int, factor: int = 1) -> np.ndarray:
     """Return at least the first `bottom` rows of an image of (height, width) `size`.
+
+    They are shrunk by `factor`, as in `_decode`.
 
     On average a seventh of the work is for rows below the crop. libjpeg stops at the height that
     the header gives, so a baseline JPEG gets a header with a smaller height.
@@ -166,18 +200,18 @@ def _decode_top(encoded: bytes, size: tuple[int, int], bottom: int) -> np.ndarra
     rows = (bottom // _MCU + 1) * _MCU  # one row of blocks more than needed: chroma is interpolated
     field = image_formats.find_height_field(encoded) if rows <= height - _MCU else None
     if field is None:
-        return _decode(encoded, _scratch)
+        return _decode(encoded, _scratch, factor)
     image_formats.check_memory(width, height, image_formats.RESULT_BYTES)
     shorter = bytearray(encoded)
     shorter[field : field + 2] = rows.to_bytes(2, "big")
-    buffer = _scratch(rows, width)
+    buffer = _scratch(rows // factor, -(-width // factor))
     try:
-        return simplejpeg.decode_jpeg(shorter, "RGB", buffer=buffer)
+        return _decode_jpeg(shorter, buffer)
     except ValueError as e:
         # libjpeg reports the rows that were cut off; `_decode` handles any other damage.
         if "extraneous bytes before marker 0xd9" in str(e):
             return buffer
-        return _decode(encoded, _scratch)
+        return _decode(encoded, _scratch, factor)
 
 
 def _scratch(height: int, width: int) -> np.ndarray:

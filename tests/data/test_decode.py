@@ -3,6 +3,7 @@
 import io
 import math
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -105,6 +106,65 @@ def test_fast_resampling_has_no_low_pass_filter(photograph):
             )
         share = _share_within(outs["fast"], outs["antialias"], 2)
         assert (share > 0.99) == close
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_fast_resampling_decodes_large_jpegs_at_a_fraction_of_their_size(
+    photograph, factor, progressive
+):
+    """Pillow's draft mode uses the same scales of libjpeg."""
+    size = (225 * factor - 1, 224 * factor)  # with a row and a column of blocks that are cut off
+    encoded = encode(photograph.resize(size), quality=95, progressive=progressive)
+    image = Image.open(io.BytesIO(encoded))
+    if factor > 1:
+        image.draft("RGB", (224, 224))
+        assert image.size == (225, 224)
+    want = np.asarray(image.convert("RGB"))[:, :224]
+    out = np.zeros((224, 224, 3), np.uint8)
+    crop = np.zeros(decode.CROP_DRAWS)  # at the top left corner
+    decode.train_image(
+        encoded, out, crop, scale=(224 / (225 - 1 / factor),) * 2, ratio=(1, 1), resampling="fast"
+    )
+    assert _share_within(out, want, 1) >= 0.999
+    decode.eval_image(encoded, out, resize=224, resampling="fast")
+    whole = np.asarray(image.convert("RGB"))
+    wide = int(224 * size[0] / size[1])
+    left = round((wide - 224) / 2)
+    want = Image.fromarray(whole).resize((wide, 224), FILTERS["bilinear"])
+    assert _share_within(out, np.asarray(want)[:, left : left + 224], 1) >= 0.999
+
+
+@settings(max_examples=50, deadline=None)
+@given(width=st.integers(1, 1200), height=st.integers(1, 1200), side=st.integers(1, 300))
+def test_fast_resampling_shrinks_an_image_no_further_than_its_crop(width, height, side):
+    encoded = encode(Image.new("RGB", (width, height), (90, 150, 30)))
+    sizes = []
+
+    def resize(image, *args, **kwargs):
+        sizes.append(image.shape[:2])
+        return real(image, *args, **kwargs)
+
+    out = np.zeros((side, side, 3), np.uint8)
+    with pytest.MonkeyPatch.context() as patch:
+        real = cv2.resize
+        patch.setattr(cv2, "resize", resize)
+        decode.train_image(encoded, out, _uniforms(), **CROP, resampling="fast")
+    ((tall, wide),) = sizes
+    top, left, h, w = decode.random_crop_box(height, width, _uniforms(), *CROP.values())
+    factor = next(f for f in (1, 2, 4, 8) if (h // f, w // f) == (tall, wide))
+    assert factor == 1 or min(tall, wide) >= side
+    assert factor == 8 or min(h, w) // (2 * factor) < side
+    assert (abs(out.astype(int) - (90, 150, 30)) <= 2).all()
+
+
+@pytest.mark.parametrize("resampling", ["fast", "antialias"])
+def test_large_jpegs_that_only_pillow_reads_look_the_same_at_a_fraction(photograph, resampling):
+    large = photograph.resize((896, 896))
+    outs = [np.zeros((224, 224, 3), np.uint8) for _ in range(2)]
+    for image, out in zip((large, large.convert("CMYK")), outs, strict=True):
+        decode.eval_image(encode(image, quality=95), out, resize=224, resampling=resampling)
+    assert np.mean(np.abs(outs[0].astype(int) - outs[1])) < 4  # CMYK loses some color
 
 
 def _crop_by_the_rules(height, width, u, scale, ratio):
