@@ -81,15 +81,15 @@ def eval_image(
 
     Sizes and offsets round as in torchvision's Resize and CenterCrop. Raises UndecodableImage.
     """
-    header = image_formats.read_jpeg_header(encoded) if resampling == "fast" else None
-    factor = 1
-    if header:
+    header = image_formats.read_jpeg_header(encoded)
+    if header and resampling == "fast":
         height, width, _ = header
-        factor = _reduction((height, width), resized_size(height, width, resize))
-    image = _decode(encoded, _scratch, factor)
-    if not header:
+        tall, wide = resized_size(height, width, resize)
+        image = _decode(encoded, _scratch, _reduction((height, width), (tall, wide)))
+    else:
+        image = _decode(encoded, _scratch)
         height, width = image.shape[:2]
-    tall, wide = resized_size(height, width, resize)
+        tall, wide = resized_size(height, width, resize)
     side = out.shape[0]
     top, left = round((tall - side) / 2), round((wide - side) / 2)
     if resampling == "fast":
@@ -162,7 +162,7 @@ def _reduction(size: tuple[int, int], least: tuple[int, ...]) -> int:
 def _decode(
     encoded: bytes, buffer: Callable[[int, int], np.ndarray], factor: int = 1
 ) -> np.ndarray:
-    """Decode into `buffer(height, width)`, at 1 / `factor` of the size of the image (rounded up)."""
+    """Decode with a buffer from `buffer(height, width)`, shrunk by `factor`, rounded up."""
     header = image_formats.read_jpeg_header(encoded)
     if header and not header.is_cmyk:
         height, width, _ = header
@@ -172,13 +172,11 @@ def _decode(
             return _decode_jpeg(encoded, buffer(-(-height // factor), -(-width // factor)))
         except ValueError:
             pass  # Pillow knows which of libjpeg's warnings leave the pixels intact
+    image = image_formats.decode_with_pillow(encoded, buffer)
     if factor == 1:
-        return image_formats.decode_with_pillow(encoded, buffer)
-    # The JPEGs that only Pillow reads are too rare to be worth a faster way.
-    whole = image_formats.decode_with_pillow(encoded, lambda h, w: np.empty((h, w, 3), np.uint8))
-    small = buffer(-(-whole.shape[0] // factor), -(-whole.shape[1] // factor))
-    cv2.resize(whole, small.shape[1::-1], dst=small, interpolation=cv2.INTER_AREA)
-    return small
+        return image
+    size = -(-image.shape[1] // factor), -(-image.shape[0] // factor)
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def _decode_jpeg(encoded: bytes | bytearray, out: np.ndarray) -> np.ndarray:
@@ -189,9 +187,7 @@ def _decode_jpeg(encoded: bytes | bytearray, out: np.ndarray) -> np.ndarray:
 
 
 def _decode_top(encoded: bytes, size: tuple[int, int], bottom: int, factor: int = 1) -> np.ndarray:
-    """Return at least the first `bottom` rows of an image of (height, width) `size`.
-
-    They are shrunk by `factor`, as in `_decode`.
+    """Return at least the first `bottom` rows of an image of (height, width) `size`, shrunk.
 
     On average a seventh of the work is for rows below the crop. libjpeg stops at the height that
     the header gives, so a baseline JPEG gets a header with a smaller height.
