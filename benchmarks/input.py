@@ -189,7 +189,7 @@ def measure(contenders: dict[str, Callable], rounds: int, batches: int) -> dict[
     return rates
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=16, help="batches of 64 a measurement")
     parser.add_argument("--width", type=int, default=500, help="of the photographs, in pixels")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
     encoded = photographs(128 if args.width <= 500 else 16, args.width)
     with tempfile.TemporaryDirectory() as directory:

@@ -79,13 +79,13 @@ def peak(batch_size: int) -> dict[str, float]:
     return {"MiB before": before, "peak MiB above": most - before}
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--records", type=int, default=1_000_000, help="for the growth")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     result: dict[str, Any] = {}
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as directory:
