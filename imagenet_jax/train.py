@@ -25,7 +25,7 @@ from imagenet_jax.logs.saver import Saver
 from imagenet_jax.logs.throughput import StepFlops
 from imagenet_jax.runtime.processes import run_on_first
 from imagenet_jax.runtime.signals import StopRequested
-from imagenet_jax.training import rewind
+from imagenet_jax.training.data_position import BatchOrder
 from imagenet_jax.training.evaluate import Evaluator, Result
 from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.metrics import NonFiniteError
@@ -89,7 +89,7 @@ class _Loop:
         self.last = min(stop_after or run.total_steps, run.total_steps)
         self.eval_steps = run.steps_at(config.eval.every_epochs)
         self.save_steps = run.steps_at(config.checkpoint.every_epochs)
-        self.batch_order = rewind.BatchOrder(start.rewinds)
+        self.batch_order = BatchOrder(start.rewinds)
         self.recorder = Recorder(start, context.workdir, quiet=quiet)
         self.saver = Saver(
             context.checkpoints, self.recorder, run, self.batch_order, context.provenance

@@ -14,8 +14,11 @@ from imagenet_jax import predict as predict_command
 from imagenet_jax.data import digits, pipeline, sources
 from imagenet_jax.data.augment import normalize
 from imagenet_jax.explain.explain import build_model
-from imagenet_jax.training.init_weights import read_initial_weights, require_its_classes
-from imagenet_jax.training.load_weights import load_run_weights
+from imagenet_jax.training.load_weights import (
+    load_run_weights,
+    read_initial_weights,
+    require_its_classes,
+)
 
 
 @pytest.fixture(scope="module")

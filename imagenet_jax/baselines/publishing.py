@@ -23,9 +23,8 @@ from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.runtime.eval_variants import require_run_settings
 from imagenet_jax.runtime.lock import is_training
 from imagenet_jax.runtime.provenance import ROOT, collect_provenance, find_revision
-from imagenet_jax.training.checkpoint_reader import open_to_read
 from imagenet_jax.training.experiment import Experiment, make_experiment
-from imagenet_jax.training.load_weights import Weights, load_run_weights
+from imagenet_jax.training.load_weights import Weights, load_run_weights, open_to_read
 from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS
 from imagenet_jax.weights import torch_names, weight_file
 

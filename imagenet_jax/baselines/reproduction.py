@@ -21,8 +21,7 @@ from imagenet_jax.errors import UserError, writing
 from imagenet_jax.files import read_json, write_json
 from imagenet_jax.runtime.provenance import collect_provenance
 from imagenet_jax.training.experiment import make_experiment
-from imagenet_jax.training.init_weights import read_initial_weights
-from imagenet_jax.training.load_weights import load_run_weights
+from imagenet_jax.training.load_weights import load_run_weights, read_initial_weights
 from imagenet_jax.weights import torch_names
 
 MARK = "reproduces.json"

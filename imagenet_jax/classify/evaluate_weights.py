@@ -29,7 +29,6 @@ from imagenet_jax.runtime.integrity import RemovedCheckpoint
 from imagenet_jax.runtime.lock import is_training
 from imagenet_jax.runtime.processes import is_first, require_same, run_on_first
 from imagenet_jax.runtime.workdir import read_config
-from imagenet_jax.training.checkpoint_reader import open_to_read
 from imagenet_jax.training.evaluate import Batches, Evaluator, Result
 from imagenet_jax.training.experiment import Evaluation, make_evaluation
 from imagenet_jax.training.load_weights import (
@@ -37,6 +36,7 @@ from imagenet_jax.training.load_weights import (
     known_to_run,
     load_run_weights,
     load_weights_file,
+    open_to_read,
     place,
     read_file,
 )

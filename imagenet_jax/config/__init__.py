@@ -134,7 +134,7 @@ def override(config: ConfigDict, field: str, text: str) -> None:
 def _child(config: ConfigDict, node: ConfigDict, name: str, field: str) -> Any:
     if name not in node:
         model = flatten(config).get("model.name", "")
-        from imagenet_jax.config.names import unknown_field
+        from imagenet_jax.config.help import unknown_field
 
         raise UserError(unknown_field(field, fields_of_model(model), model))
     return node[name]

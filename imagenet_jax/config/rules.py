@@ -23,7 +23,7 @@ def check_fields(value: Values, fields: dict[str, Field], model: object) -> None
     """
     for name in value:
         if name not in fields:
-            from imagenet_jax.config.names import unknown_field
+            from imagenet_jax.config.help import unknown_field
 
             raise UserError(unknown_field(name, fields, model))
     for name, field in fields.items():

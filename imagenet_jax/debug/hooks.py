@@ -1,15 +1,27 @@
 """Hooks: objects that watch training from outside the step. Config fields switch them on."""
 
+import functools
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+
+from imagenet_jax.config.rules import step_window
+from imagenet_jax.errors import UserError
 from imagenet_jax.logs.recorder import Recorder
+from imagenet_jax.runtime import xla
 from imagenet_jax.runtime.processes import is_first
 from imagenet_jax.runtime.watchdog import Watchdog
 from imagenet_jax.training.evaluate import Batches, Watched
 from imagenet_jax.training.experiment import Experiment
-from imagenet_jax.training.state import TrainState
-from imagenet_jax.training.step import Batch, Scalars
+from imagenet_jax.training.sharding import batch_sharding, replicated
+from imagenet_jax.training.state import TrainState, copy_state
+from imagenet_jax.training.step import Batch, Scalars, train_step
 
 
 class Hook:
@@ -45,6 +57,204 @@ class Hook:
         """Called once at the end, also after an error."""
 
 
+# Frames in these packages do not tell which line of the model asked for an operation.
+_LIBRARIES = tuple(path for package in (jax, flax, optax) for path in package.__path__)
+
+
+class NanCheck(Hook):
+    """Raises UserError after a step whose results contain a NaN.
+
+    The compiled step and its results do not change, but each step is waited for, with a copy of the
+    state in memory. A step with a NaN runs again from that copy, with every operation checked by
+    `jax.experimental.checkify`; the message names the first one that fails.
+    """
+
+    def __init__(self, run: Experiment):
+        self._run = run
+        self._has_nan = jax.jit(_has_nan, out_shardings=replicated(run.mesh))
+
+    def before_update(self, step: int, state: TrainState, batch: Batch) -> None:
+        self._before, self._batch = copy_state(state), batch
+
+    def after_update(self, step: int, state: TrainState, metrics: Scalars) -> None:
+        if self._has_nan((state, metrics)):
+            origin = _find_origin(self._run, self._before, self._batch)
+            raise UserError(f"NaN at step {step}: {origin}; the last checkpoint is kept")
+
+
+def _has_nan(tree: Any) -> jax.Array:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.any(jnp.stack([jnp.isnan(x).any() for x in floats]))
+
+
+def _find_origin(run: Experiment, state: TrainState, batch: Batch) -> str:
+    """Return the operation that made the first NaN of the step from `state`, and its line."""
+    step = functools.partial(train_step, parts=run.parts)
+    from jax.experimental import checkify  # takes time, and few runs need it
+
+    checked = checkify.checkify(step, errors=checkify.nan_checks)
+    locate = jax.jit(
+        lambda state, batch: checked(state, batch)[0],
+        in_shardings=(jax.tree.map(lambda x: x.sharding, run.abstract), batch_sharding(run.mesh)),
+        out_shardings=replicated(run.mesh),
+        compiler_options=xla.options(optimize=False),
+    )
+    error = locate(state, batch).get_exception()
+    if error is None:
+        return (
+            "not when the step ran again from the same state and batch, with every operation "
+            "checked; see --config.debug.determinism"
+        )
+    return f"first in the operation {error.prim}, or its gradient, at {_find_line(error)}"
+
+
+def _find_line(error: Any) -> str:
+    """Return "file:line (function)" of the innermost frame outside the libraries."""
+    frames = traceback.extract_tb(error.traceback_info.as_python_traceback())
+    ours = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
+    frame = (ours or frames)[-1]
+    return f"{frame.filename}:{frame.lineno} ({frame.name})"
+
+
+_ADVICE = (
+    "on GPUs start again with XLA_FLAGS=--xla_gpu_deterministic_ops=true in the environment; "
+    "elsewhere suspect the model or faulty memory"
+)
+
+
+class DeterminismCheck(Hook):
+    """Runs the next config.debug.determinism steps twice before training and compares the bits.
+
+    Batches, metrics and every array of the state are compared after each step. The state that
+    training continues from does not change; three states are in memory meanwhile.
+    """
+
+    def __init__(self, run: Experiment, recorder: Recorder, watchdog: Watchdog):
+        self._run, self._recorder, self._watchdog = run, recorder, watchdog
+        self._same = jax.jit(_same_bits, out_shardings=replicated(run.mesh))
+
+    def before_training(
+        self, state: TrainState, train_step: Callable, make_batches: Callable[[int], Batches]
+    ) -> None:
+        """Raises UserError that names the first step and array that differ, and a remedy."""
+        first = int(state.step)
+        last = min(first + self._run.config.debug.determinism, self._run.total_steps)
+        if first >= last:
+            return
+        one, two = copy_state(state), copy_state(state)
+        pairs = zip(make_batches(last), make_batches(last), strict=True)
+        for step, (a, b) in enumerate(pairs, first + 1):
+            if a.pop("skipped", []) != b.pop("skipped", []):
+                raise UserError(f"batch {step} skips different images when it is read again")
+            if names := self._find_different(a, b):
+                raise UserError(
+                    f"batch {step} is not repeatable: {_summarize(names)} when the pipeline runs "
+                    "again; suspect the storage, or the library that decodes the images"
+                )
+            one, metrics_one = train_step(one, a)
+            two, metrics_two = train_step(two, b)
+            if names := self._find_different((metrics_one, one), (metrics_two, two)):
+                names = [name.split(".", 1)[1] for name in names]  # without the index in the pair
+                raise UserError(
+                    f"step {step} is not repeatable: {_summarize(names)} when it runs again from "
+                    f"the same state on the same batch; {_ADVICE}"
+                )
+            self._watchdog.beat()
+        self._recorder.say(f"repeatable: steps {first + 1} to {last} ran twice with the same bits")
+
+    def _find_different(self, a: Any, b: Any) -> list[str]:
+        """Return the names of the arrays that differ between two trees."""
+        same = jax.tree_util.tree_leaves_with_path(jax.device_get(self._same(a, b)))
+        name = jax.tree_util.keystr
+        return [name(path, simple=True, separator=".") for path, equal in same if not equal]
+
+
+def _same_bits(a: Any, b: Any) -> Any:
+    """Return a tree of bool[]: whether each pair of arrays has the same bits."""
+    return jax.tree.map(lambda x, y: jnp.all(_bits(x) == _bits(y)), a, b)
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return x
+    return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+
+
+def _summarize(names: list[str]) -> str:
+    others = f" and {len(names) - 1} other arrays have" if len(names) > 1 else " has"
+    return f"{names[0]}{others} different bits"
+
+
+class Profiler(Hook):
+    """Traces the steps of config.profile.steps in this process; used only in process 0.
+
+    workdir/profile gets plugins/profile/TIME/HOST.xplane.pb, for TensorBoard's profile plugin and
+    xprof with workdir/profile as their logdir, and HOST.trace.json.gz, for https://ui.perfetto.dev.
+    Each step is an annotation "train" with its step_num. It covers everything from reading the
+    batch to logging and saving.
+    """
+
+    def __init__(self, run: Experiment, recorder: Recorder, workdir: Path, first: int):
+        """Continue after step `first`; in the middle of the window, the rest of it is traced."""
+        self._recorder, self._directory = recorder, workdir / "profile"
+        text = run.config.profile.steps
+        window = step_window(text)
+        assert window, "the hook is made only if config.profile.steps is set"
+        self._window, self._last = range(window[0], window[1] + 1), window[1]
+        self._traced: list[int] = []  # steps in the running trace
+        self._annotation: jax.profiler.StepTraceAnnotation | None = None
+        if first >= self._last and first < run.total_steps:
+            recorder.say(
+                f"no trace: steps {text} lie before step {first + 1}, where this run continues"
+            )
+
+    def begin_step(self, step: int) -> None:
+        if step not in self._window:
+            return
+        if not self._traced:
+            self._start()
+        self._traced.append(step)
+        self._annotation = jax.profiler.StepTraceAnnotation("train", step_num=step)
+        self._annotation.__enter__()
+
+    def end_step(self, step: int) -> None:
+        self._end_annotation()
+        if step == self._last:
+            self._stop()
+
+    def close(self) -> None:
+        self._end_annotation()
+        self._stop()
+
+    def _end_annotation(self) -> None:
+        if self._annotation:
+            self._annotation.__exit__(None, None, None)
+            self._annotation = None
+
+    def _start(self) -> None:
+        self._recorder.throughput.drain()
+        options = jax.profiler.ProfileOptions()
+        # Tracing every Python call gives a million events, more than the viewers can show.
+        options.python_tracer_level = 0
+        jax.profiler.start_trace(self._directory, profiler_options=options)
+
+    def _stop(self) -> None:
+        """Write the running trace, if there is one; a failure does not stop training."""
+        if not self._traced:
+            return
+        steps, self._traced = f"{self._traced[0]} to {self._traced[-1]}", []
+        try:
+            self._recorder.throughput.drain()
+            jax.profiler.stop_trace()
+            (newest,) = sorted(self._directory.glob("plugins/profile/*/*.trace.json.gz"))[-1:]
+            self._recorder.say(
+                f"trace of steps {steps}: open it with tensorboard --logdir={self._directory} "
+                f"(profile plugin), or open this file on https://ui.perfetto.dev: {newest}"
+            )
+        except (OSError, RuntimeError, ValueError) as e:
+            self._recorder.say(f"the trace of steps {steps} could not be written: {e}")
+
+
 def make_hooks(
     run: Experiment, recorder: Recorder, watchdog: Watchdog, workdir: Path, first: int
 ) -> list[Hook]:
@@ -52,12 +262,8 @@ def make_hooks(
     config = run.config
     hooks: list[Hook] = []
     if config.debug.determinism:
-        from imagenet_jax.debug.determinism import DeterminismCheck
-
         hooks.append(DeterminismCheck(run, recorder, watchdog))
     if config.debug.nans:
-        from imagenet_jax.debug.nans import NanCheck
-
         hooks.append(NanCheck(run))
     if config.log.images and (config.log.tensorboard or config.log.wandb or config.log.mlflow):
         from imagenet_jax.debug.pictures import Pictures
@@ -68,7 +274,5 @@ def make_hooks(
 
         hooks.append(Histograms(run, recorder))
     if config.profile.steps and is_first():
-        from imagenet_jax.debug.profiling import Profiler
-
         hooks.append(Profiler(run, recorder, workdir, first))
     return hooks

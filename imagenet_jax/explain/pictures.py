@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from imagenet_jax.debug import image_grid
+from imagenet_jax.debug.pictures import make_grid
 from imagenet_jax.errors import writing
 from imagenet_jax.files import write_atomically
 
@@ -106,7 +106,7 @@ def feature_maps(maps: np.ndarray, side: int = 32) -> np.ndarray:
 def grid(tiles: np.ndarray, zoom: int) -> np.ndarray:
     """Arrange u8[N, h, w, 3] in a square grid with white gaps, each pixel `zoom` pixels wide."""
     gap = max(1, zoom // 3)
-    return image_grid.grid(tiles.repeat(zoom, 1).repeat(zoom, 2), gap=gap)[gap:-gap, gap:-gap]
+    return make_grid(tiles.repeat(zoom, 1).repeat(zoom, 2), gap=gap)[gap:-gap, gap:-gap]
 
 
 def _scale(values: np.ndarray) -> np.ndarray:

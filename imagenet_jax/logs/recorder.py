@@ -19,7 +19,7 @@ from imagenet_jax.logs.panel import Panel
 from imagenet_jax.logs.throughput import Throughput, memory_limit, peak_flops, peak_memory
 from imagenet_jax.logs.writers import Histogram, JsonlWriter, Writers
 from imagenet_jax.runtime.processes import gather_names, is_first, run_on_first
-from imagenet_jax.training import rewind
+from imagenet_jax.training.data_position import find_unrecorded_rewinds
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.metrics import Interval, MetricWindow, shown_metrics
 from imagenet_jax.training.optim import peak_learning_rate
@@ -74,7 +74,7 @@ class Recorder:
                 self._add_files(config, workdir, start.step)
             except OSError as e:
                 raise UserError(f"the metrics in {workdir} cannot be written: {e.strerror}") from e
-            for values in rewind.find_unrecorded(start.rewinds, workdir / "metrics.jsonl"):
+            for values in find_unrecorded_rewinds(start.rewinds, workdir / "metrics.jsonl"):
                 self.write(start.step, "rewind", values)
         self._announce(start)
 
@@ -87,7 +87,7 @@ class Recorder:
         if start.origin:
             self.say(f"starting from {start.origin}")
         if start.step < start.run.frozen_steps:
-            from imagenet_jax.training.fine_tuning import describe_frozen_phase
+            from imagenet_jax.training.layer_groups import describe_frozen_phase
 
             self.say(describe_frozen_phase(start.run.config, start.run.frozen_steps, start.step))
 

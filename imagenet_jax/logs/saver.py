@@ -6,9 +6,8 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.logs.recorder import Recorder
 from imagenet_jax.runtime import processes
 from imagenet_jax.training.checkpoint import Checkpoints, Position
-from imagenet_jax.training.data_position import get_data_position
+from imagenet_jax.training.data_position import BatchOrder, get_data_position
 from imagenet_jax.training.experiment import Experiment
-from imagenet_jax.training.rewind import BatchOrder
 from imagenet_jax.training.state import TrainState
 
 

@@ -19,9 +19,8 @@ from imagenet_jax.report.predictions import Explained, Predicted, predict_and_ex
 from imagenet_jax.runtime.eval_variants import is_variant, require_run_settings, run_settings
 from imagenet_jax.runtime.lock import is_training
 from imagenet_jax.runtime.workdir import has_checkpoint, read_config
-from imagenet_jax.training.checkpoint_reader import open_to_read
 from imagenet_jax.training.experiment import Experiment, make_experiment
-from imagenet_jax.training.load_weights import load_run_weights
+from imagenet_jax.training.load_weights import load_run_weights, open_to_read
 from imagenet_jax.training.metrics import METRICS
 
 _EVALUATION = ("step", "split", "weights", "count")  # fields beside the metrics

@@ -16,13 +16,13 @@ from imagenet_jax.data import pipeline, sources
 from imagenet_jax.data.classes import KnownClasses, find_outputs
 from imagenet_jax.data.sampler import Sampler, in_steps
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import ema, optim
+from imagenet_jax.training import optim
 from imagenet_jax.training.sharding import check_batch_size, make_mesh
-from imagenet_jax.training.state import TrainState, abstract_state, model_graph
+from imagenet_jax.training.state import TrainState, abstract_state, make_ema_step_size, model_graph
 from imagenet_jax.training.step import StepParts
 
 if TYPE_CHECKING:
-    from imagenet_jax.training.fine_tuning import FineTuning
+    from imagenet_jax.training.layer_groups import FineTuning
 
 _MAX_STEPS = 2**31 - 1  # the step counter is an int32
 
@@ -169,7 +169,7 @@ def make_step_parts(
         shift=shift,
     )
     tuning = _fine_tuning(config, steps_per_epoch, shift)
-    step_size = ema.make_step_size(
+    step_size = make_ema_step_size(
         config.ema,
         batch_size=config.batch_size,
         epochs=config.epochs,
@@ -195,7 +195,7 @@ def _fine_tuning(
     """Return the options of fine-tuning; None if the config trains all layers alike."""
     if not config.optim.freeze_epochs and config.optim.layer_decay == 1.0:
         return None
-    from imagenet_jax.training.fine_tuning import make_fine_tuning
+    from imagenet_jax.training.layer_groups import make_fine_tuning
 
     return make_fine_tuning(config, Fraction(steps_per_epoch), Fraction(shift))
 

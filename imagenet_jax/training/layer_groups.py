@@ -1,13 +1,16 @@
 """Layer groups of a model (stem, stages, head): its parameters by group, and their norms."""
 
 from collections.abc import Callable
-from typing import Any
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from imagenet_jax import models
+from imagenet_jax.data.sampler import in_steps
 
 
 def map_groups(function: Callable[[int], Any], params: Any, model: str) -> Any:
@@ -62,3 +65,102 @@ def group_norms(model: str, grads: Any, updates: Any, params: Any) -> dict[str, 
 
 def _norms(tree: Any, model: str) -> dict[str, jax.Array]:
     return {group: optax.tree.norm(leaves) for group, leaves in named_groups(tree, model).items()}
+
+
+def layer_scales(params: Any, model: str, decay: float) -> Any:
+    """Return the factor of the learning rate of each parameter: decay ** (groups from the head).
+
+    The groups of `model`, a name, are the stem, the stages and the head. This is "discriminative
+    fine-tuning" (Howard & Ruder 2018, arXiv:1801.06146) in the form of Clark et al. 2020,
+    arXiv:2003.10555.
+    """
+    last = len(models.family(model).groups) - 1
+    return map_groups(lambda group: decay ** (last - group), params, model)
+
+
+def scale_layers(model: str, decay: float) -> optax.GradientTransformation:
+    """Return the transformation that multiplies each update by its `layer_scales`."""
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        return jax.tree.map(jnp.multiply, updates, layer_scales(updates, model, decay)), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+class _Frozen(NamedTuple):
+    """`step`: i32[], updates so far; `inner`: state of the rule."""
+
+    step: jax.Array
+    inner: Any
+
+
+def _freeze_until(start: int, rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Return `rule` from update `start` on; before, updates are zero and its state is unchanged."""
+
+    def init(params: Any) -> _Frozen:
+        return _Frozen(jnp.zeros((), jnp.int32), rule.init(params))
+
+    def update(grads: Any, state: _Frozen, params: Any = None) -> tuple[Any, _Frozen]:
+        updates, inner = rule.update(grads, state.inner, params)
+        moves = state.step >= start
+        updates = jax.tree.map(lambda u: jnp.where(moves, u, 0), updates)
+        inner = jax.tree.map(lambda new, old: jnp.where(moves, new, old), inner, state.inner)
+        return updates, _Frozen(state.step + 1, inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def head_first(
+    rule: optax.GradientTransformation, model: str, start: int
+) -> optax.GradientTransformation:
+    """Return `rule` on the head from the first update, on all other layers from update `start`.
+
+    Until then other layers do not change: no decay, no momentum. Only the statistics of batch norm
+    are updated.
+    """
+    last = len(models.family(model).groups) - 1
+
+    def labels(params: Any) -> Any:
+        return map_groups(lambda group: "head" if group == last else "rest", params, model)
+
+    return optax.multi_transform({"head": rule, "rest": _freeze_until(start, rule)}, labels)
+
+
+def zero_frozen(model: str, start: int) -> optax.GradientTransformation:
+    """Return the transformation that zeroes gradients of frozen layers, so that clipping ignores
+    them: all but the head, before update `start`."""
+    return head_first(optax.identity(), model, start)
+
+
+class FineTuning(NamedTuple):
+    """The options of the optimizer for fine-tuning.
+
+    Attributes:
+      model: name of the model.
+      layer_decay: see `layer_scales`; 1: the same learning rate for all layers.
+      frozen_steps: updates that train only the head.
+    """
+
+    model: str
+    layer_decay: float
+    frozen_steps: int
+
+
+def make_fine_tuning(
+    config: ConfigDict, steps_per_epoch: Fraction, shift: Fraction = Fraction(0)
+) -> FineTuning:
+    """Return the options of `config`; `shift` is `Sampler.shift` in steps."""
+    exact = in_steps(config.optim.freeze_epochs, steps_per_epoch)
+    frozen = max(1, round(exact - shift)) if round(exact) and shift else round(exact)
+    # The step counter is an int32.
+    return FineTuning(config.model.name, config.optim.layer_decay, min(frozen, 2**31 - 1))
+
+
+def describe_frozen_phase(config: ConfigDict, frozen_steps: int, step: int) -> str:
+    """Return a line on the phase that trains only the head; "" if `step` is not in it."""
+    if step >= frozen_steps:
+        return ""
+    return (
+        f"training only the head up to step {frozen_steps:,} "
+        f"(config.optim.freeze_epochs = {config.optim.freeze_epochs:g}), then all layers"
+    )

@@ -1,28 +1,38 @@
 """Loading of trained weights, from a weights file or from a checkpoint of a run."""
 
 import dataclasses
+import hashlib
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from imagenet_jax import models
 from imagenet_jax.data import sources
 from imagenet_jax.data.classes import (
     KnownClasses,
     find_outputs,
     imagenet_names,
     imagenet_wnids,
+    require_same_labels,
 )
-from imagenet_jax.errors import UserError
+from imagenet_jax.data.sources import Source
+from imagenet_jax.errors import UserError, expand_user
+from imagenet_jax.runtime import integrity, xla
+from imagenet_jax.runtime.processes import count, is_first, run_on_first
 from imagenet_jax.runtime.workdir import read_classes, read_config
-from imagenet_jax.training.checkpoint_reader import open_to_read
+from imagenet_jax.training import checkpoint_errors
+from imagenet_jax.training.checkpoint import Checkpoints, make_state, weights_tree
 from imagenet_jax.training.sharding import make_mesh
-from imagenet_jax.training.state import abstract_state
+from imagenet_jax.training.state import TrainState, abstract_state
 from imagenet_jax.weights import torch_names, weight_file
 
 
@@ -150,3 +160,149 @@ def _data(config: ConfigDict) -> sources.Source | None:
         return sources.open_source(config.data, config.data.eval_split)
     except UserError:
         return None  # predictions need no data
+
+
+class CheckpointReader(Checkpoints):
+    """Checkpoints that another process may add and remove while they are read."""
+
+    def __init__(self, directory: Path, metric: str = "top1"):
+        super().__init__(directory, metric=metric, write=False)
+
+    def restore_chosen(self, abstract: TrainState, which: str) -> tuple[TrainState, int]:
+        """Return the state of "latest", "best" or a step as `restore_weights` does, and its step.
+
+        If a run removes the latest or best checkpoint meanwhile, it is chosen again.
+        """
+        while True:
+            step = self.find(which)
+            try:
+                return self.restore_weights(abstract, step), step
+            except integrity.RemovedCheckpoint:
+                if which.isdecimal():
+                    raise
+
+    def restore_weights(self, abstract: TrainState, step: int) -> TrainState:
+        """Return the state at `step` without the optimizer's state, for evaluation.
+
+        Raises RemovedCheckpoint if the checkpoint is removed meanwhile, and UserError if its files
+        are damaged or it has different arrays. Prints a warning if it cannot be verified.
+        """
+        path = self.directory.absolute() / str(step)
+        state, problem = run_on_first(lambda: integrity.check_item(path, "weights"))
+        if state == "removed":
+            raise integrity.RemovedCheckpoint(step)
+        if state == "damaged":
+            raise UserError(f"checkpoint {step} is damaged: {problem}; use another --checkpoint")
+        if state == "unverified" and is_first():
+            print(f"warning: {problem}", file=sys.stderr, flush=True)
+        try:
+            checkpoint_errors.require_same_arrays(path / "weights", weights_tree(abstract))
+            got = self._restore(step, weights=ocp.args.StandardRestore(weights_tree(abstract)))
+        except Exception as e:  # readers raise many errors if files vanish
+            # In a run of several processes, the others may have read everything.
+            if count() == 1 and integrity.is_being_removed(path):
+                raise integrity.RemovedCheckpoint(step) from e
+            raise
+        return make_state(jax.numpy.int32(step), got.weights, None)
+
+
+def open_to_read(workdir: Path, config: ConfigDict) -> CheckpointReader:
+    """Return the checkpoints of a run of `config` in `workdir`."""
+    return CheckpointReader(workdir / "checkpoints", config.checkpoint.best_metric)
+
+
+@dataclasses.dataclass(frozen=True)
+class InitialWeights:
+    """The content of a weights file that training starts from.
+
+    Attributes:
+      params, batch_stats: nested dicts of f32 NumPy arrays; `params` lacks the head if the file
+        has no classifier or one of another number of classes.
+      sha256: of the file, in hexadecimal.
+      summary: one line for the console.
+      known: the classes of the file's head; None if the head is not used.
+    """
+
+    params: dict[Any, Any]
+    batch_stats: dict[Any, Any]
+    sha256: str
+    summary: str
+    known: KnownClasses | None
+
+
+def read_initial_weights(config: ConfigDict) -> InitialWeights:
+    """Read the file of `config.init.weights`, which must not be "".
+
+    Raises UserError if the file cannot be read, or if more than the head does not fit the model.
+    """
+    path = expand_user(config.init.weights)
+    origin = f"config.init.weights = {str(path)!r}"
+    file = weight_file.read(path, config.init.weights_key)
+    classes = torch_names.count_classes(file.arrays, config.model.name)
+    model = dict(config.model) | ({"num_classes": classes} if classes else {})
+    params, batch_stats = torch_names.from_torch(
+        file.arrays, model, has_head=classes > 0, origin=origin
+    )
+    summary = f"weights of {path}"
+    known = None
+    if not classes:
+        summary += ", which has no classifier: the head starts from random values"
+    elif classes != config.model.num_classes or config.init.new_head:
+        params = _without(params, models.family(config.model.name).head)
+        summary += (
+            f", except for the head: it has {classes} classes there and "
+            f"{config.model.num_classes} here, and starts from random values"
+        )
+    else:
+        names = weight_file.load_class_names(path)
+        known = KnownClasses.of_head(names, classes, f"weights file {path}")
+    summary += f" ({file.note})" if file.note else ""
+    with path.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return InitialWeights(params, batch_stats, digest, summary, known)
+
+
+def require_its_classes(weights: InitialWeights, source: Source) -> None:
+    """Raise UserError if the head of the file is used and its classes differ from the data's."""
+    if weights.known:
+        try:
+            require_same_labels(weights.known, source)
+        except UserError as e:
+            raise UserError(f"{e}; for other classes, --config.init.new_head=true") from e
+
+
+def start_from(
+    weights: InitialWeights, state: TrainState, tx: optax.GradientTransformation
+) -> TrainState:
+    """Return `state` with new weights, EMA weights equal to them, and a new optimizer state.
+
+    Arrays that `weights` does not have keep their values. Shardings stay.
+    """
+    params = _replace(state.params, weights.params)
+    batch_stats = _replace(state.batch_stats, weights.batch_stats)
+    old = (state.opt_state, state.ema)
+
+    def rest(params: Any, batch_stats: Any) -> tuple[Any, Any]:
+        tree = {"params": params, "batch_stats": batch_stats}
+        return tx.init(params), jax.tree.map(jnp.copy, tree) if state.ema is not None else None
+
+    opt_state, ema = jax.jit(
+        rest,
+        out_shardings=jax.tree.map(lambda x: x.sharding, old),
+        compiler_options=xla.options(optimize=False),
+    )(params, batch_stats)
+    return TrainState(state.step, params, batch_stats, opt_state, ema)
+
+
+def _without(tree: Any, path: tuple[Any, ...]) -> Any:
+    """Return nested dicts without the entry at `path`."""
+    first, *rest = path
+    kept = {key: value for key, value in tree.items() if key != first}
+    return kept | {first: _without(tree[first], tuple(rest))} if rest else kept
+
+
+def _replace(tree: Any, new: Any) -> Any:
+    """Return `tree` with the arrays of `new`, in the shardings of those they replace."""
+    if isinstance(new, np.ndarray):
+        return place_like(new, jax.ShapeDtypeStruct(tree.shape, tree.dtype, sharding=tree.sharding))
+    return {k: _replace(v, new[k]) if k in new else v for k, v in tree.items()}

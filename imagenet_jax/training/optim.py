@@ -16,7 +16,7 @@ from imagenet_jax.data.sampler import in_steps
 from imagenet_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from imagenet_jax.training.fine_tuning import FineTuning
+    from imagenet_jax.training.layer_groups import FineTuning
 
 
 def peak_learning_rate(optim: ConfigDict, batch_size: int) -> float:
@@ -177,26 +177,24 @@ def make_optimizer(
     mask = None if optim.decay_bias_and_norm else decay_mask
     frozen = tuning.frozen_steps if tuning else 0
     if tuning:
-        from imagenet_jax.training import fine_tuning  # few runs need it
+        from imagenet_jax.training import layer_groups  # few runs need it
     parts = []
     if tuning and frozen and optim.grad_clip_norm:
-        parts.append(fine_tuning.zero_frozen(tuning.model, frozen))
+        parts.append(layer_groups.zero_frozen(tuning.model, frozen))
     if optim.grad_clip_norm:
         parts.append(optax.clip_by_global_norm(optim.grad_clip_norm))
     if optim.name in ("lars", "lamb"):
-        from imagenet_jax.training.lars_lamb import lamb, lars  # few runs need them
-
         make_rule = lars if optim.name == "lars" else lamb
         parts.append(optax.chain(*_l1(optim, mask), make_rule(optim, schedule, mask)))
     else:
         rule = optax.chain(*_l1(optim, mask), *_decayed_rule(optim, mask))
         if tuning and frozen:
-            rule = fine_tuning.head_first(rule, tuning.model, frozen)
+            rule = layer_groups.head_first(rule, tuning.model, frozen)
         parts.append(rule)
         # Not in `rule`, which counts steps: a frozen layer does not run it.
         parts.append(optax.scale_by_learning_rate(schedule))
     if tuning and tuning.layer_decay != 1.0:
-        parts.append(fine_tuning.scale_layers(tuning.model, tuning.layer_decay))
+        parts.append(layer_groups.scale_layers(tuning.model, tuning.layer_decay))
     return optax.chain(*parts)
 
 
@@ -218,3 +216,54 @@ def _decayed_rule(optim: ConfigDict, mask: Any) -> list[optax.GradientTransforma
     # As in torch, AdamW is decoupled by definition.
     decoupled = optim.weight_decay_form == "decoupled" or optim.name == "adamw"
     return [rule, decay] if decoupled else [decay, rule]
+
+
+def lars(
+    optim: ConfigDict, schedule: optax.Schedule, mask: Any = None
+) -> optax.GradientTransformation:
+    """Return LARS (You et al. 2017, arXiv:1708.03888, algorithm 1) as in MLPerf's ResNet-50.
+
+    With gradient g, weights w, trust coefficient c, decay d and learning rate r,
+        v <- momentum * v + r * c * |w| / (|g| + d * |w|) * (g + d * w),    w <- w - v
+    and the factor c * |w| / (...) is 1 if |w| or |g| is 0. Unlike in this package's SGD, the
+    learning rate is applied before the momentum.
+
+    optax.lars divides by |g + d * w|, unlike the paper and MLPerf.
+    """
+    return optax.chain(
+        masked(_scale_by_lars_ratio(optim.trust_coefficient, optim.weight_decay), mask),
+        optax.scale_by_learning_rate(schedule),
+        optax.trace(decay=optim.momentum, nesterov=optim.nesterov),
+    )
+
+
+def lamb(
+    optim: ConfigDict, schedule: optax.Schedule, mask: Any = None
+) -> optax.GradientTransformation:
+    """Return LAMB (You et al. 2019, arXiv:1904.00962, algorithm 2, with phi the identity).
+
+    With Adam's bias-corrected step a = m / (sqrt(v) + eps), weights w, decay d and rate r,
+        u = a + d * w,    w <- w - r * |w| / |u| * u
+    and |w| / |u| is 1 if either norm is 0. timm's Lamb also clips the gradient to a global norm of
+    1; set config.optim.grad_clip_norm for that.
+    """
+    return optax.chain(
+        optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),
+        optax.add_decayed_weights(optim.weight_decay, mask=mask),
+        masked(optax.scale_by_trust_ratio(), mask),
+        optax.scale_by_learning_rate(schedule),
+    )
+
+
+def _scale_by_lars_ratio(coefficient: float, decay: float) -> optax.GradientTransformation:
+    def scale(g: jax.Array, w: jax.Array) -> jax.Array:
+        w_norm, g_norm = jnp.linalg.norm(w.ravel()), jnp.linalg.norm(g.ravel())
+        usable = (w_norm > 0) & (g_norm > 0)
+        ratio = coefficient * w_norm / jnp.where(usable, g_norm + decay * w_norm, 1.0)
+        return jnp.where(usable, ratio, 1.0) * (g + decay * w)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        # tree.map skips masked arrays: each is an optax.MaskedNode, an empty subtree.
+        return jax.tree.map(scale, grads, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

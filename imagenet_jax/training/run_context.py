@@ -17,15 +17,20 @@ from imagenet_jax.runtime.processes import StopAgreement, require_same, run_on_f
 from imagenet_jax.runtime.provenance import SAME_IN_EVERY_PROCESS, collect_provenance
 from imagenet_jax.runtime.signals import StopRequested, StopSignal
 from imagenet_jax.runtime.watchdog import Watchdog
-from imagenet_jax.training import rewind
 from imagenet_jax.training.checkpoint import Checkpoints, Position
-from imagenet_jax.training.data_position import resume_at
+from imagenet_jax.training.data_position import (
+    Rewind,
+    check_rewinds,
+    read_rewinds,
+    record_rewind,
+    resume_at,
+)
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.metrics import NonFiniteError
 from imagenet_jax.training.state import TrainState, create_state
 
 if TYPE_CHECKING:
-    from imagenet_jax.training.init_weights import InitialWeights
+    from imagenet_jax.training.load_weights import InitialWeights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Start:
     step: int
     state: TrainState
     position: Position
-    rewinds: list[rewind.Rewind]
+    rewinds: list[Rewind]
     warning: str = ""
     origin: str = ""
 
@@ -82,7 +87,7 @@ class RunContext:
         config = self._run.config
         if workdirs.has_checkpoint(self.workdir) or not config.init.weights:
             return None
-        from imagenet_jax.training.init_weights import read_initial_weights, require_its_classes
+        from imagenet_jax.training.load_weights import read_initial_weights, require_its_classes
 
         initial = read_initial_weights(config)
         require_its_classes(initial, self._run.source)
@@ -120,9 +125,9 @@ class RunContext:
 
         Raises UserError if that is impossible.
         """
-        run, rewinds = self._run, rewind.read(self.workdir)
+        run, rewinds = self._run, read_rewinds(self.workdir)
         config = run.config
-        rewind.check_batch_size(rewinds, config.batch_size)
+        check_rewinds(rewinds, config.batch_size)
         if self.checkpoints.steps():
             step = self.checkpoints.find("latest")
             state, position = self.checkpoints.restore(run.abstract, step)
@@ -131,7 +136,7 @@ class RunContext:
         ema, origin = config.ema.decay > 0, ""
         state = create_state(config.model, run.parts.tx, ema, run.mesh, config.seed)
         if self._initial:
-            from imagenet_jax.training.init_weights import start_from
+            from imagenet_jax.training.load_weights import start_from
 
             state = start_from(self._initial, state, run.parts.tx)
             origin = self._initial.summary
@@ -156,7 +161,7 @@ class RunContext:
             raise error
         self.checkpoints.wait()
         last = max(self.checkpoints.steps(), default=0)
-        run_on_first(functools.partial(rewind.record, self.workdir, error, last, config))
+        run_on_first(functools.partial(record_rewind, self.workdir, error, last, config))
 
     def check_stop(self, count: int) -> None:
         """Raise StopRequested if the processes have agreed to stop.

@@ -15,10 +15,9 @@ from ml_collections import ConfigDict
 from imagenet_jax.data import augment
 from imagenet_jax.runtime import xla
 from imagenet_jax.training import losses
-from imagenet_jax.training.ema import StepSize
 from imagenet_jax.training.metrics import METRICS
 from imagenet_jax.training.sharding import batch_sharding, replicated
-from imagenet_jax.training.state import TrainState
+from imagenet_jax.training.state import StepSize, TrainState
 
 Batch = dict[str, jax.Array]
 Scalars = dict[str, jax.Array]

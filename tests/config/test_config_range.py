@@ -23,9 +23,10 @@ from imagenet_jax.data.sources import open_source
 from imagenet_jax.debug.recipe import describe_recipe
 from imagenet_jax.errors import UserError, expand_user
 from imagenet_jax.logs import recorder
-from imagenet_jax.training import ema, losses, optim
+from imagenet_jax.training import losses, optim
 from imagenet_jax.training.experiment import make_experiment
-from imagenet_jax.training.fine_tuning import make_fine_tuning
+from imagenet_jax.training.layer_groups import make_fine_tuning
+from imagenet_jax.training.state import make_ema_step_size
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 # One model of each family, with batch norm if there is one.
@@ -56,7 +57,7 @@ def use(config):
     assert rate.shape == ()
     make_fine_tuning(config, per_epoch)
     Resolution.from_config(config.augment, per_epoch).at(7)
-    ema.make_step_size(
+    make_ema_step_size(
         config.ema, batch_size=config.batch_size, epochs=config.epochs, warmup_steps=1
     )
     assert 0 <= config.seed < 2**32  # all that jax.random.key looks at
@@ -255,7 +256,7 @@ def test_a_warning_if_the_evaluation_size_does_not_follow_the_training_size():
     ("group", "change", "call"),
     [
         ("loss", {"name": "softmx"}, lambda c: losses.per_image(None, None, c)),
-        ("ema", {"form": "tim"}, lambda c: ema.make_step_size(
+        ("ema", {"form": "tim"}, lambda c: make_ema_step_size(
             c, batch_size=1, epochs=1, warmup_steps=1)),
         ("optim", {"name": "sdg"}, lambda c: optim.make_optimizer(c, lambda t: 0.1)),
         ("optim", {"schedule": "cos"}, lambda c: optim.make_schedule(

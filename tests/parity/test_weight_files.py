@@ -18,7 +18,7 @@ from torch import nn  # noqa: E402
 from imagenet_jax import convert  # noqa: E402
 from imagenet_jax.config import fields  # noqa: E402
 from imagenet_jax.errors import UserError  # noqa: E402
-from imagenet_jax.training.init_weights import read_initial_weights  # noqa: E402
+from imagenet_jax.training.load_weights import read_initial_weights  # noqa: E402
 from imagenet_jax.weights import torch_names, weight_file  # noqa: E402
 
 pytestmark = pytest.mark.parity

@@ -15,8 +15,8 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import processes
 from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.runtime.processes import run_on_first
-from imagenet_jax.training import rewind
-from imagenet_jax.training.checkpoint_reader import CheckpointReader
+from imagenet_jax.training.data_position import Rewind, read_rewinds, write_rewinds
+from imagenet_jax.training.load_weights import CheckpointReader
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def two_workdirs(saved_run, tmp_path):
             (workdir / "checkpoints" / str(step) / "checksums.json").write_text("{}")
         (workdir / "config.json").write_text(config.replace('"seed": 0', f'"seed": {i}'))
         (workdir / "classes.json").write_text(json.dumps(_classes(i)))
-    rewind.write(tmp_path / "0", [rewind.Rewind(7, 4, (5, 6), 48)])
+    write_rewinds(tmp_path / "0", [Rewind(7, 4, (5, 6), 48)])
     return [tmp_path / "0", tmp_path / "1"]
 
 
@@ -127,9 +127,9 @@ def test_config_classes_and_rewinds_are_those_of_process_0(in_two_processes, two
     def read(i):
         workdir = two_workdirs[i]
         config = workdirs.read_config(workdir)
-        return config.seed, workdirs.read_classes(workdir), rewind.read(workdir)
+        return config.seed, workdirs.read_classes(workdir), read_rewinds(workdir)
 
-    expected = (0, tuple(_classes(0)), [rewind.Rewind(7, 4, (5, 6), 48)])
+    expected = (0, tuple(_classes(0)), [Rewind(7, 4, (5, 6), 48)])
     assert in_two_processes(read) == [expected, expected]
     for name in ("classes.json", "rewinds.json"):
         (two_workdirs[0] / name).unlink()

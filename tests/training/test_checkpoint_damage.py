@@ -15,8 +15,8 @@ from imagenet_jax.logs.throughput import MEASURED
 from imagenet_jax.runtime.integrity import find_problems, set_aside_damaged
 from imagenet_jax.training import checkpoint_errors
 from imagenet_jax.training.checkpoint import Checkpoints, Position
-from imagenet_jax.training.checkpoint_reader import CheckpointReader
 from imagenet_jax.training.experiment import make_experiment
+from imagenet_jax.training.load_weights import CheckpointReader
 
 
 @pytest.fixture(scope="module")

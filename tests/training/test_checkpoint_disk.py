@@ -21,8 +21,8 @@ from imagenet_jax.runtime.integrity import find_problems
 from imagenet_jax.runtime.lock import Lock
 from imagenet_jax.training import checkpoint_errors
 from imagenet_jax.training.checkpoint import Checkpoints, Position
-from imagenet_jax.training.checkpoint_reader import CheckpointReader
 from imagenet_jax.training.experiment import make_experiment
+from imagenet_jax.training.load_weights import CheckpointReader
 from imagenet_jax.training.state import TrainState
 
 EVERY_2_STEPS = 2 * 48 / 1437

@@ -15,9 +15,8 @@ from imagenet_jax import train as loop
 from imagenet_jax.data.sampler import Sampler, in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.checkpoint import Position
-from imagenet_jax.training.data_position import get_data_position, resume_at
+from imagenet_jax.training.data_position import BatchOrder, Rewind, get_data_position, resume_at
 from imagenet_jax.training.experiment import make_experiment
-from imagenet_jax.training.rewind import BatchOrder, Rewind
 
 COUNT = 1437  # training digits
 

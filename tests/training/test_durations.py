@@ -15,7 +15,7 @@ from imagenet_jax.data.resolution import Resolution
 from imagenet_jax.data.sampler import Sampler
 from imagenet_jax.training import optim
 from imagenet_jax.training.experiment import Experiment
-from imagenet_jax.training.fine_tuning import make_fine_tuning
+from imagenet_jax.training.layer_groups import make_fine_tuning
 
 # 60 * 1328 / 320 = 249 exactly; the float product is larger.
 SAMPLER = Sampler(1328, seed=0, batch_size=320)

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from imagenet_jax import config as config_io
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import ema
+from imagenet_jax.training.state import make_ema_step_size
 
 
 def _step_sizes(steps, *, batch_size=8, epochs=10.0, warmup_steps=0, **changes):
     config = defaults().ema
     config.update(changes)
-    step_size = ema.make_step_size(
+    step_size = make_ema_step_size(
         config, batch_size=batch_size, epochs=epochs, warmup_steps=warmup_steps
     )
     return np.array([float(step_size(jnp.int32(t))) for t in range(steps)])

@@ -11,7 +11,7 @@ from imagenet_jax import config as config_io
 from imagenet_jax import models
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import optim
-from imagenet_jax.training.fine_tuning import FineTuning, describe_frozen_phase, layer_scales
+from imagenet_jax.training.layer_groups import FineTuning, describe_frozen_phase, layer_scales
 from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import abstract_state
 

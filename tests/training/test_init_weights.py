@@ -15,7 +15,7 @@ from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.runtime.provenance import collect_provenance
-from imagenet_jax.training.init_weights import read_initial_weights, start_from
+from imagenet_jax.training.load_weights import read_initial_weights, start_from
 from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import abstract_state
 from imagenet_jax.weights import torch_names, weight_file

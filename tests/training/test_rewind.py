@@ -14,9 +14,15 @@ from imagenet_jax import config as config_io
 from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
 from imagenet_jax.logs.throughput import MEASURED
-from imagenet_jax.training import rewind
+from imagenet_jax.training.data_position import (
+    BatchOrder,
+    Rewind,
+    check_rewinds,
+    plan_rewind,
+    read_rewinds,
+    write_rewinds,
+)
 from imagenet_jax.training.metrics import NonFiniteError
-from imagenet_jax.training.rewind import BatchOrder, Rewind, plan
 
 WINDOWS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), max_size=5)
 
@@ -41,7 +47,7 @@ def test_rewind_does_not_change_steps_before_its_checkpoint(events):
     rewinds = []
     for after, checkpoint, skip in events:
         before, bad = BatchOrder(rewinds), checkpoint + after
-        rewinds.append(plan(rewinds, bad, checkpoint, skip, 48))
+        rewinds.append(plan_rewind(rewinds, bad, checkpoint, skip, 48))
         now = BatchOrder(rewinds)
         for step in range(1, checkpoint + 1):
             assert now.batch_at(step) == before.batch_at(step)
@@ -54,17 +60,17 @@ def test_rewind_does_not_change_steps_before_its_checkpoint(events):
 
 
 def test_list_of_rewinds_round_trips_and_damage_is_reported(tmp_path):
-    assert rewind.read(tmp_path) == []
+    assert read_rewinds(tmp_path) == []
     rewinds = [Rewind(9, 4, (6, 8), 256), Rewind(30, 20, (25, 32), 256)]
-    rewind.write(tmp_path, rewinds)
-    assert rewind.read(tmp_path) == rewinds
-    rewind.check_batch_size(rewinds, 256)
+    write_rewinds(tmp_path, rewinds)
+    assert read_rewinds(tmp_path) == rewinds
+    check_rewinds(rewinds, 256)
     with pytest.raises(UserError, match=r"batch_size = 128, but .*--config.batch_size=256"):
-        rewind.check_batch_size(rewinds, 128)
+        check_rewinds(rewinds, 128)
     for text in ("", "{}[", '[{"checkpoint": 1}]', "[3]"):
         (tmp_path / "rewinds.json").write_text(text)
         with pytest.raises(UserError, match="rewinds.json cannot be read"):
-            rewind.read(tmp_path)
+            read_rewinds(tmp_path)
 
 
 def test_fields_without_effect_are_refused(digits_path):
@@ -138,7 +144,7 @@ def test_training_rewinds_skips_the_window_and_records_it(tiny, tmp_path, seen, 
     assert [line["step"] for line in lines if line["split"] == "train"] == [2, 4, 6, 8]
     assert all(math.isfinite(line["loss"]) for line in lines if line["split"] == "train")
     assert "not finite at step 6: back to step 4, without batches 4 to 5" in capsys.readouterr().out
-    assert rewind.read(tmp_path) == [Rewind(6, 4, (4, 5), 48)]
+    assert read_rewinds(tmp_path) == [Rewind(6, 4, (4, 5), 48)]
     # A restart of the run uses the list.
     before = (tmp_path / "metrics.jsonl").read_text()
     assert loop.train(tiny, tmp_path) == 0
@@ -156,7 +162,7 @@ def test_training_stops_after_max_rewinds_and_by_default_at_once(tiny, tmp_path,
     tiny.nonfinite.max_rewinds = 2
     with pytest.raises(NonFiniteError, match="at step 3.*2 rewinds"):
         loop.train(tiny, tmp_path / "rewind")
-    assert rewind.read(tmp_path / "rewind") == [Rewind(3, 0, (2, 2), 48), Rewind(3, 0, (3, 3), 48)]
+    assert read_rewinds(tmp_path / "rewind") == [Rewind(3, 0, (2, 2), 48), Rewind(3, 0, (3, 3), 48)]
 
 
 def test_rewind_before_the_first_checkpoint_with_another_batch_size(light, tiny, tmp_path):
@@ -181,7 +187,7 @@ def test_rewind_before_the_first_checkpoint_with_another_batch_size(light, tiny,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "compile_train_step", compile_failing)
         assert loop.train(tiny, tmp_path, stop_after=8) == 0
-    assert rewind.read(tmp_path) == [Rewind(5, 3, (4, 4), 24)]
+    assert read_rewinds(tmp_path) == [Rewind(5, 3, (4, 4), 24)]
     taken = np.concatenate(light.records[-5:])  # steps 4 to 8, without the batch of step 5
     from imagenet_jax.training.experiment import make_experiment
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagenet_jax.debug.image_grid import captioned, grid
+from imagenet_jax.debug.pictures import add_captions, make_grid
 
 
 def _pictures(count, height, width, seed=0):
@@ -25,17 +25,17 @@ def test_grid_puts_each_picture_in_its_cell_on_white(count, height, width, gap, 
     framed = [np.pad(cell, frame, constant_values=255) for cell in cells]
     strips = [np.hstack(framed[r * columns : (r + 1) * columns]) for r in range(rows)]
     expected = np.pad(np.vstack(strips), ((0, gap), (0, gap), (0, 0)), constant_values=255)
-    np.testing.assert_array_equal(grid(pictures, columns, gap), expected)
+    np.testing.assert_array_equal(make_grid(pictures, columns, gap), expected)
 
 
 @pytest.mark.parametrize(("count", "across", "down"), [(1, 1, 1), (4, 2, 2), (5, 3, 2), (16, 4, 4)])
 def test_grid_is_nearly_square_by_default(count, across, down):
-    assert grid(_pictures(count, 3, 5), gap=1).shape == (down * 4 + 1, across * 6 + 1, 3)
+    assert make_grid(_pictures(count, 3, 5), gap=1).shape == (down * 4 + 1, across * 6 + 1, 3)
 
 
 def test_small_pictures_are_enlarged_and_captions_are_below():
     pictures = _pictures(2, 16, 16)
-    out = captioned(pictures, [("true: 3", "said 97%: 8"), ("", "")])
+    out = add_captions(pictures, [("true: 3", "said 97%: 8"), ("", "")])
     large = np.kron(pictures, np.ones((1, 8, 8, 1), np.uint8))  # 16 -> 128
     np.testing.assert_array_equal(out[:, :128], large)
     below = out[:, 128:]
@@ -45,18 +45,18 @@ def test_small_pictures_are_enlarged_and_captions_are_below():
 
 def test_a_caption_is_cut_to_the_width_of_its_picture():
     pictures = _pictures(2, 128, 128)
-    long = captioned(pictures, [("black-footed ferret, polecat, Mustela nigripes",), ("x",)])
+    long = add_captions(pictures, [("black-footed ferret, polecat, Mustela nigripes",), ("x",)])
     assert long.shape[:3] == (2, 128 + 14 + 4, 128)
     assert (long[0, 128:, 126:] == 255).all()  # the line ends before the edge
 
 
 def test_large_pictures_are_not_enlarged():
     pictures = _pictures(1, 224, 224)
-    np.testing.assert_array_equal(captioned(pictures, [("a",)])[:, :224], pictures)
+    np.testing.assert_array_equal(add_captions(pictures, [("a",)])[:, :224], pictures)
 
 
 def test_a_caption_with_a_line_break_stays_one_line():
     pictures = _pictures(1, 128, 128)
     np.testing.assert_array_equal(
-        captioned(pictures, [("honey\nbee",)]), captioned(pictures, [("honey\\nbee",)])
+        add_captions(pictures, [("honey\nbee",)]), add_captions(pictures, [("honey\\nbee",)])
     )
