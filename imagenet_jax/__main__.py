@@ -35,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
 
         print("\n".join(models.names()))
     if args.configs:
-        from imagenet_jax.config.help import list_configs
+        from imagenet_jax.config.python_files import list_configs
 
         print("\n".join(f"{spec:<32} {text}" for spec, text in list_configs().items()))
     if not args.models and not args.configs:

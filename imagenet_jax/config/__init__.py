@@ -1,7 +1,6 @@
 """Configs in and out: load a file, apply overrides, check, write as JSON, compare."""
 
 import ast
-import inspect
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,8 +26,8 @@ def load(spec: str, overrides: Overrides = ()) -> ConfigDict:
     Raises UserError for a missing or failing file, an unknown field, a wrong type, a bad value.
     """
     python_files.executed.clear()
-    path, _, variant = spec.partition(":")
-    config = _read_json(path) if path.endswith(".json") else _run(spec, path, variant)
+    path = spec.partition(":")[0]
+    config = _read_json(path) if path.endswith(".json") else python_files.run_config(spec)
     apply_overrides(config, overrides)
     return check(config)
 
@@ -39,30 +38,6 @@ def _read_json(path: str) -> ConfigDict:
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"config file {path!r} cannot be read: {one_line(e)}") from e
     return ConfigDict(from_json(text, path))
-
-
-def _run(spec: str, path: str, variant: str) -> ConfigDict:
-    with python_files.importing_beside(path):
-        module = python_files.run_file(path, "config file")
-        if not hasattr(module, "get_config"):
-            raise UserError(f"config file {path!r} defines no get_config(variant='')")
-        if variant and not inspect.signature(module.get_config).parameters:
-            raise UserError(f"config file {path!r} has no variants; leave out ':{variant}'")
-        try:
-            config = module.get_config(variant) if variant else module.get_config()
-        except UserError:
-            raise
-        except Exception as e:
-            reason = one_line(e.args[0] if e.args else e, length=None)
-            raise UserError(
-                f"config {spec!r}: get_config fails: {type(e).__name__}: {reason}"
-            ) from e
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"config {spec!r}: get_config returns {type(config).__name__}; return the ConfigDict "
-            "of imagenet_jax.config.fields.defaults(), with your changes"
-        )
-    return config
 
 
 def pick_variant(variant: str, variants: dict[str, T]) -> T:
@@ -103,41 +78,34 @@ def apply_overrides(config: ConfigDict, overrides: Overrides) -> None:
 
 def _leave_out_fields(model: ConfigDict, before: ConfigDict) -> None:
     """Delete the fields of the family before; UserError if one differs from its default."""
-    own = defaults(model.name).model
-    for field, default in before.items():
-        if field in own or field not in model:
-            continue
+    for field in sorted(set(before) & (set(model) - set(defaults(model.name).model))):
         value = model[field]
         with model.unlocked():
             del model[field]
-        if value != default:
+        if value != before[field]:
             raise UserError(
                 f"config.model.{field} = {value!r} does not belong to {model.name}; set "
-                f"--config.model.{field}={default} to leave it out"
+                f"--config.model.{field}={before[field]} to leave it out"
             )
 
 
 def override(config: ConfigDict, field: str, text: str) -> None:
     """Set a dotted `field` from command-line `text`, in the type that the field has."""
-    *groups, leaf = field.split(".")
-    node = config
-    for group in groups:
-        node = _child(config, node, group, field)
-        if not isinstance(node, ConfigDict):
-            raise UserError(f"config.{field}: {group!r} is a value, it has no fields")
-    old = _child(config, node, leaf, field)
-    if isinstance(old, ConfigDict):
-        raise UserError(f"config.{field} is a group; set one of its fields: {', '.join(old)}")
-    node[leaf] = _parse(field, old, text)
-
-
-def _child(config: ConfigDict, node: ConfigDict, name: str, field: str) -> Any:
-    if name not in node:
-        model = flatten(config).get("model.name", "")
+    flat = flatten(config)
+    if field not in flat:
+        if value := next((name for name in flat if field.startswith(f"{name}.")), None):
+            raise UserError(
+                f"config.{field}: {value.rpartition('.')[2]!r} is a value, it has no fields"
+            )
+        inside = [name.removeprefix(f"{field}.") for name in flat if name.startswith(f"{field}.")]
+        if inside:
+            names = dict.fromkeys(name.partition(".")[0] for name in inside)
+            raise UserError(f"config.{field} is a group; set one of its fields: {', '.join(names)}")
         from imagenet_jax.config.help import unknown_field
 
+        model = flat.get("model.name", "")
         raise UserError(unknown_field(field, fields_of_model(model), model))
-    return node[name]
+    config.update_from_flattened_dict({field: _parse(field, flat[field], text)})
 
 
 def _parse(field: str, old: Any, text: str) -> Any:
@@ -207,19 +175,16 @@ def from_json(text: str, origin: str | os.PathLike = "config.json") -> ConfigDic
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """Return `field: old -> new` for each field that changes what a run computes."""
-    a, b = _resolved(old), _resolved(new)
+    a, b = (
+        flatten(c)
+        | {"optim.lr_scaling": rules.resolve_lr_scaling(c.optim.name, c.optim.lr_scaling)}
+        for c in (old, new)
+    )
     return [
         f"{field}: {a.get(field)!r} -> {b.get(field)!r}"
         for field in sorted(a.keys() | b.keys())
         if field not in OPERATIONAL and a.get(field) != b.get(field)
     ]
-
-
-def _resolved(config: ConfigDict) -> dict[str, Any]:
-    """Return the flat config with the lr_scaling that "auto" stands for."""
-    flat = flatten(config)
-    rule = rules.resolve_lr_scaling(flat["optim.name"], flat["optim.lr_scaling"])
-    return flat | {"optim.lr_scaling": rule}
 
 
 def _fill(config: ConfigDict, default: ConfigDict) -> None:

@@ -1,15 +1,49 @@
-"""Runs the Python files that make a config, and records which files they are."""
+"""The Python files that make configs: run them, list the shipped ones, record which were run."""
 
 import contextlib
+import difflib
 import importlib.util
+import inspect
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-from imagenet_jax.errors import UserError
+from ml_collections import ConfigDict
+
+from imagenet_jax.errors import UserError, one_line
+
+SHIPPED = Path("configs")
 
 executed: set[Path] = set()  # the Python files that made the config that was loaded last
+
+
+def run_config(spec: str) -> ConfigDict:
+    """Return the config of the Python file and variant `path` or `path:variant`, not checked.
+
+    Raises UserError if the file or its `get_config` fails.
+    """
+    path, _, variant = spec.partition(":")
+    with importing_beside(path):
+        module = run_file(path, "config file")
+        if not hasattr(module, "get_config"):
+            raise UserError(f"config file {path!r} defines no get_config(variant='')")
+        if variant and not inspect.signature(module.get_config).parameters:
+            raise UserError(f"config file {path!r} has no variants; leave out ':{variant}'")
+        try:
+            config = module.get_config(variant) if variant else module.get_config()
+        except UserError:
+            raise
+        except Exception as e:
+            text = one_line(e.args[0] if e.args else e, length=None)
+            raise UserError(f"config {spec!r}: get_config fails: {type(e).__name__}: {text}") from e
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"config {spec!r}: get_config returns {type(config).__name__}; return the ConfigDict "
+            "of imagenet_jax.config.fields.defaults(), with your changes"
+        )
+    return config
 
 
 def run_file(path: str, what: str) -> ModuleType:
@@ -19,9 +53,7 @@ def run_file(path: str, what: str) -> ModuleType:
     """
     file = Path(path)
     if not file.is_file():
-        from imagenet_jax.config.help import similar_configs
-
-        raise UserError(f"{what} {path!r} does not exist; {similar_configs(path)}")
+        raise UserError(f"{what} {path!r} does not exist; {_suggest_configs(path)}")
     module_spec = importlib.util.spec_from_file_location(file.stem, file)
     if module_spec is None or module_spec.loader is None:
         raise UserError(f"{what} {path!r} is not a Python file; its name must end in .py")
@@ -33,6 +65,36 @@ def run_file(path: str, what: str) -> ModuleType:
     except Exception as e:
         raise UserError(f"{what} {path!r} fails: {type(e).__name__}: {e}") from e
     return module
+
+
+def list_configs(folder: Path = SHIPPED) -> dict[str, str]:
+    """Return {"configs/resnet50.py:a3": one line about it, ...}: every config of a folder.
+
+    The line is the first of the file's docstring. For an entry of the file's `VARIANTS` it is the
+    entry, if that is a text, or the first line of its docstring. The files are executed; those
+    that fail are left out.
+    """
+    found: dict[str, str] = {}
+    for path in sorted(folder.glob("*.py")):
+        with contextlib.suppress(UserError):
+            module = run_file(str(path), "config file")
+            variants = getattr(module, "VARIANTS", {}).items()
+            texts = {str(path): module.__doc__} | {
+                f"{path}:{name}": entry if isinstance(entry, str) else entry.__doc__
+                for name, entry in variants
+            }
+            found |= {spec: (text or "").partition("\n")[0] for spec, text in texts.items()}
+    return found
+
+
+def _suggest_configs(path: str) -> str:
+    """Return advice that names the shipped configs with names most like the missing `path`."""
+    known = {re.split("[/:]", spec.replace(".py", ""))[-1]: spec for spec in list_configs()}
+    stem = Path(path).stem
+    near = [stem] if stem in known else difflib.get_close_matches(stem, known, n=3)
+    if not near:
+        return "the shipped ones are in configs/"
+    return f"did you mean {' or '.join(known[word] for word in near)}?"
 
 
 @contextlib.contextmanager

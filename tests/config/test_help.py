@@ -6,7 +6,7 @@ from conftest import REPOSITORY
 from imagenet_jax import eval as evaluate
 from imagenet_jax import main as train_command
 from imagenet_jax.config.fields import fields_of_model
-from imagenet_jax.config.help import list_configs
+from imagenet_jax.config.python_files import list_configs
 from imagenet_jax.errors import UserError
 
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from imagenet_jax import config as config_io
-from imagenet_jax.config.help import list_configs
+from imagenet_jax.config.python_files import list_configs
 from imagenet_jax.data.sampler import steps_per_epoch
 from imagenet_jax.training import optim
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from imagenet_jax import config as config_io
-from imagenet_jax.config import names
+from imagenet_jax.config import help
 from imagenet_jax.config.fields import FIELDS, REMOVED, defaults, fields_of_model
 from imagenet_jax.errors import UserError
 
@@ -124,10 +124,10 @@ def test_a_former_name_says_the_new_one(old, tmp_path):
 
 
 def test_a_removed_field_says_what_there_is_instead(monkeypatch):
-    monkeypatch.setattr(names, "_fields_of_families", set)
+    monkeypatch.setattr(help, "_fields_of_families", set)
     fields = {name: f for name, f in fields_of_model("resnet50").items() if name not in REMOVED}
     for name in ("model.norm", "model.weight_standardization"):
-        text = names.unknown_field(name, fields, "resnet50")
+        text = help.unknown_field(name, fields, "resnet50")
         assert text.startswith(f"config.{name} was removed: ") and "the bit models" in text
 
 

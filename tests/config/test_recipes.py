@@ -10,7 +10,7 @@ import pytest
 
 from configs import resnet50
 from imagenet_jax import config as config_io
-from imagenet_jax.config.help import list_configs
+from imagenet_jax.config.python_files import list_configs
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import optim
 from imagenet_jax.training.state import initial_state
