@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from imagenet_jax.errors import UserError, expand_user, one_line
-from imagenet_jax.runtime.watchdog import exit_soon
+from imagenet_jax.runtime.stopping import exit_soon
 
 if TYPE_CHECKING:
     from imagenet_jax.training.load_weights import Weights
@@ -75,7 +75,7 @@ class _HelpConfig(argparse.Action):
 
 
 def add_process_flags(p: argparse.ArgumentParser) -> None:
-    """Add --coordinator, --num_processes and --process_id, for `distributed.start`."""
+    """Add --coordinator, --num_processes and --process_id, for `processes.connect`."""
     group = p.add_argument_group(
         "several processes", "detected on SLURM, TPU VMs and Kubernetes JobSets; see launch/"
     )

@@ -54,9 +54,9 @@ def main(argv: Sequence[str]) -> int:
 
     with announce("loading JAX"):
         from imagenet_jax.classify.evaluate_weights import evaluate_and_report
-        from imagenet_jax.runtime import distributed
+        from imagenet_jax.runtime import processes
 
-    distributed.start(args.coordinator, args.num_processes, args.process_id)
+    processes.connect(args.coordinator, args.num_processes, args.process_id)
     evaluate_and_report(args, overrides)
     return 0
 

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     say = (lambda text: None) if args.quiet else functools.partial(print, flush=True)
     say("loading JAX ...")
     from imagenet_jax import config as config_io  # imported here: these imports take seconds
-    from imagenet_jax.runtime import distributed
+    from imagenet_jax.runtime import processes
     from imagenet_jax.train import train
 
     config = config_io.load(args.config, overrides)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         dry_run(config)
         return 0
     say(f"opening the data of {args.config} and creating the model ...")
-    distributed.start(args.coordinator, args.num_processes, args.process_id)
+    processes.connect(args.coordinator, args.num_processes, args.process_id)
     workdir = expand_user(args.workdir)
     return train(config, workdir, strict_restore=args.strict_restore, quiet=args.quiet)
 

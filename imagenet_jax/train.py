@@ -24,7 +24,7 @@ from imagenet_jax.logs.recorder import Recorder
 from imagenet_jax.logs.saver import Saver
 from imagenet_jax.logs.throughput import StepFlops
 from imagenet_jax.runtime.processes import run_on_first
-from imagenet_jax.runtime.signals import StopRequested
+from imagenet_jax.runtime.stopping import StopRequested
 from imagenet_jax.training.data_position import BatchOrder
 from imagenet_jax.training.evaluate import Evaluator, Result
 from imagenet_jax.training.experiment import make_experiment

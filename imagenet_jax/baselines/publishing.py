@@ -20,9 +20,9 @@ from imagenet_jax.errors import UserError, writing
 from imagenet_jax.files import dump_json
 from imagenet_jax.logs.recorder import FIRST_STEPS
 from imagenet_jax.runtime import workdir as workdirs
-from imagenet_jax.runtime.eval_variants import require_run_settings
 from imagenet_jax.runtime.lock import is_training
 from imagenet_jax.runtime.provenance import ROOT, collect_provenance, find_revision
+from imagenet_jax.runtime.workdir import require_run_settings
 from imagenet_jax.training.experiment import Experiment, make_experiment
 from imagenet_jax.training.load_weights import Weights, load_run_weights, open_to_read
 from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS

@@ -19,16 +19,16 @@ from imagenet_jax.classify.by_class import write_by_class
 from imagenet_jax.errors import expand_user, writing
 from imagenet_jax.files import dump_json, write_json
 from imagenet_jax.progress import announce, track
-from imagenet_jax.runtime.eval_variants import (
-    evaluation_settings,
-    explain_variant,
-    name_variant,
-    result_stem,
-)
 from imagenet_jax.runtime.integrity import RemovedCheckpoint
 from imagenet_jax.runtime.lock import is_training
 from imagenet_jax.runtime.processes import is_first, require_same, run_on_first
-from imagenet_jax.runtime.workdir import read_config
+from imagenet_jax.runtime.workdir import (
+    evaluation_settings,
+    explain_variant,
+    name_variant,
+    read_config,
+    result_stem,
+)
 from imagenet_jax.training.evaluate import Batches, Evaluator, Result
 from imagenet_jax.training.experiment import Evaluation, make_evaluation
 from imagenet_jax.training.load_weights import (

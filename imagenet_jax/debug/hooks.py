@@ -16,7 +16,7 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.logs.recorder import Recorder
 from imagenet_jax.runtime import xla
 from imagenet_jax.runtime.processes import is_first
-from imagenet_jax.runtime.watchdog import Watchdog
+from imagenet_jax.runtime.stopping import Watchdog
 from imagenet_jax.training.evaluate import Batches, Watched
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.sharding import batch_sharding, replicated

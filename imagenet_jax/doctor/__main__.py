@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from imagenet_jax import cli
-from imagenet_jax.doctor.findings import ERRORS, describe_kinds
+from imagenet_jax.doctor import ERRORS, describe_kinds
 from imagenet_jax.errors import UserError, expand_user, writing
-from imagenet_jax.files import dump_json, write_atomically
+from imagenet_jax.files import dump_json, write_json
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,19 +43,17 @@ def main(argv: Sequence[str]) -> int:
     if args.workers < 1:
         raise UserError(f"--workers={args.workers}: give a number from 1")
 
-    from imagenet_jax.doctor.diagnosis import diagnose
-    from imagenet_jax.doctor.table import print_diagnosis
+    from imagenet_jax.doctor.diagnosis import diagnose, print_diagnosis
 
     quiet = args.json == "-"
     diagnosis = diagnose(expand_user(args.data), args.workers, args.allow, quiet=quiet)
-    text = dump_json(diagnosis.as_json(), indent=2)
     if quiet:
-        print(text)
+        print(dump_json(diagnosis.as_json(), indent=2))
     else:
         print_diagnosis(diagnosis)
         if args.json:
             with writing(f"--json={args.json}"):
-                write_atomically(Path(args.json), text + "\n")
+                write_json(Path(args.json), diagnosis.as_json())
     return 1 if diagnosis.errors else 0
 
 

@@ -1,23 +1,32 @@
 """Diagnosis of a data set: findings in and between its splits, counts, a fingerprint."""
 
 import hashlib
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from imagenet_jax.data.classes import imagenet_wnids
 from imagenet_jax.data.image_files import Note
 from imagenet_jax.data.layout_source import LayoutSource, recognize
 from imagenet_jax.data.records import Source
 from imagenet_jax.data.tfds_format import open_tfds, read_info
-from imagenet_jax.doctor.findings import ERRORS, Finding
+from imagenet_jax.doctor import ERRORS, WARNINGS, Finding
 from imagenet_jax.doctor.survey import Survey
 from imagenet_jax.errors import UserError, printable, reading_files
+from imagenet_jax.formatting import counted, format_bytes
 from imagenet_jax.prepare.imagenet import OFFICIAL
+
+_SHOWN = 5  # of each kind; --json has all
+_BINS = 8  # of the histogram of class sizes, at most
+_BARS = " ▁▂▃▄▅▆▇█"
 
 
 @dataclass
@@ -48,9 +57,8 @@ def open_splits(path: Path) -> DataSet:
         info = read_info(path)
         if not info.splits:
             raise UserError(f"{path} has no splits; prepare it again")
-        return DataSet(
-            path, info.name, "tfds", {name: open_tfds(path, name) for name in info.splits}
-        )
+        sources = {name: open_tfds(path, name) for name in info.splits}
+        return DataSet(path, info.name, "tfds", sources)
     layout = recognize(path)
     splits = {split: find() for split, find in layout.splits.items()} if layout else {}
     if not layout or not any(split.class_names or split.problems for split in splits.values()):
@@ -75,6 +83,7 @@ def open_splits(path: Path) -> DataSet:
     return data
 
 
+@dataclass(frozen=True)
 class Diagnosis:
     """The result of the doctor's checks.
 
@@ -86,16 +95,11 @@ class Diagnosis:
       allowed: kinds of errors that count as warnings.
     """
 
-    def __init__(self, data: DataSet, surveys: list[Survey], allowed: Collection[str] = ()):
-        self.data, self.surveys, self.allowed = data, surveys, frozenset(allowed)
-        self.findings = [
-            *data.findings,
-            *(finding for survey in surveys for finding in survey.findings),
-            *(finding for survey in surveys for finding in _check_split(survey)),
-            *_compare_splits(surveys),
-            *_compare_with_imagenet(data, surveys),
-        ]
-        self.fingerprint = fingerprint_content(surveys)
+    data: DataSet
+    surveys: list[Survey]
+    findings: list[Finding]
+    fingerprint: str
+    allowed: Collection[str]
 
     @property
     def errors(self) -> int:
@@ -110,7 +114,7 @@ class Diagnosis:
             "layout": self.data.layout,
             "fingerprint": self.fingerprint,
             "errors": self.errors,
-            "allowed": sorted(self.allowed),
+            "allowed": sorted(set(self.allowed)),
             "splits": {survey.name: _summarize(survey) for survey in self.surveys},
             "counts": dict(Counter(finding.kind for finding in self.findings)),
             "findings": [finding._asdict() for finding in self.findings],
@@ -128,7 +132,14 @@ def diagnose(
         print(f"opening {printable(str(path))}", flush=True)
     data = open_splits(path)
     surveys = [Survey(name, source, workers, quiet) for name, source in data.splits.items()]
-    return Diagnosis(data, surveys, allowed)
+    findings = [
+        *data.findings,
+        *(finding for survey in surveys for finding in survey.findings),
+        *(finding for survey in surveys for finding in _check_split(survey)),
+        *_compare_splits(surveys),
+        *_compare_with_imagenet(data, surveys),
+    ]
+    return Diagnosis(data, surveys, findings, fingerprint_content(surveys), allowed)
 
 
 def fingerprint_content(surveys: list[Survey]) -> str:
@@ -140,14 +151,13 @@ def fingerprint_content(surveys: list[Survey]) -> str:
     whole = hashlib.sha256()
     for survey in sorted(surveys, key=lambda s: s.name):
         names = dict(enumerate(survey.source.class_names)) | {-1: ""}
-        digests = [
-            row["digest"].tobytes()
-            + names.get(label, f"label {label}").encode("utf-8", "surrogateescape")
-            for row, label in zip(survey.rows, survey.rows["label"].tolist(), strict=True)
-        ]
-        whole.update(f"{survey.name} {len(digests)}\0".encode())
-        for digest in sorted(digests):
-            whole.update(digest + b"\0")
+        entries = []
+        for row in survey.rows:
+            name = names.get(int(row["label"]), f"label {row['label']}")
+            entries.append(row["digest"].tobytes() + name.encode("utf-8", "surrogateescape"))
+        whole.update(f"{survey.name} {len(entries)}\0".encode())
+        for entry in sorted(entries):
+            whole.update(entry + b"\0")
     return whole.hexdigest()[:16]
 
 
@@ -223,3 +233,66 @@ def _summarize(survey: Survey) -> dict[str, Any]:
         "formats": dict(survey.formats.most_common()),
         "classes": dict(zip(survey.source.class_names, survey.class_counts(), strict=True)),
     }
+
+
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print a table of the splits, the findings, and a line with the result."""
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(f"{escape(diagnosis.data.name)} ({diagnosis.data.layout}, {diagnosis.data.path})")
+    console.print(_make_table(diagnosis.surveys))
+    by_kind: dict[str, list[Finding]] = defaultdict(list)
+    for finding in diagnosis.findings:
+        by_kind[finding.kind].append(finding)
+    for kind, meaning in (ERRORS | WARNINGS).items():
+        if not (found := by_kind[kind]):
+            continue
+        if kind in diagnosis.allowed:
+            title = "[yellow]allowed[/]"
+        else:
+            title = "[red]error[/]" if kind in ERRORS else "[yellow]warning[/]"
+        console.print(f"{title} {kind}: {len(found):,} ({meaning})")
+        for finding in found[:_SHOWN]:
+            where = " ".join(filter(None, (finding.split, finding.name)))
+            detail = f": {finding.detail}" if finding.detail else ""
+            console.print(escape(f"    {where}{detail}"))
+        if len(found) > _SHOWN:
+            console.print(f"    and {len(found) - _SHOWN:,} more (--json=FILE lists them)")
+    errors = diagnosis.errors
+    warnings = len(diagnosis.findings) - errors
+    console.print(
+        f"{counted(errors, 'error') if errors else 'no errors'}, "
+        f"{counted(warnings, 'warning') if warnings else 'no warnings'}; "
+        f"fingerprint {diagnosis.fingerprint}"
+    )
+
+
+def _make_table(surveys: list[Survey]) -> Table:
+    table = Table()
+    for column in ("split", "images", "classes", "per class", "bytes", "median", "formats"):
+        numeric = column in ("images", "classes", "bytes")
+        table.add_column(
+            column, justify="right" if numeric else "left", no_wrap=column != "formats"
+        )
+    for survey in surveys:
+        rows = survey.rows[survey.rows["height"] > 0]
+        width, height = (int(np.median(rows[a])) if len(rows) else 0 for a in ("width", "height"))
+        table.add_row(
+            survey.name,
+            f"{len(survey.rows):,}",
+            f"{len(survey.source.class_names):,}",
+            _format_class_sizes(survey.class_counts()),
+            format_bytes(int(survey.rows["size"].sum())),
+            f"{width} x {height}",
+            ", ".join(f"{kind} {count:,}" for kind, count in survey.formats.most_common(4)),
+        )
+    return table
+
+
+def _format_class_sizes(counts: list[int]) -> str:
+    """Return the sizes of the smallest and the largest class, and a histogram between them."""
+    low, high = min(counts, default=0), max(counts, default=0)
+    if low == high:
+        return f"{low:,} each"
+    bins = np.histogram(counts, min(_BINS, high - low + 1), (low, high))[0].tolist()
+    bars = "".join(_BARS[math.ceil(n / max(bins) * (len(_BARS) - 1))] for n in bins)
+    return f"{low:,} {bars} {high:,}"

@@ -17,7 +17,7 @@ from imagenet_jax.data.decode import decode
 from imagenet_jax.data.image_formats import UndecodableImage, open_image
 from imagenet_jax.data.records import Source
 from imagenet_jax.data.workers import Pool
-from imagenet_jax.doctor.findings import Finding
+from imagenet_jax.doctor import Finding
 from imagenet_jax.errors import one_line, printable
 from imagenet_jax.progress import ProgressReporter
 
@@ -33,15 +33,11 @@ _FORMATS = {
 }  # fmt: skip
 
 _ROW = np.dtype(
-    [
-        ("digest", np.uint8, _HASH_BYTES),
-        ("label", np.int64),
-        ("size", np.int64),
-        ("height", np.int32),
-        ("width", np.int32),
-    ]
-)
+    [("digest", np.uint8, _HASH_BYTES), ("label", np.int64), ("size", np.int64),
+     ("height", np.int32), ("width", np.int32)]
+)  # fmt: skip
 
+# Rows, formats, and (index, kind, record, detail) of the findings in a span of records.
 _Part = tuple[np.ndarray, Counter[str], list[tuple[int, str, str, str]]]
 
 
@@ -96,7 +92,7 @@ def _survey_parts(source: Source, workers: int) -> Iterator[tuple[int, _Part]]:
     with tempfile.TemporaryDirectory() as directory, Pool(workers) as pool:
         file = Path(directory) / "source"
         file.write_bytes(pickle.dumps(source))
-        yield from pool.run(_survey_span_of_file, ((s[0], (file, *s)) for s in spans))
+        yield from pool.run(_survey_span, ((start, (file, start, stop)) for start, stop in spans))
 
 
 @functools.lru_cache(1)
@@ -104,11 +100,9 @@ def _load_source(file: Path) -> Source:
     return pickle.loads(file.read_bytes())
 
 
-def _survey_span_of_file(file: Path, start: int, stop: int) -> _Part:
-    return _survey_span(_load_source(file), start, stop)
-
-
-def _survey_span(source: Source, start: int, stop: int) -> _Part:
+def _survey_span(source: Source | Path, start: int, stop: int) -> _Part:
+    if isinstance(source, Path):
+        source = _load_source(source)
     rows = np.zeros(stop - start, _ROW)
     formats: Counter[str] = Counter()
     found: list[tuple[int, str, str, str]] = []

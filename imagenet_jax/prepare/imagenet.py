@@ -1,21 +1,26 @@
-"""The official ImageNet archives as a data set to prepare; they are read without unpacking."""
+"""The official ImageNet archives as a data set to prepare; they are read without unpacking.
 
+The labels of the validation images are in the development kit, or in a file of their own.
+"""
+
+import io
 import re
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from imagenet_jax.data.classes import imagenet_wnids
-from imagenet_jax.data.image_files import StoredImage
+from imagenet_jax.data.image_files import StoredImage, read_lines
 from imagenet_jax.data.shard_files import Member, read_tar_members
 from imagenet_jax.data.workers import Pool
 from imagenet_jax.errors import UserError, reading_files
-from imagenet_jax.prepare import val_labels
 from imagenet_jax.prepare.prepare import Dataset
 from imagenet_jax.prepare.shards import SplitInput, order_images
 from imagenet_jax.progress import ProgressReporter
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+_TRUTH, _META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"  # files of the kit
 OFFICIAL = {"train": 1_281_167, "validation": 50_000}  # images
 _VERSION = "5.1.0"  # of tfds's imagenet2012, to which the result is equal
 
@@ -31,7 +36,8 @@ def open_archives(tars: Path, labels_file: Path | None) -> Dataset:
             )
     if labels_file and not labels_file.is_file():
         raise UserError(f"--val_labels={labels_file} does not exist")
-    files = [tars / TRAIN, tars / VAL, labels_file or tars / val_labels.DEVKIT]
+    files = (tars / TRAIN, tars / VAL, labels_file or tars / DEVKIT)
+    stats = [(file, file.stat()) for file in files if file.is_file()]
     return Dataset(
         name="imagenet2012",
         version=_VERSION,
@@ -41,60 +47,51 @@ def open_archives(tars: Path, labels_file: Path | None) -> Dataset:
             "archives byte for byte but for CMYK JPEGs and a PNG, which are RGB JPEGs here."
         ),
         source=f"the archives in {tars}",
-        identity={"files": [_identify(file) for file in files if file.is_file()]},
+        identity={"files": [[f.name, s.st_size, s.st_mtime_ns] for f, s in stats]},
         encoding="jpeg",
         scan=lambda pool: _scan(tars, labels_file, pool),
         expected=OFFICIAL,
     )
 
 
-def _identify(file: Path) -> list[Any]:
-    stat = file.stat()
-    return [file.name, stat.st_size, stat.st_mtime_ns]
-
-
 def _scan(tars: Path, labels_file: Path | None, pool: Pool) -> dict[str, SplitInput]:
     # Validation first: missing labels are reported before the long scan of the train archive.
-    found = list(_read_members(tars / VAL))
+    found = _list_members(tars / VAL)
     if not found:
         raise UserError(f"{tars / VAL} has no images")
-    labels = val_labels.find_labels(tars, labels_file, [member.name for member in found])
+    labels = _find_labels(tars, labels_file, [member.name for member in found])
     images = [StoredImage(m.name, labels[m.name], m.size, offset=m.offset) for m in found]
     validation = order_images(tars / VAL, "validation", images)
     return {"train": _scan_train(tars / TRAIN, pool), "validation": validation}
 
 
 def _scan_train(path: Path, pool: Pool) -> SplitInput:
-    classes = {wnid: label for label, wnid in enumerate(imagenet_wnids())}
+    labels = _labels_by_wnid()
     archives = []
-    for member in _read_members(path):
+    for member in _list_members(path):
         wnid = member.name.removesuffix(".tar")
-        if wnid not in classes or wnid == member.name:
+        if wnid not in labels or wnid == member.name:
             raise UserError(
                 f"{path}: {member.name} is not the archive of one of ImageNet's 1000 classes"
             )
-        archives.append((wnid, member))
+        archives.append((wnid, (path, member)))
     images = []
     with ProgressReporter("scanning the train archive", len(archives)) as reporter:
-        calls = ((wnid, (path, member)) for wnid, member in archives)
-        for wnid, found in pool.run(_list_members, calls):
+        for wnid, found in pool.run(_list_members, archives):
             for name, offset, size, _ in found:
                 if not re.fullmatch(rf"{wnid}_\d+\.JPEG", name):
                     raise UserError(f"{path}: {wnid}.tar has {name}, not an image of {wnid}")
-                images.append(StoredImage(name, classes[wnid], size, offset=offset))
+                images.append(StoredImage(name, labels[wnid], size, offset=offset))
             reporter.advance(1)
     if not images:
         raise UserError(f"{path} has no images")
     return order_images(path, "train", images)
 
 
-def _list_members(path: Path, within: Member) -> list[Member]:
-    return list(_read_members(path, within))
-
-
-def _read_members(path: Path, within: Member | None = None) -> Iterator[Member]:
-    """Yield the files of a tar by their base names; UserError for links and suspicious names."""
+def _list_members(path: Path, within: Member | None = None) -> list[Member]:
+    """Return the files of a tar by their base names; UserError for links and suspicious names."""
     where = f"{path}: {within.name}" if within else str(path)
+    members = []
     for member in read_tar_members(path, within):
         name = PurePosixPath(member.name)
         if name.is_absolute() or ".." in name.parts:
@@ -103,4 +100,84 @@ def _read_members(path: Path, within: Member | None = None) -> Iterator[Member]:
             )
         if not member.regular:
             raise UserError(f"{where}: {member.name} is a link or device, not a file")
-        yield member._replace(name=name.name)
+        members.append(member._replace(name=name.name))
+    return members
+
+
+def _labels_by_wnid() -> dict[str, int]:
+    return {wnid: label for label, wnid in enumerate(imagenet_wnids())}
+
+
+def _find_labels(tars: Path, labels_file: Path | None, images: Sequence[str]) -> dict[str, int]:
+    """Return {image name: label} of the validation images; UserError if there are no labels."""
+    if labels_file:
+        return read_label_file(labels_file, images)
+    if (tars / DEVKIT).is_file():
+        return _match_labels(tars / DEVKIT, _read_devkit(tars / DEVKIT), images)
+    import tensorflow_datasets as tfds
+
+    shipped = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
+    raise UserError(
+        f"no validation labels: put {DEVKIT} ('Development kit (Task 1 & 2)' on "
+        f"https://image-net.org/challenges/LSVRC/2012/2012-downloads.php) into {tars}, or give "
+        f"--val_labels=FILE with a WordNet id per line; tfds ships one: --val_labels={shipped}"
+    )
+
+
+def _read_devkit(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the lines of the ground truth file as `_match_labels` takes them."""
+    from scipy.io import loadmat
+
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r:gz") as tar:
+            for info in tar:
+                name = PurePosixPath(info.name).name
+                if name in (_TRUTH, _META) and (file := tar.extractfile(info)):
+                    found[name] = file.read()
+    except (tarfile.TarError, OSError, EOFError) as e:
+        raise UserError(f"{path} cannot be read ({e}): download it again") from e
+    for name in (_TRUTH, _META):
+        if name not in found:
+            raise UserError(f"{path} has no {name}: is it the kit of tasks 1 & 2 of 2012?")
+    try:
+        synsets = loadmat(io.BytesIO(found[_META]), squeeze_me=True)["synsets"]
+        wnids = {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in synsets.ravel()}
+        lines = found[_TRUTH].decode().split()
+    except Exception as e:  # scipy raises many types for a damaged file
+        raise UserError(f"{path} has an unreadable {_META} or {_TRUTH}: {e}") from e
+    # Line i is the label of image i.
+    return [
+        (i, [f"ILSVRC2012_val_{i:08d}.JPEG", wnids.get(line, line)])
+        for i, line in enumerate(lines, 1)
+    ]
+
+
+def read_label_file(path: Path, images: Sequence[str]) -> dict[str, int]:
+    """Return labels from "WNID" lines, for the images in sorted order, or "IMAGE WNID" lines."""
+    lines = enumerate(read_lines(path), 1)
+    return _match_labels(path, [(i, line.split()) for i, line in lines if line.strip()], images)
+
+
+def _match_labels(
+    path: Path, rows: list[tuple[int, list[str]]], images: Sequence[str]
+) -> dict[str, int]:
+    """Return {image: label} from (line number, [WNID] or [IMAGE, WNID]) of a file."""
+    if len(rows) != len(images):
+        raise UserError(
+            f"{path} has {len(rows)} labels, but there are {len(images)} validation images"
+        )
+    if all(len(row) == 1 for _, row in rows):
+        rows = [(i, [name, *row]) for name, (i, row) in zip(sorted(images), rows, strict=True)]
+    known, labels = _labels_by_wnid(), {}
+    for i, row in rows:
+        if len(row) != 2:
+            raise UserError(f"{path} line {i}: write 'WNID' or 'IMAGE WNID', in every line alike")
+        name, wnid = row
+        if wnid not in known:
+            raise UserError(f"{path} line {i}: {wnid!r} is not one of ImageNet's 1000 classes")
+        labels[name] = known[wnid]
+    missing = sorted(set(images) - set(labels))
+    if missing:
+        raise UserError(f"{path} has no label for {missing[0]} ({len(missing)} are missing)")
+    return labels

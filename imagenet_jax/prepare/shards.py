@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,22 +65,24 @@ def order_images(root: Path, split: str, images: Iterable[StoredImage]) -> Split
 
 @dataclass(frozen=True)
 class Task:
-    """A shard to write: its file name, and images `start` to `stop` of a split."""
+    """A shard to write: images `start` to `stop` of a split, of `size` bytes together."""
 
     file: str
     split: str
     start: int
     stop: int
+    size: int
 
 
 def plan_shards(images: ImageTable, name: str, split: str, shard_bytes: float) -> list[Task]:
     """Return shards of about `shard_bytes` of input each, at most 1024, with tfds's names."""
     count = max(1, min(1024, len(images), round(int(images.sizes.sum()) / shard_bytes)))
     bounds = [round(len(images) * i / count) for i in range(count + 1)]
-    return [
-        Task(f"{name}-{split}.array_record-{i:05d}-of-{count:05d}", split, start, stop)
-        for i, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False))
-    ]
+    tasks = []
+    for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        file = f"{name}-{split}.array_record-{i:05d}-of-{count:05d}"
+        tasks.append(Task(file, split, start, stop, int(images.sizes[start:stop].sum())))
+    return tasks
 
 
 class Storage(NamedTuple):
@@ -154,16 +157,20 @@ def write_shard(
     be read, decoded or stored.
     """
     done = WrittenShard()
-    files = [b""] * len(images)
-    # In the order on disk.
-    for i in sorted(range(len(images)), key=lambda i: (images[i].shard, images[i].offset)):
-        files[i] = read_image(root, images[i])
+    in_order_on_disk = sorted(images, key=lambda image: (image.shard, image.offset))
+    files = {image.id: read_image(root, image) for image in in_order_on_disk}
 
     def write_records(part: Path) -> None:
         writer = ArrayRecordWriter(str(part), WRITER_OPTIONS)
         try:
-            for image, encoded in zip(images, files, strict=True):
-                stored = _to_store(root, image, encoded, storage)
+            for image in images:
+                try:
+                    stored = to_store(files[image.id], storage)
+                except UndecodableImage as e:
+                    raise UserError(f"{image.name} in {root} cannot be decoded: {e}") from e
+                except (OSError, ValueError) as e:  # from Pillow, for a side of 70,000 pixels
+                    what = f"{image.name} in {root} cannot be stored as {storage.encoding}"
+                    raise UserError(f"{what}: {e}") from e
                 record: Record = {"image": stored.encoded, "label": image.label, "id": image.id}
                 example = serialize(record)
                 writer.write(example)
@@ -178,13 +185,3 @@ def write_shard(
     with writing(path):
         write_atomically(path, write_records)
     return done
-
-
-def _to_store(root: Path, image: StoredImage, encoded: bytes, storage: Storage) -> Stored:
-    try:
-        return to_store(encoded, storage)
-    except UndecodableImage as e:
-        raise UserError(f"{image.name} in {root} cannot be decoded: {e}") from e
-    except (OSError, ValueError) as e:  # from Pillow's encoder, for a side of 70,000 pixels
-        name = f"{image.name} in {root}"
-        raise UserError(f"{name} cannot be stored as {storage.encoding}: {e}") from e

@@ -16,9 +16,14 @@ from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.files import read_json, read_json_lines
 from imagenet_jax.progress import announce
 from imagenet_jax.report.predictions import Explained, Predicted, predict_and_explain
-from imagenet_jax.runtime.eval_variants import is_variant, require_run_settings, run_settings
 from imagenet_jax.runtime.lock import is_training
-from imagenet_jax.runtime.workdir import has_checkpoint, read_config
+from imagenet_jax.runtime.workdir import (
+    has_checkpoint,
+    is_variant,
+    read_config,
+    require_run_settings,
+    run_settings,
+)
 from imagenet_jax.training.experiment import Experiment, make_experiment
 from imagenet_jax.training.load_weights import load_run_weights, open_to_read
 from imagenet_jax.training.metrics import METRICS

@@ -1,10 +1,25 @@
-"""Agreement between the processes of a run: decisions of process 0, equal inputs, when to stop."""
+"""The processes of a run: connecting them, decisions of process 0, equal inputs, when to stop.
+
+`connect` starts a run of several processes. It takes the address of the coordinator, the number of
+processes and the index of this one from the first of these that applies:
+
+    --coordinator, --num_processes, --process_id     as given; --num_processes=1: no detection
+    TPU VM or GKE with several hosts                  jax asks the metadata server or reads TPU_*
+    SLURM, started by srun with several tasks         jax reads SLURM_*
+    Kubernetes JobSet                                 JOBSET_COORDINATOR, JOBSET_PROCESSES and
+                                                      JOB_COMPLETION_INDEX (launch/kubernetes/)
+    anything else                                     one process
+"""
 
 import contextvars
 import hashlib
+import os
+import re
+import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +30,169 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from imagenet_jax.errors import UserError
 from imagenet_jax.files import dump_json, parse_json
 
+# jax's default is 100 s. If a process is killed, the others wait in a collective, on paid devices,
+# until its heartbeat is missed.
+HEARTBEAT_TIMEOUT_S = 30
+# How long processes wait for each other: image pulls and VM starts differ by minutes.
+INITIALIZATION_TIMEOUT_S = 600
 # Steps between two reductions of the stop signals, and the steps until one's result is read.
 _STOP_PERIOD = 4
 
+_FLAGS = ("--coordinator", "--num_processes", "--process_id")
+_JOBSET = ("JOBSET_COORDINATOR", "JOBSET_PROCESSES", "JOB_COMPLETION_INDEX")
+
 # True while process 0 runs a function that the others do not: it must not wait for them.
 _alone = contextvars.ContextVar("_alone", default=False)
+
+
+class Connection(NamedTuple):
+    """How a process connects to the others.
+
+    Attributes:
+      source: "flags", "TPU", "SLURM", "JobSet" or "one process".
+      arguments: of jax.distributed.initialize, which detects missing ones itself. None: do not
+        call it.
+    """
+
+    source: str
+    arguments: dict[str, Any] | None
+
+
+_ONE_PROCESS = Connection("one process", None)
+
+
+def connect(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> Connection:
+    """Connect to the other processes, if any; return the result of `plan_connection`.
+
+    Call it before any device is used. Raises UserError as `plan_connection` does, and if connecting
+    fails. If not all processes connect within INITIALIZATION_TIMEOUT_S seconds, prints one line and
+    exits with 1.
+    """
+    plan = plan_connection(os.environ, coordinator, num_processes, process_id)
+    if plan.arguments is None:
+        return plan
+    # At its own timeout jaxlib aborts the process with a stack dump; this timer fires earlier.
+    timer = threading.Timer(INITIALIZATION_TIMEOUT_S, _give_up, [plan])
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            **plan.arguments,
+            initialization_timeout=INITIALIZATION_TIMEOUT_S + 30,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+        )
+    except (ValueError, OSError) as e:  # nothing detected, no metadata server, port in use
+        raise UserError(
+            f"{plan.source}: could not connect to the other processes: {e}; "
+            "--num_processes=1 runs one process only"
+        ) from e
+    finally:
+        timer.cancel()
+    return plan
+
+
+def _give_up(plan: Connection) -> None:
+    where = (plan.arguments or {}).get("coordinator_address", "the coordinator")
+    print(
+        f"error: {plan.source}: not all processes connected to {where} within "
+        f"{INITIALIZATION_TIMEOUT_S} s; check that each one was started and that the port is open "
+        "between the hosts. --num_processes=1 runs one process only",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)  # no exception reaches the main thread, which waits in jaxlib
+
+
+def plan_connection(
+    environment: Mapping[str, str],
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> Connection:
+    """Return how to connect, given the environment variables and the flags (None: not given).
+
+    Raises UserError for incomplete or contradictory flags or variables, and for a SLURM job of
+    several nodes that was not started by srun, as the other nodes would be idle.
+    """
+    flags = (coordinator, num_processes, process_id)
+    if flags in ((None, 1, None), (None, 1, 0)):
+        return Connection("flags", None)
+    if flags != (None, None, None):
+        hint = "--coordinator=HOST:PORT, --num_processes=N and --process_id=I go together"
+        return _connect_to("flags", _FLAGS, flags, f"not given: {hint}")
+    if _is_on_tpu_pod(environment):
+        return Connection("TPU", {})
+    if "SLURM_JOB_ID" in environment:
+        return _read_slurm(environment)
+    if "JOBSET_COORDINATOR" in environment:
+        values = [environment.get(name) or None for name in _JOBSET]
+        hint = (
+            "not set; launch/kubernetes/jobset.yaml sets JOBSET_COORDINATOR and JOBSET_PROCESSES, "
+            "an Indexed job JOB_COMPLETION_INDEX"
+        )
+        plan = _connect_to("JobSet", _JOBSET, values, hint)
+        return plan if values[1] != "1" else _ONE_PROCESS
+    return _ONE_PROCESS
+
+
+def _connect_to(
+    source: str, names: Sequence[str], values: Sequence[str | int | None], hint: str
+) -> Connection:
+    """Return the connection to (coordinator, number of processes, index of this one).
+
+    `names` and `hint` are for errors: what the values are called, and why one is missing.
+    """
+    if missing := [name for name, value in zip(names, values, strict=True) if value is None]:
+        raise UserError(f"{' and '.join(missing)} {hint}")
+    address = str(values[0])
+    try:
+        count, index = (int(value) for value in values[1:] if value is not None)
+    except ValueError:
+        raise UserError(
+            f"{names[1]}={values[1]!r} and {names[2]}={values[2]!r} must be whole numbers"
+        ) from None
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise UserError(f"{names[0]}={address} is not HOST:PORT, for example 10.0.0.1:8476")
+    if not 0 <= index < count:
+        raise UserError(f"{names[2]}={index} is not in 0..{count - 1} ({names[1]}={count})")
+    arguments = {
+        "coordinator_address": address,
+        "num_processes": count,
+        "process_id": index,
+        "cluster_detection_method": "deactivate",
+    }
+    return Connection(source, arguments)
+
+
+def _read_slurm(environment: Mapping[str, str]) -> Connection:
+    if "SLURM_STEP_NODELIST" not in environment:  # the batch script, not srun
+        if int(environment.get("SLURM_JOB_NUM_NODES", 1)) > 1:
+            raise UserError(
+                f"SLURM gave this job {environment['SLURM_JOB_NUM_NODES']} nodes but this process "
+                "was not started by srun: start it with srun (see launch/slurm.sbatch), or give "
+                "--num_processes=1"
+            )
+        return _ONE_PROCESS
+    if int(environment.get("SLURM_NTASKS", 1)) == 1:
+        return _ONE_PROCESS
+    # By default jax gives each task the one GPU with its local index. This is right for one task
+    # per GPU if every task sees all GPUs of the node. Otherwise a task uses all GPUs that SLURM
+    # shows it, which jax does for an empty list.
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "1(x1)")
+    sees_one = "," not in environment.get("CUDA_VISIBLE_DEVICES", ",")
+    all_visible = sees_one or re.fullmatch(r"1(\(x\d+\))?", tasks)
+    return Connection("SLURM", {"local_device_ids": []} if all_visible else {})
+
+
+def _is_on_tpu_pod(environment: Mapping[str, str]) -> bool:
+    if environment.get("TPU_ML_PLATFORM") != "JAX":  # set by `import jax` on TPU hosts
+        return False
+    if hosts := environment.get("TPU_WORKER_HOSTNAMES"):  # GKE; "localhost" on hosted notebooks
+        return "," in hosts or int(environment.get("MEGASCALE_NUM_SLICES", 1)) > 1
+    return "TPU_SKIP_MDS_QUERY" not in environment
 
 
 def count() -> int:
@@ -75,7 +248,8 @@ def require_same(values: Mapping[str, Any]) -> None:
     """
     if count() == 1:
         return
-    digests = np.stack([_digest(dump_json(value, sort_keys=True)) for value in values.values()])
+    texts = [dump_json(value, sort_keys=True).encode() for value in values.values()]
+    digests = np.stack([np.frombuffer(hashlib.sha256(text).digest(), np.uint8) for text in texts])
     gathered = multihost_utils.process_allgather(digests)  # u8[processes, entries, 32]
     for i, name in enumerate(values):
         differ = np.flatnonzero((gathered[:, i] != gathered[0, i]).any(axis=-1))
@@ -84,10 +258,6 @@ def require_same(values: Mapping[str, Any]) -> None:
                 f"{name} of process {differ[0]} is not that of process 0: every process needs the "
                 "same command, code and data"
             )
-
-
-def _digest(text: str) -> np.ndarray:
-    return np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
 
 
 def gather_names(names: list[str]) -> list[str]:

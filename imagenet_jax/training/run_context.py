@@ -15,8 +15,7 @@ from imagenet_jax.runtime.integrity import set_aside_damaged
 from imagenet_jax.runtime.lock import Lock
 from imagenet_jax.runtime.processes import StopAgreement, require_same, run_on_first
 from imagenet_jax.runtime.provenance import SAME_IN_EVERY_PROCESS, collect_provenance
-from imagenet_jax.runtime.signals import StopRequested, StopSignal
-from imagenet_jax.runtime.watchdog import Watchdog
+from imagenet_jax.runtime.stopping import StopRequested, StopSignal, Watchdog
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.data_position import (
     Rewind,

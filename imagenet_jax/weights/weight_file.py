@@ -1,4 +1,4 @@
-"""Reading and writing of weights files.
+"""Reading and writing of weights files, and what else a file is instead of weights.
 
 Files of safetensors and torch.save are read, whatever their suffix. No code in a file is run. Names
 become torchvision's or timm's (other_names.py). Only .safetensors files are written.
@@ -7,6 +7,7 @@ become torchvision's or timm's (other_names.py). Only .safetensors files are wri
 import dataclasses
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ import numpy as np
 
 from imagenet_jax.errors import UserError, expand_user, one_line, writing
 from imagenet_jax.files import dump_json, parse_json, write_atomically
-from imagenet_jax.weights.file_kind import kind, pickle_problem
 from imagenet_jax.weights.other_names import rename, shorten
 
 _DTYPES = {
@@ -48,11 +48,19 @@ _METADATA = (
 )  # fmt: skip
 
 
+_SAVE = "where it was made, run torch.save(model.state_dict(), FILE)"
+_ARCHIVE = "archive; unpack it and give the weights file in it"
+_MAGIC = {
+    b"\x1f\x8b": f"a gzip {_ARCHIVE}", b"BZh": f"a bzip2 {_ARCHIVE}",
+    b"\xfd7zXZ": f"an xz {_ARCHIVE}", b"\x28\xb5\x2f\xfd": f"a zstd {_ARCHIVE}",
+    b"7z\xbc\xaf": f"a 7z {_ARCHIVE}",
+    b"\x89HDF": "an HDF5 file, as Keras writes, and not a state dict of torch",
+    b"\x93NUMPY": "one NumPy array, not a state dict",
+}  # fmt: skip
+
+
 class _Ignored:
     """Stands for an object of a checkpoint that is not needed to read its tensors."""
-
-    def __new__(cls, *_: Any) -> "_Ignored":
-        return super().__new__(cls)
 
     def __init__(self, *_: Any): ...
 
@@ -86,34 +94,33 @@ def read(path: str | Path, key: str = "") -> WeightsFile:
         if path.is_dir():
             raise UserError(f"{origin} is a folder; give a file")
         found: dict[str, Mapping[str, Any]]
-        what = kind(path)
-        if what == "safetensors":
+        kind = identify_file(path)
+        if kind == "safetensors":
             found = {"": _read_safetensors(path, origin)}
-        elif what == "pickle":
+        elif kind == "pickle":
             found = _state_dicts(_unpickle(path, origin))
         else:
-            raise UserError(f"{origin} cannot be read: it {what}")
+            raise UserError(f"{origin} cannot be read: it {kind}")
     except FileNotFoundError as e:
         raise UserError(f"{origin} does not exist") from e
     except OSError as e:
         raise UserError(f"{origin} cannot be read: {e.strerror or e}") from e
     chosen = _choose(found, key, origin)
     state_dict = found[chosen]
-    names = [name for name, value in state_dict.items() if _is_array(value)]
     others = [str(name) for name, value in state_dict.items() if not _is_array(value)]
+    renamed, note = rename((k for k, v in state_dict.items() if _is_array(v)), origin=origin)
     is_ema = "ema" in re.split(r"[._]", chosen)
-    renamed, note = rename(names, origin=origin)
-    notes = [
-        f"{'EMA ' * is_ema}weights from {chosen!r}" if is_ema or len(found) > 1 else "",
-        f"--weights_key={next(n for n in found if n != chosen)} takes others"
-        if len(found) > 1 and not key
-        else "",
-        note,
-        f"skipped what is not a tensor: {shorten(others)}" if others else "",
-    ]
+    notes = []
+    if is_ema or len(found) > 1:
+        notes.append(f"{'EMA ' * is_ema}weights from {chosen!r}")
+    if len(found) > 1 and not key:
+        notes.append(f"--weights_key={next(n for n in found if n != chosen)} takes others")
+    if note:
+        notes.append(note)
+    if others:
+        notes.append(f"skipped what is not a tensor: {shorten(others)}")
     arrays = {new: _to_numpy(state_dict[old], f"{origin}: {old}") for old, new in renamed.items()}
-    said = "; ".join(filter(None, notes))
-    return WeightsFile(arrays, f"{origin}: {said}" if said else "", is_ema)
+    return WeightsFile(arrays, f"{origin}: {'; '.join(notes)}" if notes else "", is_ema)
 
 
 def load_class_names(path: str | Path) -> tuple[str, ...]:
@@ -121,7 +128,7 @@ def load_class_names(path: str | Path) -> tuple[str, ...]:
     from safetensors import safe_open
 
     path = expand_user(path)
-    if kind(path) != "safetensors":
+    if identify_file(path) != "safetensors":
         return ()
     with safe_open(path, framework="numpy") as file:
         stored = (file.metadata() or {}).get(_CLASS_NAMES, "[]")
@@ -166,16 +173,15 @@ def _read_safetensors(path: Path, origin: str) -> dict[str, np.ndarray]:
         if "incomplete" in reason.lower():
             reason = "it is cut off; copy or download it again"
         raise UserError(f"{origin} cannot be read: {reason}") from e
+    arrays = {}
     for name, tensor in tensors:
-        if tensor["dtype"] not in _DTYPES:
+        dtype = tensor["dtype"]
+        if dtype not in _DTYPES:
             raise UserError(
-                f"{origin}: {name} is of type {tensor['dtype']}, which is not supported; save it "
-                "in float32"
+                f"{origin}: {name} is of type {dtype}, which is not supported; save it in float32"
             )
-    return {
-        name: np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
-        for name, tensor in tensors
-    }
+        arrays[name] = np.frombuffer(tensor["data"], _DTYPES[dtype]).reshape(tensor["shape"])
+    return arrays
 
 
 def _unpickle(path: Path, origin: str) -> Any:
@@ -193,7 +199,7 @@ def _unpickle(path: Path, origin: str) -> Any:
         ):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises many kinds; each means that the file cannot be used
-        raise UserError(f"{origin} cannot be read: it {pickle_problem(e)}") from e
+        raise UserError(f"{origin} cannot be read: it {_explain_pickle_error(e)}") from e
 
 
 def _is_array(value: Any) -> bool:
@@ -229,7 +235,7 @@ def _choose(found: Mapping[str, Any], key: str, origin: str) -> str:
             if name in path.split("."):
                 return path
     if "" in found or len(found) == 1:
-        return "" if "" in found else next(iter(found))
+        return min(found)  # "" if it is one of several
     raise UserError(f"{origin} has several state dicts; choose one: --weights_key={choices}")
 
 
@@ -238,12 +244,8 @@ def _to_numpy(value: Any, origin: str) -> np.ndarray:
     if not isinstance(value, np.ndarray):
         if value.is_meta:
             raise UserError(f"{origin} has no values (device meta): the model was never loaded")
-        if (
-            value.is_sparse
-            or value.is_quantized
-            or value.is_nested
-            or "sparse" in str(value.layout)
-        ):
+        odd = value.is_sparse or value.is_quantized or value.is_nested
+        if odd or "sparse" in str(value.layout):
             raise UserError(f"{origin} is a sparse, quantized or nested tensor; save a dense one")
         try:
             value = value.detach().resolve_conj().resolve_neg()
@@ -253,3 +255,79 @@ def _to_numpy(value: Any, origin: str) -> np.ndarray:
     if jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4:
         return value.astype(np.float32)
     return value
+
+
+def identify_file(path: Path) -> str:
+    """Return "safetensors", "pickle", or a phrase such as "is empty" for anything else.
+
+    Raises OSError if the file cannot be read.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if not head:
+        return "is empty"
+    if head.startswith(b"version ") and b"\noid sha256:" in head:
+        return "is a git-lfs pointer, not the file it stands for; run git lfs pull"
+    # First, as the length of a safetensors header may look like any other format's first bytes.
+    is_header = head[8:9] == b"{"
+    if is_header and 8 + int.from_bytes(head[:8], "little") <= size:
+        return "safetensors"
+    if head.startswith(b"PK"):
+        return _kind_of_zip(path)
+    if head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "pickle"
+    if head[257:262] == b"ustar":
+        return f"is a tar {_ARCHIVE}"
+    for magic, what in _MAGIC.items():
+        if head.startswith(magic):
+            return f"is {what}"
+    if is_header:
+        return "is cut off; copy or download it again"
+    return _kind_of_text(head)
+
+
+def _kind_of_zip(path: Path) -> str:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        return "is a zip archive that is cut off or damaged; copy or download it again"
+    if any(name.endswith("/constants.pkl") for name in names):
+        return f"is a TorchScript program, not a state dict; {_SAVE}"
+    if any(name.endswith("/data.pkl") for name in names):
+        return "pickle"
+    if names and all(name.endswith(".npy") for name in names):
+        return "is a NumPy archive, not a state dict of torch"
+    return "is a zip archive that torch did not write; unpack it and give the weights file in it"
+
+
+def _kind_of_text(head: bytes) -> str:
+    text = head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").strip()
+    if re.match(r"<(!doctype|html|\?xml|head)", text, re.IGNORECASE):
+        return "is a web page, not weights; download the file that the page is about"
+    whole = text[:-1]  # the last character may be incomplete
+    if text and all(c.isprintable() or c.isspace() for c in whole) and "\ufffd" not in whole:
+        return f"is text, not weights; it begins with {' '.join(text.split())[:40]!r}"
+    return f"is neither a safetensors file nor of torch.save; it begins with {head[:8].hex(' ')}"
+
+
+def _explain_pickle_error(error: Exception) -> str:
+    """Return what is wrong with a file, without torch's advice to run the code in it."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    if found := re.search(r"GLOBAL (\S+)", text):
+        return (
+            f"holds a pickled {found[1]}, such as a whole model, and not only tensors; code in a "
+            f"file is never run here: {_SAVE}"
+        )
+    if isinstance(error, EOFError) or "truncated" in text:
+        return "is cut off; copy or download it again"
+    if "PytorchStreamReader" in text:
+        return "is damaged; copy or download it again"
+    if "magic number" in text or "Unsupported operand" in text:
+        return f"is a pickle of another program or of a protocol above 2; {_SAVE}"
+    lines = (text.partition("WeightsUnpickler error:")[2] or text).split("\n")
+    reason = next((line.strip() for line in lines if line.strip()), "")
+    if not reason or "weights_only" in reason or "Weights only" in reason:
+        reason = type(error).__name__
+    return f"is damaged or not a state dict ({reason})"

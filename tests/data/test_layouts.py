@@ -19,7 +19,7 @@ from imagenet_jax.doctor import __main__ as doctor_command
 from imagenet_jax.doctor.diagnosis import diagnose
 from imagenet_jax.errors import UserError
 from imagenet_jax.prepare import __main__ as prepare
-from imagenet_jax.prepare import val_labels
+from imagenet_jax.prepare.imagenet import read_label_file
 
 WNIDS = ("n01440764", "n01443537", "n02012849")
 
@@ -286,10 +286,10 @@ def test_loose_images_behind_links_are_found_once(nested):
 def test_a_byte_order_mark_is_no_part_of_the_first_label(tmp_path, text):
     path = tmp_path / "labels.txt"
     path.write_text(text, "utf-8-sig")
-    assert val_labels.read_label_file(path, ["a", "b"]) == {"a": 0, "b": 1}
+    assert read_label_file(path, ["a", "b"]) == {"a": 0, "b": 1}
     path.write_text(text, "utf-16")
     with pytest.raises(UserError, match=r"labels\.txt is not text in UTF-8"):
-        val_labels.read_label_file(path, ["a", "b"])
+        read_label_file(path, ["a", "b"])
 
 
 def test_a_byte_order_mark_in_config_json(tmp_path):

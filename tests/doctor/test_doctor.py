@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from imagenet_jax.data import image_formats
+from imagenet_jax.doctor import ERRORS, WARNINGS
 from imagenet_jax.doctor import __main__ as command
 from imagenet_jax.doctor.diagnosis import diagnose
-from imagenet_jax.doctor.findings import ERRORS, WARNINGS
 from imagenet_jax.errors import UserError
 from imagenet_jax.prepare import __main__ as prepare
 

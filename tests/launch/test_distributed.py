@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.runtime.distributed import Start, plan
+from imagenet_jax.runtime.processes import Connection
+from imagenet_jax.runtime.processes import plan_connection as plan
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -33,8 +34,8 @@ JOBSET = {
 TPU = {"TPU_ML_PLATFORM": "JAX"}
 
 
-def explicit(source: str, address: str, count: int, index: int) -> Start:
-    return Start(
+def explicit(source: str, address: str, count: int, index: int) -> Connection:
+    return Connection(
         source,
         {
             "coordinator_address": address,
@@ -80,11 +81,13 @@ def test_slurm_task_uses_the_gpus_that_are_visible_to_it():
     one_per_node = SLURM | {"SLURM_NTASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
     eight_visible = {"CUDA_VISIBLE_DEVICES": "0,1,2,3,4,5,6,7"}
     # One task per node gets all eight; by default jax would use only the first.
-    assert plan(one_per_node | eight_visible) == Start("SLURM", {"local_device_ids": []})
+    assert plan(one_per_node | eight_visible) == Connection("SLURM", {"local_device_ids": []})
     # One task per GPU, with all GPUs visible: each picks its own, as jax does by default.
-    assert plan(SLURM | eight_visible) == Start("SLURM", {})
+    assert plan(SLURM | eight_visible) == Connection("SLURM", {})
     # If SLURM shows each task a single GPU, its number is always 0.
-    assert plan(SLURM | {"CUDA_VISIBLE_DEVICES": "3"}) == Start("SLURM", {"local_device_ids": []})
+    assert plan(SLURM | {"CUDA_VISIBLE_DEVICES": "3"}) == Connection(
+        "SLURM", {"local_device_ids": []}
+    )
 
 
 def test_slurm_without_srun_is_one_process():
@@ -117,12 +120,12 @@ def test_invalid_jobset_variables_are_named(change, said):
 
 
 def test_tpu_pods_are_initialized_by_jax():
-    assert plan(TPU) == Start("TPU", {})
+    assert plan(TPU) == Connection("TPU", {})
     gke = TPU | {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "a.svc,b.svc"}
-    assert plan(gke) == Start("TPU", {})
-    assert plan(gke | JOBSET) == Start("TPU", {}), "a JobSet on TPUs: jax knows the slice"
+    assert plan(gke) == Connection("TPU", {})
+    assert plan(gke | JOBSET) == Connection("TPU", {}), "a JobSet on TPUs: jax knows the slice"
     two_slices = TPU | {"TPU_WORKER_HOSTNAMES": "a.svc", "MEGASCALE_NUM_SLICES": "2"}
-    assert plan(two_slices) == Start("TPU", {})
+    assert plan(two_slices) == Connection("TPU", {})
 
 
 def test_one_tpu_host_is_one_process():
@@ -141,9 +144,9 @@ def test_jax_marks_a_tpu_vm_in_the_environment():
 
 SUM = """
 import sys
-from imagenet_jax.runtime import distributed
+from imagenet_jax.runtime import processes
 flags = sys.argv[1:]
-start = distributed.start(flags[0], int(flags[1]), int(flags[2])) if flags else distributed.start()
+start = processes.connect(flags[0], int(flags[1]), int(flags[2])) if flags else processes.connect()
 import jax, numpy as np
 from jax.experimental.multihost_utils import process_allgather
 total = process_allgather(np.float32(10 ** jax.process_index())).sum()
@@ -212,9 +215,9 @@ def test_two_processes_connect_and_agree_on_a_sum(source, launch):
 
 
 def test_missing_peer_is_reported_in_one_line():
-    script = "from imagenet_jax.runtime import distributed as d; d.INITIALIZATION_TIMEOUT_S = 2; "
+    script = "from imagenet_jax.runtime import processes as d; d.INITIALIZATION_TIMEOUT_S = 2; "
     run = subprocess.run(
-        [sys.executable, "-c", f"{script} d.start('127.0.0.1:{free_port()}', 2, 1)"],
+        [sys.executable, "-c", f"{script} d.connect('127.0.0.1:{free_port()}', 2, 1)"],
         env=clean(), cwd=REPOSITORY, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert run.returncode == 1

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from yaml_structure import BOOLEAN, COUNT, POSITIVE, STRING, array, obj, one_of, problems
 
-from imagenet_jax.runtime.distributed import plan
+from imagenet_jax.runtime.processes import plan_connection
 
 LAUNCH = "launch/kubernetes/launch.sh"
 OWN = ["--name=resnet50", "--image=registry.example/imagenet_jax:1", "--claim=imagenet"]
@@ -162,7 +162,7 @@ def test_every_pod_gets_its_index_and_the_coordinator(fakes):
         else:  # Kubernetes expands $(NAME) of variables that stand before
             value = re.sub(r"\$\((\w+)\)", lambda m: environment[m[1]], variable["value"])
         environment[variable["name"]] = value
-    start = plan(environment)
+    start = plan_connection(environment)
     assert start.source == "JobSet"
     assert start.arguments is not None
     assert start.arguments["coordinator_address"] == f"{host}:8476"

@@ -16,7 +16,7 @@ from imagenet_jax.prepare.shards import Storage
 
 
 def test_two_at_once_are_refused(tars, tmp_path):
-    from imagenet_jax.prepare.workspace import Workspace
+    from imagenet_jax.prepare.prepare import Workspace
 
     target = tmp_path / "out" / "imagenet2012" / "5.1.0"
     first = Workspace(target, {})

@@ -14,7 +14,7 @@ from imagenet_jax.data import sources
 from imagenet_jax.report import __main__ as report
 from imagenet_jax.report import predictions
 from imagenet_jax.report.read import read_run
-from imagenet_jax.runtime.eval_variants import run_settings
+from imagenet_jax.runtime.workdir import run_settings
 
 
 @pytest.fixture(autouse=True)

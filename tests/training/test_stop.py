@@ -10,9 +10,9 @@ import pytest
 
 from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
-from imagenet_jax.runtime import integrity, signals
+from imagenet_jax.runtime import integrity, stopping
 from imagenet_jax.runtime.lock import Lock
-from imagenet_jax.runtime.signals import StopSignal
+from imagenet_jax.runtime.stopping import StopSignal
 from imagenet_jax.training import run_context
 from imagenet_jax.training.checkpoint import Checkpoints
 
@@ -159,7 +159,7 @@ def test_stalled_input_is_closed_last(light, config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "Evaluator", evaluator)
     monkeypatch.setattr(loop.Recorder, "close", noting("recorder", loop.Recorder.close))
     monkeypatch.setattr(Lock, "__exit__", noting("running", Lock.__exit__))
-    monkeypatch.setattr(signals, "exit_soon", lambda code: (events.append(code), Deadline())[1])
+    monkeypatch.setattr(stopping, "exit_soon", lambda code: (events.append(code), Deadline())[1])
     assert loop.train(config, tmp_path) == 143
     assert events[:3] == ["recorder", "running", 143]
     assert sorted(events[3:5]) == ["evaluation closed", "input closed"]
@@ -195,8 +195,8 @@ def test_several_processes_stop_an_evaluation_at_the_agreed_batch(
 def test_repeated_signal_is_ignored_but_a_later_one_exits_at_once(monkeypatch):
     """srun, scancel and a sweep signal every process, and their parents forward the signal."""
     ended, now = [], [100.0]
-    monkeypatch.setattr(signals.os, "_exit", ended.append)
-    monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(stopping.os, "_exit", ended.append)
+    monkeypatch.setattr(stopping.time, "monotonic", lambda: now[0])
     with StopSignal() as stop:
         for number, later in ((15, 0), (15, 0.6), (2, 1.0), (15, 1.0)):
             now[0] += later

@@ -9,8 +9,7 @@ from imagenet_jax import eval as eval_command
 from imagenet_jax.classify import evaluate_weights
 from imagenet_jax.classify.evaluate_weights import write_result
 from imagenet_jax.errors import UserError
-from imagenet_jax.runtime.eval_variants import explain_variant, require_run_settings
-from imagenet_jax.runtime.workdir import read_config
+from imagenet_jax.runtime.workdir import explain_variant, read_config, require_run_settings
 from imagenet_jax.training.experiment import make_evaluation
 
 RESULT = {"weights": "ema", "count": 360, "top1": 0.5, "top5": 0.75, "loss": 1.25}

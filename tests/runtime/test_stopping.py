@@ -9,9 +9,9 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-from imagenet_jax.runtime.watchdog import Watchdog
+from imagenet_jax.runtime.stopping import Watchdog
 
-_START = "import threading, time\nfrom imagenet_jax.runtime.watchdog import Watchdog\n"
+_START = "import threading, time\nfrom imagenet_jax.runtime.stopping import Watchdog\n"
 # Holds the GIL: a regular expression that backtracks for minutes.
 _HOLD = "def holding_the_lock():\n    import re; re.match(r'(a*)*b', 'a' * 60)\n"
 
