@@ -57,7 +57,7 @@ def open_splits(path: Path) -> DataSet:
         info = read_info(path)
         if not info.splits:
             raise UserError(f"{path} has no splits; prepare it again")
-        sources = {name: open_tfds(path, name) for name in info.splits}
+        sources: dict[str, Source] = {name: open_tfds(path, name) for name in info.splits}
         return DataSet(path, info.name, "tfds", sources)
     layout = recognize(path)
     splits = {split: find() for split, find in layout.splits.items()} if layout else {}
