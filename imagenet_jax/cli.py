@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import functools
 import io
 import logging
 import os
@@ -36,21 +37,18 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
 
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Prints descriptions as written, and options in one column."""
-
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=30, width=100)
+# Prints descriptions as written, and options in one column.
+_FORMATTER = functools.partial(
+    argparse.RawDescriptionHelpFormatter, max_help_position=30, width=100
+)
 
 
 def parser(module: str, description: str) -> argparse.ArgumentParser:
     """Return the argument parser of `python -m module`."""
     p = _Parser(
-        prog=f"python -m {module}",
-        description=description,
-        formatter_class=_Formatter,
+        prog=f"python -m {module}", description=description, formatter_class=_FORMATTER,
         allow_abbrev=False,
-    )
+    )  # fmt: skip
     p.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return p
 
@@ -130,9 +128,8 @@ def open_weights(args: argparse.Namespace, overrides: Overrides) -> "Weights":
     from imagenet_jax.training.load_weights import check_data, load_run_weights, load_weights_file
 
     if args.workdir:
-        weights = load_run_weights(
-            expand_user(args.workdir), args.checkpoint or "latest", overrides
-        )
+        workdir, checkpoint = expand_user(args.workdir), args.checkpoint or "latest"
+        weights = load_run_weights(workdir, checkpoint, overrides)
     else:
         config = config_io.load(args.config, overrides)
         weights = load_weights_file(expand_user(args.weights), config, args.weights_key or "")
@@ -193,15 +190,11 @@ def _code(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -
         code = command(argv)
         sys.stdout.flush()
         return code
-    except UserError as e:
-        if "--debug" in argv:
+    except (UserError, PermissionError) as e:
+        if "--debug" in argv or (isinstance(e, PermissionError) and not e.filename):
             raise
-        print(f"error: {one_line(e, length=None)}", file=sys.stderr)
-        return 1
-    except PermissionError as e:
-        if "--debug" in argv or not e.filename:
-            raise
-        print(f"error: {e.filename}: {e.strerror}", file=sys.stderr)
+        text = e if isinstance(e, UserError) else f"{e.filename}: {e.strerror}"
+        print(f"error: {one_line(text, length=None)}", file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of the output, for example `head`, has ended
         return 1

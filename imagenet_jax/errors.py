@@ -69,12 +69,8 @@ def printable(text: str) -> str:
 def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
     """Raise UserError that lists the `choices` and suggests the nearest, unless `value` is one."""
     choices = list(choices)
-    if value not in choices:
-        raise UserError(unknown_choice(what, value, choices))
-
-
-def unknown_choice(what: str, value: object, choices: list[str]) -> str:
-    """Return the error message for a `value` that is not among the `choices`."""
+    if value in choices:
+        return
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{what} = {value!r}: use {' | '.join(choices)}{hint}"
+    raise UserError(f"{what} = {value!r}: use {' | '.join(choices)}{hint}")

@@ -81,12 +81,11 @@ def read_json(path: Path) -> Any:
     return parse_json(path.read_text("utf-8"))
 
 
-def read_json_lines(path: Path, *, skip_torn: bool = True, skip_damaged: bool = False) -> list[Any]:
+def read_json_lines(path: Path, *, skip_damaged: bool = False) -> list[Any]:
     """Return the value of each line of a JSON-lines file such as metrics.jsonl.
 
-    Args:
-      skip_torn: skip an incomplete last line: it is being written, or its writer was killed.
-      skip_damaged: skip every other line that is not JSON as well.
+    An incomplete last line is skipped: it is being written, or its writer was killed. Other lines
+    that are not JSON are skipped if `skip_damaged`.
 
     Raises OSError, or ValueError that names the damaged line.
     """
@@ -95,8 +94,7 @@ def read_json_lines(path: Path, *, skip_torn: bool = True, skip_damaged: bool = 
         try:
             values.append(parse_json(line))
         except ValueError as e:
-            skipped = skip_damaged if line.endswith("\n") else skip_torn
-            if not skipped:
+            if line.endswith("\n") and not skip_damaged:
                 raise ValueError(f"line {number}: {e}") from e
     return values
 

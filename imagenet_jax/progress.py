@@ -12,7 +12,6 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
-    ProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -55,11 +54,10 @@ class ProgressReporter:
         self._console = Console(highlight=False, soft_wrap=True, quiet=quiet, stderr=stderr)
         self._bar: Progress | None = None
         if self._console.is_terminal:
-            amount: ProgressColumn = (
-                DownloadColumn(binary_units=True) if unit == "bytes" else MofNCompleteColumn()
-            )
             self._bar = Progress(
-                TextColumn(stage), BarColumn(), amount, TimeRemainingColumn(),
+                TextColumn(stage), BarColumn(),
+                DownloadColumn(binary_units=True) if unit == "bytes" else MofNCompleteColumn(),
+                TimeRemainingColumn(),
                 console=self._console, transient=stderr, redirect_stdout=not stderr,
             )  # fmt: skip
             self._task = self._bar.add_task(stage, total=total, completed=already)
@@ -69,7 +67,7 @@ class ProgressReporter:
             self._bar.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
 

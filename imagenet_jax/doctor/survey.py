@@ -174,21 +174,19 @@ def _inspect_header(
     """Return ("JPEG RGB", findings) of an image that is open and not yet decoded."""
     # MPO is a camera's JPEG followed by a preview; for training it is a JPEG.
     kind = "JPEG" if image.format == "MPO" else str(image.format)
-    findings = []
-    if image.mode == "CMYK":
-        findings.append(("cmyk", ""))
-    # Pillow's mode does not show 16-bit color in a PNG, but its header has the depth.
-    if image.mode == "I" or image.mode.startswith("I;16") or (kind == "PNG" and encoded[24] == 16):
-        findings.append(("sixteen_bit", ""))
-    if kind != "JPEG" and getattr(image, "is_animated", False):
-        findings.append(("animated", f"{getattr(image, 'n_frames', '?')} frames"))
-    if image.has_transparency_data:
-        findings.append(("alpha", image.mode))
-    if suffix in _FORMATS and _FORMATS[suffix] != kind:
-        findings.append(("misnamed", f"holds {kind}"))
     orientation = _orientation(image, encoded)
-    if orientation != 1:
-        findings.append(("exif_rotated", f"orientation {orientation}"))
+    # Pillow's mode does not show 16-bit color in a PNG, but its header has the depth.
+    deep = image.mode.startswith("I") or (kind == "PNG" and encoded[24] == 16)
+    animated = kind != "JPEG" and getattr(image, "is_animated", False)
+    checks = (
+        ("cmyk", image.mode == "CMYK", ""),
+        ("sixteen_bit", deep, ""),
+        ("animated", animated, f"{getattr(image, 'n_frames', '?')} frames" if animated else ""),
+        ("alpha", image.has_transparency_data, image.mode),
+        ("misnamed", _FORMATS.get(suffix, kind) != kind, f"holds {kind}"),
+        ("exif_rotated", orientation != 1, f"orientation {orientation}"),
+    )
+    findings = [(finding, detail) for finding, found, detail in checks if found]
     return f"{kind} {image.mode}", findings
 
 

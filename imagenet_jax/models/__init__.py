@@ -13,7 +13,7 @@ from flax import nnx
 
 from imagenet_jax.config.fields import fields_of_model
 from imagenet_jax.config.rules import check_fields
-from imagenet_jax.errors import UserError, unknown_choice
+from imagenet_jax.errors import check_choice
 from imagenet_jax.models.base import Config, Family, Model
 
 _MODULES = (
@@ -39,10 +39,8 @@ def family(name: object) -> Family:
 
     Raises UserError, with the nearest name, if there is no such model.
     """
-    for found in families():
-        if name in found.variants:
-            return found
-    raise UserError(unknown_choice("config.model.name", name, names()))
+    check_choice("config.model.name", name, names())
+    return next(family for family in families() if name in family.variants)
 
 
 def check(config: Config) -> None:

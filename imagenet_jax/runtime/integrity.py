@@ -5,6 +5,7 @@ complete checkpoint has one. A checkpoint without it cannot be verified and coun
 """
 
 import hashlib
+import itertools
 import os
 import time
 from pathlib import Path
@@ -39,14 +40,9 @@ def write_checksums(directory: Path) -> None:
 
 def add_checksum(directory: Path, name: str) -> None:
     """Add the file `name`, written into a complete checkpoint, to its `checksums.json`."""
-    if has_checksums(directory):
+    if (directory / FILE).exists():
         record = read_json(directory / FILE) | {name: _entry(directory / name)}
         write_json(directory / FILE, record, indent=1)
-
-
-def has_checksums(directory: Path) -> bool:
-    """Return whether the checkpoint `directory` has a `checksums.json`."""
-    return (directory / FILE).exists()
 
 
 def find_problems(directory: Path, item: str | None = None) -> list[str]:
@@ -84,7 +80,7 @@ def check_item(directory: Path, item: str) -> tuple[str, str]:
         return "intact", ""
     if is_being_removed(directory):
         return "removed", ""
-    return ("damaged" if has_checksums(directory) else "unverified"), found[0]
+    return ("damaged" if (directory / FILE).exists() else "unverified"), found[0]
 
 
 def is_being_removed(directory: Path) -> bool:
@@ -119,23 +115,23 @@ def set_aside_damaged(workdir: Path, *, strict: bool = False) -> list[str]:
     directory = workdir / "checkpoints"
     steps = sorted((int(p.name) for p in directory.glob("*") if p.name.isdecimal()), reverse=True)
     damaged: dict[int, list[str]] = {}
-    intact: int | None = None
+    intact = False  # whether one was found
     for step in steps:
         path = directory / str(step)
-        found = find_problems(path, None if intact is None else "metrics")
+        found = find_problems(path, "metrics" if intact else None)
         if not found:
-            intact = step if intact is None else intact
+            intact = True
             continue
         # An older checkpoint without checksums is the rest of a removal that was killed.
-        if strict and (intact is None or has_checksums(path)):
+        if strict and (not intact or (path / FILE).exists()):
             raise UserError(
                 f"{found[0]}; without --strict_restore the checkpoint is set aside and training "
                 "continues from the one before it"
             )
         damaged[step] = found
     notes: list[str] = []
-    if steps and intact is None:
-        unverified = [step for step in damaged if not has_checksums(directory / str(step))]
+    if steps and not intact:
+        unverified = [step for step in damaged if not (directory / str(step) / FILE).exists()]
         if not unverified:
             raise UserError(
                 f"no checkpoint of {directory} is intact ({damaged[steps[0]][0]}); start again in "
@@ -146,7 +142,9 @@ def set_aside_damaged(workdir: Path, *, strict: bool = False) -> list[str]:
             f"damaged: {problem}; no verified checkpoint is left; training continues from this one"
         )
     for step, found in damaged.items():
-        target = _free_name(workdir / "damaged", step)
+        names = itertools.chain([str(step)], (f"{step}.{i}" for i in itertools.count(2)))
+        paths = (workdir / "damaged" / name for name in names)
+        target = next(path for path in paths if not path.exists())
         try:
             target.parent.mkdir(exist_ok=True)
             (directory / str(step)).rename(target)
@@ -154,14 +152,6 @@ def set_aside_damaged(workdir: Path, *, strict: bool = False) -> list[str]:
             raise UserError(f"{found[0]}, and it cannot be moved to {target}: {e.strerror}") from e
         notes += [f"damaged: {problem}; checkpoint moved to {target}" for problem in found]
     return notes
-
-
-def _free_name(directory: Path, step: int) -> Path:
-    path, count = directory / str(step), 1
-    while path.exists():
-        count += 1
-        path = directory / f"{step}.{count}"
-    return path
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -48,9 +48,7 @@ class Lock:
             "token": secrets.token_hex(8),  # two containers may be equal in everything else
         }
         self._released = threading.Event()
-        self._thread = threading.Thread(
-            target=self._keep_touching, name="running.json", daemon=True
-        )
+        self._thread = threading.Thread(target=self._keep_touching, daemon=True)
 
     def __enter__(self) -> "Lock":
         with writing(f"{self._flag}={self._path.parent}"):
@@ -120,25 +118,21 @@ class Lock:
             f"{STALE_SECONDS:.0f} s whether it is alive",
             flush=True,
         )
-        before = _touched(self._path)
+        before = now = _touched(self._path)
         end = time.monotonic() + STALE_SECONDS
-        while time.monotonic() < end:
+        while now == before and time.monotonic() < end:
             time.sleep(min(1.0, STALE_SECONDS / 10))
             now = _touched(self._path)
-            if now != before:
-                return now is not None  # None: the lock was released
-        return False
+        return now not in (before, None)  # None: the lock was released
 
     def _keep_touching(self) -> None:
         while not self._released.wait(TOUCH_SECONDS):
-            try:
+            holder = None
+            with contextlib.suppress(OSError):
                 holder = _read(self._path)
                 if holder == self._holder:
                     os.utime(self._path)  # needs no space, so works on a full disk
-                    continue
-            except OSError:
-                continue
-            if not self._released.is_set() and holder:
+            if holder and holder != self._holder and not self._released.is_set():
                 # This process was paused, with its machine for example, beyond STALE_SECONDS.
                 print(
                     f"error: process {holder.get('pid')} on {holder.get('host')} took over "

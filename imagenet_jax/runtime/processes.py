@@ -235,9 +235,7 @@ def run_on_first(function: Callable[[], Any]) -> Any:
         raise error
     if size < 0:
         raise UserError("process 0 failed; see its error message")
-    # Padded to a power of two: a program is compiled for each length.
-    padded = np.zeros(1 << max(size - 1, 63).bit_length(), np.uint8)
-    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    padded = _pad(text, 1 << max(size - 1, 63).bit_length())  # compiled for each length
     return parse_json(multihost_utils.broadcast_one_to_all(padded)[:size].tobytes())
 
 
@@ -264,13 +262,15 @@ def gather_names(names: list[str]) -> list[str]:
     """Return the names of all processes, in process order. Every process must call it."""
     if count() == 1:
         return names
-    mine = np.frombuffer(dump_json(names).encode(), np.uint8)
-    lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(mine))))
-    padded = np.zeros(lengths.max(), np.uint8)
-    padded[: len(mine)] = mine
-    every = multihost_utils.process_allgather(padded)
-    texts = (row[:n].tobytes().decode() for row, n in zip(every, lengths, strict=True))
+    text = dump_json(names).encode()
+    lengths = np.ravel(multihost_utils.process_allgather(np.int32(len(text))))
+    every = multihost_utils.process_allgather(_pad(text, lengths.max()))
+    texts = (row[:n].tobytes() for row, n in zip(every, lengths, strict=True))
     return [name for text in texts for name in parse_json(text)]
+
+
+def _pad(text: bytes, length: int) -> np.ndarray:
+    return np.frombuffer(text.ljust(length, b"\0"), np.uint8)
 
 
 class StopAgreement:

@@ -106,13 +106,9 @@ def _hash_files(root: Path, package: str) -> str:
     The same number: `cd ROOT; find PACKAGE -type f -not -path "*/__pycache__/*" | LC_ALL=C sort |
     xargs sha256sum | sha256sum`.
     """
-    names = [
-        path.relative_to(root).as_posix()
-        for path in (root / package).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
-    ]
+    files = (p for p in (root / package).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     whole = hashlib.sha256()
-    for name in sorted(names):
+    for name in sorted(path.relative_to(root).as_posix() for path in files):
         whole.update(f"{hashlib.sha256((root / name).read_bytes()).hexdigest()}  {name}\n".encode())
     return whole.hexdigest()
 
@@ -124,11 +120,7 @@ def _find_untracked(root: Path) -> list[str]:
     loaded = python_files.list_files(list(sys.modules.values()))
     own = {path for path in loaded if path.is_relative_to(root)} | python_files.executed
     libraries = [Path(path).resolve() for path in (sys.prefix, sys.base_prefix)]
-    unknown = [
-        path
-        for path in sorted(own - tracked)
-        if not any(path.is_relative_to(library) for library in libraries)
-    ]
+    unknown = (p for p in sorted(own - tracked) if not any(map(p.is_relative_to, libraries)))
     return [str(path.relative_to(root) if path.is_relative_to(root) else path) for path in unknown]
 
 
@@ -150,12 +142,14 @@ def _describe_cpu() -> dict[str, Any]:
         for line in _CPUINFO.read_text().splitlines():
             name, _, value = line.partition(":")
             fields.setdefault(name.strip(), value.strip())
-    found = {name: fields[name] for name in _MODEL if name in fields}
     flags = fields.get("flags", "").split()
     vectors = [f for f in flags if f in _VECTORS or f.startswith(("avx512", "amx"))]
-    return (
-        {"cores": cores, "architecture": platform.machine()} | found | {"vectors": sorted(vectors)}
-    )
+    return {
+        "cores": cores,
+        "architecture": platform.machine(),
+        **{name: fields[name] for name in _MODEL if name in fields},
+        "vectors": sorted(vectors),
+    }
 
 
 def _describe_accelerator() -> dict[str, str]:

@@ -20,14 +20,9 @@ from imagenet_jax.runtime.processes import run_on_first
 # Config fields that change the result of a checkpoint on given images, besides those of
 # config.model, with the abbreviation that the name of a variant uses.
 _FIELDS = {
-    "eval.image_size": "size",
-    "eval.resize": "resize",
-    "eval.flip": "flip",
-    "data.interpolation": "",
-    "data.resampling": "",
-    "data.mean": "mean",
-    "data.std": "std",
-}
+    "eval.image_size": "size", "eval.resize": "resize", "eval.flip": "flip",
+    "data.interpolation": "", "data.resampling": "", "data.mean": "mean", "data.std": "std",
+}  # fmt: skip
 _DIGITS = 8  # of a fingerprint in a file name
 
 
@@ -166,13 +161,12 @@ def name_variant(workdir: Path, settings: dict[str, Any]) -> str:
 
 def explain_variant(workdir: Path, settings: dict[str, Any]) -> str:
     """Return one line that says why an evaluation with `settings` is a variant."""
-    reasons = [
-        "the images differ from the run's, or are stored differently"
-        if field == "data"
-        else f"config.{field} = {here}, not {own}"
-        for field, (own, here) in _differences(workdir, settings).items()
-    ]
-    return f"never reported as the run's result: {'; '.join(reasons)}"
+    reasons = {
+        f: f"config.{f} = {b}, not {a}" for f, (a, b) in _differences(workdir, settings).items()
+    }
+    if "data" in reasons:
+        reasons["data"] = "the images differ from the run's, or are stored differently"
+    return f"never reported as the run's result: {'; '.join(reasons.values())}"
 
 
 def is_variant(workdir: Path, record: dict[str, Any]) -> bool:
@@ -205,8 +199,6 @@ def result_stem(record: dict[str, Any]) -> str:
 def _differences(workdir: Path, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return {field: (value of the run, value in `settings`)} of the fields that differ."""
     own = run_settings(workdir)
-    return {
-        field: (own.get(field), value)
-        for field, value in settings.items()
-        if own.get(field) != value and not (field == "data" and not own["data"])
-    }
+    if not own["data"]:  # not recorded
+        settings = {field: value for field, value in settings.items() if field != "data"}
+    return {f: (own.get(f), value) for f, value in settings.items() if own.get(f) != value}

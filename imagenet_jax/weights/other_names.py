@@ -41,10 +41,7 @@ _RULES = (
     # transformers
     _Rule(r"^(?:resnet\.)?embedder\.embedder\.convolution\.", "conv1."),
     _Rule(r"^(?:resnet\.)?embedder\.embedder\.normalization\.", "bn1."),
-    _Rule(
-        r"^(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.",
-        lambda m: f"layer{int(m[1]) + 1}.",
-    ),
+    _Rule(r"^(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.", lambda m: f"layer{int(m[1]) + 1}."),
     _Rule(r"^(layer\d+\.\d+)\.shortcut\.convolution\.", r"\1.downsample.0."),
     _Rule(r"^(layer\d+\.\d+)\.shortcut\.normalization\.", r"\1.downsample.1."),
     _Rule(

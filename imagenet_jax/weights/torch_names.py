@@ -19,13 +19,13 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.models.base import Config, Path
 from imagenet_jax.weights.other_names import shorten
 
-StateDict = dict[str, np.ndarray]
 Tree = dict[Any, Any]  # nested dicts of arrays by module path, as nnx.to_pure_dict makes
 
 # How to use weights without a classifier.
 HEADLESS = "train one: python -m imagenet_jax.main --weights=FILE --config=FILE --workdir=DIR"
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias",
            "mean": "running_mean", "var": "running_var"}  # fmt: skip
+_TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}  # of kernels, by their number of dimensions
 _COUNTER = "num_batches_tracked"  # of each batch norm in torch; unused at a fixed momentum
 
 
@@ -51,41 +51,48 @@ def from_torch(
         if has_head or path[: len(family.head)] != family.head
     }
     given = {k: np.asarray(v) for k, v in state_dict.items() if not k.endswith(_COUNTER)}
-    shapes = {key: _torch_shape(path, shape) for key, (path, shape) in wanted.items()}
-    problems = {
-        "missing": [key for key in wanted if key not in given],
-        "not of this model": [key for key in given if key not in wanted],
-        "of another shape": [
-            f"{key} {given[key].shape}, not {shape}"
-            for key, shape in shapes.items()
-            if key in given and given[key].shape != shape
-        ],
-    }
-    if any(problems.values()):
-        reasons = [
-            f"{len(keys)} {what}: {shorten(keys)}" for what, keys in problems.items() if keys
-        ]
+    misshapen = [
+        f"{key} {given[key].shape}, not {expected}"
+        for key, (path, shape) in wanted.items()
+        if key in given and given[key].shape != (expected := _torch_shape(path, shape))
+    ]
+    problems = (
+        ("missing", [key for key in wanted if key not in given]),
+        ("not of this model", [key for key in given if key not in wanted]),
+        ("of another shape", misshapen),
+    )
+    if any(keys for _, keys in problems):
+        reasons = (f"{len(keys)} {what}: {shorten(keys)}" for what, keys in problems if keys)
         raise UserError(
             _other_model(given, config, origin)
             or f"{origin} does not fit {config['name']} with {config['num_classes']} classes, "
             f"width {config['width']:g}: {'; '.join(reasons)}"
         )
-    arrays = {
-        path: _to_ours(path, given[key], shape, family.flattened, f"{origin}: {key}")
-        for key, (path, shape) in wanted.items()
-    }
+    arrays = {}
+    for key, (path, shape) in wanted.items():
+        array = _check_floats(given[key], f"{origin}: {key}")
+        if path[-1] == "kernel":
+            if side := family.flattened.get(path[:-1]):  # as a convolution of this size
+                array = array.reshape(len(array), -1, side, side)
+            array = array.transpose(np.argsort(_TORCH_AXES[array.ndim])).reshape(shape)
+        arrays[path] = np.ascontiguousarray(array)
     stats = {path: array for path, array in arrays.items() if path[-1] in ("mean", "var")}
     params = {path: array for path, array in arrays.items() if path not in stats}
     return unflatten_dict(params), unflatten_dict(stats)
 
 
-def to_torch(params: Tree, batch_stats: Tree, config: Config) -> StateDict:
+def to_torch(params: Tree, batch_stats: Tree, config: Config) -> dict[str, np.ndarray]:
     """Return a state dict that torchvision's model of this name loads strictly: f32, counters 0."""
-    state_dict: StateDict = {}
-    flattened = models.family(config["name"]).flattened
+    state_dict = {}
+    family = models.family(config["name"])
     for path, leaf in _leaves((params, batch_stats)):
-        key = torch_key(config["name"], path)
-        state_dict[key] = _to_theirs(path, np.asarray(leaf), flattened)
+        key, array = torch_key(config["name"], path), np.asarray(leaf)
+        if path[-1] == "kernel":
+            shape = _torch_shape(path, array.shape)
+            if side := family.flattened.get(path[:-1]):
+                array = array.reshape(side, side, -1, array.shape[-1])
+            array = array.transpose(_TORCH_AXES[array.ndim]).reshape(shape)
+        state_dict[key] = np.ascontiguousarray(array)
         if path[-1] == "var":
             state_dict[key.replace("running_var", _COUNTER)] = np.zeros((), np.int64)
     return state_dict
@@ -131,16 +138,11 @@ def identify(
 
 def describe(fields: Mapping[str, Any]) -> str:
     """Return what `identify` found in words: "resnet18, width 0.125, stem small, 10 classes"."""
-    words = [
-        fields["name"],
-        *(
-            f"{field} {value:g}" if field == "width" else f"{field} {value}"
-            for field, value in fields.items()
-            if field not in ("name", "num_classes")
-        ),
-        f"{fields['num_classes']} classes" if fields["num_classes"] else "without a classifier",
-    ]
-    return ", ".join(words)
+    words = [fields["name"], f"width {fields['width']:g}"]
+    others = fields.keys() - {"name", "width", "num_classes"}
+    words += [f"{field} {value}" for field, value in fields.items() if field in others]
+    classes = fields["num_classes"]
+    return ", ".join([*words, f"{classes} classes" if classes else "without a classifier"])
 
 
 def count_classes(state_dict: Mapping[str, np.ndarray], name: str) -> int:
@@ -178,18 +180,11 @@ def _leaves(trees: tuple[Tree, Tree]) -> list[tuple[Path, Any]]:
 
 
 def _torch_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if path[-1] != "kernel":
-        return shape
-    return (shape[3], shape[2], shape[0], shape[1]) if len(shape) == 4 else shape[::-1]
+    return tuple(shape[i] for i in _TORCH_AXES[len(shape)]) if path[-1] == "kernel" else shape
 
 
-def _to_ours(
-    path: Path,
-    array: np.ndarray,
-    shape: tuple[int, ...],
-    flattened: Mapping[Path, int],
-    origin: str,
-) -> np.ndarray:
+def _check_floats(array: np.ndarray, origin: str) -> np.ndarray:
+    """Return the array in float32; UserError unless all are finite floating-point numbers."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise UserError(
             f"{origin} is of type {array.dtype}; weights must be floating-point numbers"
@@ -198,21 +193,4 @@ def _to_ours(
         array = array.astype(np.float32)
     if not np.isfinite(array).all():
         raise UserError(f"{origin} holds NaN or numbers that are infinite in float32")
-    if path[-1] != "kernel":
-        return array
-    if array.ndim == 4:
-        return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
-    if side := flattened.get(path[:-1]):
-        return array.reshape(len(array), -1, side, side).transpose(2, 3, 1, 0).reshape(shape)
-    return np.ascontiguousarray(array.T)
-
-
-def _to_theirs(path: Path, array: np.ndarray, flattened: Mapping[Path, int]) -> np.ndarray:
-    if path[-1] != "kernel":
-        return array
-    if array.ndim == 4:
-        return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
-    if side := flattened.get(path[:-1]):
-        outputs = array.shape[1]
-        return array.reshape(side, side, -1, outputs).transpose(3, 2, 0, 1).reshape(outputs, -1)
-    return np.ascontiguousarray(array.T)
+    return array
