@@ -259,17 +259,14 @@ def safe_streams(*, ends: bool) -> Iterator[Output]:
     `ends`: the first failure of sys.stdout raises UserError or BrokenPipeError.
     """
     _open_closed_streams()
-    before = {"stdout": sys.stdout, "stderr": sys.stderr}
     output = Output(sys.stdout, "standard output", ends=ends)
-    safe = {"stdout": output, "stderr": Output(sys.stderr, "standard error", ends=False)}
-    try:
-        for name, stream in safe.items():
-            setattr(sys, name, stream)
-        yield output
-    finally:
-        for name, stream in safe.items():
-            stream.finish()
-            setattr(sys, name, before[name])
+    errors = Output(sys.stderr, "standard error", ends=False)
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            yield output
+        finally:
+            output.finish()
+            errors.finish()
 
 
 def _open_closed_streams() -> None:

@@ -5,8 +5,9 @@ data is a variant, for example `eval/STEP-size256-resize292.json`, which is neve
 result of the run.
 """
 
+import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,16 @@ def record_start(workdir: Path, config: ConfigDict, provenance: dict[str, Any]) 
 def read_provenance(workdir: Path) -> dict[str, Any]:
     """Return the provenance of the first start, with those of later starts under "resumed"."""
     path = workdir / "provenance.json"
-    try:
+    with _reading(path, "use another --workdir"):
         return read_json(path)
-    except (OSError, ValueError) as e:
-        raise UserError(f"{path} cannot be read ({e}); use another --workdir") from e
+
+
+@contextlib.contextmanager
+def _reading(path: Path, advice: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError) as e:
+        raise UserError(f"{path} cannot be read ({e}); {advice}") from e
 
 
 def read_config(workdir: Path, overrides: Iterable[tuple[str, str]] = ()) -> ConfigDict:
@@ -82,13 +89,10 @@ def read_config(workdir: Path, overrides: Iterable[tuple[str, str]] = ()) -> Con
     path = workdir / "config.json"
 
     def read() -> str:
-        try:
+        if not path.exists():
+            raise UserError(f"no config.json in {workdir}: it is not the workdir of a training run")
+        with _reading(path, "use another --workdir"):
             return path.read_text()
-        except (OSError, UnicodeDecodeError) as e:
-            if not path.exists():
-                where = f"no config.json in {workdir}"
-                raise UserError(f"{where}: it is not the workdir of a training run") from e
-            raise UserError(f"{path} cannot be read: {e}") from e
 
     config = ConfigDict(config_io.from_json(run_on_first(read), path))
     config_io.apply_overrides(config, overrides)
@@ -115,14 +119,10 @@ def read_classes(workdir: Path) -> tuple[str, ...]:
     path = workdir / "classes.json"
 
     def read() -> list[str]:
-        try:
-            return [str(name) for name in read_json(path)]
-        except FileNotFoundError:
+        if not path.exists():
             return []
-        except (OSError, ValueError, TypeError) as e:
-            raise UserError(
-                f"{path} cannot be read ({e}); repeat the training command to write it again"
-            ) from e
+        with _reading(path, "repeat the training command to write it again"):
+            return [str(name) for name in read_json(path)]
 
     return tuple(run_on_first(read))
 

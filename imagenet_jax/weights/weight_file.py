@@ -1,7 +1,7 @@
 """Reading and writing of weights files, and what else a file is instead of weights.
 
 Files of safetensors and torch.save are read, whatever their suffix. No code in a file is run. Names
-become torchvision's or timm's (other_names.py). Only .safetensors files are written.
+become torchvision's or timm's (torch_names.py). Only .safetensors files are written.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import numpy as np
 
 from imagenet_jax.errors import UserError, expand_user, one_line, writing
 from imagenet_jax.files import dump_json, parse_json, write_atomically
-from imagenet_jax.weights.other_names import rename, shorten
+from imagenet_jax.weights.torch_names import rename, shorten
 
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.weights import other_names, weight_file
+from imagenet_jax.weights import torch_names, weight_file
 
 
 def safetensors(dtype, shape, data):
@@ -160,12 +160,12 @@ def test_pickles_without_torch_say_what_to_do(tmp_path, monkeypatch):
     ],
 )
 def test_names(name, want):
-    assert other_names.rename([name], origin="file")[0] == {name: want}
+    assert torch_names.rename([name], origin="file")[0] == {name: want}
 
 
 def test_other_names_of_the_classifier():
     names = ["conv1.weight", "last_linear.weight", "last_linear.bias"]
-    renamed = other_names.rename(names, origin="file")[0]
+    renamed = torch_names.rename(names, origin="file")[0]
     assert list(renamed.values()) == ["conv1.weight", "fc.weight", "fc.bias"]
 
 
@@ -174,17 +174,17 @@ def test_other_names_of_the_classifier():
 def test_a_classifier_beside_a_network_without_one(prefix, head):
     own = [f"{prefix}conv1.weight", f"{prefix}bn1.bias"]
     beside = [f"{head}.weight", f"{head}.bias"]
-    renamed = other_names.rename([*own, *beside, "criterion.weight"], origin="file")[0]
+    renamed = torch_names.rename([*own, *beside, "criterion.weight"], origin="file")[0]
     assert list(renamed) == [*own, *beside]
     assert list(renamed.values()) == ["conv1.weight", "bn1.bias", "fc.weight", "fc.bias"]
     own.append(f"{prefix}last_linear.weight")
     if prefix == "backbone.":  # one more classifier is not that of the network
-        assert list(other_names.rename([*own, *beside], origin="file")[0]) == own
+        assert list(torch_names.rename([*own, *beside], origin="file")[0]) == own
 
 
 def test_what_lies_beside_the_network_is_skipped_and_said():
     names = ["model.conv1.weight", "model.fc.weight", "criterion.weight", "n_averaged"]
-    renamed, note = other_names.rename(names, origin="file")
+    renamed, note = torch_names.rename(names, origin="file")
     assert renamed == {"model.conv1.weight": "conv1.weight", "model.fc.weight": "fc.weight"}
     assert note == (
         "renamed 2, such as model.conv1.weight to conv1.weight; skipped 2: n_averaged, "
@@ -195,4 +195,4 @@ def test_what_lies_beside_the_network_is_skipped_and_said():
 def test_two_entries_of_one_name_are_refused():
     names = ["conv1.weight", "module.conv1.weight"]
     with pytest.raises(UserError, match=r"f has two entries for conv1\.weight: .* and module\."):
-        other_names.rename(names, origin="f")
+        torch_names.rename(names, origin="f")
