@@ -20,8 +20,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax.data import pipeline
 from imagenet_jax.debug.hooks import make_hooks
-from imagenet_jax.logs.recorder import Recorder
-from imagenet_jax.logs.saver import Saver
+from imagenet_jax.logs.recorder import Recorder, Saver
 from imagenet_jax.logs.throughput import StepFlops
 from imagenet_jax.runtime.processes import run_on_first
 from imagenet_jax.runtime.stopping import StopRequested
@@ -58,7 +57,7 @@ def train(
     loss, a gradient or a parameter became NaN or infinite; earlier checkpoints are kept.
     """
     if config.log.wandb or config.log.mlflow:
-        from imagenet_jax.logs.tracking import require_services
+        from imagenet_jax.logs.trackers import require_services
 
         run_on_first(functools.partial(require_services, config))
     experiment = make_experiment(config)

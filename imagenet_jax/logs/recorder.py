@@ -1,36 +1,43 @@
-"""The recorder: writes what a run measures to console, metrics.jsonl, TensorBoard and services."""
+"""The recorder and the saver: what a run writes while it trains.
+
+The recorder writes what is measured to console, metrics.jsonl, TensorBoard and services. The saver
+writes checkpoints, and reports failed saves without stopping.
+"""
 
 import datetime
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from imagenet_jax.config.rules import warnings
 from imagenet_jax.errors import UserError
 from imagenet_jax.formatting import counted
-from imagenet_jax.logs.console import ConsoleWriter
-from imagenet_jax.logs.panel import Panel
+from imagenet_jax.logs.console import ConsoleWriter, Panel
 from imagenet_jax.logs.throughput import Throughput, memory_limit, peak_flops, peak_memory
-from imagenet_jax.logs.writers import Histogram, JsonlWriter, Writers
-from imagenet_jax.runtime.processes import gather_names, is_first, run_on_first
-from imagenet_jax.training.data_position import find_unrecorded_rewinds
+from imagenet_jax.logs.writers import JsonlWriter, Values, Writers
+from imagenet_jax.runtime import processes
+from imagenet_jax.training.checkpoint import Checkpoints, Position
+from imagenet_jax.training.data_position import (
+    BatchOrder,
+    find_unrecorded_rewinds,
+    get_data_position,
+)
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.metrics import Interval, MetricWindow, shown_metrics
 from imagenet_jax.training.optim import peak_learning_rate
 from imagenet_jax.training.run_context import Start
-from imagenet_jax.training.state import count_parameters
+from imagenet_jax.training.state import TrainState, count_parameters
 
 # Steps whose own loss and gradient norm are kept in first_steps.jsonl, to compare runs.
 FIRST_STEPS = 50
 
 
-class Recorder:
+class Recorder(Writers):
     """Takes the results of each step without waiting for them, and writes them when they are ready.
 
     Attributes:
@@ -45,31 +52,27 @@ class Recorder:
         """
         run = start.run
         config = run.config
-        self._config, self._epoch_at = config, run.epoch_at
-        self._every, self._eval_split = config.log.every_steps, config.data.eval_split
+        self._config, self._epoch_at, self._every = config, run.epoch_at, config.log.every_steps
         interval = Interval(**start.position.interval)
         self._window = MetricWindow(self._every, run.total_steps, interval, self._write_first_steps)
         devices = jax.devices()
         peak = peak_flops(devices[0].device_kind)
         self.throughput = Throughput(config.batch_size, peak and peak * len(devices))
         self._speed: dict[int, dict[str, float]] = {}
-        shown = shown_metrics(len(run.source.class_names))
-        self._console = ConsoleWriter(
-            run.total_steps, config.batch_size, metrics=shown, quiet=quiet, silent=not is_first()
-        )
         self._panel = Panel(
             f"{config.model.name}  {workdir}",
             run.total_steps,
             config.batch_size,
             start.step,
             memory_limit(),
-            shown,
+            shown_metrics(len(run.source.class_names)),
         )
-        self._writers = Writers(self._console)
+        self._console = ConsoleWriter(self._panel, quiet=quiet, silent=not processes.is_first())
+        super().__init__(self._console)
         self._first_steps: JsonlWriter | None = None
         self._evaluated: set[int] = set()
         self._began, self._seconds_before = time.monotonic(), 0.0
-        if is_first():
+        if processes.is_first():
             try:
                 self._add_files(config, workdir, start.step)
             except OSError as e:
@@ -98,22 +101,22 @@ class Recorder:
             self._seconds_before = max(self._seconds_before, record.get("seconds", 0.0))
             if "weights" in record:
                 self._evaluated.add(record["step"])
-        self._writers.add(history)
+        self.add(history)
         # Imported here: these imports take a second, and not every run needs them.
         if config.log.tensorboard:
             from imagenet_jax.logs.tensorboard import TensorBoardWriter
 
-            self._writers.add(TensorBoardWriter(workdir / "tensorboard", first))
+            self.add(TensorBoardWriter(workdir / "tensorboard", first))
         if config.log.wandb or config.log.mlflow:
-            from imagenet_jax.logs.tracking import service_writers
+            from imagenet_jax.logs.trackers import open_trackers
 
-            for writer in service_writers(config, workdir, self.warn):
-                self._writers.add(writer)
+            for writer in open_trackers(config, workdir, self.warn):
+                self.add(writer)
         self._first_steps = JsonlWriter(workdir / "first_steps.jsonl", first)
 
     def start(self) -> None:
         """Show the panel, if this is a terminal, until `close`."""
-        self._console.start(self._panel)
+        self._console.start()
 
     def say(self, text: str) -> None:
         """Print a line, unless the run is quiet."""
@@ -123,17 +126,13 @@ class Recorder:
         """Print a line about a problem, also if the run is quiet."""
         self._console.warn(text)
 
-    def end(self, text: str) -> None:
-        """Print the last line, and mark the run as ended in every service."""
-        self._writers.end(text)
-
     def saving(self, step: int) -> None:
         """Show that a checkpoint of `step` is being written."""
-        self._console.saved(step)
+        self._panel.saved(step)
 
-    def write(self, step: int, split: str, values: dict[str, Any]) -> None:
+    def write(self, step: int, split: str, values: Values) -> None:
         """Write one point of each curve in `values`, with the present time."""
-        self._writers.write(step, split, self._now() | values)
+        super().write(step, split, self._now() | values)
 
     def _now(self) -> dict[str, Any]:
         """Return {"seconds": of training over all starts of the run, "time": UTC, ISO 8601}."""
@@ -141,27 +140,19 @@ class Recorder:
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         return {"seconds": round(seconds, 3), "time": now}
 
-    def histograms(self, step: int, histograms: Mapping[str, Histogram]) -> None:
-        """Write {name: (counts [N], edges [N + 1])}, NumPy arrays."""
-        self._writers.histograms(step, histograms)
-
-    def images(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Write one image u8[H, W, 3], or several u8[N, H, W, 3]."""
-        self._writers.images(step, name, pixels)
-
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Show on the console that an evaluation is running."""
-        self._console.status("evaluating")
+        self._panel.status = "evaluating"
         yield
-        self._console.status("training")
+        self._panel.status = "training"
 
     def step(self, step: int, metrics: dict[str, jax.Array], skipped: list[str]) -> None:
         """Take the results of `step`, which was dispatched, without waiting for them.
 
         `skipped`: names of the images of its batch that could not be decoded.
         """
-        self._console.progress(step, self.throughput.rate())
+        self._panel.progress(step, self.throughput.rate())
         self._window.append(step, metrics, skipped)
         if step % self._every == 0:
             self._speed[step] = self.throughput.lap() | peak_memory() | self._now()
@@ -174,7 +165,7 @@ class Recorder:
         """
         for last, values in self._window.fetch(upto):
             if self._config.data.undecodable == "skip":
-                names = gather_names(values.get("skipped", []))
+                names = processes.gather_names(values.get("skipped", []))
                 values |= {"skipped": names} if names else {}
             epoch = {"epoch": self._epoch_at(last)}
             self.write(last, "train", epoch | values | self._speed.pop(last, {}))
@@ -187,11 +178,11 @@ class Recorder:
     def evaluated(self, step: int, results: list[dict[str, Any]]) -> None:
         """Write the results of an evaluation after `step`."""
         for result in results:
-            self.write(step, self._eval_split, result)
+            self.write(step, self._config.data.eval_split, result)
 
     def has_evaluation(self, step: int) -> bool:
         """Return whether metrics.jsonl has the evaluation of `step` from an earlier start."""
-        return run_on_first(lambda: step in self._evaluated)
+        return processes.run_on_first(lambda: step in self._evaluated)
 
     def interval(self) -> dict[str, Any]:
         """Return the sums of the unfinished interval, for a checkpoint; call `report` first."""
@@ -208,12 +199,12 @@ class Recorder:
 
         Raises OSError if that fails.
         """
-        self._writers.flush()
+        super().flush()
         if self._first_steps:
             self._first_steps.flush()
 
     def close(self) -> None:
-        self._writers.close()
+        super().close()
         if self._first_steps:
             self._first_steps.close()
 
@@ -228,3 +219,99 @@ def headline(run: Experiment, params: dict, first: int) -> str:
         f"{config.batch_size} on {len(devices)} x {devices[0].device_kind}; peak learning rate "
         f"{peak_learning_rate(config.optim, config.batch_size):g}{resumed}"
     )
+
+
+class Saver:
+    """Saves a checkpoint only after everything recorded up to its step is on disk."""
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        recorder: Recorder,
+        run: Experiment,
+        batch_order: BatchOrder,
+        provenance: dict[str, Any],
+    ):
+        self._checkpoints, self._recorder = checkpoints, recorder
+        self._run, self._batch_order, self._provenance = run, batch_order, provenance
+
+    def save(
+        self, state: TrainState, step: int, results: list[dict] | None, *, required: bool
+    ) -> None:
+        """Start saving the state after `step`, which may be donated afterwards.
+
+        Args:
+          results: of the evaluation of the state, to rank the checkpoint by.
+          required: wait until it is saved, and try again if that fails.
+
+        Raises NonFiniteError if a metric up to `step` is not finite, and UserError if a required
+        save fails twice.
+        """
+        self._recorder.report(step)
+        self._start(state, step, results)
+        if not required:
+            return
+        if step not in self._wait():
+            self._start(state, step, results)
+            kept = self._wait()
+            if step not in kept:
+                newest = f"the newest checkpoint is of step {kept[-1]}" if kept else None
+                raise UserError(
+                    f"step {step} could not be saved in {self._checkpoints.directory}: "
+                    f"{newest or 'there is no checkpoint'}; make space and start the same command "
+                    "again"
+                )
+
+    def add_results(self, step: int, results: list[dict], *, required: bool) -> None:
+        """Add evaluation results to the checkpoint that an earlier start saved at `step`.
+
+        If that fails, raises UserError if `required`; otherwise reports it.
+        """
+        if self._flush(step):
+            self._checkpoints.add_metrics(step, _select_numbers(results[0]))
+        self.report_failures()
+        if required and self._checkpoints.lacks_metrics(step):
+            raise UserError(
+                f"the evaluation of step {step} could not be saved in "
+                f"{self._checkpoints.directory}; make space and start the same command again"
+            )
+
+    def report_failures(self) -> None:
+        """Print a line for each save that has failed since the last call."""
+        for failure in self._checkpoints.failures():
+            self._recorder.warn(failure)
+
+    def _start(self, state: TrainState, step: int, results: list[dict] | None) -> None:
+        if not self._flush(step):
+            return
+        data = get_data_position(self._run.sampler, self._batch_order.batch_at(step) + 1)
+        self._checkpoints.save(
+            state,
+            Position(data=data, interval=self._recorder.interval()),
+            config=self._run.config.to_dict(),
+            provenance=self._provenance,
+            metrics=_select_numbers(results[0]) if results else None,
+        )
+        self._recorder.saving(step)
+
+    def _wait(self) -> list[int]:
+        """Wait for the save in progress, report failures and return the steps that are saved."""
+        self._checkpoints.wait()
+        self.report_failures()
+        return self._checkpoints.steps()
+
+    def _flush(self, step: int) -> bool:
+        """Flush the recorder's files; return whether checkpoint `step` may be written."""
+        try:
+            self._recorder.flush()
+        except OSError as e:
+            self._recorder.warn(
+                f"checkpoint {step} not saved, because metrics.jsonl cannot be: {e.strerror}"
+            )
+            # The other processes have started to save and would wait for this one.
+            return processes.count() > 1
+        return True
+
+
+def _select_numbers(result: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in result.items() if isinstance(value, int | float)}

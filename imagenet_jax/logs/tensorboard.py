@@ -20,7 +20,14 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from imagenet_jax.files import write_atomically
-from imagenet_jax.logs.writers import AppendFile, Histogram, Values, Writer, name_curves
+from imagenet_jax.logs.writers import (
+    AppendFile,
+    Histogram,
+    Values,
+    Writer,
+    name_curves,
+    name_images,
+)
 
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
@@ -48,9 +55,7 @@ class TensorBoardWriter(Writer):
 
     def images(self, step: int, name: str, pixels: np.ndarray) -> None:
         event = _make_event(step)
-        several = pixels.ndim == 4
-        for i, picture in enumerate(pixels if several else [pixels]):
-            tag = f"{name}/{i}" if several else name  # numbered as by TensorBoard's own writers
+        for tag, picture in name_images(name, pixels).items():  # as TensorBoard's own writers
             png = io.BytesIO()
             Image.fromarray(picture).save(png, "PNG")
             height, width, channels = picture.shape

@@ -82,6 +82,13 @@ def name_curves(split: str, values: Values) -> tuple[str, dict[str, float]]:
     return group, {k: v for k, v in values.items() if isinstance(v, int | float)}
 
 
+def name_images(name: str, pixels: np.ndarray, separator: str = "/") -> dict[str, np.ndarray]:
+    """Return the u8[H, W, 3] images by name: `name` for one image, numbered names for several."""
+    if pixels.ndim == 3:
+        return {name: pixels}
+    return {f"{name}{separator}{i}": one for i, one in enumerate(pixels)}
+
+
 class JsonlWriter(Writer):
     """`metrics.jsonl`: one JSON object per line, {"step", "split", ...values}."""
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from imagenet_jax.logs.console import ConsoleWriter
+from imagenet_jax.logs.console import ConsoleWriter, Panel
 from imagenet_jax.logs.tensorboard import TensorBoardWriter
 from imagenet_jax.logs.writers import JsonlWriter, Writers
 
@@ -25,7 +25,7 @@ EVAL = {"weights": "ema", "count": 50_000, "top1": 0.7613, "top5": 0.9286, "loss
 
 def test_console_line_has_every_number_in_plain_text():
     stream = io.StringIO()
-    console = ConsoleWriter(total_steps=1000, batch_size=256, stream=stream)
+    console = ConsoleWriter(Panel("m", 1000, 256), stream)
     console.write(600, "train", TRAIN)
     console.write(600, "validation", EVAL)
     console.close()
@@ -40,7 +40,7 @@ def test_console_line_has_every_number_in_plain_text():
 
 def test_a_line_is_never_wrapped_in_a_log():
     stream = io.StringIO()
-    ConsoleWriter(10, 1, stream).say("x" * 500)
+    ConsoleWriter(Panel("m", 10, 1), stream).say("x" * 500)
     assert stream.getvalue() == "x" * 500 + "\n"
 
 
@@ -115,7 +115,7 @@ def test_tensorboard_reads_back_histograms_and_images(tmp_path):
 
 def test_writers_pass_everything_on(tmp_path):
     stream = io.StringIO()
-    both = Writers(ConsoleWriter(10, 4, stream), JsonlWriter(tmp_path / "m.jsonl"))
+    both = Writers(ConsoleWriter(Panel("m", 10, 4), stream), JsonlWriter(tmp_path / "m.jsonl"))
     both.write(5, "train", TRAIN)
     both.flush()
     both.close()

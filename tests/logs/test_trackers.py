@@ -10,8 +10,14 @@ import pytest
 from conftest import tiny_config
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.logs import tracking
-from imagenet_jax.logs.tracking import BackgroundWriter, TrackedRun, require_package
+from imagenet_jax.logs import trackers
+from imagenet_jax.logs.trackers import (
+    BackgroundWriter,
+    MlflowWriter,
+    TrackedRun,
+    WandbWriter,
+    require_package,
+)
 from imagenet_jax.logs.writers import Writer
 
 EVAL = {"weights": "ema", "count": 360, "top1": 0.75, "top5": 0.9, "loss": 1.5, "skipped": ["a"]}
@@ -78,8 +84,6 @@ def _wandb_rows(workdir, runs=1):
 
 
 def test_wandb_continues_its_run_and_doubles_nothing(offline, tmp_path):
-    from imagenet_jax.logs.wandb import WandbWriter
-
     first = WandbWriter("project", tmp_path, {"optim": {"base_lr": 0.1}})
     _send(first, [10, 20, 30])
     first.close()  # as a kill: it did not end as it should
@@ -105,8 +109,6 @@ def test_wandb_continues_its_run_and_doubles_nothing(offline, tmp_path):
 
 def test_mlflow_continues_its_run_and_doubles_nothing(offline, tmp_path):
     from mlflow import MlflowClient
-
-    from imagenet_jax.logs.mlflow import MlflowWriter
 
     config = {f"field{i}": i for i in range(120)}  # more than it takes at once
     workdir = tmp_path / "run7"
@@ -194,8 +196,8 @@ def test_a_service_that_cannot_be_opened_is_left_out():
 
 
 def test_a_service_that_hangs_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(tracking, "_PATIENCE", 0.1)
-    monkeypatch.setattr(tracking, "_WAITING", 3)
+    monkeypatch.setattr(trackers, "_PATIENCE", 0.1)
+    monkeypatch.setattr(trackers, "_WAITING", 3)
     hold, lines = threading.Event(), []
     service = _Service(hold=hold)
     writer = BackgroundWriter("S", lambda: service, lines.append)
@@ -217,11 +219,10 @@ def test_a_login_is_asked_for_before_anything_is_written(
     offline, monkeypatch, tmp_path, digits_path
 ):
     from imagenet_jax import train as loop
-    from imagenet_jax.logs import wandb as wandb_writer
 
     config = tiny_config(digits_path)
     config.log.wandb = "project"
-    monkeypatch.setattr(wandb_writer, "_mode_and_key", lambda: ("online", None))
+    monkeypatch.setattr(trackers, "_read_wandb_login", lambda: ("online", None))
     with pytest.raises(UserError, match="wandb login.*WANDB_MODE=offline"):
         loop.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -14,9 +14,8 @@ from terminal import Terminal
 
 from imagenet_jax import config as config_io
 from imagenet_jax import main
-from imagenet_jax.logs import panel as panels
-from imagenet_jax.logs.console import ConsoleWriter
-from imagenet_jax.logs.panel import Panel
+from imagenet_jax.logs import console as consoles
+from imagenet_jax.logs.console import ConsoleWriter, Panel, draw_curve
 
 TRAIN = {
     "epoch": 1.5,
@@ -36,7 +35,7 @@ EVAL = {"count": 50_000, "top1": 0.7613, "top5": 0.9286, "loss": 0.96}
 def clock(monkeypatch):
     """A clock that stands until it is moved: clock[0] is the time in seconds."""
     now = [1000.0]
-    monkeypatch.setattr(panels.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(consoles.time, "monotonic", lambda: now[0])
     return now
 
 
@@ -114,16 +113,16 @@ def test_words_of_a_run_are_not_taken_for_markup(clock):
 
 
 def test_curve_is_as_wide_as_asked_and_spans_its_values():
-    assert panels.curve([float(i) for i in range(8)], 8) == "▁▂▃▄▅▆▇█"
-    assert panels.curve([1.0, 1.0, 1.0], 8) == "▁▁▁"
-    assert panels.curve([0.0, float("nan"), 1.0], 8) == "▁█"
-    assert panels.curve([5.0, 0.0, 1.0], 2) == "▁█"
-    assert panels.curve([1.0, 2.0], 0) == ""
+    assert draw_curve([float(i) for i in range(8)], 8) == "▁▂▃▄▅▆▇█"
+    assert draw_curve([1.0, 1.0, 1.0], 8) == "▁▁▁"
+    assert draw_curve([0.0, float("nan"), 1.0], 8) == "▁█"
+    assert draw_curve([5.0, 0.0, 1.0], 2) == "▁█"
+    assert draw_curve([1.0, 2.0], 0) == ""
 
 
 def test_quiet_says_what_goes_wrong_and_how_it_ends():
-    console = ConsoleWriter(10, 4, io.StringIO(), quiet=True)
-    console.start(Panel("m", 10, 4))
+    console = ConsoleWriter(Panel("m", 10, 4), io.StringIO(), quiet=True)
+    console.start()
     console.say("hello")
     console.write(5, "train", TRAIN)
     console.write(10, "validation", EVAL)
@@ -139,11 +138,12 @@ def test_quiet_says_what_goes_wrong_and_how_it_ends():
 def test_lines_appear_above_the_panel_and_it_stays_at_the_end():
     stream = io.StringIO()
     terminal = Console(file=stream, force_terminal=True, width=70, height=20)
-    console = ConsoleWriter(1000, 256, console=terminal)
-    console.start(_panel())
+    panel = _panel()
+    console = ConsoleWriter(panel, console=terminal)
+    console.start()
     console.say("a line said [meanwhile]")
     console.write(600, "train", TRAIN)
-    console.progress(600)
+    panel.progress(600)
     console.end("stopped after 600 steps")
     console.close()
     screen = pyte.Screen(70, 20)
