@@ -31,14 +31,14 @@ def state_dict_of(name, classes=7, width=1 / 8, **fields):
 
 
 @pytest.mark.parametrize("name", [n for n in models.names() if not n.startswith("bit")])
-def test_every_model_is_told_from_its_keys(name):
+def test_every_model_is_identified_by_its_keys(name):
     found = torch_names.identify(state_dict_of(name))
     assert found.pop("stem", "imagenet") == "imagenet"
     assert found == {"name": name, "num_classes": 7, "width": 1 / 8}
 
 
 @pytest.mark.parametrize("name", [n for n in models.names() if n.startswith("bit")])
-def test_bit_is_told_from_its_keys_and_its_stem(name):
+def test_bit_is_identified_by_its_keys_and_its_stem(name):
     depths, factor = {"50": (3, 4, 6, 3), "101": (3, 4, 23, 3), "152": (3, 8, 36, 3)}, name[-1]
     keys = {
         f"stages.{stage}.blocks.{block}.conv1.weight": np.zeros((1, 1, 1, 1))
@@ -50,7 +50,7 @@ def test_bit_is_told_from_its_keys_and_its_stem(name):
     assert torch_names.identify(keys) == {"name": name, "num_classes": 7, "width": 1}
 
 
-def test_a_small_stem_is_told_from_its_kernel():
+def test_a_small_stem_is_identified_by_its_kernel():
     fields = {"stem": "small"}
     assert (
         torch_names.identify(state_dict_of("resnet18", width=1.0, **fields)).items()
@@ -92,7 +92,7 @@ def test_a_workdir_comes_out_with_its_average_and_its_class_names(saved_run, tmp
     assert weight_file.load_class_names(again) == tuple(names)
 
 
-def test_metadata_of_others_is_not_taken_for_class_names(tmp_path):
+def test_metadata_of_other_programs_is_not_used_as_class_names(tmp_path):
     for i, text in enumerate(("ant, bee", '{"0": "ant"}')):
         path = tmp_path / f"{i}.safetensors"
         save_file({"x": np.zeros(1)}, path, {"class_names": text})

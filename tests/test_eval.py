@@ -116,7 +116,7 @@ def removing(saved_run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("leave", [(), ("manifest.ocdbt",)])
-def test_follow_goes_on_where_a_checkpoint_is_removed_while_it_is_read(removing, capsys, leave):
+def test_follow_continues_if_a_checkpoint_is_removed_while_it_is_read(removing, capsys, leave):
     workdir = removing(5, leave)
     results = evaluate_workdir(workdir, "3", follow=True)
     assert [result["step"] for result in results] == [3, 7]

@@ -25,7 +25,7 @@ NAN, INF = float("nan"), float("inf")
 @pytest.mark.parametrize(
     "content", ["caf\u00e9", b"\xff\x00", lambda part: part.write_bytes(b"\xff\x00")]
 )
-def test_the_file_has_the_content_and_nothing_stays_beside_it(tmp_path, content):
+def test_the_file_has_the_content_and_no_temporary_file_remains(tmp_path, content):
     path = tmp_path / "x.png"
     path.write_text("old")
     write_atomically(path, content)
@@ -158,7 +158,7 @@ def strictly(text):
     ],
 )
 @pytest.mark.parametrize("indent", [None, 2])
-def test_every_parser_reads_it_and_ours_reads_the_numbers(value, written, indent):
+def test_any_parser_reads_the_json_and_ours_restores_nonfinite_numbers(value, written, indent):
     text = dump_json(value, indent=indent)
     if written:
         assert strictly(text) == written
@@ -166,7 +166,7 @@ def test_every_parser_reads_it_and_ours_reads_the_numbers(value, written, indent
     assert repr(back) == repr(value)  # NaN is not equal to itself
 
 
-def test_a_number_in_no_object_is_refused():
+def test_a_nonfinite_number_outside_of_an_object_is_refused():
     with pytest.raises(ValueError, match="JSON"):
         dump_json([1.0, NAN])
 
@@ -178,7 +178,7 @@ def test_literals_of_older_files_are_read():
 
 
 @pytest.mark.parametrize("path", ["y", "x/3", "x/y", "x/0/0", "x/0"])
-def test_a_number_that_is_not_there_is_an_error(path):
+def test_a_path_that_does_not_exist_is_an_error(path):
     with pytest.raises(ValueError, match="nonfinite_values names"):
         parse_json(json.dumps({"x": [1.0], "nonfinite_values": {path: "nan"}}))
 

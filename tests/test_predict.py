@@ -207,7 +207,7 @@ def test_class_names_by_the_number_of_classes(tiny, tmp_path, digits_path):
     assert names(10) == ()
 
 
-def test_output_that_is_not_finite_is_no_prediction(saved_run, photos, tmp_path, run, monkeypatch):
+def test_an_output_that_is_not_finite_is_an_error(saved_run, photos, tmp_path, run, monkeypatch):
     file = tmp_path / "w.safetensors"
     convert.main([f"--from={saved_run.workdir}", f"--to={file}"])
     broken = load_file(file)

@@ -135,7 +135,7 @@ def test_a_folder_inside_a_class_is_read_and_what_is_left_out_of_it_is_named(hea
     assert len(diagnosis.data.splits["train"]) == 11
 
 
-def test_faults_between_images(healthy, capsys):
+def test_duplicates_and_leakage_are_found(healthy, capsys):
     same, other, leaked = (_bytes(_image(i)) for i in (500, 501, 502))
     _write(
         healthy,
@@ -204,7 +204,7 @@ def test_a_damaged_shard_is_found(healthy, tmp_path, capsys):
     assert after.fingerprint != before.fingerprint
 
 
-def test_workers_change_nothing(healthy):
+def test_results_do_not_depend_on_the_number_of_workers(healthy):
     for i in range(200):
         _write(healthy, {f"train/ant/more{i}.jpg": b"" if i % 7 == 0 else _bytes(_image(i))})
     one, three = (diagnose(healthy, n, quiet=True).as_json() for n in (1, 3))

@@ -27,7 +27,7 @@ from imagenet_jax.prepare import __main__ as command
 from imagenet_jax.prepare.shards import Storage, to_store
 
 
-def test_same_bytes_right_labels_and_tfds_reads_as_we_do(tars, tmp_path, capsys):
+def test_stored_bytes_and_labels_are_right_and_tfds_reads_the_same(tars, tmp_path, capsys):
     import tensorflow_datasets as tfds
 
     path = prepare(tars, tmp_path / "out")
@@ -107,7 +107,7 @@ def test_cmyk_and_png_are_repaired_and_listed(tars, tmp_path, capsys):
     assert all(data == stored[n] for n, data in train["n01443537"].items())
 
 
-def test_resize_shrinks_the_shorter_side_and_says_so(tars, tmp_path):
+def test_resize_shrinks_the_shorter_side_and_is_described(tars, tmp_path):
     import tensorflow_datasets as tfds
 
     train, val, val_wnids = content()
@@ -137,7 +137,7 @@ def test_resize_shrinks_the_shorter_side_and_says_so(tars, tmp_path):
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("JPEG", "jpg"), ("PNG", "png"), ("BMP", "bmp")])
-def test_make_folder(tmp_path, kind, suffix):
+def test_images_of_a_folder_are_stored_without_loss(tmp_path, kind, suffix):
     folder = make_folder(tmp_path / "images", kind, suffix)
     args = [f"--folder={folder}", "--name=insects", f"--out={tmp_path}", "--workers=1"]
     assert command.main(args) == 0
@@ -180,7 +180,7 @@ def test_a_resized_folder_keeps_what_is_not_shrunk(tmp_path, capsys):
         assert data == (folder / "train" / name).read_bytes()
 
 
-def test_what_is_shrunk_counts_once_in_a_folder_of_jpegs():
+def test_a_shrunk_image_of_another_format_counts_as_resized_only():
     large, small = (jpeg(7, size, kind="PNG") for size in ((300, 120), (30, 20)))
     storage = Storage("jpeg", resize=100)
     stored = [to_store(image, storage) for image in (large, small)]

@@ -15,7 +15,7 @@ from imagenet_jax.prepare import shards
 from imagenet_jax.prepare.shards import Storage
 
 
-def test_two_at_once_are_refused(tars, tmp_path):
+def test_a_second_preparation_of_the_same_target_is_refused(tars, tmp_path):
     from imagenet_jax.prepare.prepare import Workspace
 
     target = tmp_path / "out" / "imagenet2012" / "5.1.0"
@@ -84,7 +84,7 @@ def test_bad_archives_are_one_line_errors(tars, tmp_path, case):
     assert not list((tmp_path / "out").glob("*/5.1.0"))
 
 
-def test_an_archive_within_that_is_cut_is_named(tars, tmp_path):
+def test_a_cut_inner_archive_is_named(tars, tmp_path):
     train, _, _ = content(per_class=2)
     inner = {f"{w}.tar": tar(files) for w, files in train.items()}
     inner["n02012849.tar"] = inner["n02012849.tar"][:3000]

@@ -29,7 +29,7 @@ def test_any_number_of_workers_writes_the_same_files(tars, tmp_path):
     assert hashes(one) == hashes(two)
 
 
-def test_finished_and_changed_inputs_are_told(tars, tmp_path, capsys):
+def test_a_finished_directory_is_reported_and_left_unchanged(tars, tmp_path, capsys):
     out = tmp_path / "out"
     path = prepare(tars, out)
     before = {p: p.stat().st_mtime_ns for p in path.iterdir()}
@@ -69,7 +69,7 @@ def test_an_error_keeps_finished_shards_until_the_inputs_change(tars, tmp_path, 
 
 
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.full)])
-def test_killed_and_restarted_gives_the_same_and_redoes_nothing(tmp_path, workers):
+def test_a_restart_after_a_kill_rewrites_no_finished_shard(tmp_path, workers):
     tars, out = tmp_path / "tars", tmp_path / "out"
     write_tars(tars, *content(per_class=100))
     args = [f"--tars={tars}", f"--out={out}", f"--workers={workers}", "--shard_mb=0.01"]

@@ -67,7 +67,7 @@ def test_commands_that_show_the_results_of_a_run_refuse_other_settings(workdir):
         require_run_settings(workdir, [("eval.flip", "true")], "report")
 
 
-def test_the_output_says_why_a_result_is_a_variant(workdir, tmp_path, monkeypatch, capsys):
+def test_the_output_explains_why_a_result_is_a_variant(workdir, tmp_path, monkeypatch, capsys):
     large = write(workdir, ("eval.resize", "20"))
     why = explain_variant(workdir, large["measured"])
     assert why == "never reported as the run's result: config.eval.resize = 20, not 16"

@@ -150,7 +150,7 @@ def test_save_keeps_the_values_of_views(tmp_path):
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_the_umask_says_who_may_read(tmp_path, umask):
+def test_permissions_follow_the_umask(tmp_path, umask):
     before = os.umask(umask)
     try:
         weight_file.save({"x": np.zeros(3)}, tmp_path / "x.safetensors")
@@ -189,7 +189,7 @@ def refusal(state_dict, config, **kwargs) -> str:
     return str(caught.value)
 
 
-def test_what_does_not_fit_is_named():
+def test_missing_unknown_and_misshapen_keys_are_named():
     config = config_of("resnet18")
     whole = torch_names.to_torch(*random_trees(config), config)
 
@@ -238,7 +238,7 @@ def test_another_model_is_named_instead_of_its_keys():
         (np.True_, "bool"),
     ],
 )
-def test_what_is_no_finite_float_is_refused_by_name(value, words):
+def test_arrays_that_are_not_finite_floats_are_named(value, words):
     config = config_of("resnet18")
     whole = torch_names.to_torch(*random_trees(config), config)
     array = whole["layer2.0.bn1.running_var"].astype(np.asarray(value).dtype)

@@ -102,7 +102,7 @@ FILES = {
 
 @pytest.mark.parametrize("content", FILES)
 @pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
-def test_what_a_file_is_instead_is_said_whatever_its_name(tmp_path, name, content, monkeypatch):
+def test_a_file_without_weights_is_identified_by_its_content(tmp_path, name, content, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
     data, words = FILES[content]
     (tmp_path / name).write_bytes(data)
@@ -115,7 +115,7 @@ def test_what_a_file_is_instead_is_said_whatever_its_name(tmp_path, name, conten
     assert "weights_only" not in message
 
 
-def test_what_is_not_there_or_a_folder(tmp_path):
+def test_a_missing_file_or_a_folder_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"none\.pth does not exist"):
         weight_file.read(tmp_path / "none.pth")
     with pytest.raises(UserError, match="is a folder"):
@@ -182,7 +182,7 @@ def test_a_classifier_beside_a_network_without_one(prefix, head):
         assert list(torch_names.rename([*own, *beside], origin="file")[0]) == own
 
 
-def test_what_lies_beside_the_network_is_skipped_and_said():
+def test_entries_beside_the_network_are_skipped_and_reported():
     names = ["model.conv1.weight", "model.fc.weight", "criterion.weight", "n_averaged"]
     renamed, note = torch_names.rename(names, origin="file")
     assert renamed == {"model.conv1.weight": "conv1.weight", "model.fc.weight": "fc.weight"}
