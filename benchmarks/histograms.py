@@ -24,7 +24,7 @@ from imagenet_jax.debug.histograms import compile_histograms
 def measure(config: Any, rounds: int) -> dict[str, float]:
     """Return medians over `rounds`, after a warm-up round, of milliseconds and of their ratio."""
     bare = make_bare_step(config)
-    of_gradients, of_weights = compile_histograms(bare.parts, bare.abstract, bare.mesh)
+    of_gradients, of_weights = compile_histograms(bare.parts, bare.mesh)
     state, batch = bare.create_state(), random_batch(config, bare.mesh)
     steps, gradients, weights = [], [], []
     for i in range(rounds + 1):

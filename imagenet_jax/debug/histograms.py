@@ -15,7 +15,7 @@ from imagenet_jax.logs.writers import Histogram
 from imagenet_jax.runtime import xla
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.layer_groups import named_groups
-from imagenet_jax.training.sharding import batch_sharding, replicated
+from imagenet_jax.training.sharding import replicated
 from imagenet_jax.training.state import TrainState
 from imagenet_jax.training.step import Batch, Scalars, StepParts, gradient
 
@@ -34,7 +34,7 @@ class Histograms(Hook):
     def __init__(self, run: Experiment, recorder: Recorder):
         self._steps = run.steps_at(run.config.log.histograms_every_epochs)
         self._recorder = recorder
-        self._of_gradients, self._of_weights = compile_histograms(run.parts, run.abstract, run.mesh)
+        self._of_gradients, self._of_weights = compile_histograms(run.parts, run.mesh)
         self._found: dict[str, Histogram] = {}
 
     def before_update(self, step: int, state: TrainState, batch: Batch) -> None:
@@ -53,23 +53,17 @@ class Histograms(Hook):
 
 
 def compile_histograms(
-    parts: StepParts, abstract: TrainState, mesh: Mesh
+    parts: StepParts, mesh: Mesh
 ) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
     """Return programs (state, batch) -> histograms of the gradients, params -> of the weights."""
     model = parts.config.model.name
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
     compiled = functools.partial(
         jax.jit, out_shardings=replicated(mesh), compiler_options=xla.options()
     )
-    of_gradients = compiled(
-        lambda state, batch: group_histograms(gradient(state, batch, parts).grads, model),
-        in_shardings=(shardings, batch_sharding(mesh)),
+    return (
+        compiled(lambda state, batch: group_histograms(gradient(state, batch, parts).grads, model)),
+        compiled(lambda params: group_histograms(params, model)),
     )
-    of_weights = compiled(
-        lambda params: group_histograms(params, model),
-        in_shardings=(shardings.params,),
-    )
-    return of_gradients, of_weights
 
 
 def group_histograms(tree: Any, model: str) -> dict[str, tuple[jax.Array, jax.Array]]:
@@ -86,8 +80,8 @@ def group_histograms(tree: Any, model: str) -> dict[str, tuple[jax.Array, jax.Ar
 
 
 def _histogram(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    low = functools.reduce(jnp.minimum, [jnp.min(x) for x in leaves])
-    high = functools.reduce(jnp.maximum, [jnp.max(x) for x in leaves])
+    low = jnp.stack([jnp.min(x) for x in leaves]).min()
+    high = jnp.stack([jnp.max(x) for x in leaves]).max()
     low, high = jnp.where(low == high, low - 0.5, low), jnp.where(low == high, high + 0.5, high)
     edges = low + (high - low) * jnp.arange(BINS + 1, dtype=low.dtype) / BINS
     edges = edges.at[-1].set(high)  # despite rounding, the largest value is in the last bin

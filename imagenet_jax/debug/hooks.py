@@ -1,5 +1,6 @@
 """Hooks: objects that watch training from outside the step. Config fields switch them on."""
 
+import contextlib
 import functools
 import traceback
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental import checkify
 
 from imagenet_jax.config.rules import step_window
 from imagenet_jax.errors import UserError
@@ -19,7 +21,7 @@ from imagenet_jax.runtime.processes import is_first
 from imagenet_jax.runtime.stopping import Watchdog
 from imagenet_jax.training.evaluate import Batches, Watched
 from imagenet_jax.training.experiment import Experiment
-from imagenet_jax.training.sharding import batch_sharding, replicated
+from imagenet_jax.training.sharding import replicated
 from imagenet_jax.training.state import TrainState, copy_state
 from imagenet_jax.training.step import Batch, Scalars, train_step
 
@@ -71,7 +73,10 @@ class NanCheck(Hook):
 
     def __init__(self, run: Experiment):
         self._run = run
-        self._has_nan = jax.jit(_has_nan, out_shardings=replicated(run.mesh))
+        self._has_nan = jax.jit(
+            lambda tree: jnp.stack([jnp.isnan(x).any() for x in jax.tree.leaves(tree)]).any(),
+            out_shardings=replicated(run.mesh),
+        )
 
     def before_update(self, step: int, state: TrainState, batch: Batch) -> None:
         self._before, self._batch = copy_state(state), batch
@@ -82,20 +87,12 @@ class NanCheck(Hook):
             raise UserError(f"NaN at step {step}: {origin}; the last checkpoint is kept")
 
 
-def _has_nan(tree: Any) -> jax.Array:
-    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.any(jnp.stack([jnp.isnan(x).any() for x in floats]))
-
-
 def _find_origin(run: Experiment, state: TrainState, batch: Batch) -> str:
     """Return the operation that made the first NaN of the step from `state`, and its line."""
     step = functools.partial(train_step, parts=run.parts)
-    from jax.experimental import checkify  # takes time, and few runs need it
-
     checked = checkify.checkify(step, errors=checkify.nan_checks)
     locate = jax.jit(
         lambda state, batch: checked(state, batch)[0],
-        in_shardings=(jax.tree.map(lambda x: x.sharding, run.abstract), batch_sharding(run.mesh)),
         out_shardings=replicated(run.mesh),
         compiler_options=xla.options(optimize=False),
     )
@@ -171,13 +168,12 @@ class DeterminismCheck(Hook):
 
 def _same_bits(a: Any, b: Any) -> Any:
     """Return a tree of bool[]: whether each pair of arrays has the same bits."""
-    return jax.tree.map(lambda x, y: jnp.all(_bits(x) == _bits(y)), a, b)
 
+    def bits(x: jax.Array) -> jax.Array:
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        return x.view(f"uint{8 * x.dtype.itemsize}") if floating else x
 
-def _bits(x: jax.Array) -> jax.Array:
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        return x
-    return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+    return jax.tree.map(lambda x, y: jnp.all(bits(x) == bits(y)), a, b)
 
 
 def _summarize(names: list[str]) -> str:
@@ -194,59 +190,46 @@ class Profiler(Hook):
     batch to logging and saving.
     """
 
-    def __init__(self, run: Experiment, recorder: Recorder, workdir: Path, first: int):
-        """Continue after step `first`; in the middle of the window, the rest of it is traced."""
-        self._recorder, self._directory = recorder, workdir / "profile"
-        text = run.config.profile.steps
-        window = step_window(text)
-        assert window, "the hook is made only if config.profile.steps is set"
-        self._window, self._last = range(window[0], window[1] + 1), window[1]
+    def __init__(self, recorder: Recorder, directory: Path, window: tuple[int, int], steps: range):
+        """Trace the steps of `window` that are among the `steps` of this start."""
+        self._recorder, self._directory = recorder, directory
+        self._first, self._last = window
         self._traced: list[int] = []  # steps in the running trace
-        self._annotation: jax.profiler.StepTraceAnnotation | None = None
-        if first >= self._last and first < run.total_steps:
+        self._annotation = contextlib.ExitStack()
+        if steps and self._last < steps[0]:
             recorder.say(
-                f"no trace: steps {text} lie before step {first + 1}, where this run continues"
+                f"no trace: steps {self._first}:{self._last} lie before step {steps[0]}, where "
+                "this run continues"
             )
 
     def begin_step(self, step: int) -> None:
-        if step not in self._window:
+        if not self._first <= step <= self._last:
             return
         if not self._traced:
-            self._start()
+            self._recorder.throughput.drain()
+            options = jax.profiler.ProfileOptions()
+            # Tracing every Python call gives a million events, more than the viewers can show.
+            options.python_tracer_level = 0
+            jax.profiler.start_trace(self._directory, profiler_options=options)
         self._traced.append(step)
-        self._annotation = jax.profiler.StepTraceAnnotation("train", step_num=step)
-        self._annotation.__enter__()
+        annotation = jax.profiler.StepTraceAnnotation("train", step_num=step)
+        self._annotation.enter_context(annotation)
 
     def end_step(self, step: int) -> None:
-        self._end_annotation()
+        self._annotation.close()
         if step == self._last:
-            self._stop()
+            self.close()
 
     def close(self) -> None:
-        self._end_annotation()
-        self._stop()
-
-    def _end_annotation(self) -> None:
-        if self._annotation:
-            self._annotation.__exit__(None, None, None)
-            self._annotation = None
-
-    def _start(self) -> None:
-        self._recorder.throughput.drain()
-        options = jax.profiler.ProfileOptions()
-        # Tracing every Python call gives a million events, more than the viewers can show.
-        options.python_tracer_level = 0
-        jax.profiler.start_trace(self._directory, profiler_options=options)
-
-    def _stop(self) -> None:
         """Write the running trace, if there is one; a failure does not stop training."""
+        self._annotation.close()
         if not self._traced:
             return
         steps, self._traced = f"{self._traced[0]} to {self._traced[-1]}", []
         try:
             self._recorder.throughput.drain()
             jax.profiler.stop_trace()
-            (newest,) = sorted(self._directory.glob("plugins/profile/*/*.trace.json.gz"))[-1:]
+            newest = max(self._directory.glob("plugins/profile/*/*.trace.json.gz"))
             self._recorder.say(
                 f"trace of steps {steps}: open it with tensorboard --logdir={self._directory} "
                 f"(profile plugin), or open this file on https://ui.perfetto.dev: {newest}"
@@ -273,6 +256,8 @@ def make_hooks(
         from imagenet_jax.debug.histograms import Histograms
 
         hooks.append(Histograms(run, recorder))
-    if config.profile.steps and is_first():
-        hooks.append(Profiler(run, recorder, workdir, first))
+    window = step_window(config.profile.steps)
+    if window and is_first():
+        steps = range(first + 1, run.total_steps + 1)
+        hooks.append(Profiler(recorder, workdir / "profile", window, steps))
     return hooks

@@ -18,7 +18,7 @@ from imagenet_jax.logs.recorder import Recorder
 from imagenet_jax.runtime import xla
 from imagenet_jax.training.evaluate import Watched, eval_batches, predict
 from imagenet_jax.training.experiment import Evaluation, Experiment
-from imagenet_jax.training.sharding import batch_sharding, replicated
+from imagenet_jax.training.sharding import batch_sharding, get_shardings, replicated
 from imagenet_jax.training.state import TrainState
 from imagenet_jax.training.step import Batch, step_keys
 
@@ -33,7 +33,7 @@ class Pictures(Hook):
     def before_update(self, step: int, state: TrainState, batch: Batch) -> None:
         if step == 1:
             with self._recorder.evaluating():
-                pixels = augmented(batch, 1, self._run.config, self._run.mesh, self._count)
+                pixels = augment_first_batch(batch, self._run.config, self._run.mesh, self._count)
                 self._recorder.images(1, "inputs", make_grid(pixels))
 
     def after_evaluation(self, step: int, state: TrainState, watch: Watched) -> None:
@@ -43,32 +43,31 @@ class Pictures(Hook):
         with self._recorder.evaluating():
             worst = find_mistakes(run.evaluation, state, run.config.log.images, watch)
         if len(worst.labels):
+            rows = zip(worst.labels, worst.predicted, worst.confidence, strict=True)
             captions = [
                 (f"true: {names[label]}", f"predicted {p:.0%}: {names[predicted]}")
-                for label, predicted, p in zip(
-                    worst.labels, worst.predicted, worst.confidence, strict=True
-                )
+                for label, predicted, p in rows
             ]
-            self._recorder.images(
-                step, "mistakes", make_grid(add_captions(worst.pixels, captions), gap=6)
-            )
+            pictures = make_grid(add_captions(worst.pixels, captions), gap=6)
+            self._recorder.images(step, "mistakes", pictures)
 
 
-def augmented(
-    batch: dict[str, jax.Array], step: int, config: ConfigDict, mesh: Mesh, count: int
+def augment_first_batch(
+    batch: dict[str, jax.Array], config: ConfigDict, mesh: Mesh, count: int
 ) -> np.ndarray:
-    """Return u8[N, H, W, 3]: the first `count` images of the batch of `step` after augmentation.
+    """Return u8[N, H, W, 3]: the first `count` images of the first batch after augmentation.
 
-    This is the step's own augmentation with the step's key, applied to the whole batch because an
-    image may be mixed with any other; then the normalization is undone and values are clipped to
-    bytes. Every process must call it.
+    This is the first step's own augmentation, applied to the whole batch because an image may be
+    mixed with any other; then the normalization is undone and values are clipped to bytes. Every
+    process must call it.
     """
 
-    def shown(images: jax.Array, labels: jax.Array, mask: jax.Array | None) -> jax.Array:
+    def augmented(images: jax.Array, labels: jax.Array, mask: jax.Array | None) -> jax.Array:
+        key, _ = step_keys(config.seed, jnp.int32(0))
         pixels, _ = augment.apply(
             images,
             labels,
-            step_keys(config.seed, jnp.int32(step - 1))[0],
+            key,
             config.augment,
             num_classes=config.model.num_classes,
             mean=config.data.mean,
@@ -78,11 +77,8 @@ def augmented(
         rgb = pixels[:count] * jnp.asarray(config.data.std) + jnp.asarray(config.data.mean)
         return jnp.round(jnp.clip(rgb, 0, 1) * 255).astype(jnp.uint8)
 
-    program = jax.jit(
-        shown,
-        out_shardings=replicated(mesh),
-        compiler_options=xla.options(optimize=False),
-    )
+    options = xla.options(optimize=False)
+    program = jax.jit(augmented, out_shardings=replicated(mesh), compiler_options=options)
     return np.asarray(program(batch["image"], batch["label"], batch.get("mask")))
 
 
@@ -127,11 +123,7 @@ def find_mistakes(
 
     program = jax.jit(
         update,
-        in_shardings=(
-            jax.tree.map(lambda x: x.sharding, weights),
-            replicated(mesh),
-            batch_sharding(mesh),
-        ),
+        in_shardings=(get_shardings(weights), replicated(mesh), batch_sharding(mesh)),
         out_shardings=replicated(mesh),
         compiler_options=xla.options(),
     )
@@ -163,13 +155,11 @@ def make_grid(pictures: np.ndarray, columns: int | None = None, gap: int = 2) ->
     count, height, width, _ = pictures.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    shape = (rows * (height + gap) + gap, columns * (width + gap) + gap, 3)
-    out = np.full(shape, _WHITE, np.uint8)
-    for i, picture in enumerate(pictures):
-        top = gap + (i // columns) * (height + gap)
-        left = gap + (i % columns) * (width + gap)
-        out[top : top + height, left : left + width] = picture
-    return out
+    before = ((0, rows * columns - count), (gap, 0), (gap, 0), (0, 0))
+    cells = np.pad(pictures, before, constant_values=_WHITE)
+    shape = (rows, columns, height + gap, width + gap, 3)
+    joined = cells.reshape(shape).swapaxes(1, 2).reshape(rows * shape[2], columns * shape[3], 3)
+    return np.pad(joined, ((0, gap), (0, gap), (0, 0)), constant_values=_WHITE)
 
 
 def add_captions(pictures: np.ndarray, captions: Sequence[Sequence[str]]) -> np.ndarray:

@@ -17,7 +17,12 @@ from imagenet_jax.runtime import xla
 from imagenet_jax.runtime.processes import gather_names
 from imagenet_jax.training.experiment import Evaluation
 from imagenet_jax.training.metrics import METRICS, finish_means
-from imagenet_jax.training.sharding import batch_sharding, prefetch_to_device, replicated
+from imagenet_jax.training.sharding import (
+    batch_sharding,
+    get_shardings,
+    prefetch_to_device,
+    replicated,
+)  # fmt: skip
 from imagenet_jax.training.state import TrainState
 from imagenet_jax.training.step import Batch, Scalars
 
@@ -99,13 +104,10 @@ def compile_eval_step(evaluation: Evaluation) -> jax.stages.Wrapped:
         config=evaluation.config,
         outputs=evaluation.outputs,
     )
-    weights = evaluation.abstract.weights("raw")
+    shardings = get_shardings(evaluation.abstract.weights("raw"))
     return jax.jit(
         step,
-        in_shardings=(
-            jax.tree.map(lambda x: x.sharding, weights),
-            batch_sharding(evaluation.mesh),
-        ),
+        in_shardings=(shardings, batch_sharding(evaluation.mesh)),
         out_shardings=replicated(evaluation.mesh),
         compiler_options=xla.options(),
     )

@@ -74,6 +74,11 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
     return jax.tree.map(spec, state)
 
 
+def get_shardings(tree: Any) -> Any:
+    """Return the sharding of each leaf."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
 def prefetch_to_device(
     batches: Iterable[dict[str, Any]], mesh: Mesh, ahead: int = AHEAD
 ) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from imagenet_jax import models
 from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import xla
-from imagenet_jax.training.sharding import state_sharding
+from imagenet_jax.training.sharding import get_shardings, state_sharding
 
 
 @flax.struct.dataclass
@@ -92,7 +92,7 @@ def create_state(
     model: ConfigDict, tx: optax.GradientTransformation, ema: bool, mesh: Mesh, seed: int
 ) -> TrainState:
     """Create the initial state with one compiled program, already sharded over the mesh."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract_state(model, tx, ema, mesh))
+    shardings = get_shardings(abstract_state(model, tx, ema, mesh))
     make = jax.jit(
         lambda key: initial_state(model, tx, ema, key),
         out_shardings=shardings,
@@ -101,14 +101,10 @@ def create_state(
     return make(jax.random.key(seed))
 
 
+@jax.jit
 def copy_state(state: TrainState) -> TrainState:
     """Return a copy of the arrays, for a step that donates its input."""
-    return _copy(state)
-
-
-@jax.jit
-def _copy(tree: Any) -> Any:
-    return jax.tree.map(jnp.copy, tree)
+    return jax.tree.map(jnp.copy, state)
 
 
 def count_parameters(params: Any) -> int:

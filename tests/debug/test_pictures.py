@@ -44,7 +44,7 @@ def test_inputs_are_the_pixels_of_the_first_step(tiny, monkeypatch):
         train_step(state, batch, run.parts)
     pixels = np.asarray(seen.value.args[0])[:9]
     expected = np.clip(pixels * np.array(tiny.data.std) + np.array(tiny.data.mean), 0, 1) * 255
-    shown = pictures.augmented(batch, 1, tiny, run.mesh, 9)
+    shown = pictures.augment_first_batch(batch, tiny, run.mesh, 9)
     assert shown.dtype == np.uint8
     assert np.abs(shown - expected).max() <= 0.51  # rounded to bytes
     plain = np.asarray(batch["image"])[:9]
@@ -55,7 +55,7 @@ def test_without_augmentation_the_inputs_are_the_batch(tiny):
     tiny.augment.flip = False
     run = make_experiment(tiny)
     batch = _first_batch(run)
-    shown = pictures.augmented(batch, 1, tiny, run.mesh, 5)
+    shown = pictures.augment_first_batch(batch, tiny, run.mesh, 5)
     np.testing.assert_array_equal(shown, np.asarray(batch["image"])[:5])
 
 
@@ -110,7 +110,7 @@ def test_tensorboard_has_inputs_and_mistakes(shown_run):
         shown[name] = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
     run = make_experiment(config)
     batch = _first_batch(run)
-    expected = pictures.augmented(batch, 1, config, run.mesh, 5)
+    expected = pictures.augment_first_batch(batch, config, run.mesh, 5)
     # 3 columns, 2 rows, 2 white pixels between: the fourth picture is the first of row 2.
     assert shown["inputs"].shape == (2 * 18 + 2, 3 * 18 + 2, 3)
     np.testing.assert_array_equal(shown["inputs"][2:18, 2:18], expected[0])
