@@ -1,4 +1,4 @@
-"""Loading of trained weights, from a weights file or from a checkpoint of a run."""
+"""Loading of trained weights: from a weights file, from checkpoints, and as initial weights."""
 
 import dataclasses
 import hashlib
@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -23,16 +22,15 @@ from imagenet_jax.data.classes import (
     imagenet_names,
     imagenet_wnids,
     require_same_labels,
-)
-from imagenet_jax.data.sources import Source
+)  # fmt: skip
 from imagenet_jax.errors import UserError, expand_user
 from imagenet_jax.runtime import integrity, xla
 from imagenet_jax.runtime.processes import count, is_first, run_on_first
 from imagenet_jax.runtime.workdir import read_classes, read_config
 from imagenet_jax.training import checkpoint_errors
 from imagenet_jax.training.checkpoint import Checkpoints, make_state, weights_tree
-from imagenet_jax.training.sharding import make_mesh
-from imagenet_jax.training.state import TrainState, abstract_state
+from imagenet_jax.training.sharding import get_shardings, make_mesh
+from imagenet_jax.training.state import TrainState, abstract_state, new_state
 from imagenet_jax.weights import torch_names, weight_file
 
 
@@ -68,14 +66,10 @@ def load_weights_file(path: Path, config: ConfigDict, key: str = "") -> Weights:
     Raises UserError if the file cannot be read or does not fit the model.
     """
     (tree, file), mesh = read_file(path, config, key), make_mesh(config.mesh.fsdp)
-    known = known_to_file(path, config)
-    names = known.names
-    if not names:
-        source = _data(config)
-        names = source.class_names if source else ()
+    known, source = known_to_file(path, config), _open_data(config)
+    names = known.names or (source.class_names if source else ())
     placed = place(tree, config, mesh)
-    readable = _readable(names, config)
-    return Weights(config, placed, mesh, readable, known.origin, known, file.note)
+    return Weights(config, placed, mesh, _readable(names, config), known.origin, known, file.note)
 
 
 def known_to_file(path: Path, config: ConfigDict) -> KnownClasses:
@@ -95,7 +89,7 @@ def check_data(weights: Weights) -> None:
     Data that is missing, or that has another number of classes, is not checked: it is not the data
     that the weights are for.
     """
-    source = _data(weights.config)
+    source = _open_data(weights.config)
     if source and len(source.class_names) == weights.known.count:
         find_outputs(weights.known, source)
 
@@ -137,11 +131,13 @@ def load_run_weights(
 def place(tree: dict[str, Any], config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
     """Put NumPy arrays, equal in all processes, on the mesh, sharded as in training."""
     abstract = abstract_state(config.model, optax.identity(), False, mesh).weights("raw")
-    return jax.tree.map(place_like, tree, abstract)
+    return jax.tree.map(_put_like, tree, abstract)
 
 
-def place_like(array: np.ndarray, like: jax.ShapeDtypeStruct) -> jax.Array:
+def _put_like(array: Any, like: Any) -> jax.Array:
     """Put `array`, equal in all processes, on devices in the sharding of `like`."""
+    if isinstance(array, jax.Array):
+        return array
     return jax.make_array_from_callback(like.shape, like.sharding, lambda part: array[part])
 
 
@@ -152,7 +148,7 @@ def _readable(names: tuple[str, ...], config: ConfigDict) -> tuple[str, ...]:
     return names if len(names) == config.model.num_classes else ()
 
 
-def _data(config: ConfigDict) -> sources.Source | None:
+def _open_data(config: ConfigDict) -> sources.Source | None:
     """Open the evaluation split of `config`; return None if it is not on this machine."""
     if config.data.source in ("digits", "synthetic"):  # opening them would create them
         return None
@@ -243,26 +239,26 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights:
     params, batch_stats = torch_names.from_torch(
         file.arrays, model, has_head=classes > 0, origin=origin
     )
-    summary = f"weights of {path}"
-    known = None
+    known, head = None, ""
     if not classes:
-        summary += ", which has no classifier: the head starts from random values"
+        head = ", which has no classifier: the head starts from random values"
     elif classes != config.model.num_classes or config.init.new_head:
-        params = _without(params, models.family(config.model.name).head)
-        summary += (
+        path_of_head, flat = models.family(config.model.name).head, flatten_dict(params)
+        kept = {k: v for k, v in flat.items() if k[: len(path_of_head)] != path_of_head}
+        params = unflatten_dict(kept)
+        head = (
             f", except for the head: it has {classes} classes there and "
             f"{config.model.num_classes} here, and starts from random values"
         )
     else:
-        names = weight_file.load_class_names(path)
-        known = KnownClasses.of_head(names, classes, f"weights file {path}")
-    summary += f" ({file.note})" if file.note else ""
+        known = known_to_file(path, config)
+    summary = f"weights of {path}{head}" + (f" ({file.note})" if file.note else "")
     with path.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return InitialWeights(params, batch_stats, digest, summary, known)
 
 
-def require_its_classes(weights: InitialWeights, source: Source) -> None:
+def require_its_classes(weights: InitialWeights, source: sources.Source) -> None:
     """Raise UserError if the head of the file is used and its classes differ from the data's."""
     if weights.known:
         try:
@@ -278,31 +274,13 @@ def start_from(
 
     Arrays that `weights` does not have keep their values. Shardings stay.
     """
-    params = _replace(state.params, weights.params)
-    batch_stats = _replace(state.batch_stats, weights.batch_stats)
-    old = (state.opt_state, state.ema)
-
-    def rest(params: Any, batch_stats: Any) -> tuple[Any, Any]:
-        tree = {"params": params, "batch_stats": batch_stats}
-        return tx.init(params), jax.tree.map(jnp.copy, tree) if state.ema is not None else None
-
-    opt_state, ema = jax.jit(
-        rest,
-        out_shardings=jax.tree.map(lambda x: x.sharding, old),
+    params = unflatten_dict(flatten_dict(state.params) | flatten_dict(weights.params))
+    make = jax.jit(
+        lambda params, batch_stats: new_state(params, batch_stats, tx, state.ema is not None),
+        out_shardings=get_shardings(state),
         compiler_options=xla.options(optimize=False),
-    )(params, batch_stats)
-    return TrainState(state.step, params, batch_stats, opt_state, ema)
-
-
-def _without(tree: Any, path: tuple[Any, ...]) -> Any:
-    """Return nested dicts without the entry at `path`."""
-    first, *rest = path
-    kept = {key: value for key, value in tree.items() if key != first}
-    return kept | {first: _without(tree[first], tuple(rest))} if rest else kept
-
-
-def _replace(tree: Any, new: Any) -> Any:
-    """Return `tree` with the arrays of `new`, in the shardings of those they replace."""
-    if isinstance(new, np.ndarray):
-        return place_like(new, jax.ShapeDtypeStruct(tree.shape, tree.dtype, sharding=tree.sharding))
-    return {k: _replace(v, new[k]) if k in new else v for k, v in tree.items()}
+    )
+    return make(
+        jax.tree.map(_put_like, params, state.params),
+        jax.tree.map(_put_like, weights.batch_stats, state.batch_stats),
+    )

@@ -60,12 +60,13 @@ def initial_state(
     module = models.build(model, rngs=nnx.Rngs(key))
     params = nnx.to_pure_dict(nnx.state(module, nnx.Param))
     batch_stats = nnx.to_pure_dict(nnx.state(module, nnx.BatchStat))
-    return _state_before_training(params, batch_stats, tx, ema)
+    return new_state(params, batch_stats, tx, ema)
 
 
-def _state_before_training(
+def new_state(
     params: Any, batch_stats: Any, tx: optax.GradientTransformation, ema: bool
 ) -> TrainState:
+    """Return the state before step 0 with these weights. Call it under jax.jit."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -80,7 +81,7 @@ def abstract_state(
 ) -> TrainState:
     """Return shapes, dtypes and shardings of the state on `mesh`, to restore a checkpoint into."""
     _, params, batch_stats = models.outline(model)
-    shapes = jax.eval_shape(lambda p, s: _state_before_training(p, s, tx, ema), params, batch_stats)
+    shapes = jax.eval_shape(lambda p, s: new_state(p, s, tx, ema), params, batch_stats)
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         shapes,
