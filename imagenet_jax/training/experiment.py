@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from fractions import Fraction
-from typing import TYPE_CHECKING
 
 import numpy as np
 import optax
@@ -17,12 +16,10 @@ from imagenet_jax.data.classes import KnownClasses, find_outputs
 from imagenet_jax.data.sampler import Sampler, in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import optim
+from imagenet_jax.training.layer_groups import make_fine_tuning
 from imagenet_jax.training.sharding import check_batch_size, make_mesh
 from imagenet_jax.training.state import TrainState, abstract_state, make_ema_step_size, model_graph
 from imagenet_jax.training.step import StepParts
-
-if TYPE_CHECKING:
-    from imagenet_jax.training.layer_groups import FineTuning
 
 _MAX_STEPS = 2**31 - 1  # the step counter is an int32
 
@@ -72,8 +69,8 @@ class Experiment:
     @property
     def frozen_steps(self) -> int:
         """The step at which layers other than the head start to train; 0: they always train."""
-        tuning = _fine_tuning(self.config, self.steps_per_epoch, _shift(self.sampler))
-        return tuning.frozen_steps if tuning else 0
+        shift = _shift(self.sampler)
+        return make_fine_tuning(self.config, self.steps_per_epoch, shift).frozen_steps
 
     def epoch_at(self, step: int) -> float:
         """Return how many epochs of images the first `step` steps train on."""
@@ -168,13 +165,9 @@ def make_step_parts(
         total_steps=math.ceil(in_steps(config.epochs, steps_per_epoch)),
         shift=shift,
     )
-    tuning = _fine_tuning(config, steps_per_epoch, shift)
-    step_size = make_ema_step_size(
-        config.ema,
-        batch_size=config.batch_size,
-        epochs=config.epochs,
-        warmup_steps=math.ceil(in_steps(config.optim.warmup_epochs, steps_per_epoch) - shift),
-    )
+    warmup = math.ceil(in_steps(config.optim.warmup_epochs, steps_per_epoch) - shift)
+    step_size = make_ema_step_size(config, warmup)
+    tuning = make_fine_tuning(config, steps_per_epoch, shift)
     tx = optim.make_optimizer(config.optim, schedule, tuning)
     return StepParts(config, model_graph(config.model), tx, schedule, step_size)
 
@@ -187,17 +180,6 @@ def _last_step(epochs: float, sampler: Sampler) -> int:
 def _shift(sampler: Sampler) -> Fraction:
     """Return `sampler.shift` in steps."""
     return Fraction(sampler.shift, sampler.batch_size)
-
-
-def _fine_tuning(
-    config: ConfigDict, steps_per_epoch: Fraction | int, shift: Fraction | int
-) -> "FineTuning | None":
-    """Return the options of fine-tuning; None if the config trains all layers alike."""
-    if not config.optim.freeze_epochs and config.optim.layer_decay == 1.0:
-        return None
-    from imagenet_jax.training.layer_groups import make_fine_tuning
-
-    return make_fine_tuning(config, Fraction(steps_per_epoch), Fraction(shift))
 
 
 def _check_length(config: ConfigDict, source: sources.Source, total_steps: int) -> None:

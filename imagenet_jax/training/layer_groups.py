@@ -1,4 +1,4 @@
-"""Layer groups of a model (stem, stages, head): its parameters by group, and their norms."""
+"""Layer groups of a model (stem, stages, head): their norms, and fine-tuning group by group."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -67,6 +67,33 @@ def _norms(tree: Any, model: str) -> dict[str, jax.Array]:
     return {group: optax.tree.norm(leaves) for group, leaves in named_groups(tree, model).items()}
 
 
+class FineTuning(NamedTuple):
+    """The options of the optimizer for fine-tuning.
+
+    Attributes:
+      model: name of the model.
+      layer_decay: see `layer_scales`; 1: the same learning rate for all layers.
+      frozen_steps: updates that train only the head.
+    """
+
+    model: str
+    layer_decay: float
+    frozen_steps: int
+
+
+NO_TUNING = FineTuning("", layer_decay=1.0, frozen_steps=0)
+
+
+def make_fine_tuning(
+    config: ConfigDict, steps_per_epoch: Fraction | int, shift: Fraction | int = 0
+) -> FineTuning:
+    """Return the options of `config`; `shift` is `Sampler.shift` in steps."""
+    exact = in_steps(config.optim.freeze_epochs, steps_per_epoch)
+    frozen = max(1, round(exact - shift)) if round(exact) and shift else round(exact)
+    # The step counter is an int32.
+    return FineTuning(config.model.name, config.optim.layer_decay, min(frozen, 2**31 - 1))
+
+
 def layer_scales(params: Any, model: str, decay: float) -> Any:
     """Return the factor of the learning rate of each parameter: decay ** (groups from the head).
 
@@ -78,13 +105,36 @@ def layer_scales(params: Any, model: str, decay: float) -> Any:
     return map_groups(lambda group: decay ** (last - group), params, model)
 
 
-def scale_layers(model: str, decay: float) -> optax.GradientTransformation:
+def scale_layers(tuning: FineTuning) -> optax.GradientTransformation:
     """Return the transformation that multiplies each update by its `layer_scales`."""
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return jax.tree.map(jnp.multiply, updates, layer_scales(updates, model, decay)), state
+    def scale(updates: Any, params: Any) -> Any:
+        scales = layer_scales(updates, tuning.model, tuning.layer_decay)
+        return jax.tree.map(jnp.multiply, updates, scales)
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.stateless(scale)
+
+
+def head_first(
+    rule: optax.GradientTransformation, tuning: FineTuning
+) -> optax.GradientTransformation:
+    """Return `rule` on the head from the first update, on all other layers after frozen_steps.
+
+    Until then other layers do not change: no decay, no momentum. Only the statistics of batch norm
+    are updated.
+    """
+    last = len(models.family(tuning.model).groups) - 1
+
+    def labels(params: Any) -> Any:
+        return map_groups(lambda group: "head" if group == last else "rest", params, tuning.model)
+
+    rules = {"head": rule, "rest": _freeze_until(tuning.frozen_steps, rule)}
+    return optax.multi_transform(rules, labels)
+
+
+def zero_frozen(tuning: FineTuning) -> optax.GradientTransformation:
+    """Return the transformation that zeroes gradients of frozen layers: clipping ignores them."""
+    return head_first(optax.identity(), tuning)
 
 
 class _Frozen(NamedTuple):
@@ -108,52 +158,6 @@ def _freeze_until(start: int, rule: optax.GradientTransformation) -> optax.Gradi
         return updates, _Frozen(state.step + 1, inner)
 
     return optax.GradientTransformation(init, update)
-
-
-def head_first(
-    rule: optax.GradientTransformation, model: str, start: int
-) -> optax.GradientTransformation:
-    """Return `rule` on the head from the first update, on all other layers from update `start`.
-
-    Until then other layers do not change: no decay, no momentum. Only the statistics of batch norm
-    are updated.
-    """
-    last = len(models.family(model).groups) - 1
-
-    def labels(params: Any) -> Any:
-        return map_groups(lambda group: "head" if group == last else "rest", params, model)
-
-    return optax.multi_transform({"head": rule, "rest": _freeze_until(start, rule)}, labels)
-
-
-def zero_frozen(model: str, start: int) -> optax.GradientTransformation:
-    """Return the transformation that zeroes gradients of frozen layers, so that clipping ignores
-    them: all but the head, before update `start`."""
-    return head_first(optax.identity(), model, start)
-
-
-class FineTuning(NamedTuple):
-    """The options of the optimizer for fine-tuning.
-
-    Attributes:
-      model: name of the model.
-      layer_decay: see `layer_scales`; 1: the same learning rate for all layers.
-      frozen_steps: updates that train only the head.
-    """
-
-    model: str
-    layer_decay: float
-    frozen_steps: int
-
-
-def make_fine_tuning(
-    config: ConfigDict, steps_per_epoch: Fraction, shift: Fraction = Fraction(0)
-) -> FineTuning:
-    """Return the options of `config`; `shift` is `Sampler.shift` in steps."""
-    exact = in_steps(config.optim.freeze_epochs, steps_per_epoch)
-    frozen = max(1, round(exact - shift)) if round(exact) and shift else round(exact)
-    # The step counter is an int32.
-    return FineTuning(config.model.name, config.optim.layer_decay, min(frozen, 2**31 - 1))
 
 
 def describe_frozen_phase(config: ConfigDict, frozen_steps: int, step: int) -> str:

@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,13 @@ from ml_collections import ConfigDict
 from imagenet_jax.config.rules import resolve_lr_scaling
 from imagenet_jax.data.sampler import in_steps
 from imagenet_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from imagenet_jax.training.layer_groups import FineTuning
+from imagenet_jax.training.layer_groups import (
+    NO_TUNING,
+    FineTuning,
+    head_first,
+    scale_layers,
+    zero_frozen,
+)  # fmt: skip
 
 
 def peak_learning_rate(optim: ConfigDict, batch_size: int) -> float:
@@ -149,22 +153,8 @@ def decay_mask(params: Any) -> Any:
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
-def masked(inner: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:
-    """Return `inner` for the arrays in `mask`; for all arrays if it is None."""
-    return inner if mask is None else optax.masked(inner, mask)
-
-
-def add_l1_gradient(strength: float) -> optax.GradientTransformation:
-    """Return a transformation that adds the gradient of strength * sum(|w|), 0 at w = 0."""
-
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return jax.tree.map(lambda g, w: g + strength * jnp.sign(w), grads, params), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
-
-
 def make_optimizer(
-    optim: ConfigDict, schedule: optax.Schedule, tuning: "FineTuning | None" = None
+    optim: ConfigDict, schedule: optax.Schedule, tuning: FineTuning = NO_TUNING
 ) -> optax.GradientTransformation:
     """Return the optimizer of `config.optim`.
 
@@ -172,34 +162,32 @@ def make_optimizer(
     "l2" decay this is torch.optim.SGD / Adam (the decay enters the momentum); with "decoupled" it
     is SGDW / AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), scaled by the learning rate.
 
-    `tuning`: layers to freeze at first, and scales of their learning rates; None: neither.
+    `tuning`: layers to freeze at first, and scales of their learning rates.
     """
     mask = None if optim.decay_bias_and_norm else decay_mask
-    frozen = tuning.frozen_steps if tuning else 0
-    if tuning:
-        from imagenet_jax.training import layer_groups  # few runs need it
     parts = []
-    if tuning and frozen and optim.grad_clip_norm:
-        parts.append(layer_groups.zero_frozen(tuning.model, frozen))
     if optim.grad_clip_norm:
+        if tuning.frozen_steps:
+            parts.append(zero_frozen(tuning))
         parts.append(optax.clip_by_global_norm(optim.grad_clip_norm))
+    l1 = optax.stateless_with_tree_map(lambda g, w: g + optim.l1 * jnp.sign(w))  # 0 at w = 0
+    first = [_masked(l1, mask)] if optim.l1 else []
     if optim.name in ("lars", "lamb"):
         make_rule = lars if optim.name == "lars" else lamb
-        parts.append(optax.chain(*_l1(optim, mask), make_rule(optim, schedule, mask)))
+        parts.append(optax.chain(*first, make_rule(optim, schedule, mask)))
     else:
-        rule = optax.chain(*_l1(optim, mask), *_decayed_rule(optim, mask))
-        if tuning and frozen:
-            rule = layer_groups.head_first(rule, tuning.model, frozen)
-        parts.append(rule)
+        rule = optax.chain(*first, *_decayed_rule(optim, mask))
+        parts.append(head_first(rule, tuning) if tuning.frozen_steps else rule)
         # Not in `rule`, which counts steps: a frozen layer does not run it.
         parts.append(optax.scale_by_learning_rate(schedule))
-    if tuning and tuning.layer_decay != 1.0:
-        parts.append(layer_groups.scale_layers(tuning.model, tuning.layer_decay))
+    if tuning.layer_decay != 1.0:
+        parts.append(scale_layers(tuning))
     return optax.chain(*parts)
 
 
-def _l1(optim: ConfigDict, mask: Any) -> list[optax.GradientTransformation]:
-    return [masked(add_l1_gradient(optim.l1), mask)] if optim.l1 else []
+def _masked(inner: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:
+    """Return `inner` for the arrays in `mask`; for all arrays if it is None."""
+    return inner if mask is None else optax.masked(inner, mask)
 
 
 def _decayed_rule(optim: ConfigDict, mask: Any) -> list[optax.GradientTransformation]:
@@ -229,9 +217,23 @@ def lars(
     learning rate is applied before the momentum.
 
     optax.lars divides by |g + d * w|, unlike the paper and MLPerf.
+
+    LARS and LAMB scale the learning rate of each array, which is one kernel, bias or norm parameter
+    ("layer" in the papers). Arrays outside `mask` (biases and norm parameters, see `decay_mask`)
+    have no weight decay and no scaling: they take plain momentum or Adam steps, as in the skip list
+    of MLPerf's reference and in LAMB's exclude_from_weight_decay.
     """
+    coefficient, decay = optim.trust_coefficient, optim.weight_decay
+
+    def scale(g: jax.Array, w: jax.Array) -> jax.Array:
+        w_norm, g_norm = jnp.linalg.norm(w.ravel()), jnp.linalg.norm(g.ravel())
+        usable = (w_norm > 0) & (g_norm > 0)
+        ratio = coefficient * w_norm / jnp.where(usable, g_norm + decay * w_norm, 1.0)
+        return jnp.where(usable, ratio, 1.0) * (g + decay * w)
+
     return optax.chain(
-        masked(_scale_by_lars_ratio(optim.trust_coefficient, optim.weight_decay), mask),
+        # stateless_with_tree_map skips masked arrays: each is an empty subtree.
+        _masked(optax.stateless_with_tree_map(scale), mask),
         optax.scale_by_learning_rate(schedule),
         optax.trace(decay=optim.momentum, nesterov=optim.nesterov),
     )
@@ -250,20 +252,6 @@ def lamb(
     return optax.chain(
         optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),
         optax.add_decayed_weights(optim.weight_decay, mask=mask),
-        masked(optax.scale_by_trust_ratio(), mask),
+        _masked(optax.scale_by_trust_ratio(), mask),
         optax.scale_by_learning_rate(schedule),
     )
-
-
-def _scale_by_lars_ratio(coefficient: float, decay: float) -> optax.GradientTransformation:
-    def scale(g: jax.Array, w: jax.Array) -> jax.Array:
-        w_norm, g_norm = jnp.linalg.norm(w.ravel()), jnp.linalg.norm(g.ravel())
-        usable = (w_norm > 0) & (g_norm > 0)
-        ratio = coefficient * w_norm / jnp.where(usable, g_norm + decay * w_norm, 1.0)
-        return jnp.where(usable, ratio, 1.0) * (g + decay * w)
-
-    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        # tree.map skips masked arrays: each is an optax.MaskedNode, an empty subtree.
-        return jax.tree.map(scale, grads, params), state
-
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from imagenet_jax import models
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import check_choice
 from imagenet_jax.runtime import xla
 from imagenet_jax.training.sharding import get_shardings, state_sharding
 
@@ -116,48 +116,32 @@ def count_parameters(params: Any) -> int:
 StepSize = Callable[[jax.Array], jax.Array | float]
 
 
-def make_ema_step_size(
-    ema: ConfigDict, *, batch_size: int, epochs: float, warmup_steps: int
-) -> StepSize:
+def make_ema_step_size(config: ConfigDict, warmup_steps: int) -> StepSize:
     """Return the step size of the EMA, 1 - decay, as a function of the step (0, 1, ...).
 
-    ema <- ema + step_size * (weights - ema), for parameters and batch-norm statistics alike.
+    ema <- ema + step_size * (weights - ema), for parameters and batch-norm statistics alike
+    (Polyak & Juditsky 1992). `config.ema.form` is one of:
 
     "constant"     1 - decay: as in flax's ImageNet example and timm's ModelEmaV2.
     "torchvision"  min(1, (1 - decay) * batch_size * every_steps / epochs), which makes `decay`
                    independent of batch size and run length. 1 (the EMA is a copy of the weights)
-                   during the warm-up of the learning rate and at the first update after it
-                   (references/classification/train.py, utils.ExponentialMovingAverage).
+                   during the warm-up of the learning rate, `warmup_steps`, and at the first update
+                   after it (references/classification/train.py, utils.ExponentialMovingAverage).
     "timm"         max(1 - decay, (1 + t / gamma) ** -power) at step t, thus 1 at step 0
                    (ModelEmaV3 with use_warmup).
 
     The EMA is updated only at steps divisible by `every_steps`; the step size is 0 at the others.
     torchvision restarts that count in each epoch; this code does not.
-
-    Args:
-      ema: config.ema.
-      batch_size, epochs: of the run, for "torchvision".
-      warmup_steps: length of the learning-rate warm-up, for "torchvision".
     """
-    floor = 1.0 - ema.decay
-    if ema.form == "constant":
-
-        def step_size(step: jax.Array) -> jax.Array | float:
-            return floor
-
-    elif ema.form == "torchvision":
-        scaled = min(1.0, floor * batch_size * ema.every_steps / epochs)
-
-        def step_size(step: jax.Array) -> jax.Array | float:
-            return jnp.where(step < warmup_steps + ema.every_steps, 1.0, scaled)
-
-    elif ema.form == "timm":
-
-        def step_size(step: jax.Array) -> jax.Array | float:
-            return jnp.maximum((1.0 + step / ema.gamma) ** -ema.power, floor)
-
-    else:
-        raise UserError(f"config.ema.form = {ema.form!r}: use constant | torchvision | timm")
-    if ema.every_steps == 1:
+    ema, every, floor = config.ema, config.ema.every_steps, 1.0 - config.ema.decay
+    scaled = min(1.0, floor * config.batch_size * every / config.epochs)
+    forms: dict[str, StepSize] = {
+        "constant": lambda step: floor,
+        "torchvision": lambda step: jnp.where(step < warmup_steps + every, 1.0, scaled),
+        "timm": lambda step: jnp.maximum((1.0 + step / ema.gamma) ** -ema.power, floor),
+    }
+    check_choice("config.ema.form", ema.form, forms)
+    step_size = forms[ema.form]
+    if every == 1:
         return step_size
-    return lambda step: jnp.where(step % ema.every_steps == 0, step_size(step), 0.0)
+    return lambda step: jnp.where(step % every == 0, step_size(step), 0.0)

@@ -57,9 +57,7 @@ def use(config):
     assert rate.shape == ()
     make_fine_tuning(config, per_epoch)
     Resolution.from_config(config.augment, per_epoch).at(7)
-    make_ema_step_size(
-        config.ema, batch_size=config.batch_size, epochs=config.epochs, warmup_steps=1
-    )
+    make_ema_step_size(config, 1)
     assert 0 <= config.seed < 2**32  # all that jax.random.key looks at
     json.loads(config_io.to_json(config), parse_constant=pytest.fail)
 
@@ -255,17 +253,16 @@ def test_a_warning_if_the_evaluation_size_does_not_follow_the_training_size():
 @pytest.mark.parametrize(
     ("group", "change", "call"),
     [
-        ("loss", {"name": "softmx"}, lambda c: losses.per_image(None, None, c)),
-        ("ema", {"form": "tim"}, lambda c: make_ema_step_size(
-            c, batch_size=1, epochs=1, warmup_steps=1)),
-        ("optim", {"name": "sdg"}, lambda c: optim.make_optimizer(c, lambda t: 0.1)),
+        ("loss", {"name": "softmx"}, lambda c: losses.per_image(None, None, c.loss)),
+        ("ema", {"form": "tim"}, lambda c: make_ema_step_size(c, 1)),
+        ("optim", {"name": "sdg"}, lambda c: optim.make_optimizer(c.optim, lambda t: 0.1)),
         ("optim", {"schedule": "cos"}, lambda c: optim.make_schedule(
-            c, batch_size=1, steps_per_epoch=1, total_steps=1)),
+            c.optim, batch_size=1, steps_per_epoch=1, total_steps=1)),
     ],
 )  # fmt: skip
 def test_an_unknown_name_is_an_error_in_the_functions_that_read_it(group, change, call):
-    config = defaults.defaults()[group]
-    config.update(change)
+    config = defaults.defaults()
+    config[group].update(change)
     with pytest.raises(UserError, match=next(iter(change.values()))):
         call(config)
 

@@ -13,11 +13,10 @@ from imagenet_jax.training.state import make_ema_step_size
 
 
 def _step_sizes(steps, *, batch_size=8, epochs=10.0, warmup_steps=0, **changes):
-    config = defaults().ema
-    config.update(changes)
-    step_size = make_ema_step_size(
-        config, batch_size=batch_size, epochs=epochs, warmup_steps=warmup_steps
-    )
+    config = defaults()
+    config.batch_size, config.epochs = batch_size, epochs
+    config.ema.update(changes)
+    step_size = make_ema_step_size(config, warmup_steps)
     return np.array([float(step_size(jnp.int32(t))) for t in range(steps)])
 
 
