@@ -9,6 +9,7 @@ run that is killed after a rewind continues in the same way. Chowdhery et al. 20
 
 import dataclasses
 import decimal
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -47,34 +48,24 @@ class BatchOrder:
     """The batch that each step trains on, without the skipped ones."""
 
     def __init__(self, rewinds: list[Rewind]):
-        # Merge windows: one may extend into another.
-        self._skipped: list[tuple[int, int]] = []
-        for first, last in sorted(rewind.skipped_batches for rewind in rewinds):
-            if self._skipped and first <= self._skipped[-1][1] + 1:
-                before = self._skipped.pop()
-                first, last = before[0], max(before[1], last)
-            self._skipped.append((first, last))
+        windows = (range(first, last + 1) for first, last in (r.skipped_batches for r in rewinds))
+        self._skipped = sorted(set().union(*windows))
 
     def batch_at(self, step: int) -> int:
         """Return the batch, counted from 0, of a step, counted from 1."""
         batch = step - 1
-        for first, last in self._skipped:
-            if batch >= first:
-                batch += last - first + 1
+        for skipped in self._skipped:
+            batch += skipped <= batch
         return batch
 
     def ranges(self, done: int, total: int) -> list[tuple[int, int]]:
         """Return the [start, stop) ranges of the batches of steps done + 1 .. total."""
         if done >= total:
             return []
-        start, end = self.batch_at(done + 1), self.batch_at(total) + 1
-        found = []
-        for first, last in self._skipped:
-            if start < first < end:
-                found.append((start, first))
-            if start <= last and first < end:
-                start = max(start, last + 1)
-        return [*found, (start, end)]
+        start, stop = self.batch_at(done + 1), self.batch_at(total) + 1
+        left_out = [batch for batch in self._skipped if start <= batch < stop]
+        pairs = itertools.pairwise([start - 1, *left_out, stop])
+        return [(before + 1, after) for before, after in pairs if before + 1 < after]
 
 
 def plan_rewind(
@@ -93,25 +84,13 @@ def plan_rewind(
 def read_rewinds(workdir: Path) -> list[Rewind]:
     """Return the rewinds of a run so far, oldest first. Every process must call it."""
     path = workdir / REWINDS_FILE
-
-    def read_entries() -> list[dict[str, Any]]:
-        try:
-            return [dataclasses.asdict(_parse(entry)) for entry in read_json(path)]
-        except FileNotFoundError:
-            return []
-        except (ValueError, KeyError, TypeError, IndexError, OSError) as e:
-            raise UserError(
-                f"{path} cannot be read ({e}), and it lists the batches to skip; use another "
-                "--workdir"
-            ) from e
-
-    return [_parse(entry) for entry in run_on_first(read_entries)]
-
-
-def _parse(entry: dict[str, Any]) -> Rewind:
-    window = (int(entry["skipped_batches"][0]), int(entry["skipped_batches"][1]))
-    step, checkpoint = int(entry["nonfinite_step"]), int(entry["checkpoint"])
-    return Rewind(step, checkpoint, window, int(entry["batch_size"]))
+    try:
+        entries = run_on_first(lambda: read_json(path) if path.exists() else [])
+        return [Rewind(**e | {"skipped_batches": tuple(e["skipped_batches"])}) for e in entries]
+    except (ValueError, KeyError, TypeError, OSError) as e:
+        raise UserError(
+            f"{path} cannot be read ({e}), and it lists the batches to skip; use another --workdir"
+        ) from e
 
 
 def check_rewinds(rewinds: list[Rewind], batch_size: int) -> None:
@@ -157,20 +136,17 @@ def find_unrecorded_rewinds(rewinds: list[Rewind], history: Path) -> list[dict[s
     return [dataclasses.asdict(rewind) for rewind in rewinds[known:]]
 
 
+_ORDER = ("seed", "repeats", "balance", "length")  # what the order of an epoch depends on
+
+
 def get_data_position(sampler: Sampler, batch: int) -> dict[str, Any]:
     """Return the position that a checkpoint stores if `batch` is the next batch of the run.
 
     "next_record": number of records of the whole run that were trained on or skipped.
     """
-    return {
-        "next_record": batch * sampler.batch_size + sampler.shift,
-        "records_per_epoch": sampler.records_per_epoch,
-        "length": sampler.length,
-        "batch_size": sampler.batch_size,
-        "repeats": sampler.repeats,
-        "balance": sampler.balance,
-        "seed": sampler.seed,
-    }
+    names = (*_ORDER, "batch_size", "records_per_epoch")
+    own = {name: getattr(sampler, name) for name in names}
+    return {"next_record": batch * sampler.batch_size + sampler.shift} | own
 
 
 def resume_at(
@@ -193,25 +169,22 @@ def resume_at(
         )
     size, per_epoch = saved["batch_size"], saved["records_per_epoch"]
     epoch, done = divmod(saved["next_record"], per_epoch)
-    target, exact = saved["next_record"], True
+    target, exact = saved["next_record"], _is_same_order(saved, sampler)
     if size != sampler.batch_size:
         _require_exact(sampler, epoch, done, size)
     if per_epoch != sampler.records_per_epoch:
-        exact = sampler.drops and done % sampler.batch_size == 0 and _is_same_order(saved, sampler)
+        exact = exact and sampler.drops and done % sampler.batch_size == 0
         part = done if exact else round(done / per_epoch * sampler.records_per_epoch)
         target = epoch * sampler.records_per_epoch + part
-    elif not _is_same_order(saved, sampler):
-        exact = False
     if sampler.drops or sampler.repeats > 1:  # they work only with whole batches
         target -= target % sampler.batch_size
     next_batch = BatchOrder(rewinds).batch_at(step) + 1
     shift = target - next_batch * sampler.batch_size
     if shift:
         run = run.with_sampler(sampler.shifted(shift))
-    end = run.config.epochs * sampler.records_per_epoch
     if run.total_steps < step:
         # The last batch may extend beyond the end.
-        if target - size >= end:
+        if target - size >= run.config.epochs * sampler.records_per_epoch:
             trained = saved["next_record"] / per_epoch
             suggested = _suggest_epochs(target, size, sampler)
             raise UserError(
@@ -238,30 +211,29 @@ def _suggest_epochs(target: int, size: int, sampler: Sampler) -> str:
 
 
 def _is_same_order(saved: dict[str, Any], sampler: Sampler) -> bool:
-    now = get_data_position(sampler, 0)
-    return all(
-        saved.get(name, now[name]) == now[name] for name in ("seed", "repeats", "balance", "length")
-    )
+    now = {name: getattr(sampler, name) for name in _ORDER}
+    return all(saved.get(name, value) == value for name, value in now.items())
 
 
 def _require_exact(sampler: Sampler, epoch: int, done: int, size: int) -> None:
     """Raise UserError if a change from batches of `size` would repeat or skip records."""
-    change = f"config.batch_size: {size} -> {sampler.batch_size}"
-    back = f"continue with --config.batch_size={size}, or use another --workdir"
-    if not done:
-        if sampler.repeats > 1 and epoch * sampler.records_per_epoch % sampler.batch_size:
-            raise UserError(
-                f"{change}: with config.data.repeated_aug = {sampler.repeats} a run can change it "
-                f"only where a batch of {sampler.batch_size} begins; {back}"
-            )
-        return
+    trained = f"epoch {epoch + 1} has trained"
     if sampler.repeats > 1:
-        raise UserError(
-            f"{change}: with config.data.repeated_aug = {sampler.repeats} a run cannot change it "
-            f"within an epoch (epoch {epoch + 1} has trained {done:,} records); {back}"
+        reason = f"with config.data.repeated_aug = {sampler.repeats} a run "
+        if done:
+            reason += f"cannot change it within an epoch ({trained} {done:,} records)"
+        elif epoch * sampler.records_per_epoch % sampler.batch_size:
+            reason += f"can change it only where a batch of {sampler.batch_size} begins"
+        else:
+            return
+    elif sampler.drops and done % sampler.batch_size:
+        reason = (
+            f"with config.data.remainder = 'drop' the {done:,} records that {trained} must be "
+            f"whole batches of {sampler.batch_size}"
         )
-    if sampler.drops and done % sampler.batch_size:
-        raise UserError(
-            f"{change}: with config.data.remainder = 'drop' the {done:,} records that epoch "
-            f"{epoch + 1} has trained must be whole batches of {sampler.batch_size}; {back}"
-        )
+    else:
+        return
+    raise UserError(
+        f"config.batch_size: {size} -> {sampler.batch_size}: {reason}; continue with "
+        f"--config.batch_size={size}, or use another --workdir"
+    )
