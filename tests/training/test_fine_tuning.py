@@ -10,7 +10,7 @@ from conftest import tiny_config
 from imagenet_jax import config as config_io
 from imagenet_jax import models
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import optim
+from imagenet_jax.training import layer_groups, optim
 from imagenet_jax.training.layer_groups import FineTuning, describe_frozen_phase, layer_scales
 from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import abstract_state
@@ -69,7 +69,7 @@ def test_frozen_layers_stay_then_start_as_if_new_while_the_head_learns(rule):
     params = _params("resnet18")
     grads = jax.tree.map(lambda x: np.full_like(x, 0.01), params)
     got = _run(config, FineTuning("resnet18", 1.0, 2), 4, params, grads)
-    free = _run(config, None, 4, params, grads)
+    free = _run(config, layer_groups.NO_TUNING, 4, params, grads)
     for t in range(4):  # the head never notices
         jax.tree.map(np.testing.assert_array_equal, got[t]["fc"], free[t]["fc"])
     for t in range(2):
@@ -104,7 +104,7 @@ def test_layer_decay_multiplies_what_a_layer_moves(rule):
     config.optim.name = rule
     params = _params("resnet18")
     grads = jax.tree.map(lambda x: jnp.full_like(x, 0.01), params)
-    (plain,) = _run(config, None, 1, params, grads)
+    (plain,) = _run(config, layer_groups.NO_TUNING, 1, params, grads)
     (scaled,) = _run(config, FineTuning("resnet18", 0.3, 0), 1, params, grads)
     for name, distance in (("fc", 0), ("layer4", 1), ("layer1", 4), ("conv1", 5)):
         jax.tree.map(
