@@ -9,6 +9,7 @@
 and `checksums.json` (integrity.py).
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -83,6 +84,12 @@ class Checkpoints:
         )
         return ocp.CheckpointManager(self.directory.absolute(), options=options)
 
+    def _write_checksums(self) -> None:
+        if is_first():
+            # orbax's name of a checkpoint before its commit.
+            (part,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+            integrity.write_checksums(part)
+
     def save(
         self,
         state: TrainState,
@@ -97,7 +104,7 @@ class Checkpoints:
         A full or read-only disk raises nothing: `failures` reports it, and earlier checkpoints are
         kept.
         """
-        step = int(state.step)
+        step, optimizer = int(state.step), {"step": state.step, "opt_state": state.opt_state}
         self.wait()
         if run_on_first(lambda: step in self._manager.all_steps()):
             return
@@ -111,7 +118,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     weights=ocp.args.StandardSave(weights_tree(state)),
-                    optimizer=ocp.args.StandardSave(_optimizer(state)),
+                    optimizer=ocp.args.StandardSave(optimizer),
                     position=ocp.args.JsonSave(dataclasses.asdict(position)),
                     config=ocp.args.JsonSave(config),
                     provenance=ocp.args.JsonSave(provenance),
@@ -149,11 +156,8 @@ class Checkpoints:
 
     def lacks_metrics(self, step: int) -> bool:
         """Return whether there is a checkpoint `step` without metrics."""
-
-        def lacks() -> bool:
-            return step in self._manager.all_steps() and self._manager.metrics(step) is None
-
-        return run_on_first(lacks)
+        manager = self._manager
+        return run_on_first(lambda: step in manager.all_steps() and manager.metrics(step) is None)
 
     def wait(self) -> None:
         """Wait until the save in progress is complete or has failed."""
@@ -174,11 +178,9 @@ class Checkpoints:
         # save, and has dropped the checkpoints that the failed one was to replace. `close` raises
         # one of these errors at a time.
         for _ in range(4):
-            try:
+            with contextlib.suppress(OSError, ValueError):
                 self._manager.close()
                 break
-            except (OSError, ValueError):
-                continue
         self._remove_incomplete()
         self._manager = self._open(create=False)
 
@@ -195,12 +197,6 @@ class Checkpoints:
         failures, self._failures = self._failures, []
         return failures
 
-    def _write_checksums(self) -> None:
-        if is_first():
-            # orbax's name of a checkpoint before its commit.
-            (part,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
-            integrity.write_checksums(part)
-
     def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, Position]:
         """Return the state at `step` in the shardings of `abstract`, and the position.
 
@@ -208,21 +204,20 @@ class Checkpoints:
 
         Raises UserError, naming the arrays, if the checkpoint does not have those of `abstract`.
         """
-        path = self.directory.absolute() / str(step)
-        checkpoint_errors.require_same_arrays(path / "weights", weights_tree(abstract))
-        checkpoint_errors.require_same_arrays(path / "optimizer", _optimizer(abstract))
-        got = self._restore(
-            step,
-            weights=ocp.args.StandardRestore(weights_tree(abstract)),
-            optimizer=ocp.args.StandardRestore(_optimizer(abstract)),
-            position=ocp.args.JsonRestore(),
-        )
+        optimizer = {"step": abstract.step, "opt_state": abstract.opt_state}
+        trees = {"weights": weights_tree(abstract), "optimizer": optimizer}
+        got = self._restore(step, trees, position=ocp.args.JsonRestore())
         state = make_state(got.optimizer["step"], got.weights, got.optimizer["opt_state"])
         return state, Position(**run_on_first(lambda: got.position))
 
-    def _restore(self, step: int, **args: Any) -> Any:
+    def _restore(self, step: int, trees: dict[str, Any], **others: Any) -> Any:
+        """Restore items: `trees` of arrays in the shardings given, and `others` by their args."""
+        path = self.directory.absolute() / str(step)
+        for item, tree in trees.items():
+            checkpoint_errors.require_same_arrays(path / item, tree)
+        arrays = {item: ocp.args.StandardRestore(tree) for item, tree in trees.items()}
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**args))
+            return self._manager.restore(step, args=ocp.args.Composite(**arrays, **others))
         except (ValueError, KeyError, FileNotFoundError) as e:
             raise UserError(
                 f"checkpoint {self.directory / str(step)} cannot be restored: {one_line(e)}"
@@ -239,43 +234,38 @@ class Checkpoints:
 
     def find(self, which: str) -> int:
         """Return the step that "latest", "best" or a number names; UserError if there is none."""
-        return run_on_first(lambda: self._find(which))
 
-    def _find(self, which: str) -> int:
-        steps = self.steps()
-        if not steps:
-            raise UserError(f"no checkpoint in {self.directory}: train into this workdir first")
-        if which == "latest":
-            return steps[-1]
-        if which == "best":
-            best = self._manager.best_step()
-            if best is None:
+        def find_step() -> int:
+            if not (steps := self.steps()):
+                raise UserError(f"no checkpoint in {self.directory}: train into this workdir first")
+            if which == "latest":
+                return steps[-1]
+            if which == "best":
+                best = self._manager.best_step()
+                if best is None:
+                    found = "was evaluated"
+                elif score(self._manager.metrics(best), self._metric) == -math.inf:
+                    found = f"has a finite {self._metric}"
+                else:
+                    return best
                 raise UserError(
-                    f"no checkpoint in {self.directory} was evaluated, so none is best; "
-                    "use --checkpoint=latest"
+                    f"no checkpoint in {self.directory} {found}, so none is best; use "
+                    "--checkpoint=latest"
                 )
-            if score(self._manager.metrics(best), self._metric) == -math.inf:
+            if not which.isdecimal() or int(which) not in steps:
                 raise UserError(
-                    f"no checkpoint in {self.directory} has a finite {self._metric}, so none is "
-                    "best; use --checkpoint=latest"
+                    f"--checkpoint={which}: {self.directory} has {', '.join(map(str, steps))}, "
+                    "'latest' and 'best'"
                 )
-            return best
-        if not which.isdecimal() or int(which) not in steps:
-            raise UserError(
-                f"--checkpoint={which}: {self.directory} has {', '.join(map(str, steps))}, "
-                "'latest' and 'best'"
-            )
-        return int(which)
+            return int(which)
+
+        return run_on_first(find_step)
 
 
 def weights_tree(state: TrainState) -> dict[str, Any]:
     """Return the item "weights" of a checkpoint of `state`."""
     tree = state.weights("raw")
     return tree if state.ema is None else tree | {"ema": state.ema}
-
-
-def _optimizer(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "opt_state": state.opt_state}
 
 
 def make_state(step: jax.Array, weights: dict[str, Any], opt_state: Any) -> TrainState:

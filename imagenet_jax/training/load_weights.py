@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import optax
-import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -27,7 +26,6 @@ from imagenet_jax.errors import UserError, expand_user
 from imagenet_jax.runtime import integrity, xla
 from imagenet_jax.runtime.processes import count, is_first, run_on_first
 from imagenet_jax.runtime.workdir import read_classes, read_config
-from imagenet_jax.training import checkpoint_errors
 from imagenet_jax.training.checkpoint import Checkpoints, make_state, weights_tree
 from imagenet_jax.training.sharding import get_shardings, make_mesh
 from imagenet_jax.training.state import TrainState, abstract_state, new_state
@@ -192,8 +190,7 @@ class CheckpointReader(Checkpoints):
         if state == "unverified" and is_first():
             print(f"warning: {problem}", file=sys.stderr, flush=True)
         try:
-            checkpoint_errors.require_same_arrays(path / "weights", weights_tree(abstract))
-            got = self._restore(step, weights=ocp.args.StandardRestore(weights_tree(abstract)))
+            got = self._restore(step, {"weights": weights_tree(abstract)})
         except Exception as e:  # readers raise many errors if files vanish
             # In a run of several processes, the others may have read everything.
             if count() == 1 and integrity.is_being_removed(path):
