@@ -40,11 +40,8 @@ def check_fields(value: Values, fields: dict[str, Field], model: object) -> None
 
 def _check_type(name: str, field: Field, value: Any) -> None:
     kind = type(field.default)
-    if kind is tuple:
-        same = isinstance(value, tuple) and all(_is_number(v) for v in value)
-    else:
-        same = _is_number(value) if kind is float else type(value) is kind
-    if not same:
+    same = _is_number(value) if kind is float else type(value) is kind
+    if not same or (kind is tuple and not all(map(_is_number, value))):
         raise UserError(
             f"config.{name} = {value!r} should be {field.kind()}, like {field.default!r}"
         )
@@ -71,13 +68,11 @@ def _check_range(name: str, field: Field, value: Any) -> None:
             and (field.below is None or number < field.below)
             and (field.at_most is None or number <= field.at_most)
         ):
-            shown = (
-                f"{reprlib.repr(value)}: every value" if isinstance(value, tuple) else repr(value)
-            )
+            each = ": every value" if isinstance(value, tuple) else ""
             default = str(field.default).replace(" ", "")
             raise UserError(
-                f"config.{name} = {shown} must be {field.range()}; the default is "
-                f"--config.{name}={default}"
+                f"config.{name} = {reprlib.repr(value)}{each} must be {field.range()}; the default "
+                f"is --config.{name}={default}"
             )
 
 

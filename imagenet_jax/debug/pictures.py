@@ -86,16 +86,16 @@ class Mistakes(NamedTuple):
     """The wrong predictions of the highest confidence, in descending order.
 
     Attributes:
+      confidence: f32[N], the probability of the predicted class.
       pixels: u8[N, S, S, 3], as the model saw them.
       labels: i32[N].
       predicted: i32[N].
-      confidence: f32[N], the probability of the predicted class.
     """
 
+    confidence: np.ndarray
     pixels: np.ndarray
     labels: np.ndarray
     predicted: np.ndarray
-    confidence: np.ndarray
 
 
 def find_mistakes(
@@ -107,19 +107,18 @@ def find_mistakes(
     evaluation. `watch` wraps the batches; an exception that it raises ends the search. Every
     process must call it.
     """
-    config, mesh = evaluation.config, evaluation.mesh
+    config, mesh, side = evaluation.config, evaluation.mesh, evaluation.config.eval.image_size
     weights = state.weights("raw" if state.ema is None else "ema")
-    side = config.eval.image_size
 
-    def update(weights: dict[str, Any], worst: tuple, batch: dict[str, jax.Array]) -> tuple:
+    def update(weights: dict[str, Any], worst: Mistakes, batch: dict[str, jax.Array]) -> Mistakes:
         probabilities = predict(weights, batch["image"], graph=evaluation.graph, config=config)
         predicted = jnp.argmax(probabilities, axis=-1).astype(jnp.int32)
         wrong = (predicted != batch["label"]) & (batch["mask"] > 0)
         confidence = jnp.where(wrong, probabilities.max(axis=-1), -1.0).astype(jnp.float32)
-        mine = (confidence, batch["image"], batch["label"], predicted)
-        both = [jnp.concatenate(pair) for pair in zip(worst, mine, strict=True)]
-        _, chosen = jax.lax.top_k(both[0], count)
-        return tuple(x[chosen] for x in both)
+        mine = Mistakes(confidence, batch["image"], batch["label"], predicted)
+        both = jax.tree.map(lambda *parts: jnp.concatenate(parts), worst, mine)
+        _, chosen = jax.lax.top_k(both.confidence, count)
+        return jax.tree.map(lambda x: x[chosen], both)
 
     program = jax.jit(
         update,
@@ -127,18 +126,13 @@ def find_mistakes(
         out_shardings=replicated(mesh),
         compiler_options=xla.options(),
     )
-    worst: tuple = (
-        np.full(count, -1.0, np.float32),
-        np.zeros((count, side, side, 3), np.uint8),
-        np.zeros(count, np.int32),
-        np.zeros(count, np.int32),
-    )
+    none, pixels = np.zeros(count, np.int32), np.zeros((count, side, side, 3), np.uint8)
+    worst = Mistakes(np.full(count, -1.0, np.float32), pixels, none, none)
     for batch in watch(eval_batches(evaluation)):
         batch.pop("skipped", None)
         worst = program(weights, worst, batch)
-    confidence, pixels, labels, predicted = (np.asarray(x) for x in worst)
-    found = confidence >= 0
-    return Mistakes(pixels[found], labels[found], predicted[found], confidence[found])
+    found = np.asarray(worst.confidence) >= 0
+    return Mistakes(*(np.asarray(x)[found] for x in worst))
 
 
 _WHITE = 255

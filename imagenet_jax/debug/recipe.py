@@ -31,11 +31,9 @@ def describe_recipe(
       steps: of the whole run; None if it is not known.
     """
     # Only shapes: this machine may have different devices from the run's.
-    params = abstract_params(config.model)
-    decayed = params
-    if not config.optim.decay_bias_and_norm:
-        mask = jax.tree.leaves(optim.decay_mask(params))
-        decayed = [p for p, decays in zip(jax.tree.leaves(params), mask, strict=True) if decays]
+    params = jax.tree.leaves(abstract_params(config.model))
+    masked = not config.optim.decay_bias_and_norm
+    decayed = [p for p in params if optim.decay_mask(p)] if masked else params
     count, length = count_parameters(params), f"{config.epochs:g} epochs"
     if config.optim.warmup_epochs:
         length += f", {config.optim.warmup_epochs:g} of warm-up"

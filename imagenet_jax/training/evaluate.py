@@ -99,10 +99,7 @@ def _logits(model: Any, pixels: jax.Array, flip: bool, outputs: np.ndarray | Non
 def compile_eval_step(evaluation: Evaluation) -> jax.stages.Wrapped:
     """Return `eval_step` as one sharded program of (weights, batch); the sums are replicated."""
     step = functools.partial(
-        eval_step,
-        graph=evaluation.graph,
-        config=evaluation.config,
-        outputs=evaluation.outputs,
+        eval_step, graph=evaluation.graph, config=evaluation.config, outputs=evaluation.outputs
     )
     shardings = get_shardings(evaluation.abstract.weights("raw"))
     return jax.jit(
@@ -117,8 +114,7 @@ class Evaluator:
     """Evaluates states of one shape with a program that is compiled once."""
 
     def __init__(self, evaluation: Evaluation):
-        self._evaluation = evaluation
-        self._step = compile_eval_step(evaluation)
+        self._evaluation, self._step = evaluation, compile_eval_step(evaluation)
 
     def __call__(self, state: TrainState, watched: Watched = iter) -> list[Result]:
         """Return the results of the EMA weights, if the state has any, and of the raw weights.

@@ -25,7 +25,7 @@ class NonFiniteError(UserError):
 
 
 def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """How many classes come before the label's in each row: 0 means top-1 is right.
+    """Return how many classes rank before the label in each row; 0 means top-1 is right.
 
     Ties go to the lower class index, as in argmax, so equal logits earn nothing; a row with a NaN
     ranks its label last.
@@ -114,10 +114,7 @@ def shown_metrics(num_classes: int) -> list[Metric]:
 
 def finish_means(means: Mapping[str, float]) -> dict[str, float]:
     """Return the values of metrics from means over images; names without an entry stay."""
-    return {
-        name: METRICS[name].finish(mean) if name in METRICS else mean
-        for name, mean in means.items()
-    }
+    return {n: METRICS[n].finish(mean) if n in METRICS else mean for n, mean in means.items()}
 
 
 def score(values: Mapping[str, Any], name: str) -> float:
@@ -164,7 +161,7 @@ class Interval:
 
 
 class MetricWindow:
-    """Averages the step's metrics, leaving them on the device until they are certain to be there.
+    """Averages the metrics of steps, and leaves them on the device until they are computed.
 
     `append` takes a step's device scalars without touching them; `fetch(upto)` brings over those
     of steps <= upto and returns the intervals that are complete: every `every` steps, and at `end`.
@@ -187,7 +184,7 @@ class MetricWindow:
         self._pending.append((step, metrics, skipped))
 
     def fetch(self, upto: int) -> list[tuple[int, dict[str, Any]]]:
-        """[(last step, summary)] of each interval completed at a step <= upto.
+        """Return [(last step, summary)] of each interval completed at a step <= upto.
 
         Raises NonFiniteError at the first step whose metrics are not all finite.
         """
@@ -208,21 +205,21 @@ class MetricWindow:
 
     @property
     def skipped(self) -> int:
-        """Images skipped since the run began, a skipped image of each epoch counted again."""
+        """How many images were skipped since the run began, counted again in each epoch."""
         return self._interval.skipped_before + len(self._interval.skipped)
 
     def partial(self) -> dict[str, Any]:
-        """The sums of the interval under way, as plain values (call `fetch` first)."""
+        """Return the sums of the unfinished interval, as plain values (call `fetch` first)."""
         return dataclasses.asdict(self._interval)
 
 
 def _require_finite(step: int, values: dict[str, float]) -> None:
-    bad = [name for name, value in values.items() if not math.isfinite(value)]
-    if bad:
-        raise NonFiniteError(
-            f"{bad[0]} is {values[bad[0]]} at step {step}, learning rate "
-            f"{values['learning_rate']:.4g}; the last checkpoint is kept: lower "
-            "config.optim.base_lr, warm up longer, or set config.optim.grad_clip_norm; "
-            "--config.nonfinite.policy=rewind skips the batches before it",
-            int(step),
-        )
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                f"{name} is {value} at step {step}, learning rate {values['learning_rate']:.4g}; "
+                "the last checkpoint is kept: lower config.optim.base_lr, warm up longer, or set "
+                "config.optim.grad_clip_norm; --config.nonfinite.policy=rewind skips the batches "
+                "before it",
+                int(step),
+            )

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,7 +78,6 @@ class RunContext:
         self.stop = StopSignal()
         self.watchdog = Watchdog(run.config.log.watchdog_seconds)
         self._agree = StopAgreement(run.mesh)
-        self._stack = contextlib.ExitStack()
 
     def _read_initial_weights(self) -> "InitialWeights | None":
         """Return the weights that `config.init.weights` names, if this is a new run."""
@@ -98,12 +96,10 @@ class RunContext:
         checkpoint = self._run.config.checkpoint
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.stop)
-            run_on_first(functools.partial(self._lock, stack))
+            run_on_first(lambda: self._lock(stack))
             stack.enter_context(xla.keep_programs(self.workdir / "compiled"))
             self.checkpoints = Checkpoints(
-                self.workdir / "checkpoints",
-                keep=checkpoint.keep,
-                metric=checkpoint.best_metric,
+                self.workdir / "checkpoints", keep=checkpoint.keep, metric=checkpoint.best_metric
             )
             stack.callback(self.checkpoints.close)
             stack.enter_context(self.watchdog)
@@ -143,12 +139,9 @@ class RunContext:
 
     def record_start(self) -> None:
         """Write the files that describe the run, once nothing can refuse this start any more."""
-
-        def write() -> None:
-            workdirs.record_start(self.workdir, self._run.config, self.provenance)
-            workdirs.write_classes(self.workdir, self._run.source.class_names)
-
-        run_on_first(write)
+        run, workdir = self._run, self.workdir
+        run_on_first(lambda: workdirs.record_start(workdir, run.config, self.provenance))
+        run_on_first(lambda: workdirs.write_classes(workdir, run.source.class_names))
 
     def record_rewind(self, error: NonFiniteError) -> None:
         """Plan to continue from the last checkpoint, without the batches before `error`.
@@ -160,7 +153,7 @@ class RunContext:
             raise error
         self.checkpoints.wait()
         last = max(self.checkpoints.steps(), default=0)
-        run_on_first(functools.partial(record_rewind, self.workdir, error, last, config))
+        run_on_first(lambda: record_rewind(self.workdir, error, last, config))
 
     def check_stop(self, count: int) -> None:
         """Raise StopRequested if the processes have agreed to stop.

@@ -88,14 +88,13 @@ def prefetch_to_device(
     """
     sharding = batch_sharding(mesh)
 
-    def place(value: Any) -> Any:
-        if not isinstance(value, np.ndarray):
-            return value
-        return jax.make_array_from_process_local_data(sharding, value)
+    def put(value: Any) -> Any:
+        is_array = isinstance(value, np.ndarray)
+        return jax.make_array_from_process_local_data(sharding, value) if is_array else value
 
     queue: list[dict[str, Any]] = []
     for batch in batches:
-        queue.append({name: place(value) for name, value in batch.items()})
+        queue.append({name: put(value) for name, value in batch.items()})
         if len(queue) > ahead:
             yield queue.pop(0)
     yield from queue
