@@ -22,6 +22,8 @@ from imagenet_jax.training.sharding import batch_sharding, get_shardings, replic
 from imagenet_jax.training.state import TrainState
 from imagenet_jax.training.step import Batch, step_keys
 
+Array = jax.Array | np.ndarray
+
 
 class Pictures(Hook):
     """Writes config.log.images images: inputs of the first step, and mistakes of the last one."""
@@ -48,7 +50,7 @@ class Pictures(Hook):
                 (f"true: {names[label]}", f"predicted {p:.0%}: {names[predicted]}")
                 for label, predicted, p in rows
             ]
-            pictures = make_grid(add_captions(worst.pixels, captions), gap=6)
+            pictures = make_grid(add_captions(np.asarray(worst.pixels), captions), gap=6)
             self._recorder.images(step, "mistakes", pictures)
 
 
@@ -92,10 +94,10 @@ class Mistakes(NamedTuple):
       predicted: i32[N].
     """
 
-    confidence: np.ndarray
-    pixels: np.ndarray
-    labels: np.ndarray
-    predicted: np.ndarray
+    confidence: Array
+    pixels: Array
+    labels: Array
+    predicted: Array
 
 
 def find_mistakes(
