@@ -27,7 +27,7 @@ from imagenet_jax.runtime.stopping import StopRequested
 from imagenet_jax.training.data_position import BatchOrder
 from imagenet_jax.training.evaluate import Evaluator, Result
 from imagenet_jax.training.experiment import make_experiment
-from imagenet_jax.training.metrics import NonFiniteError
+from imagenet_jax.training.metric_window import NonFiniteError
 from imagenet_jax.training.run_context import RunContext, Start
 from imagenet_jax.training.sharding import AHEAD, prefetch_to_device
 from imagenet_jax.training.step import compile_train_step

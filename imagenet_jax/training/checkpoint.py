@@ -36,7 +36,7 @@ class Position:
 
     Attributes:
       data: the number of records trained on, and what their order depends on (data_position.py).
-      interval: sums of the unfinished logging interval (metrics.Interval as a dict).
+      interval: sums of the unfinished logging interval (metric_window.Interval as a dict).
     """
 
     data: dict[str, Any]

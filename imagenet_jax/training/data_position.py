@@ -21,7 +21,7 @@ from imagenet_jax.files import read_json, read_json_lines, write_json
 from imagenet_jax.runtime.processes import run_on_first
 from imagenet_jax.training.checkpoint import Position
 from imagenet_jax.training.experiment import Experiment
-from imagenet_jax.training.metrics import NonFiniteError
+from imagenet_jax.training.metric_window import NonFiniteError
 
 REWINDS_FILE = "rewinds.json"
 

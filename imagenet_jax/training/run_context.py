@@ -24,7 +24,7 @@ from imagenet_jax.training.data_position import (
     resume_at,
 )
 from imagenet_jax.training.experiment import Experiment
-from imagenet_jax.training.metrics import NonFiniteError
+from imagenet_jax.training.metric_window import NonFiniteError
 from imagenet_jax.training.state import TrainState, create_state
 
 if TYPE_CHECKING:

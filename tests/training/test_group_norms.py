@@ -16,7 +16,7 @@ from imagenet_jax.training import optim
 from imagenet_jax.training.checkpoint import Checkpoints
 from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.layer_groups import group_norms
-from imagenet_jax.training.metrics import Interval
+from imagenet_jax.training.metric_window import Interval
 from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import abstract_state
 

@@ -14,7 +14,7 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.logs.throughput import MEASURED
 from imagenet_jax.training.checkpoint import Checkpoints
 from imagenet_jax.training.experiment import make_experiment
-from imagenet_jax.training.metrics import NonFiniteError
+from imagenet_jax.training.metric_window import NonFiniteError
 
 
 def _final(config, workdir):

@@ -11,16 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.training.metrics import (
-    METRICS,
-    Interval,
-    Metric,
-    MetricWindow,
-    NonFiniteError,
-    label_rank,
-    score,
-    shown_metrics,
-)
+from imagenet_jax.training.metric_window import Interval, MetricWindow, NonFiniteError
+from imagenet_jax.training.metrics import METRICS, Metric, label_rank, score, shown_metrics
 
 
 @settings(max_examples=60)

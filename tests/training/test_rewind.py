@@ -22,7 +22,7 @@ from imagenet_jax.training.data_position import (
     read_rewinds,
     write_rewinds,
 )
-from imagenet_jax.training.metrics import NonFiniteError
+from imagenet_jax.training.metric_window import NonFiniteError
 
 WINDOWS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 9)), max_size=5)
 
