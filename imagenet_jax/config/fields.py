@@ -53,13 +53,9 @@ class Field:
         """Return the range in words, or "" if there is none."""
         if self.at_least is not None and self.at_most is not None:
             return f"from {self.at_least} to {self.at_most}"
-        bounds = {
-            "above": self.above,
-            "at least": self.at_least,
-            "below": self.below,
-            "at most": self.at_most,
-        }
-        return " and ".join(f"{word} {n}" for word, n in bounds.items() if n is not None)
+        words = ("above", "at least", "below", "at most")
+        bounds = zip(words, (self.above, self.at_least, self.below, self.at_most), strict=True)
+        return " and ".join(f"{word} {n}" for word, n in bounds if n is not None)
 
     def kind(self) -> str:
         """Return the type in words."""

@@ -88,16 +88,16 @@ class Mistakes(NamedTuple):
     """The wrong predictions of the highest confidence, in descending order.
 
     Attributes:
-      confidence: f32[N], the probability of the predicted class.
       pixels: u8[N, S, S, 3], as the model saw them.
       labels: i32[N].
       predicted: i32[N].
+      confidence: f32[N], the probability of the predicted class.
     """
 
-    confidence: Array
     pixels: Array
     labels: Array
     predicted: Array
+    confidence: Array
 
 
 def find_mistakes(
@@ -117,7 +117,7 @@ def find_mistakes(
         predicted = jnp.argmax(probabilities, axis=-1).astype(jnp.int32)
         wrong = (predicted != batch["label"]) & (batch["mask"] > 0)
         confidence = jnp.where(wrong, probabilities.max(axis=-1), -1.0).astype(jnp.float32)
-        mine = Mistakes(confidence, batch["image"], batch["label"], predicted)
+        mine = Mistakes(batch["image"], batch["label"], predicted, confidence)
         both = jax.tree.map(lambda *parts: jnp.concatenate(parts), worst, mine)
         _, chosen = jax.lax.top_k(both.confidence, count)
         return jax.tree.map(lambda x: x[chosen], both)
@@ -129,7 +129,7 @@ def find_mistakes(
         compiler_options=xla.options(),
     )
     none, pixels = np.zeros(count, np.int32), np.zeros((count, side, side, 3), np.uint8)
-    worst = Mistakes(np.full(count, -1.0, np.float32), pixels, none, none)
+    worst = Mistakes(pixels, none, none, np.full(count, -1.0, np.float32))
     for batch in watch(eval_batches(evaluation)):
         batch.pop("skipped", None)
         worst = program(weights, worst, batch)

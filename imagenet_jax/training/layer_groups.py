@@ -22,10 +22,9 @@ def map_groups(function: Callable[[int], Any], params: Any, model: str) -> Any:
 
     def value(path: tuple[Any, ...], _: Any) -> Any:
         keys = tuple(entry.key for entry in path)
-        matches = [
+        (index,) = (  # every parameter is in exactly one group
             i for i, group in enumerate(groups) for prefix in group if keys[: len(prefix)] == prefix
-        ]
-        (index,) = matches  # every parameter is in exactly one group
+        )
         return function(index)
 
     return jax.tree_util.tree_map_with_path(value, params)
@@ -55,16 +54,16 @@ def group_norms(model: str, grads: Any, updates: Any, params: Any) -> dict[str, 
       grads, updates, params: trees like the parameters; `grads` before clipping, `params` after the
         update.
     """
-    norms = {}
-    update_norms = _norms(updates, model)
-    for group, norm in _norms(params, model).items():
-        norms[f"param_norm/{group}"] = norm
-        norms[f"update_ratio/{group}"] = jnp.where(norm > 0, update_norms[group] / norm, 0)
-    return {f"grad_norm/{group}": n for group, n in _norms(grads, model).items()} | norms
 
+    def norms(tree: Any) -> dict[str, jax.Array]:
+        return {
+            group: optax.tree.norm(leaves) for group, leaves in named_groups(tree, model).items()
+        }
 
-def _norms(tree: Any, model: str) -> dict[str, jax.Array]:
-    return {group: optax.tree.norm(leaves) for group, leaves in named_groups(tree, model).items()}
+    gradient, update, param = norms(grads), norms(updates), norms(params)
+    ratio = {group: jnp.where(norm > 0, update[group] / norm, 0) for group, norm in param.items()}
+    found = {"grad_norm": gradient, "param_norm": param, "update_ratio": ratio}
+    return {f"{name}/{group}": v for name, groups in found.items() for group, v in groups.items()}
 
 
 class FineTuning(NamedTuple):
