@@ -30,10 +30,10 @@ def resident() -> float:
 def growth(records: int, directory: str) -> dict[str, float]:
     """Resident MiB after each tenth of `records`."""
     from imagenet_jax.config.fields import defaults
-    from imagenet_jax.data import digits, pipeline, sources
+    from imagenet_jax.data import builtin, pipeline, sources
 
     path = Path(directory) / "digits" / "1.0.0"
-    digits.prepare(path)
+    builtin.write_digits(path)
     config = defaults()
     config.augment.image_size = 16
     source = sources.open_tfds(path, "train")
@@ -59,12 +59,12 @@ def peak(batch_size: int) -> dict[str, float]:
     from benchmarks.input import photographs
     from imagenet_jax.config.fields import defaults
     from imagenet_jax.data import decode, pipeline
-    from imagenet_jax.data.synthetic import SyntheticSource
+    from imagenet_jax.data.builtin import SyntheticSource
 
     class Photographs(SyntheticSource):
         def __init__(self) -> None:
             super().__init__("train", 10**6, 10, 8, 8)
-            self._encoded = photographs(self._DISTINCT)
+            self._encoded = photographs(len(self._encoded))
 
     config = defaults()
     source = Photographs()

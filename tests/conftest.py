@@ -44,10 +44,10 @@ REPOSITORY = Path(__file__).parents[1]
 @pytest.fixture(scope="session")
 def digits_path(tmp_path_factory):
     """The digits data set, written once for the session."""
-    from imagenet_jax.data import digits
+    from imagenet_jax.data import builtin
 
     path = tmp_path_factory.mktemp("digits") / "digits" / "1.0.0"
-    digits.prepare(path)
+    builtin.write_digits(path)
     return path
 
 

@@ -11,7 +11,7 @@ from imagenet_jax import convert
 from imagenet_jax import eval as eval_command
 from imagenet_jax import main as main_command
 from imagenet_jax import predict as predict_command
-from imagenet_jax.data import digits, pipeline, sources
+from imagenet_jax.data import builtin, pipeline, sources
 from imagenet_jax.data.augment import normalize
 from imagenet_jax.explain.explain import build_model
 from imagenet_jax.training.load_weights import (
@@ -24,7 +24,7 @@ from imagenet_jax.training.load_weights import (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """folder(names, wanted): validation images of the digits in `wanted`, under other names."""
-    records = digits.splits()["validation"]
+    records = builtin.make_digits()["validation"]
 
     def make(names, wanted=range(10)):
         root = tmp_path_factory.mktemp("folder")

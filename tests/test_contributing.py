@@ -61,9 +61,9 @@ def test_a_model_added_by_the_steps_trains_converts_predicts_and_explains(checko
     run("convert", "--from=lenet.safetensors", "--to=again.safetensors")
     again = safetensors.numpy.load_file(checkout / "again.safetensors")
     assert all(np.array_equal(arrays[name], again[name]) for name in arrays)
-    from imagenet_jax.data.digits import splits
+    from imagenet_jax.data.builtin import make_digits
 
-    (checkout / "digit.png").write_bytes(splits()["validation"][0]["image"])
+    (checkout / "digit.png").write_bytes(make_digits()["validation"][0]["image"])
     assert "digit.png" in run("predict", "digit.png", "--workdir=run")
     run("explain", "digit.png", "--workdir=run", "--methods=gradcam", "--out=explained.png")
     assert (checkout / "explained.png").stat().st_size > 1000

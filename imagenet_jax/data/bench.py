@@ -25,7 +25,7 @@ from imagenet_jax.files import dump_json
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-    from imagenet_jax.data.records import Source
+    from imagenet_jax.data import Source
     from imagenet_jax.data.sampler import Sampler
 
 _SAMPLE = 256  # records that the one-core stages use, at most

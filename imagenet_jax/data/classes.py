@@ -9,7 +9,7 @@ from typing import Self
 
 import numpy as np
 
-from imagenet_jax.data.records import Record, Source
+from imagenet_jax.data import Record, Source
 from imagenet_jax.errors import UserError, expand_user
 from imagenet_jax.files import hash_texts, parse_json
 

@@ -6,7 +6,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from imagenet_jax.data import layouts, shard_layouts
+from imagenet_jax.data import Record, layouts, shard_layouts
 from imagenet_jax.data.image_files import (
     IMAGE_SUFFIXES,
     ImageTable,
@@ -15,7 +15,6 @@ from imagenet_jax.data.image_files import (
     read_image,
 )
 from imagenet_jax.data.layouts import ALL, Layout, Split, split_name
-from imagenet_jax.data.records import Record
 from imagenet_jax.data.sampler import permutation
 from imagenet_jax.errors import UserError
 from imagenet_jax.files import hash_texts

@@ -5,20 +5,20 @@ k). So the position of a run is one number, resuming reads nothing twice, and th
 workers or hosts cannot change a sample.
 """
 
+import dataclasses
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import Any
+from typing import Any, Self
 
 import grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from imagenet_jax.data import decode
+from imagenet_jax.data import Source, decode
 from imagenet_jax.data.image_formats import UndecodableImage
-from imagenet_jax.data.records import Record, Source
-from imagenet_jax.data.resolution import Resolution
 from imagenet_jax.data.sampler import Sampler, record_uniforms
 from imagenet_jax.errors import UserError
 
@@ -32,15 +32,8 @@ def make_sampler(source: Source, data: ConfigDict, *, seed: int, batch_size: int
     once.
     """
     labels = source.labels() if data.balance != "none" else None
-    return Sampler(
-        len(source),
-        seed=seed,
-        batch_size=batch_size,
-        remainder=data.remainder,
-        repeats=data.repeated_aug,
-        balance=data.balance,
-        labels=labels,
-    )
+    options = {"repeats": data.repeated_aug, "balance": data.balance, "remainder": data.remainder}
+    return Sampler(len(source), seed=seed, batch_size=batch_size, labels=labels, **options)
 
 
 def train_batches(
@@ -97,17 +90,49 @@ def _rows_of_process(batch_size: int, process_index: int, process_count: int) ->
     return range(process_index * rows, (process_index + 1) * rows)
 
 
+@dataclasses.dataclass(frozen=True)
+class Resolution:
+    """Progressive resizing: the side of the training crops in pixels, as a function of the step.
+
+    It grows linearly from `start` at epoch `ramp[0]` to `final` at epoch `ramp[1]`, is rounded to a
+    multiple of `multiple` so that the step is compiled for few shapes, and is constant within an
+    epoch. This is the schedule of FFCV's ImageNet recipe (Leclerc et al. 2022, arXiv:2306.12517).
+    """
+
+    start: int
+    final: int
+    ramp: tuple[float, float]
+    multiple: int
+    steps_per_epoch: Fraction
+
+    @classmethod
+    def from_config(cls, augment: ConfigDict, steps_per_epoch: Fraction) -> Self:
+        """Return the resolution that `config.augment` asks for."""
+        start, ramp = augment.start_size or augment.image_size, tuple(augment.size_ramp)
+        return cls(start, augment.image_size, ramp, augment.size_multiple, steps_per_epoch)
+
+    def at(self, step: Fraction | int) -> int:
+        """Return the side at step 0, 1, ..."""
+        if self.start == self.final:
+            return self.final
+        low, high = self.ramp
+        # A step belongs to the epoch of its first image.
+        epoch = math.floor(Fraction(step) / Fraction(self.steps_per_epoch))
+        if epoch >= high:
+            return self.final
+        side = self.start + (self.final - self.start) * max(0.0, epoch - low) / (high - low)
+        rounded = math.floor(side / self.multiple + 0.5) * self.multiple
+        return min(self.final, max(self.start, rounded))
+
+
 class _Loader:
     """Reads and decodes records into the rows of a batch."""
 
     def __init__(self, source: Source, config: ConfigDict, rows: range):
         self._source, self._rows = source, rows
+        self._resampling = {key: config.data[key] for key in ("interpolation", "resampling")}
         self._skip = config.data.undecodable == "skip"
         self._mean = np.round(np.asarray(config.data.mean) * 255).astype(np.uint8)
-        self._resampling = {
-            "interpolation": config.data.interpolation,
-            "resampling": config.data.resampling,
-        }
 
     def _empty(self, side: int) -> Batch:
         """Return a batch whose rows are all masked."""
@@ -124,7 +149,13 @@ class _Loader:
     ) -> None:
         """Fill a row of `batch` with a record, or mask it if the image cannot be decoded."""
         record, image = self._source[index], batch["image"][row]
-        batch["label"][row] = self._check_label(record)
+        label, classes = record["label"], len(self._source.class_names)
+        if not 0 <= label < classes:  # as in the test splits of tfds
+            raise UserError(
+                f"image {record['id']} has label {label}, not one of the {classes} classes; use "
+                "another split or prepare the data again"
+            )
+        batch["label"][row] = label
         try:
             decode(record["image"], image)
             batch["mask"][row] = 1
@@ -137,16 +168,6 @@ class _Loader:
             image[...] = self._mean  # so that the row barely affects batch-norm statistics
             batch["skipped"].append(record["id"])
 
-    def _check_label(self, record: Record) -> int:
-        """Return the label; UserError if it is not a class, as in the test splits of tfds."""
-        classes = len(self._source.class_names)
-        if not 0 <= record["label"] < classes:
-            raise UserError(
-                f"image {record['id']} has label {record['label']}, not one of the {classes} "
-                "classes; use another split or prepare the data again"
-            )
-        return record["label"]
-
 
 class _TrainLoader(_Loader):
     """k -> this process's rows of training batch k."""
@@ -155,11 +176,9 @@ class _TrainLoader(_Loader):
         super().__init__(source, config, rows)
         self._sampler = sampler
         self._resolution = Resolution.from_config(config.augment, sampler.steps_per_epoch)
+        scale, ratio = tuple(config.augment.crop_scale), tuple(config.augment.crop_ratio)
         self._decode = functools.partial(
-            decode.train_image,
-            scale=tuple(config.augment.crop_scale),
-            ratio=tuple(config.augment.crop_ratio),
-            **self._resampling,
+            decode.train_image, scale=scale, ratio=ratio, **self._resampling
         )
 
     def __call__(self, step: int) -> Batch:
@@ -177,8 +196,7 @@ class _EvalLoader(_Loader):
 
     def __init__(self, source: Source, config: ConfigDict, rows: range):
         super().__init__(source, config, rows)
-        self._batch_size = config.eval.batch_size
-        self._side = config.eval.image_size
+        self._batch_size, self._side = config.eval.batch_size, config.eval.image_size
         self._decode = functools.partial(
             decode.eval_image, resize=config.eval.resize, **self._resampling
         )

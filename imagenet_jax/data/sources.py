@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from imagenet_jax.data import Source, Subset
 from imagenet_jax.data.classes import reorder
-from imagenet_jax.data.records import Source, Subset
 from imagenet_jax.data.tfds_format import open_tfds
 from imagenet_jax.errors import UserError, expand_user, reading_files
 
@@ -42,7 +42,7 @@ def open_source(data: ConfigDict, split: str) -> Source:
 def _open_split(data: ConfigDict, split: str) -> Source:
     path = expand_user(data.path)
     if data.source == "synthetic":
-        from imagenet_jax.data.synthetic import SyntheticSource
+        from imagenet_jax.data.builtin import SyntheticSource
 
         return SyntheticSource(split, **data.synthetic)
     if data.source == "digits":
@@ -74,15 +74,15 @@ def _is_layout(source: Source) -> bool:
 
 def _write_digits(path: Path) -> None:
     """Write the digits to `path` unless they are there; UserError if it looks like other data."""
-    from imagenet_jax.data import digits
+    from imagenet_jax.data import builtin
 
-    if path.parent.name != digits.NAME and not path.exists():
+    if path.parent.name != "digits" and not path.exists():
         raise UserError(
             f"config.data.source = 'digits' would be written to config.data.path = {str(path)!r}, "
             "which has another name; give a path that ends in digits/1.0.0"
         )
     try:
-        digits.prepare(path)
+        builtin.write_digits(path)
     except OSError as e:
         raise UserError(f"config.data.path = {str(path)!r}: {e.strerror}") from e
 

@@ -15,7 +15,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from imagenet_jax.data.records import Record
+from imagenet_jax.data import Record
 from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.files import dump_json, hash_texts
 

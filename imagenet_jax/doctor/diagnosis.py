@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from imagenet_jax.data import Source
 from imagenet_jax.data.classes import imagenet_wnids
 from imagenet_jax.data.image_files import Note
 from imagenet_jax.data.layout_source import LayoutSource, recognize
-from imagenet_jax.data.records import Source
 from imagenet_jax.data.tfds_format import open_tfds, read_info
 from imagenet_jax.doctor import ERRORS, WARNINGS, Finding
 from imagenet_jax.doctor.survey import Survey

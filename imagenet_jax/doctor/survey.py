@@ -13,9 +13,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from imagenet_jax.data import Source
 from imagenet_jax.data.decode import decode
 from imagenet_jax.data.image_formats import UndecodableImage, open_image
-from imagenet_jax.data.records import Source
 from imagenet_jax.data.workers import Pool
 from imagenet_jax.doctor import Finding
 from imagenet_jax.errors import one_line, printable

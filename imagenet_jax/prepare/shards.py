@@ -11,10 +11,10 @@ from typing import NamedTuple
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
+from imagenet_jax.data import Record
 from imagenet_jax.data.decode import decode, resized_size
 from imagenet_jax.data.image_files import ImageTable, StoredImage, read_image
 from imagenet_jax.data.image_formats import UndecodableImage, is_cmyk
-from imagenet_jax.data.records import Record
 from imagenet_jax.data.tfds_format import WRITER_OPTIONS, serialize
 from imagenet_jax.errors import UserError, writing
 from imagenet_jax.files import write_atomically

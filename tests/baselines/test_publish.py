@@ -15,7 +15,7 @@ from imagenet_jax import train as loop
 from imagenet_jax.baselines import publishing
 from imagenet_jax.classify.images import predict_split
 from imagenet_jax.config import python_files
-from imagenet_jax.data import digits
+from imagenet_jax.data import builtin
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.load_weights import load_weights_file
 
@@ -210,7 +210,7 @@ def test_unfit_runs_and_invalid_flags_are_refused(copied, finished, tmp_path, fa
 
 def test_different_images_are_refused(finished, tmp_path, fails):
     other = tmp_path / "digits" / "1.0.0"
-    digits.prepare(other)
+    builtin.write_digits(other)
     features = other / "features.json"
     features.write_text(features.read_text() + " ")
     command = [finished.workdir, "--allow_dirty", f"--out={tmp_path}/tiny"]

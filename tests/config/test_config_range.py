@@ -17,7 +17,7 @@ from imagenet_jax import models
 from imagenet_jax.config import fields as defaults
 from imagenet_jax.config import python_files
 from imagenet_jax.config.rules import warnings
-from imagenet_jax.data.resolution import Resolution
+from imagenet_jax.data.pipeline import Resolution
 from imagenet_jax.data.sampler import steps_per_epoch
 from imagenet_jax.data.sources import open_source
 from imagenet_jax.debug.recipe import describe_recipe

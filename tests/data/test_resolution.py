@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from imagenet_jax import config as config_io
 from imagenet_jax.data import pipeline, sources
-from imagenet_jax.data.resolution import Resolution
+from imagenet_jax.data.pipeline import Resolution
 from imagenet_jax.errors import UserError
 
 
@@ -26,7 +26,7 @@ def test_the_published_schedule_of_ffcv():
         want = _published(math.floor(step / 10.5), 35, 41, 160, 192)
         assert resolution.at(step) == want or want not in (160, 192)
     assert resolution.at(0) == 160 and resolution.at(10**6) == 192
-    assert resolution.sizes(90) == [160, 192]
+    assert {resolution.at(step) for step in range(945)} == {160, 192}
 
 
 @settings(max_examples=60)
@@ -42,8 +42,7 @@ def test_it_grows_in_few_steps_within_its_bounds(start, more, low, length, multi
     assert sides[0] >= start and sides[-1] == final
     assert all(a <= b for a, b in zip(sides, sides[1:], strict=False))
     assert len(set(sides)) <= (final - start) // multiple + 2
-    used = {side for step, side in enumerate(sides) if step < steps * math.floor(low)}
-    assert set(resolution.sizes(low + length + 2)) >= used
+    assert {side for step, side in enumerate(sides) if step < steps * math.floor(low)} <= {start}
 
 
 def test_batches_take_the_side_of_their_step_wherever_a_run_begins(digits_path):

@@ -13,7 +13,7 @@ import pytest
 from conftest import tiny_config
 from PIL import Image
 
-from imagenet_jax.data import digits, sources, tfds_format
+from imagenet_jax.data import builtin, sources, tfds_format
 from imagenet_jax.data.decode import decode
 from imagenet_jax.errors import UserError
 
@@ -100,7 +100,7 @@ def test_what_tfds_writes_we_read(tmp_path):
 
 def test_tensorflow_is_never_imported(digits_path):
     code = (
-        "import sys; from imagenet_jax.data import sources, digits\n"
+        "import sys; from imagenet_jax.data import sources, builtin\n"
         "from imagenet_jax import train as loop\n"
         f"s = sources.open_tfds(__import__('pathlib').Path({str(digits_path)!r}), 'train')\n"
         "s[0]; assert not {'tensorflow', 'torch'} & set(sys.modules)"
@@ -142,7 +142,7 @@ def test_digits_are_scikit_learns_in_a_fixed_stratified_split(digits_path):
 
 
 def _prepare(path):
-    digits.prepare(path)
+    builtin.write_digits(path)
 
 
 def test_two_processes_may_prepare_at_once(tmp_path):

@@ -18,10 +18,10 @@ _SCRIPT = """
 import multiprocessing, pathlib, signal, sys
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, lambda *_: None)
-from imagenet_jax.data import digits, pipeline, sources
+from imagenet_jax.data import builtin, pipeline, sources
 from imagenet_jax.config.fields import defaults
 path = pathlib.Path(sys.argv[1])
-digits.prepare(path)
+builtin.write_digits(path)
 config = defaults("resnet18")
 config.data.source, config.data.path, config.data.workers = "digits", str(path), 2
 config.eval.batch_size, config.eval.image_size, config.eval.resize = 30, 16, 16

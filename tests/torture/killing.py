@@ -232,11 +232,11 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    from imagenet_jax.data import digits
+    from imagenet_jax.data import builtin
 
     with tempfile.TemporaryDirectory() as temporary:
         data = Path(temporary) / "digits" / "1.0.0"
-        digits.prepare(data)
+        builtin.write_digits(data)
         result = torture(Path(temporary), data, args.kills, args.seed)
     print(", ".join(f"{name}: {value}" for name, value in result.items()))
     sys.exit(1 if result["mismatches"] or result["finished"] else 0)
