@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_images
 from imagenet_jax import cli
 from imagenet_jax.config.fields import IMAGENET_MEAN, IMAGENET_STD
 from imagenet_jax.data import augment
-from imagenet_jax.data.augment import color, erasing, geometry, mixing
+from imagenet_jax.data.augment import erasing, mixing, operations
 from imagenet_jax.data.augment import randaugment as policies
 
 matplotlib.use("Agg")
@@ -61,7 +61,6 @@ def _other_operations(images: np.ndarray) -> dict[str, np.ndarray]:
     key = jax.random.key(1)
     x = jnp.asarray(images)
     pixels = augment.normalize(x, IMAGENET_MEAN, IMAGENET_STD)
-    std = jnp.asarray(IMAGENET_STD, jnp.float32)
 
     def shown(normalized: jax.Array) -> np.ndarray:
         rgb = np.asarray(normalized) * np.array(IMAGENET_STD) + np.array(IMAGENET_MEAN)
@@ -75,18 +74,20 @@ def _other_operations(images: np.ndarray) -> dict[str, np.ndarray]:
     height, width = images.shape[1:3]
     draws: dict[str, Callable[[], np.ndarray]] = {
         "flip": lambda: images[:, :, ::-1],
-        "invert": lambda: np.asarray(color.invert(x)),
-        "hue +0.3": lambda: np.asarray(color.hue(x, jnp.full(len(images), 0.3))),
-        "color jitter 0.4, hue 0.1": lambda: np.asarray(color.jitter(x, key, (0.4, 0.4, 0.4, 0.1))),
+        "invert": lambda: np.asarray(operations.invert(x)),
+        "hue +0.3": lambda: np.asarray(operations.hue(x, jnp.full(len(images), 0.3))),
+        "color jitter 0.4, hue 0.1": lambda: np.asarray(
+            operations.jitter(x, key, (0.4, 0.4, 0.4, 0.1))
+        ),
         "lighting 1.0 (10 times AlexNet's)": lambda: shown(
-            pixels + color.lighting(key, len(images), 1.0) / std
+            operations.lighting(pixels, key, 1.0, IMAGENET_STD)
         ),
         "random erasing, zero": lambda: shown(erasing.random_erasing(pixels, key, 1.0)),
         "random erasing, noise": lambda: shown(erasing.random_erasing(pixels, key, 1.0, "noise")),
-        "mixup, λ = 0.6": lambda: mixed(mixing.mixup_weight(lam, height, width)),
+        "mixup, λ = 0.6": lambda: mixed(jnp.full((height, width), lam)),
         "cutmix, λ = 0.6": lambda: mixed(mixing.cutmix_weight(lam, key, height, width)),
         "rotate, nearest": lambda: np.asarray(
-            geometry.affine(x, geometry.rotate(jnp.full(len(images), 20.0)), "nearest")
+            operations.affine(x, operations.rotate(jnp.full(len(images), 20.0)), "nearest")
         ),
     }
     pictures = {name: draw()[0] for name, draw in draws.items()}

@@ -1,16 +1,77 @@
 """Augmentation on the accelerator, inside the train step. `apply` does all of it.
 
-Each augmentation is one module here, which is imported only if the config turns it on.
+An augmentation is a function in a module of this package and an entry in one of the tables below.
 """
 
-from typing import Any
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-# The flips use the step's key itself, whose random bits come from small counters. All other keys
-# are folded from it with these constants, which are far from those counters.
-_AUTO, _JITTER, _LIGHTING, _ERASE, _MIX = range(2**31, 2**31 + 5)
+
+class Augmentation(NamedTuple):
+    """An augmentation that a config can turn on.
+
+    Attributes:
+      function: "module.function" of this package, imported only if the augmentation is on. It takes
+        the images and a key.
+      stream: constant that is folded into the step's key, different for augmentations that can be
+        on together. It is large, because flips use the step's key itself, whose random bits come
+        from small counters.
+      is_on: whether `config.augment` turns it on.
+      arguments: of the function after the key: fields of `config.augment`, "std" and "valid" as
+        given to `apply`, or "mean_color" in levels of 255.
+    """
+
+    function: str
+    stream: int
+    is_on: Callable[[Any], bool]
+    arguments: tuple[str, ...]
+
+
+def mixes(augment: Any) -> bool:
+    """Return whether `config.augment` mixes images, so that targets are distributions."""
+    return augment.mixup > 0 or augment.cutmix > 0
+
+
+ON_BYTES = (  # u8[B, H, W, 3]
+    Augmentation(
+        "randaugment.randaugment", 2**31, lambda augment: augment.auto_augment == "randaugment",
+        ("auto_num_ops", "auto_magnitude", "auto_interpolation"),
+    ),
+    Augmentation(
+        "randaugment.randaugment_timm", 2**31,
+        lambda augment: augment.auto_augment == "randaugment_timm",
+        ("auto_num_ops", "auto_magnitude", "auto_magnitude_std", "auto_interpolation",
+         "mean_color"),
+    ),
+    Augmentation(
+        "randaugment.trivialaugment", 2**31,
+        lambda augment: augment.auto_augment == "trivialaugment", ("auto_interpolation",),
+    ),
+    Augmentation(
+        "operations.jitter", 2**31 + 1, lambda augment: any(augment.color_jitter),
+        ("color_jitter",),
+    ),
+)  # fmt: skip
+ON_PIXELS = (  # f32[B, H, W, 3], normalized
+    Augmentation(
+        "operations.lighting", 2**31 + 2, lambda augment: augment.lighting > 0,
+        ("lighting", "std"),
+    ),
+    Augmentation(
+        "erasing.random_erasing", 2**31 + 3, lambda augment: augment.random_erase > 0,
+        ("random_erase", "random_erase_fill"),
+    ),
+)  # fmt: skip
+ON_BATCH = (  # (normalized pixels, targets f32[B, C])
+    Augmentation(
+        "mixing.mix", 2**31 + 4, mixes,
+        ("mixup", "cutmix", "mix_switch_prob", "mix_prob", "valid"),
+    ),
+)  # fmt: skip
 
 
 def normalize(
@@ -24,17 +85,6 @@ def normalize(
     scale = 1.0 / (255.0 * jnp.asarray(std, jnp.float32))
     shift = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
     return (images.astype(jnp.float32) * scale - shift).astype(dtype)
-
-
-def random_flip(images: jax.Array, key: jax.Array) -> jax.Array:
-    """Return images [B, H, W, C], each mirrored left to right with probability one half."""
-    flip = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
-    return jnp.where(flip, images[:, :, ::-1], images)
-
-
-def mixes(augment: Any) -> bool:
-    """Return whether `config.augment` mixes images, so that targets are distributions."""
-    return augment.mixup > 0 or augment.cutmix > 0
 
 
 def apply(
@@ -68,66 +118,21 @@ def apply(
       Pixels dtype[B, H, W, 3], and the labels i32[B] or, if images are mixed, the targets
       f32[B, C], whose rows sum to 1.
     """
+    given = {"std": std, "valid": valid, "mean_color": tuple(round(255 * m) for m in mean)}
 
-    def part(name: int) -> jax.Array:
-        return jax.random.fold_in(key, name)
+    def run(table: Iterable[Augmentation], images: Any) -> Any:
+        for name, stream, is_on, arguments in table:
+            if is_on(augment):
+                module, function = name.split(".")
+                function = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+                values = [given[a] if a in given else augment[a] for a in arguments]
+                images = function(images, jax.random.fold_in(key, stream), *values)
+        return images
 
     if augment.flip:
-        images = random_flip(images, key)
-    if augment.auto_augment == "randaugment":
-        from imagenet_jax.data.augment import randaugment
-
-        images = randaugment.randaugment(
-            images,
-            part(_AUTO),
-            augment.auto_num_ops,
-            augment.auto_magnitude,
-            augment.auto_interpolation,
-        )
-    elif augment.auto_augment == "randaugment_timm":
-        from imagenet_jax.data.augment import randaugment_timm
-
-        images = randaugment_timm.randaugment(
-            images,
-            part(_AUTO),
-            augment.auto_num_ops,
-            augment.auto_magnitude,
-            augment.auto_magnitude_std,
-            augment.auto_interpolation,
-            tuple(round(255 * m) for m in mean),
-        )
-    elif augment.auto_augment == "trivialaugment":
-        from imagenet_jax.data.augment import randaugment
-
-        images = randaugment.trivialaugment(images, part(_AUTO), augment.auto_interpolation)
-    if any(augment.color_jitter):
-        from imagenet_jax.data.augment import color
-
-        images = color.jitter(images, part(_JITTER), augment.color_jitter)
-    pixels = normalize(images, mean, std)
-    if augment.lighting > 0:
-        from imagenet_jax.data.augment import color
-
-        shift = color.lighting(part(_LIGHTING), len(images), augment.lighting)
-        pixels = pixels + shift / jnp.asarray(std, jnp.float32)
-    if augment.random_erase > 0:
-        from imagenet_jax.data.augment import erasing
-
-        pixels = erasing.random_erasing(
-            pixels, part(_ERASE), augment.random_erase, augment.random_erase_fill
-        )
-    if not mixes(augment):
-        return pixels.astype(dtype), labels
-    from imagenet_jax.data.augment import mixing
-
-    pixels, targets = mixing.mix(
-        pixels,
-        jax.nn.one_hot(labels, num_classes),
-        part(_MIX),
-        mixup=augment.mixup,
-        cutmix=augment.cutmix,
-        switch=augment.mix_switch_prob,
-        probability=augment.mix_prob,
-        valid=valid,
-    )
-    return pixels.astype(dtype), targets
+        flip = jax.random.bernoulli(key, 0.5, (len(images), 1, 1, 1))
+        images = jnp.where(flip, images[:, :, ::-1], images)
+    pixels = run(ON_PIXELS, normalize(run(ON_BYTES, images), mean, std))
+    if mixes(augment):
+        pixels, labels = run(ON_BATCH, (pixels, jax.nn.one_hot(labels, num_classes)))
+    return pixels.astype(dtype), labels

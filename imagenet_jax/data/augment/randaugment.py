@@ -1,71 +1,71 @@
-"""RandAugment (Cubuk et al. 2020) and TrivialAugment (Müller & Hutter 2021, wide).
+"""RandAugment (Cubuk et al. 2020), as in torchvision and timm, and TrivialAugment (wide).
 
-The operations, their order and their magnitudes are torchvision's; `timm_policy` has timm's.
+TrivialAugment is Müller & Hutter 2021. The operations, their order and their magnitudes are
+torchvision's; those of `randaugment_timm` are timm's.
 
-Each image draws its own operation. A branch per operation would run all of them on every image
-(`lax.switch` under `vmap`), and one image after the other would leave an accelerator idle and undo
-the sharding of the batch. They are of three kinds, though:
+Each image draws its own operation. A branch per operation (`lax.switch` under `vmap`) would run all
+of them on every image, and a loop over images would leave an accelerator idle and undo the sharding
+of the batch. Instead, every image goes through one operation of each of three kinds and keeps its
+own result:
 
 - geometry: one gather through a matrix that depends on the operation;
 - blends with another image (contrast, color, sharpness): one weighted sum;
 - tables (brightness, posterize, solarize, equalize and others): one look-up in 256 entries.
 
-Each image goes through one of each kind and keeps its own result. That is the cost: about
-three operations where one counts, and a histogram, needed by one image in fourteen, for all. On
-two CPU cores it is some 10 ms for an image of 224x224, half of it the histogram, where one
-operation alone takes 1 ms; nothing moves between devices.
+An image of 224x224 takes about 10 ms on two CPU cores, half of it for the histogram that equalize
+needs; a single operation takes 1 ms. Nothing moves between devices.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from imagenet_jax.data.augment import color, geometry
+from imagenet_jax.data.augment import operations
 
 OPERATIONS = (
     "identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate", "brightness",
     "color", "contrast", "sharpness", "posterize", "solarize", "autocontrast", "equalize",
 )  # fmt: skip
-EVERY = (*OPERATIONS, "invert", "solarize_add")  # the last two are timm's
-SIGNED = 10  # the operations before "posterize" go either way, with equal chances
-BINS = 31  # magnitudes from 0, the weakest, to 30
+EVERY = (*OPERATIONS, "invert", "solarize_add")
+TIMM_OPERATIONS = (
+    "autocontrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add",
+    "color", "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x",
+    "translate_y",
+)  # fmt: skip
+SIGNED = 10  # operations, those before "posterize", have a random sign
+BINS = 31  # magnitudes 0, the weakest, to 30
+TIMM_HIGHEST = 10.0  # magnitude
 
 
 def magnitudes(policy: str, height: int, width: int) -> np.ndarray:
-    """f32[14, 31]: the magnitude of each of OPERATIONS at each bin, before the sign.
+    """Return the magnitude of each of OPERATIONS at each bin, without its sign: f32[14, 31].
 
     Shears are slopes, translations pixels, rotations degrees; brightness, color, contrast and
-    sharpness are changes of a factor from 1; posterize is bits that stay, solarize a share of 255.
+    sharpness are changes of a factor from 1; posterize is bits kept, solarize a fraction of 255.
 
     Args:
       policy: "randaugment" (arXiv:1909.13719) | "trivialaugment" (arXiv:2103.10158), wide.
     """
     if policy == "randaugment":
-        share = 150 / 331  # of the side: 150 pixels of AutoAugment's 331
-        shear, shift_x, shift_y, turn, factor = 0.3, share * width, share * height, 30.0, 0.9
-        lost_bits = 4
+        shear, turn, factor, lost_bits = 0.3, 30.0, 0.9, 4
+        shift_x, shift_y = 150 / 331 * width, 150 / 331 * height  # 150 of AutoAugment's 331 pixels
     else:
-        shear, shift_x, shift_y, turn, factor = 0.99, 32.0, 32.0, 135.0, 0.99
-        lost_bits = 6
-    table = np.zeros((len(OPERATIONS), BINS), np.float32)
-    for names, end in (
-        (("shear_x", "shear_y"), shear),
-        (("translate_x",), shift_x),
-        (("translate_y",), shift_y),
-        (("rotate",), turn),
-        (("brightness", "color", "contrast", "sharpness"), factor),
-    ):
-        for name in names:
-            table[OPERATIONS.index(name)] = _linspace(0.0, end)
-    moves = [OPERATIONS.index(name) for name in ("translate_x", "translate_y")]
-    table[moves] = np.trunc(table[moves])  # whole pixels
-    table[OPERATIONS.index("posterize")] = 8 - np.round(np.arange(BINS) * lost_bits / (BINS - 1))
-    table[OPERATIONS.index("solarize")] = _linspace(1.0, 0.0)
-    return table
+        shear, turn, factor, lost_bits = 0.99, 135.0, 0.99, 6
+        shift_x = shift_y = 32.0
+    rows = {
+        **dict.fromkeys(("shear_x", "shear_y"), _linspace(0.0, shear)),
+        "translate_x": np.trunc(_linspace(0.0, shift_x)),  # whole pixels
+        "translate_y": np.trunc(_linspace(0.0, shift_y)),
+        "rotate": _linspace(0.0, turn),
+        **dict.fromkeys(("brightness", "color", "contrast", "sharpness"), _linspace(0.0, factor)),
+        "posterize": 8 - np.round(np.arange(BINS) * lost_bits / (BINS - 1)),
+        "solarize": _linspace(1.0, 0.0),
+    }
+    return np.array([rows.get(name, np.zeros(BINS)) for name in OPERATIONS], np.float32)
 
 
 def _linspace(start: float, end: float) -> np.ndarray:
-    """f32[31], rounded as by torch.linspace: counted in float32 steps from the nearer end."""
+    """Return f32[31], rounded as by torch.linspace: in float32 steps from the nearer end."""
     step = float(np.float32(end - start) / np.float32(BINS - 1))
     at = np.arange(BINS)
     up, down = start + step * at, float(np.float32(end)) - step * (BINS - 1 - at)
@@ -79,82 +79,77 @@ def apply(
     interpolation: str = "nearest",
     fill: tuple[float, ...] | None = None,
 ) -> jax.Array:
-    """Each image after its own operation.
+    """Return each image after its own operation.
 
     Args:
       images: u8[B, H, W, 3].
       operation: i32[B], an index of EVERY.
       magnitude: f32[B], signed, in the units of `magnitudes`; solarize_add's are levels.
-      interpolation, fill: of the geometric operations; see `geometry.affine`.
+      interpolation, fill: of the geometric operations; see `operations.affine`.
 
     Returns:
       u8[B, H, W, 3].
     """
-    images = _geometric(images, operation, magnitude, interpolation, fill)
-    images = _blended(images, operation, magnitude)
-    return _looked_up(images, operation, magnitude)
+    images = _move(images, operation, magnitude, interpolation, fill)
+    images = _blend(images, operation, magnitude)
+    return _look_up(images, operation, magnitude)
 
 
 def _is(operation: jax.Array, *names: str) -> jax.Array:
-    return jnp.isin(operation, jnp.asarray([EVERY.index(name) for name in names]))
+    """Return whether each operation is one of `names`: bool[B, 1, 1, 1]."""
+    numbers = [EVERY.index(name) for name in names]
+    return operations.per_image(jnp.isin(operation, jnp.asarray(numbers)))
 
 
-def _geometric(
+def _move(
     images: jax.Array,
     operation: jax.Array,
     magnitude: jax.Array,
     interpolation: str,
     fill: tuple[float, ...] | None,
 ) -> jax.Array:
-    height, width = images.shape[1:3]
     zero = jnp.zeros_like(magnitude)
-    names = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
-    matrices = (
-        geometry.shear_x(magnitude, height),
-        geometry.shear_y(magnitude, width),
-        geometry.translate(magnitude, zero),
-        geometry.translate(zero, magnitude),
-        geometry.rotate(magnitude),
-    )
-    matrix = geometry.translate(zero, zero)
-    for name, candidate in zip(names, matrices, strict=True):
-        matrix = jnp.where(_is(operation, name)[:, None, None], candidate, matrix)
-    moved = geometry.affine(images, matrix, interpolation, fill)
-    return jnp.where(color.per_image(_is(operation, *names)), moved, images)
-
-
-def _blended(images: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax.Array:
-    def chosen(*names: str) -> jax.Array:
-        return color.per_image(_is(operation, *names))
-
-    gray = color.grayscale(images).astype(jnp.float32)
-    other = jnp.where(chosen("color"), gray, color.mean_gray(images))
-    changed = jnp.where(
-        chosen("sharpness"),
-        color.sharpness(images, magnitude),
-        color.to_bytes(color.mixture(images, other, magnitude)),
-    )
-    return jnp.where(chosen("color", "contrast", "sharpness"), changed, images)
-
-
-def _looked_up(images: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax.Array:
-    count = images.shape[0]
-    ramp = jnp.broadcast_to(
-        jnp.arange(256, dtype=jnp.uint8)[None, :, None, None], (count, 256, 1, 3)
-    )
-    tables = {
-        "brightness": color.brightness(ramp, magnitude)[:, :, 0],
-        "posterize": color.posterize(ramp, magnitude.astype(jnp.int32))[:, :, 0],
-        "solarize": color.solarize(ramp, 255.0 * magnitude)[:, :, 0],
-        "autocontrast": color.autocontrast_table(images),
-        "equalize": color.equalize_table(images),
-        "invert": color.invert(ramp)[:, :, 0],
-        "solarize_add": color.solarize_add(ramp, magnitude)[:, :, 0],
+    matrices = {
+        "shear_x": operations.shear_x(magnitude, images.shape[1]),
+        "shear_y": operations.shear_y(magnitude, images.shape[2]),
+        "translate_x": operations.translate(magnitude, zero),
+        "translate_y": operations.translate(zero, magnitude),
+        "rotate": operations.rotate(magnitude),
     }
-    table = ramp[:, :, 0]
+    matrix = operations.translate(zero, zero)
+    for name, candidate in matrices.items():
+        matrix = jnp.where(_is(operation, name)[..., 0], candidate, matrix)
+    moved = operations.affine(images, matrix, interpolation, fill)
+    return jnp.where(_is(operation, *matrices), moved, images)
+
+
+def _blend(images: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax.Array:
+    gray = operations.grayscale(images).astype(jnp.float32)
+    other = jnp.where(_is(operation, "color"), gray, operations.mean_gray(images))
+    changed = jnp.where(
+        _is(operation, "sharpness"),
+        operations.sharpness(images, magnitude),
+        operations.to_bytes(operations.mixture(images, other, magnitude)),
+    )
+    return jnp.where(_is(operation, "color", "contrast", "sharpness"), changed, images)
+
+
+def _look_up(images: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax.Array:
+    ramp = jnp.arange(256, dtype=jnp.uint8)[None, :, None, None]
+    ramp = jnp.broadcast_to(ramp, (len(images), 256, 1, 3))
+    tables = {
+        "brightness": operations.brightness(ramp, magnitude),
+        "posterize": operations.posterize(ramp, magnitude.astype(jnp.int32)),
+        "solarize": operations.solarize(ramp, 255.0 * magnitude),
+        "autocontrast": operations.autocontrast_table(images)[:, :, None],
+        "equalize": operations.equalize_table(images)[:, :, None],
+        "invert": operations.invert(ramp),
+        "solarize_add": operations.solarize_add(ramp, magnitude),
+    }
+    table = ramp
     for name, candidate in tables.items():
-        table = jnp.where(_is(operation, name)[:, None, None], candidate, table)
-    return color.lookup(images, table)
+        table = jnp.where(_is(operation, name), candidate, table)
+    return operations.lookup(images, table[:, :, 0])
 
 
 def randaugment(
@@ -165,7 +160,7 @@ def randaugment(
     interpolation: str = "nearest",
     fill: tuple[float, ...] | None = None,
 ) -> jax.Array:
-    """`num_ops` operations one after the other on each image, all at one bin of magnitude.
+    """Apply `num_ops` random operations to each image, all at one bin of magnitude.
 
     Args:
       images: u8[B, H, W, 3].
@@ -187,7 +182,7 @@ def trivialaugment(
     interpolation: str = "nearest",
     fill: tuple[float, ...] | None = None,
 ) -> jax.Array:
-    """One operation on each image u8[B, H, W, 3], at a bin of magnitude drawn uniformly."""
+    """Apply one operation to each image u8[B, H, W, 3], at a uniformly drawn bin of magnitude."""
     bin_key, key = jax.random.split(key)
     bins = jax.random.randint(bin_key, images.shape[:1], 0, BINS)
     table = magnitudes("trivialaugment", *images.shape[1:3])
@@ -195,9 +190,72 @@ def trivialaugment(
 
 
 def _draw(key: jax.Array, table: np.ndarray, bins: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(operation i32[B], signed magnitude f32[B]) at the bins i32[B]."""
+    """Draw (operation i32[B], signed magnitude f32[B]) at the bins i32[B]."""
     operation_key, sign_key = jax.random.split(key)
     operation = jax.random.randint(operation_key, bins.shape, 0, len(OPERATIONS))
     negative = jax.random.bernoulli(sign_key, 0.5, bins.shape) & (operation < SIGNED)
     value = jnp.asarray(table)[operation, bins]
     return operation, jnp.where(negative, -value, value)
+
+
+def randaugment_timm(
+    images: jax.Array,
+    key: jax.Array,
+    num_ops: int = 2,
+    magnitude: float = 7.0,
+    deviation: float = 0.5,
+    interpolation: str = "bilinear",
+    fill: tuple[float, ...] | None = None,
+) -> jax.Array:
+    """Draw `num_ops` operations for each image, and apply each with probability 1/2.
+
+    This is timm's `rand-m7-mstd0.5-inc1` ("ResNet strikes back", Wightman et al. 2021,
+    arXiv:2110.00476, and timm's auto_augment.py). Unlike in the paper and in torchvision, the
+    magnitude varies between images, and invert and solarize-add are among the operations. timm
+    draws bilinear or bicubic interpolation for each image; here it is fixed.
+
+    Args:
+      images: u8[B, H, W, 3].
+      magnitude, deviation: of the normal distribution of magnitudes, clipped to 0..10.
+      fill: the color outside an image that is moved; timm uses the mean of the data.
+    """
+    count, height, width = images.shape[:3]
+
+    def body(images: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
+        which, done, sign, normal = jax.random.split(key, 4)
+        level = magnitude + deviation * jax.random.normal(normal, (count,))
+        negative = jax.random.bernoulli(sign, 0.5, (count,))
+        values = timm_amounts(jnp.clip(level, 0.0, TIMM_HIGHEST), negative, height, width)
+        index = jax.random.randint(which, (count,), 0, len(TIMM_OPERATIONS))
+        amount = jnp.stack([values[name] for name in TIMM_OPERATIONS])[index, jnp.arange(count)]
+        operation = jnp.asarray([EVERY.index(name) for name in TIMM_OPERATIONS])[index]
+        operation = jnp.where(jax.random.bernoulli(done, 0.5, (count,)), operation, 0)
+        return apply(images, operation, amount, interpolation, fill), None
+
+    return jax.lax.scan(body, images, jax.random.split(key, num_ops))[0]
+
+
+def timm_amounts(
+    magnitude: jax.Array, negative: jax.Array, height: int, width: int
+) -> dict[str, jax.Array]:
+    """Return the amount of each of TIMM_OPERATIONS, as `apply` takes it.
+
+    Args:
+      magnitude: f32[B], 0 to 10.
+      negative: bool[B], whether operations with a sign go the other way.
+    """
+    share = magnitude / TIMM_HIGHEST
+    signed = jnp.where(negative, -share, share)
+    change = jnp.maximum(0.1 - 1.0, 0.9 * signed)  # of a factor that is 0.1 or more
+    return {
+        **dict.fromkeys(("autocontrast", "equalize", "invert"), jnp.zeros_like(share)),
+        "rotate": 30.0 * signed,
+        "posterize": 4.0 - jnp.floor(4.0 * share),
+        # The threshold is an integer; subtract half a level to stay away from rounding.
+        "solarize": (255.5 - jnp.floor(256.0 * share)) / 255.0,
+        "solarize_add": jnp.floor(110.0 * share),
+        **dict.fromkeys(("color", "contrast", "brightness", "sharpness"), change),
+        **dict.fromkeys(("shear_x", "shear_y"), 0.3 * signed),
+        "translate_x": 0.45 * width * signed,
+        "translate_y": 0.45 * height * signed,
+    }

@@ -24,7 +24,7 @@ def _batch():
 def _mixer(**options):
     options = {"mixup": 0.0, "cutmix": 0.0, "switch": 0.5, "probability": 1.0} | options
     images, targets = _batch()
-    return jax.jit(lambda seed: mixing.mix(images, targets, jax.random.key(seed), **options))
+    return jax.jit(lambda seed: mixing.mix((images, targets), jax.random.key(seed), **options))
 
 
 MIXUP, CUTMIX = _mixer(mixup=0.4), _mixer(cutmix=1.0)

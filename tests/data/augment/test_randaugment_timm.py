@@ -7,7 +7,6 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from imagenet_jax.data.augment import randaugment as policies
-from imagenet_jax.data.augment import randaugment_timm
 
 HEIGHT, WIDTH = 31, 42
 FILL = (124, 116, 104)
@@ -65,12 +64,12 @@ def _by_pillow(name, image, level, sign):
     )
 
 
-@pytest.mark.parametrize("name", randaugment_timm.OPERATIONS)
+@pytest.mark.parametrize("name", policies.TIMM_OPERATIONS)
 def test_each_operation_is_timms(name):
     operation = jnp.full(2, policies.EVERY.index(name))
     for level in (0.0, 3.3, 7.0, 10.0):
         for sign in (1, -1):
-            amount = randaugment_timm.amounts(
+            amount = policies.timm_amounts(
                 jnp.full(2, level), jnp.full(2, sign < 0), HEIGHT, WIDTH
             )[name]
             ours = APPLY(IMAGES, operation, amount, interpolation="bilinear", fill=FILL)
@@ -93,6 +92,6 @@ def test_each_operation_is_timms(name):
 def test_half_of_the_draws_are_done():
     rng = np.random.default_rng(1)
     images = rng.integers(10, 240, (3000, 6, 6, 3)).astype(np.uint8)
-    out = randaugment_timm.randaugment(jnp.asarray(images), jax.random.key(0), 1, 10.0, 0.0)
+    out = policies.randaugment_timm(jnp.asarray(images), jax.random.key(0), 1, 10.0, 0.0)
     changed = (np.asarray(out) != images).any(axis=(1, 2, 3)).mean()
     assert changed == pytest.approx(0.5, abs=0.05)  # each operation changes noise
