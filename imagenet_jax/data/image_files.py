@@ -1,17 +1,19 @@
-"""Image files on disk: found below folders, named on a command line, or stored in shards."""
+"""Images on disk, in folders and shards: finding them, and a split of them as a source."""
 
 import os
 import stat
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from imagenet_jax.data import Record
 from imagenet_jax.data.shard_files import read_parquet_image
 from imagenet_jax.errors import UserError, expand_user, why_unreadable
+from imagenet_jax.files import hash_texts
 
 IMAGE_SUFFIXES = (
     ".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
@@ -26,7 +28,7 @@ class StoredImage(NamedTuple):
 
     Attributes:
       name: path below the folder, or name within the shard.
-      label: index of its class.
+      label: index of its class, -1 if unknown.
       size: bytes; approximate in parquet files.
       mtime_ns: modification time of its file; 0 in shards.
       shard: path of the shard below the folder; "" for a file of its own. With an offset and no
@@ -49,10 +51,9 @@ class StoredImage(NamedTuple):
 
 def read_image(root: Path, image: StoredImage) -> bytes:
     """Return the encoded bytes of an image below `root`; UserError names what is unreadable."""
-    path = root / image.shard
+    path = root / (image.shard if image.offset >= 0 else image.name)
     try:
         if image.offset < 0:
-            path = root / image.name
             return path.read_bytes()
         if path.suffix == ".parquet":
             return read_parquet_image(path, image.offset)
@@ -87,13 +88,9 @@ class ImageTable:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> StoredImage:
-        return StoredImage(
-            self._names[index].decode(),
-            int(self.labels[index]),
-            int(self.sizes[index]),
-            shard=self._shards[self._shard[index]],
-            offset=int(self._offsets[index]),
-        )
+        name, shard = self._names[index].decode(), self._shards[self._shard[index]]
+        label, size, offset = self.labels[index], self.sizes[index], self._offsets[index]
+        return StoredImage(name, int(label), int(size), shard=shard, offset=int(offset))
 
 
 class Note(NamedTuple):
@@ -103,33 +100,77 @@ class Note(NamedTuple):
     reason: str
 
 
-class File(NamedTuple):
-    """An image file: its path below the folder, size in bytes, modification time in ns."""
-
-    name: str
-    size: int
-    mtime_ns: int
-
-
 @dataclass
-class Walk:
-    """The contents of a folder.
+class Split:
+    """The images of a split, in order.
 
     Attributes:
-      files: images, sorted by folder and then by name, as in torchvision's ImageFolder.
-      left_out: what is not an image.
-      problems: what cannot be read.
+      root: the folder that image names are relative to.
+      class_names: label -> name.
+      left_out: entries of `root` that are not images of the split.
+      problems: reasons why the split cannot be used.
+      name: for messages; "": the path of `root`.
     """
 
-    files: list[File] = field(default_factory=list)
+    root: Path
+    class_names: tuple[str, ...] = ()
+    images: list[StoredImage] = field(default_factory=list)
     left_out: list[Note] = field(default_factory=list)
     problems: list[Note] = field(default_factory=list)
+    name: str = ""
+
+    def add(self, found: "Split", folder: str, label: Callable[[str], int | None]) -> None:
+        """Add what was found in `folder` of the split; `label` returns None to omit an image."""
+
+        def join(name: str) -> str:
+            return "/".join(part for part in (folder, name) if part)
+
+        self.left_out += [Note(join(name), why) for name, why in found.left_out]
+        self.problems += [Note(join(name), why) for name, why in found.problems]
+        for image in found.images:
+            name, its_label = join(image.name), label(image.name)
+            if not is_utf8(name):
+                self.problems.append(Note(name, "is not UTF-8; rename it"))
+            elif its_label is not None:
+                self.images.append(image._replace(name=name, label=its_label))
 
 
-def walk(root: Path) -> Walk:
-    """Find the images below `root`, through links except to a folder that contains the link."""
-    done = Walk()
-    found: list[tuple[str, File]] = []
+class SplitSource:
+    """The images of a split, or some of them, in the split's order."""
+
+    def __init__(self, split: Split, images: Sequence[StoredImage] | None = None):
+        images = split.images if images is None else images
+        self.name, self.class_names = split.name or str(split.root), split.class_names
+        self.fingerprint = hash_texts(*(_identity(image, split) for image in images))
+        self._root, self._images = split.root, ImageTable(images)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> Record:
+        image = self._images[index]
+        name = image.id if image.shard else f"{self._root.name}/{image.name}"
+        return {"image": read_image(self._root, image), "label": image.label, "id": name}
+
+    def labels(self) -> np.ndarray:
+        return self._images.labels
+
+
+def _identity(image: StoredImage, split: Split) -> str:
+    """Return the image's part of the fingerprint, with its class unless its folder names it."""
+    known = 0 <= image.label < len(split.class_names)  # the doctor reports any other label
+    name = split.class_names[image.label] if known else str(image.label)
+    implied = not image.shard and image.name.startswith(f"{name}/")
+    return f"{image.name} {image.size}" + ("" if implied else f" {name}")
+
+
+def walk(root: Path) -> Split:
+    """Find the images below `root`, through links except to a folder that contains the link.
+
+    They have no labels, and are sorted by folder and then by name, as in torchvision's ImageFolder.
+    """
+    done = Split(root)
+    found: list[tuple[str, StoredImage]] = []
     waiting: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
     while waiting:
         folder, parents = waiting.pop()
@@ -154,13 +195,36 @@ def walk(root: Path) -> Walk:
                     done.left_out.append(Note(name, "no image suffix"))
                 else:
                     status = entry.stat()
-                    found.append((folder, File(name, status.st_size, status.st_mtime_ns)))
+                    image = StoredImage(name, -1, status.st_size, status.st_mtime_ns)
+                    found.append((folder, image))
             except OSError as e:
                 done.problems.append(Note(name, why_unreadable(Path(entry), e)))
-    done.files = [file for _, file in sorted(found)]
+    done.images = [image for _, image in sorted(found)]
     done.left_out.sort()
     done.problems.sort()
     return done
+
+
+def list_classes(root: Path) -> Split:
+    """List the images in `root/CLASS/` and below; classes are sorted as torchvision does."""
+    split = Split(root)
+    names: list[str] = []
+    for entry in list_folder(root):
+        try:
+            if is_hidden(entry.name) or not is_folder(entry):
+                why = HIDDEN if is_hidden(entry.name) else "in no class"
+                split.left_out.append(Note(entry.name, why))
+                continue
+            found = walk(root / entry.name)
+            if entry.name == "images" and not (found.images or found.problems):
+                split.left_out.append(Note(entry.name, "an empty folder, not a class"))
+            else:
+                split.add(found, entry.name, lambda _: len(names))
+                names.append(os.fsencode(entry.name).decode("utf-8", "backslashreplace"))
+        except OSError as e:
+            split.problems.append(Note(entry.name, why_unreadable(root / entry.name, e)))
+    split.class_names = tuple(names)
+    return split
 
 
 def list_folder(folder: Path) -> list["os.DirEntry[str]"]:
@@ -171,9 +235,7 @@ def list_folder(folder: Path) -> list["os.DirEntry[str]"]:
 
 def is_folder(entry: "os.DirEntry[str]") -> bool:
     """Return whether an entry is a folder or a link to one; OSError for a broken link."""
-    if entry.is_symlink():
-        return stat.S_ISDIR(entry.stat().st_mode)
-    return entry.is_dir()
+    return stat.S_ISDIR(entry.stat().st_mode) if entry.is_symlink() else entry.is_dir()
 
 
 def is_image(name: str) -> bool:
@@ -218,10 +280,8 @@ class LooseImage(NamedTuple):
     def read(self) -> bytes:
         """Return the encoded bytes; UserError if the image cannot be read or is empty."""
         try:
-            if self.name == _STANDARD_INPUT:
-                encoded = sys.stdin.buffer.read()
-            else:
-                encoded = expand_user(self.name).read_bytes()
+            stdin = self.name == _STANDARD_INPUT
+            encoded = sys.stdin.buffer.read() if stdin else expand_user(self.name).read_bytes()
         except OSError as e:
             raise UserError(f"image {self.name} cannot be read: {e.strerror}") from e
         if not encoded:
@@ -244,7 +304,7 @@ def find_images(names: Iterable[str]) -> tuple[list[LooseImage], list[str]]:
             continue
         found = walk(path)
         problems += [f"{path / name} {why}" for name, why in found.problems]
-        if not found.files:
+        if not found.images:
             problems.append(f"folder {name} has no images ({' '.join(IMAGE_SUFFIXES)})")
-        images += map(LooseImage, sorted(str(path / file.name) for file in found.files))
+        images += map(LooseImage, sorted(str(path / image.name) for image in found.images))
     return images, problems

@@ -1,29 +1,35 @@
-"""Layouts of data sets on disk, and recognition of those in folders of images.
+"""Layouts of data sets on disk: their splits, and recognition of layouts in folders of images.
 
-A recognizer takes a path and returns a `Layout`, or None if the path holds something else. A split
-is listed only when it is used.
+A recognizer takes a path and returns a `Layout`, or None if the path holds something else. Those
+for shards are in `shard_layouts`. A split is listed only when it is used.
 """
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
+
+import numpy as np
 
 from imagenet_jax.data.image_files import (
     HIDDEN,
+    IMAGE_SUFFIXES,
     Note,
+    Split,
+    SplitSource,
     StoredImage,
-    Walk,
     is_folder,
     is_hidden,
     is_image,
     is_utf8,
+    list_classes,
     list_folder,
     read_lines,
     walk,
 )
-from imagenet_jax.errors import UserError, why_unreadable
+from imagenet_jax.data.sampler import permutation
+from imagenet_jax.errors import UserError
 
 SPLITS = {
     "train": ("train", "training"),
@@ -37,24 +43,9 @@ _SOLUTION = "LOC_val_solution.csv"  # Kaggle's validation labels
 _ANNOTATIONS = "val_annotations.txt"  # validation labels of tiny-imagenet-200
 
 
-@dataclass
-class Split:
-    """The images of a split, in order.
-
-    Attributes:
-      root: the folder that image names are relative to.
-      class_names: label -> name.
-      left_out: entries of `root` that are not images of the split.
-      problems: reasons why the split cannot be used.
-      name: for messages; "": the path of `root`.
-    """
-
-    root: Path
-    class_names: tuple[str, ...]
-    images: list[StoredImage]
-    left_out: list[Note] = field(default_factory=list)
-    problems: list[Note] = field(default_factory=list)
-    name: str = ""
+def split_name(name: str) -> str | None:
+    """Return the split that a folder or file name means, in any case: "Val" is "validation"."""
+    return next((split for split, names in SPLITS.items() if name.lower() in names), None)
 
 
 @dataclass
@@ -75,58 +66,106 @@ class Layout:
     class_folders: dict[str, Path] = field(default_factory=dict)
     left_out: list[Note] = field(default_factory=list)
 
-    def find(self, split: str) -> Callable[[], Split] | None:
-        """Return the function that lists a split, by any of its names or its folder's name."""
-        if split in self.splits:
-            return self.splits[split]
-        if _has_classes(self.path / split):
-            return partial(list_classes, self.path / split)
+    def list_split(self, split: str) -> Split:
+        """Return a split, by any of its names or its folder's name.
+
+        Raises UserError if it is missing, damaged, or has a class without images.
+        """
+        if split not in self.splits and _has_classes(self.path / split):
+            return _checked(list_classes(self.path / split))
+        if ALL in self.splits and split == "validation":
+            split = ALL
+        elif ALL not in self.splits and split not in self.splits:
+            split = split_name(split) or split
+        if split not in self.splits:
+            raise UserError(self._why_missing(split))
+        return _checked(self.splits[split]())
+
+    def open_split(self, split: str, holdout: float = 0) -> SplitSource:
+        """Return the images of a split.
+
+        Args:
+          holdout: if not 0, divide class folders into those held out ("validation") and the rest
+            ("train"); likewise shards with a train split and no validation split. This fraction of
+            each class is held out, at least one image, and always the same images whatever the
+            seed of a run, so that runs can be compared.
+        """
+        if not holdout:
+            return SplitSource(self.list_split(split))
+        if split not in ("train", "validation"):
+            raise UserError(
+                f"config.data.holdout makes splits 'train' and 'validation', not {split!r}"
+            )
+        # With folders the user can name the train folder instead; with shards there is none.
+        only_train = self.splits.keys() - {"test"} == {"train"} and not self.class_folders
+        if ALL not in self.splits and not only_train:
+            raise UserError(
+                f"{self.path} has splits of its own ({', '.join(self.splits) or self.name}) and "
+                "needs no config.data.holdout; set it to 0, or point config.data.path at class "
+                "folders"
+            )
+        whole = _checked(self.splits["train" if only_train else ALL]())
+        by_class: list[list[StoredImage]] = [[] for _ in whole.class_names]
+        for image in whole.images:
+            by_class[image.label].append(image)
+        chosen: list[StoredImage] = []
+        for label, mine in enumerate(by_class):
+            if len(mine) < 2 and (mine or not only_train):
+                raise UserError(
+                    f"{whole.root / whole.class_names[label]} has one image; config.data.holdout "
+                    "needs at least two"
+                )
+            held = min(len(mine) - 1, max(1, round(holdout * len(mine))))
+            out = set(permutation(len(mine), seed=0, epoch=label)[:held].tolist())
+            chosen += [x for i, x in enumerate(mine) if (i in out) == (split == "validation")]
+        return SplitSource(whole, chosen)
+
+    def _why_missing(self, split: str) -> str:
+        """Return what is missing, and ways to do without it."""
+        path = self.path
         if ALL in self.splits:
-            return self.splits[ALL] if split == "validation" else None
-        return self.splits.get(split_name(split) or "")
+            return (
+                f"{path / split} does not exist: {path} has class folders without splits. "
+                "--config.data.holdout=0.2 keeps a fifth of each class for evaluation"
+            )
+        reasons = [f"; {name} is left out: {why}" for name, why in self.left_out
+                   if split_name(PurePath(name).name) == split]  # fmt: skip
+        advice = ""
+        if split == "validation" and "train" in self.class_folders:
+            advice = (
+                f"; --config.data.path={self.class_folders['train']} --config.data.holdout=0.1 "
+                "keeps a tenth of each class of the train split for evaluation"
+            )
+        elif split == "validation" and "train" in self.splits:
+            advice = (
+                "; --config.data.holdout=0.05 keeps a twentieth of each class of the train split "
+                "for evaluation"
+            )
+        splits = ", ".join(self.splits) or "no split"
+        return f"{path} has no {split} split ({self.name}: {splits}){''.join(reasons)}{advice}"
 
 
-def split_name(name: str) -> str | None:
-    """Return the split that a folder or file name means, in any case: "Val" is "validation"."""
-    return next((split for split, names in SPLITS.items() if name.lower() in names), None)
-
-
-def list_classes(root: Path) -> Split:
-    """List the images in `root/CLASS/` and below; classes are sorted as torchvision does."""
-    split = Split(root, (), [])
-    names: list[str] = []
-    for entry in list_folder(root):
-        try:
-            if is_hidden(entry.name) or not is_folder(entry):
-                why = HIDDEN if is_hidden(entry.name) else "in no class"
-                split.left_out.append(Note(entry.name, why))
-                continue
-            found = walk(root / entry.name)
-            if entry.name == "images" and not (found.files or found.problems):
-                split.left_out.append(Note(entry.name, "an empty folder, not a class"))
-            else:
-                _add(split, found, entry.name, lambda _: len(names))
-                names.append(os.fsencode(entry.name).decode("utf-8", "backslashreplace"))
-        except OSError as e:
-            split.problems.append(Note(entry.name, why_unreadable(root / entry.name, e)))
-    split.class_names = tuple(names)
+def _checked(split: Split) -> Split:
+    """Return the split; UserError if it has problems or a class without images."""
+    if split.problems:
+        (name, why), count = split.problems[0], len(split.problems)
+        where = str(split.root / name)
+        where = where if is_utf8(where) else f"the name {os.fsencode(where)!r}"
+        more = f" (the first of {count:,}; the doctor lists them)" if count > 1 else ""
+        raise UserError(f"{where} {why}{more}")
+    if not split.class_names:
+        raise UserError(f"{split.root} has no class folders; it should hold CLASS/*.JPEG")
+    odd = [i for i in split.images if not 0 <= i.label < len(split.class_names)]
+    if odd:
+        raise UserError(
+            f"{split.name or split.root} has {len(odd):,} images whose label is not a class, "
+            f"first {odd[0].id} with {odd[0].label}; it cannot be used"
+        )
+    counts = np.bincount([image.label for image in split.images], minlength=len(split.class_names))
+    if not counts.all() and not any(image.shard for image in split.images):
+        empty = split.root / split.class_names[int(np.argmin(counts))]
+        raise UserError(f"{empty} has no images ({' '.join(IMAGE_SUFFIXES)})")
     return split
-
-
-def _add(split: Split, found: Walk, folder: str, label: Callable[[str], int | None]) -> None:
-    """Add what was found in a folder of the split; `label` returns None to leave an image out."""
-
-    def join(name: str) -> str:
-        return "/".join(part for part in (folder, name) if part)
-
-    split.left_out += [Note(join(name), why) for name, why in found.left_out]
-    split.problems += [Note(join(name), why) for name, why in found.problems]
-    for file in found.files:
-        name, its_label = join(file.name), label(file.name)
-        if not is_utf8(name):
-            split.problems.append(Note(name, "is not UTF-8; rename it"))
-        elif its_label is not None:
-            split.images.append(StoredImage(name, its_label, file.size, file.mtime_ns))
 
 
 def find_cls_loc(path: Path) -> Layout | None:
@@ -135,17 +174,12 @@ def find_cls_loc(path: Path) -> Layout | None:
         inner = path.joinpath(*parts)
         layout = find_split_folders(inner) if inner.is_dir() else None
         if layout:
-            left_out = [(inner, layout.left_out)]
+            below = "/".join(parts)
+            left_out = [Note(f"{below}/{name}", why) for name, why in layout.left_out]
             for depth, part in enumerate(parts):
-                folder = path.joinpath(*parts[:depth])
-                left_out.append((folder, _other_entries(folder, {part, _SOLUTION})))
-            layout.name, layout.path = _KAGGLE, path
-            layout.left_out = [
-                Note(str((folder / name).relative_to(path)), why)
-                for folder, some in left_out
-                for name, why in some
-            ]
-            return layout
+                for name, why in _other_entries(path.joinpath(*parts[:depth]), {part, _SOLUTION}):
+                    left_out.append(Note("/".join((*parts[:depth], name)), why))
+            return Layout(_KAGGLE, path, layout.splits, layout.class_folders, left_out)
     return None
 
 
@@ -228,20 +262,17 @@ def _other_entries(path: Path, read: set[str]) -> list[Note]:
 
 def _why_unlabeled(folder: Path, split: str) -> str:
     """Return why a folder of a split is not read."""
-    wanted = "class folders"
-    if split == "validation":
-        wanted = f"class folders, {_ANNOTATIONS} or {_SOLUTION} (which Kaggle puts beside ILSVRC/)"
+    files = f", {_ANNOTATIONS} or {_SOLUTION} (which Kaggle puts beside ILSVRC/)"
     images = any(is_image(e.name) or e.name == "images" for e in list_folder(folder))
-    return f"{'images without labels' if images else 'no images'}: it has no {wanted}"
+    what = "images without labels" if images else "no images"
+    return f"{what}: it has no class folders{files if split == 'validation' else ''}"
 
 
 def _find_solution(folder: Path) -> Path | None:
     """Return Kaggle's CSV for the images in `folder`: in it, or in one of four folders above."""
-    for start in (folder.absolute(), folder.resolve()):
-        for place in (start, *list(start.parents)[:4]):
-            if (place / _SOLUTION).is_file():
-                return place / _SOLUTION
-    return None
+    starts = (folder.absolute(), folder.resolve())
+    places = (place for start in starts for place in (start, *list(start.parents)[:4]))
+    return next((place / _SOLUTION for place in places if (place / _SOLUTION).is_file()), None)
 
 
 def _list_solution(folder: Path, csv: Path) -> Split:
@@ -267,7 +298,7 @@ def _list_labeled(folder: Path, prefix: str, classes: dict[str, str], path: Path
         raise UserError(f"{path} has no line with an image and its class")
     names = tuple(sorted(set(classes.values())))
     labels = {name: label for label, name in enumerate(names)}
-    split = Split(folder, names, [])
+    split = Split(folder, names)
     missing = set(classes)
 
     def label(name: str) -> int | None:
@@ -279,7 +310,7 @@ def _list_labeled(folder: Path, prefix: str, classes: dict[str, str], path: Path
             return None
         return labels[classes[key]]
 
-    _add(split, walk(folder), "", label)
+    split.add(walk(folder), "", label)
     split.left_out = [note for note in split.left_out if note.name != path.name]
     split.problems += [Note(name, f"is in {path.name}, but not there") for name in sorted(missing)]
     split.images.sort(key=lambda image: (image.label, image.name))

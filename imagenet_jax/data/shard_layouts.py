@@ -10,6 +10,7 @@ from imagenet_jax.data.classes import imagenet_wnids
 from imagenet_jax.data.image_files import (
     HIDDEN,
     Note,
+    Split,
     StoredImage,
     is_folder,
     is_hidden,
@@ -18,11 +19,12 @@ from imagenet_jax.data.image_files import (
     list_folder,
     read_lines,
 )
-from imagenet_jax.data.layouts import Layout, Split, split_name
+from imagenet_jax.data.layouts import Layout, split_name
 from imagenet_jax.data.shard_files import read_parquet_rows, read_tar_members
 from imagenet_jax.errors import UserError
 from imagenet_jax.files import parse_json
 
+_KINDS = {".parquet": "Hugging Face parquet", ".tar": "webdataset"}  # suffix -> layout's name
 _FOLDERS = ("data", "default")  # may hold shards, as may folders named after splits
 _CLASS_FILES = ("classes.txt", "classnames.txt")  # a name per line, in the order of labels
 _LARGEST = 2**31 - 1  # label
@@ -30,46 +32,37 @@ _LARGEST = 2**31 - 1  # label
 Shards = dict[str, list[str]]  # split -> paths below the folder of the data set
 
 
+def find_shards(path: Path) -> Layout | None:
+    """Recognize parquet files with columns of images and labels, or tars of images and labels.
+
+    A tar has KEY.jpg beside KEY.cls, or beside a KEY.json with a "label".
+    """
+    return _find_layout(path, lambda shard: True)
+
+
 def find_numbered_shards(path: Path) -> Layout | None:
     """Recognize shards beside other folders with images, such as assets/teaser.png.
 
     Their names have a number and a split, or they lie in a folder of `_FOLDERS` or of a split.
     """
-    for find, suffix in ((find_parquet, ".parquet"), (find_webdataset, ".tar")):
+
+    def is_numbered(shard: str) -> bool:
+        words = re.split(r"[-_.]", shard)
+        numbered = any(re.fullmatch(r"\d{4,}", word) for word in words)
+        return "/" in shard or (numbered and any(map(split_name, words)))
+
+    return _find_layout(path, is_numbered)
+
+
+def _find_layout(path: Path, is_wanted: Callable[[str], bool]) -> Layout | None:
+    for suffix, name in _KINDS.items():
         shards: Shards = {}
-        _find_shards(path, "", suffix, shards, [])
-        if any(_is_numbered(shard) for some in shards.values() for shard in some):
-            return find(path)
+        left_out: list[Note] = []
+        _find_shards(path, "", suffix, shards, left_out)
+        if any(is_wanted(shard) for some in shards.values() for shard in some):
+            splits = {split: partial(_list_split, path, split, shards) for split in shards}
+            return Layout(name, path, splits, left_out=left_out)
     return None
-
-
-def _is_numbered(shard: str) -> bool:
-    words = re.split(r"[-_.]", shard)
-    return "/" in shard or (
-        any(map(split_name, words)) and any(re.fullmatch(r"\d{4,}", word) for word in words)
-    )
-
-
-def find_webdataset(path: Path) -> Layout | None:
-    """Recognize tars with KEY.jpg beside KEY.cls, or beside a KEY.json with a "label"."""
-    return _find_layout("webdataset", path, ".tar")
-
-
-def find_parquet(path: Path) -> Layout | None:
-    """Recognize parquet files with an image column and a label column."""
-    return _find_layout("Hugging Face parquet", path, ".parquet")
-
-
-def _find_layout(name: str, path: Path, suffix: str) -> Layout | None:
-    shards: Shards = {}
-    left_out: list[Note] = []
-    _find_shards(path, "", suffix, shards, left_out)
-    if not shards:
-        return None
-    splits: dict[str, Callable[[], Split]] = {
-        split: partial(_list_split, path, split, shards) for split in shards
-    }
-    return Layout(name, path, splits, left_out=left_out)
 
 
 def _find_shards(path: Path, below: str, suffix: str, shards: Shards, left_out: list[Note]) -> None:
@@ -97,7 +90,7 @@ def _find_shards(path: Path, below: str, suffix: str, shards: Shards, left_out: 
 def _list_split(path: Path, split: str, shards: Shards) -> Split:
     """List the records of a split, in the order of shards and of their contents."""
     wnids = imagenet_wnids()
-    found = Split(path, (), [], name=f"{path}:{split}")
+    found = Split(path, name=f"{path}:{split}")
     found.problems += _find_missing(shards[split])
     names = _add_shards(found, shards[split])
     largest = max((image.label for image in found.images), default=-1)
@@ -165,7 +158,7 @@ def _find_class_names(path: Path, shards: Shards, split: str, largest: int) -> t
     if largest == len(imagenet_wnids()) - 1 and all(re.match("imagenet", s, re.I) for s in every):
         return imagenet_wnids()
     for other in shards.keys() - {split}:
-        found = Split(path, (), [])
+        found = Split(path)
         _add_shards(found, shards[other])
         largest = max(largest, *(image.label for image in found.images), -1)
     return tuple(map(str, range(largest + 1)))

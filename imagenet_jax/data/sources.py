@@ -6,6 +6,7 @@ Modules of file formats are imported only if the data has that format.
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -14,6 +15,9 @@ from imagenet_jax.data import Source, Subset
 from imagenet_jax.data.classes import reorder
 from imagenet_jax.data.tfds_format import open_tfds
 from imagenet_jax.errors import UserError, expand_user, reading_files
+
+if TYPE_CHECKING:
+    from imagenet_jax.data.layouts import Layout
 
 
 @reading_files()
@@ -50,13 +54,9 @@ def _open_split(data: ConfigDict, split: str) -> Source:
     tfds = data.source == "auto" and (path / "dataset_info.json").is_file()
     if tfds or data.source in ("tfds", "digits"):
         return open_tfds(path, split)
-    from imagenet_jax.data.layout_source import open_held_out, open_layout, recognize
-
     layout = recognize(path)
-    if layout and data.holdout:
-        return open_held_out(layout, split, data.holdout)
     if layout:
-        return open_layout(layout, split)
+        return layout.open_split(split, data.holdout)
     inside = sorted(path.glob("*/dataset_info.json"))
     hint = f"; did you mean {inside[-1].parent}?" if inside else ""
     raise UserError(
@@ -66,10 +66,34 @@ def _open_split(data: ConfigDict, split: str) -> Source:
     )
 
 
-def _is_layout(source: Source) -> bool:
-    from imagenet_jax.data.layout_source import LayoutSource
+def recognize(path: Path) -> "Layout | None":
+    """Return the layout of the folders or shards at `path`, or None.
 
-    return isinstance(source, LayoutSource)
+    The first recognizer that finds a split decides. If none does, return the first layout that
+    explains why.
+    """
+    from imagenet_jax.data import layouts, shard_layouts
+
+    recognizers = (
+        layouts.find_cls_loc,
+        layouts.find_split_folders,
+        shard_layouts.find_numbered_shards,
+        layouts.find_class_folders,
+        shard_layouts.find_shards,
+    )
+    without_splits = None
+    for recognizer in recognizers if path.is_dir() else ():
+        layout = recognizer(path)
+        if layout and layout.splits:
+            return layout
+        without_splits = without_splits or layout
+    return without_splits
+
+
+def _is_layout(source: Source) -> bool:
+    from imagenet_jax.data.image_files import SplitSource
+
+    return isinstance(source, SplitSource)
 
 
 def _write_digits(path: Path) -> None:

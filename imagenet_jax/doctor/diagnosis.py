@@ -15,8 +15,8 @@ from rich.table import Table
 
 from imagenet_jax.data import Source
 from imagenet_jax.data.classes import imagenet_wnids
-from imagenet_jax.data.image_files import Note
-from imagenet_jax.data.layout_source import LayoutSource, recognize
+from imagenet_jax.data.image_files import Note, SplitSource
+from imagenet_jax.data.sources import recognize
 from imagenet_jax.data.tfds_format import open_tfds, read_info
 from imagenet_jax.doctor import ERRORS, WARNINGS, Finding
 from imagenet_jax.doctor.survey import Survey
@@ -77,7 +77,7 @@ def open_splits(path: Path) -> DataSet:
     for name, split in splits.items():
         add("ignored_file", name, split.left_out)
         add("unreadable", name, split.problems)
-        data.splits[name] = LayoutSource(split)
+        data.splits[name] = SplitSource(split)
     if "train" in splits and "validation" not in splits:
         data.findings.append(Finding("no_validation", "", "validation", ""))
     return data

@@ -4,9 +4,9 @@ import hashlib
 import re
 from pathlib import Path, PurePosixPath
 
-from imagenet_jax.data.image_files import read_image, require_utf8
-from imagenet_jax.data.layout_source import list_split, recognize
-from imagenet_jax.data.layouts import ALL, Layout, Split, split_name
+from imagenet_jax.data.image_files import Split, read_image, require_utf8
+from imagenet_jax.data.layouts import ALL, Layout, split_name
+from imagenet_jax.data.sources import recognize
 from imagenet_jax.errors import UserError, reading_files
 from imagenet_jax.prepare.prepare import Dataset
 from imagenet_jax.prepare.shards import order_images
@@ -33,7 +33,7 @@ def open_folder(path: Path, name: str) -> Dataset:
             "that docs/data.md lists"
         )
     wanted = [split for split in ("train", "validation") if split in layout.splits] or ["train"]
-    splits: dict[str, Split] = {split: list_split(layout, split) for split in wanted}
+    splits: dict[str, Split] = {split: layout.list_split(split) for split in wanted}
     _check_class_names(path, splits)
     digest = hashlib.sha256()
     for split, found in splits.items():

@@ -14,7 +14,7 @@ from PIL import Image
 from imagenet_jax import config as config_io
 from imagenet_jax.data import sources
 from imagenet_jax.data.image_files import find_images
-from imagenet_jax.data.layout_source import recognize
+from imagenet_jax.data.sources import recognize
 from imagenet_jax.doctor import __main__ as doctor_command
 from imagenet_jax.doctor.diagnosis import diagnose
 from imagenet_jax.errors import UserError
