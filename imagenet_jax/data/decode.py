@@ -22,6 +22,8 @@ _KEPT_BYTES = 2**26  # larger buffers, of rare images above 22 megapixels, are n
 _MCU = 16  # rows of pixels that a JPEG codes together, at most (4:2:0)
 _memory = threading.local()
 
+Range = tuple[float, float]
+
 cv2.setNumThreads(1)  # the pipeline's own threads use all cores
 
 
@@ -30,8 +32,8 @@ def train_image(
     out: np.ndarray,
     uniforms: np.ndarray,
     *,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
+    scale: Range,
+    ratio: Range,
     interpolation: str = "bilinear",
     resampling: str = "antialias",
 ) -> None:
@@ -49,19 +51,19 @@ def train_image(
     Raises UndecodableImage.
     """
     header = image_formats.read_jpeg_header(encoded)
-    factor = 1
     if header:
         size = header.height, header.width
-        top, left, height, width = random_crop_box(*size, uniforms, scale, ratio)
-        if resampling == "fast":
-            factor = _reduction((height, width), out.shape[:2])
-        image = _decode_top(encoded, size, top + height, factor)
     else:
         image = _decode(encoded, _scratch)
         size = image.shape[0], image.shape[1]
-        top, left, height, width = random_crop_box(*size, uniforms, scale, ratio)
+    top, left, height, width = box = random_crop_box(*size, uniforms, scale, ratio)
+    factor = 1
+    if header:
+        if resampling == "fast":
+            factor = _reduction((height, width), out.shape[:2])
+        image = _decode_top(encoded, size, top + height, factor)
     if resampling == "fast":
-        top, left, height, width = top // factor, left // factor, height // factor, width // factor
+        top, left, height, width = (side // factor for side in box)
         crop = image[top : top + height, left : left + width]
         cv2.resize(crop, out.shape[1::-1], dst=out, interpolation=_OPENCV[interpolation])
     else:
@@ -116,11 +118,7 @@ def resized_size(height: int, width: int, shorter: int) -> tuple[int, int]:
 
 
 def random_crop_box(
-    height: int,
-    width: int,
-    uniforms: np.ndarray,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
+    height: int, width: int, uniforms: np.ndarray, scale: Range, ratio: Range
 ) -> tuple[int, int, int, int]:
     """Return (top, left, height, width) of a random crop, as torchvision's RandomResizedCrop.
 
@@ -140,11 +138,8 @@ def random_crop_box(
         w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
         if 0 < w <= width and 0 < h <= height:
             return int(u[20] * (height - h + 1)), int(u[21] * (width - w + 1)), h, w
-    w, h = width, height
-    if width / height < ratio[0]:
-        h = round(width / ratio[0])
-    elif width / height > ratio[1]:
-        w = round(height * ratio[1])
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    w, h = min(width, round(height * aspect)), min(height, round(width / aspect))
     return (height - h) // 2, (width - w) // 2, h, w
 
 

@@ -7,9 +7,10 @@ workers or hosts cannot change a sample.
 
 import dataclasses
 import functools
+import itertools
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any, Self
 
@@ -134,39 +135,35 @@ class _Loader:
         self._skip = config.data.undecodable == "skip"
         self._mean = np.round(np.asarray(config.data.mean) * 255).astype(np.uint8)
 
-    def _empty(self, side: int) -> Batch:
-        """Return a batch whose rows are all masked."""
-        rows = len(self._rows)
-        return {
-            "image": np.empty((rows, side, side, 3), np.uint8),
-            "label": np.empty(rows, np.int32),
-            "mask": np.zeros(rows, np.float32),
-            "skipped": [],
-        }
-
     def _load(
-        self, batch: Batch, row: int, index: int, decode: Callable[[bytes, np.ndarray], None]
-    ) -> None:
-        """Fill a row of `batch` with a record, or mask it if the image cannot be decoded."""
-        record, image = self._source[index], batch["image"][row]
-        label, classes = record["label"], len(self._source.class_names)
-        if not 0 <= label < classes:  # as in the test splits of tfds
-            raise UserError(
-                f"image {record['id']} has label {label}, not one of the {classes} classes; use "
-                "another split or prepare the data again"
-            )
-        batch["label"][row] = label
-        try:
-            decode(record["image"], image)
-            batch["mask"][row] = 1
-        except UndecodableImage as e:
-            if not self._skip:
+        self, side: int, indices: Sequence[int], decoders: Iterable[Callable[..., None]]
+    ) -> Batch:
+        """Return records as the first rows of a batch; other rows are 0 and masked."""
+        count, classes = len(self._rows), len(self._source.class_names)
+        images, labels = np.zeros((count, side, side, 3), np.uint8), np.zeros(count, np.int32)
+        mask, skipped = np.zeros(count, np.float32), []
+        for row, (index, decode_into) in enumerate(zip(indices, decoders, strict=False)):
+            record = self._source[index]
+            name, label = record["id"], record["label"]
+            if not 0 <= label < classes:  # as in the test splits of tfds
                 raise UserError(
-                    f"image {record['id']} cannot be decoded: {e}; `python -m imagenet_jax.doctor` "
-                    "finds all such, --config.data.undecodable=skip trains without them"
-                ) from e
-            image[...] = self._mean  # so that the row barely affects batch-norm statistics
-            batch["skipped"].append(record["id"])
+                    f"image {name} has label {label}, not one of the {classes} classes; use "
+                    "another split or prepare the data again"
+                )
+            labels[row] = label
+            try:
+                decode_into(record["image"], images[row])
+                mask[row] = 1
+            except UndecodableImage as e:
+                if not self._skip:
+                    raise UserError(
+                        f"image {name} cannot be decoded: {e}; `python -m imagenet_jax.doctor` "
+                        "finds all such, --config.data.undecodable=skip trains without them"
+                    ) from e
+                images[row] = self._mean  # so that the row barely affects batch-norm statistics
+                skipped.append(name)
+        batch = {"image": images, "label": labels, "mask": mask}
+        return batch | {"skipped": skipped} if self._skip else batch
 
 
 class _TrainLoader(_Loader):
@@ -185,9 +182,8 @@ class _TrainLoader(_Loader):
         epochs, indices, copies = self._sampler.rows(step, self._rows)
         uniforms = record_uniforms(self._sampler.seed, epochs, indices, copies, decode.CROP_DRAWS)
         shift = Fraction(self._sampler.shift, self._sampler.batch_size)
-        batch = self._empty(self._resolution.at(step + shift))
-        for row, index in enumerate(indices.tolist()):
-            self._load(batch, row, index, functools.partial(self._decode, uniforms=uniforms[row]))
+        decoders = (functools.partial(self._decode, uniforms=u) for u in uniforms)
+        batch = self._load(self._resolution.at(step + shift), indices.tolist(), decoders)
         return batch if self._skip else {"image": batch["image"], "label": batch["label"]}
 
 
@@ -202,16 +198,9 @@ class _EvalLoader(_Loader):
         )
 
     def __call__(self, step: int) -> Batch:
-        batch = self._empty(self._side)
         first = step * self._batch_size + self._rows.start
         last = min(len(self._source), first + len(self._rows))
-        for row, index in enumerate(range(first, last)):
-            self._load(batch, row, index, self._decode)
-        padding = slice(max(0, last - first), None)
-        batch["image"][padding] = batch["label"][padding] = 0
-        if not self._skip:
-            del batch["skipped"]
-        return batch
+        return self._load(self._side, range(first, last), itertools.repeat(self._decode))
 
 
 def _iterate(

@@ -112,11 +112,12 @@ class Sampler:
         self.seed, self.batch_size, self.repeats, self.balance = seed, batch_size, repeats, balance
         self.shift, self.drops = 0, remainder == "drop"
         self.length, self._labels = length, labels
-        positions = balanced_length(labels, balance) if labels is not None else length
+        positions = length
+        if labels is not None and balance != "none":
+            sizes = _class_sizes(labels)
+            positions = int(len(sizes) * (sizes.max() if balance == "over" else sizes.min()))
         self.steps_per_epoch = steps_per_epoch(positions, batch_size, remainder)
-        self.records_per_epoch = (
-            positions if remainder == "carry" else positions // batch_size * batch_size
-        )
+        self.records_per_epoch = int(self.steps_per_epoch * batch_size)
         self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -181,7 +182,7 @@ class Sampler:
         if self._labels is None or self.balance == "none":
             return order, np.broadcast_to(0, len(order))
         by_class = order[np.argsort(self._labels[order], kind="stable")]
-        counts = class_sizes(self._labels)
+        counts = _class_sizes(self._labels)
         starts = np.cumsum(counts) - counts
         # Each record's place among those of its class, in this epoch's order.
         rank = np.arange(len(by_class)) - np.repeat(starts, counts)
@@ -206,14 +207,7 @@ class Sampler:
         self._lock = threading.Lock()
 
 
-def balanced_length(labels: np.ndarray, balance: str) -> int:
-    """Return the number of positions in an epoch of balanced classes, see `Sampler`."""
-    counts = class_sizes(labels)
-    each = {"over": counts.max(), "under": counts.min()}
-    return int(len(counts) * each[balance]) if balance in each else len(labels)
-
-
-def class_sizes(labels: np.ndarray) -> np.ndarray:
+def _class_sizes(labels: np.ndarray) -> np.ndarray:
     """Return the number of records of each class that has any, in the order of labels."""
     counts = np.bincount(labels)
     return counts[counts > 0]

@@ -67,20 +67,16 @@ def _open_split(data: ConfigDict, split: str) -> Source:
 
 
 def recognize(path: Path) -> "Layout | None":
-    """Return the layout of the folders or shards at `path`, or None.
+    """Return the layout of `path` by the first recognizer that finds a split, or None.
 
-    The first recognizer that finds a split decides. If none does, return the first layout that
-    explains why.
+    If none finds a split, return the first layout that explains why.
     """
     from imagenet_jax.data import layouts, shard_layouts
 
     recognizers = (
-        layouts.find_cls_loc,
-        layouts.find_split_folders,
-        shard_layouts.find_numbered_shards,
-        layouts.find_class_folders,
-        shard_layouts.find_shards,
-    )
+        layouts.find_cls_loc, layouts.find_split_folders, shard_layouts.find_numbered_shards,
+        layouts.find_class_folders, shard_layouts.find_shards,
+    )  # fmt: skip
     without_splits = None
     for recognizer in recognizers if path.is_dir() else ():
         layout = recognizer(path)
@@ -118,8 +114,7 @@ def _require_classes_in_both_slices(source: Source, data: ConfigDict, split: str
     if len(slices) < 2:
         return
     labels = source.labels()
-    train, evaluation = (labels[start:stop] for start, stop in slices)
-    odd = np.setxor1d(train, evaluation)
+    odd = np.setxor1d(*(labels[start:stop] for start, stop in slices))
     if len(odd):
         raise UserError(
             f"config.data.train_split = {data.train_split!r} and config.data.eval_split = "
@@ -142,10 +137,8 @@ def _parse_split(text: str) -> tuple[str, Callable[[int], tuple[int, int]] | Non
     if low is None and high is None:
         return name, None
 
-    def bound(text: str | None, default: int, length: int) -> int:
-        if text is None:
-            return default
+    def bound(text: str, length: int) -> int:
         number = int(text.rstrip("%"))
         return min(length, number * length // 100 if text.endswith("%") else number)
 
-    return name, lambda n: (bound(low, 0, n), bound(high, n, n))
+    return name, lambda length: (bound(low or "0", length), bound(high or "100%", length))

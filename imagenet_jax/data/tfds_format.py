@@ -78,12 +78,8 @@ def open_tfds(path: Path, split: str) -> ArrayRecordSource:
         raise UserError(f"{path} lacks {len(missing)} of {len(shards)} shards, first {missing[0]}")
     lengths = list(info.splits[split].shard_lengths)
     sizes = [Path(p).stat().st_size for p in shards]
-    fingerprint = hash_texts(
-        (path / "features.json").read_text(),
-        split,
-        dump_json([lengths, sizes]),
-        *label.names,
-    )
+    features_json = (path / "features.json").read_text()
+    fingerprint = hash_texts(features_json, split, dump_json([lengths, sizes]), *label.names)
     try:
         source = ArrayRecordSource(f"{path}:{split}", shards, tuple(label.names), fingerprint)
     except Exception as e:
@@ -124,9 +120,8 @@ def write_dataset(
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # hosts may share the file system
     part.mkdir()
     try:
-        infos = [_write_split(part, name, split, records) for split, records in splits.items()]
-        features = image_features(class_names, encoding)
-        write_metadata(part, features, infos, version=version, description=description)
+        written = {split: _write_shard(part, name, split, some) for split, some in splits.items()}
+        write_metadata(part, name, version, description, written, class_names, encoding)
         try:
             part.rename(path)
         except OSError:
@@ -136,18 +131,21 @@ def write_dataset(
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _write_split(directory: Path, name: str, split: str, records: Iterable[Record]) -> Any:
-    count = size = 0
+def _write_shard(
+    directory: Path, name: str, split: str, records: Iterable[Record]
+) -> tuple[list[int], int]:
+    """Write the only shard of a split; return the numbers of records and bytes."""
     shard = directory / f"{name}-{split}.array_record-00000-of-00001"
     writer = ArrayRecordWriter(str(shard), WRITER_OPTIONS)
+    sizes = []
     try:
         for record in records:
             example = serialize(record)
             writer.write(example)
-            count, size = count + 1, size + len(example)
+            sizes.append(len(example))
     finally:
         writer.close()
-    return split_info(directory, name, split, shard_lengths=[count], num_bytes=size)
+    return [len(sizes)], sum(sizes)
 
 
 def serialize(record: Record) -> bytes:
@@ -175,47 +173,41 @@ def parse(serialized: bytes) -> Record:
     }
 
 
-def image_features(class_names: Sequence[str], encoding: str) -> Any:
-    """Return tfds's features: image (encoded as "jpeg" or "png"), label, file_name."""
-    import tensorflow_datasets as tfds
-
-    return tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(encoding_format=encoding),
-            "label": tfds.features.ClassLabel(names=list(class_names)),
-            "file_name": tfds.features.Text(),
-        }
-    )
-
-
-def split_info(
-    directory: Path, name: str, split: str, *, shard_lengths: list[int], num_bytes: int
-) -> Any:
-    """Return tfds's description of the shards of a split."""
-    import tensorflow_datasets as tfds
-
-    template = tfds.core.ShardedFileTemplate(
-        dataset_name=name,
-        data_dir=str(directory),
-        split=split,
-        filetype_suffix="array_record",
-        template=_TEMPLATE,
-    )
-    return tfds.core.SplitInfo(
-        name=split, shard_lengths=shard_lengths, num_bytes=num_bytes, filename_template=template
-    )
-
-
 def write_metadata(
-    directory: Path, features: Any, split_infos: list[Any], *, version: str, description: str
+    directory: Path,
+    name: str,
+    version: str,
+    description: str,
+    splits: dict[str, tuple[list[int], int]],
+    class_names: Sequence[str],
+    encoding: str,
 ) -> None:
-    """Write dataset_info.json, features.json and the class names with tfds."""
+    """Write dataset_info.json, features.json and the class names with tfds.
+
+    Args:
+      splits: split -> (records of each shard, bytes of all shards).
+      encoding: of the images, "jpeg" or "png".
+    """
     import tensorflow_datasets as tfds
 
+    def describe(split: str, lengths: list[int], size: int) -> Any:
+        template = tfds.core.ShardedFileTemplate(
+            data_dir=str(directory), dataset_name=name, split=split, template=_TEMPLATE,
+            filetype_suffix="array_record",
+        )  # fmt: skip
+        return tfds.core.SplitInfo(
+            name=split, shard_lengths=lengths, num_bytes=size, filename_template=template
+        )
+
+    features = {
+        "image": tfds.features.Image(encoding_format=encoding),
+        "label": tfds.features.ClassLabel(names=list(class_names)),
+        "file_name": tfds.features.Text(),
+    }
     tfds.folder_dataset.write_metadata(
         data_dir=str(directory),
-        features=features,
-        split_infos=split_infos,
+        features=tfds.features.FeaturesDict(features),
+        split_infos=[describe(split, *written) for split, written in splits.items()],
         version=version,
         description=description,
         check_data=False,  # would read a record through TensorFlow
