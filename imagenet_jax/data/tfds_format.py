@@ -115,13 +115,13 @@ def write_dataset(
 
     It appears by a rename when it is complete. If another process was faster, its directory stays.
     """
-    name, version = path.parent.name, path.name
+    name = path.parent.name
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")  # hosts may share the file system
     part.mkdir()
     try:
         written = {split: _write_shard(part, name, split, some) for split, some in splits.items()}
-        write_metadata(part, name, version, description, written, class_names, encoding)
+        write_metadata(part, path.name, description, written, class_names, encoding)
         try:
             part.rename(path)
         except OSError:
@@ -175,7 +175,6 @@ def parse(serialized: bytes) -> Record:
 
 def write_metadata(
     directory: Path,
-    name: str,
     version: str,
     description: str,
     splits: dict[str, tuple[list[int], int]],
@@ -185,6 +184,7 @@ def write_metadata(
     """Write dataset_info.json, features.json and the class names with tfds.
 
     Args:
+      directory: in a folder with the name of the data set.
       splits: split -> (records of each shard, bytes of all shards).
       encoding: of the images, "jpeg" or "png".
     """
@@ -192,8 +192,8 @@ def write_metadata(
 
     def describe(split: str, lengths: list[int], size: int) -> Any:
         template = tfds.core.ShardedFileTemplate(
-            data_dir=str(directory), dataset_name=name, split=split, template=_TEMPLATE,
-            filetype_suffix="array_record",
+            data_dir=str(directory), dataset_name=directory.parent.name, split=split,
+            filetype_suffix="array_record", template=_TEMPLATE,
         )  # fmt: skip
         return tfds.core.SplitInfo(
             name=split, shard_lengths=lengths, num_bytes=size, filename_template=template

@@ -145,20 +145,13 @@ def _write_metadata(
             f" Larger images were shrunk to {storage.resize} pixels on their shorter side "
             f"(Lanczos) and stored as JPEG of quality {storage.quality}."
         )
-    infos = []
+    splits = {}
     for split in dict.fromkeys(task.split for task in tasks):
         own = [written[task.file] for task in tasks if task.split == split]
-        info = tfds_format.split_info(
-            directory,
-            directory.parent.name,
-            split,
-            shard_lengths=[shard.records for shard in own],
-            num_bytes=sum(shard.num_bytes for shard in own),
-        )
-        infos.append(info)
-    features = tfds_format.image_features(dataset.class_names, storage.encoding)
+        size = sum(shard.num_bytes for shard in own)
+        splits[split] = ([shard.records for shard in own], size)
     tfds_format.write_metadata(
-        directory, features, infos, version=dataset.version, description=description
+        directory, dataset.version, description, splits, dataset.class_names, storage.encoding
     )
 
 
