@@ -65,17 +65,14 @@ def main(argv: Sequence[str]) -> int:
         print(dump_json({"images_per_second": stages, "advice": lines}))
         return 0
     data = "synthetic data" if config.data.source == "synthetic" else config.data.path
-    table = Table(title=f"{config.data.train_split} of {data}")
-    table.add_column("stage")
+    table = Table("stage", title=f"{config.data.train_split} of {data}")
     for column in ("img/s", "ms per image", "cores"):
         table.add_column(column, justify="right")
     for rate in rates:
         speed = rate.images_per_second
         table.add_row(rate.stage, f"{speed:,.0f}", f"{1000 / speed:.2f}", str(rate.cores))
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(table)
-    for line in lines:
-        console.print(f"- {line}")
+    console.print(table, *(f"- {line}" for line in lines), sep="\n")
     return 0
 
 
@@ -99,32 +96,26 @@ def measure(config: "ConfigDict", seconds: float) -> list[Rate]:
     _announce("read")
     encoded, read = _read(source, indices.tolist(), seconds, skip=data.undecodable == "skip")
     out = np.empty((config.augment.image_size, config.augment.image_size, 3), np.uint8)
+    scale, ratio = tuple(config.augment.crop_scale), tuple(config.augment.crop_ratio)
+    rates = [read]
 
     def crop(encoded: bytes, row: int, resampling: str = data.resampling) -> None:
         decode.train_image(
-            encoded,
-            out,
-            uniforms[row],
-            scale=tuple(config.augment.crop_scale),
-            ratio=tuple(config.augment.crop_ratio),
-            interpolation=data.interpolation,
-            resampling=resampling,
-        )
+            encoded, out, uniforms[row], scale=scale, ratio=ratio,
+            interpolation=data.interpolation, resampling=resampling,
+        )  # fmt: skip
 
-    def rate(stage: str, work: Callable[[int], Any]) -> Rate:
+    def add(stage: str, work: Callable[[int], Any]) -> None:
         _announce(stage)
-        return Rate(stage, _measure_rate(work, len(encoded), seconds))
+        rates.append(Rate(stage, _measure_rate(work, len(encoded), seconds)))
 
-    rates = [
-        read,
-        rate("decode, whole image", lambda i: decode.decode(encoded[i])),
-        rate("decode and crop", lambda i: crop(encoded[i], i)),
-    ]
+    add("decode, whole image", lambda i: decode.decode(encoded[i]))
+    add("decode and crop", lambda i: crop(encoded[i], i))
     if data.resampling != "fast":
-        rates.append(rate("same, resampling=fast", lambda i: crop(encoded[i], i, "fast")))
+        add("same, resampling=fast", lambda i: crop(encoded[i], i, "fast"))
     stored = _shrink(encoded)
     if stored != encoded:
-        rates.append(rate("same, stored at 256", lambda i: crop(stored[i], i)))
+        add("same, stored at 256", lambda i: crop(stored[i], i))
     cores = os.cpu_count() or 1
     configured = (0, data.workers) if data.workers else (data.threads or cores, 0)
     for threads, workers in dict.fromkeys([configured, (1, 0), (cores, 0), (0, cores)]):
@@ -207,53 +198,48 @@ def _measure_pipeline(
 
 def advise(config: "ConfigDict", rates: list[Rate], need: float | None) -> list[str]:
     """Return what the rates suggest, a line each, the most useful first."""
-    by_name = {rate.stage: rate for rate in rates}
-    fast, small = by_name.get("same, resampling=fast"), by_name.get("same, stored at 256")
+    speeds = {rate.stage: rate.images_per_second for rate in rates}
     pipelines = [rate for rate in rates if rate.stage.startswith("pipeline")]
     now, best = pipelines[0], max(pipelines, key=lambda rate: rate.images_per_second)
-    one, cores = by_name["decode and crop"].images_per_second, os.cpu_count() or 1
+    crop, fastest, cores = speeds["decode and crop"], best.images_per_second, os.cpu_count() or 1
     lines = []
-    if best.images_per_second > 1.1 * now.images_per_second:
+    if need and fastest >= need:
+        lines.append(
+            f"enough: {fastest / need:.1f} times what is needed; input wait should be near 0"
+        )
+    elif need:
+        lines.append(
+            f"not enough: {fastest / need:.0%} of what is needed, input wait will be near "
+            f"{1 - fastest / need:.0%}; that takes "
+            f"{need / fastest * min(best.cores, cores):.0f} cores, this machine has {cores}"
+        )
+    if fastest > 1.1 * now.images_per_second:
         setting = best.stage.removeprefix("pipeline, ")
         only = "--config.data.workers=0 " if "threads" in setting and config.data.workers else ""
         lines.append(
-            f"{setting} is {_times(best, now)} as fast as what the config has: set "
-            f"{only}--config.data.{setting}"
+            f"{setting} is {fastest / now.images_per_second:.1f} times as fast as what the config "
+            f"has: set {only}--config.data.{setting}"
         )
-    if by_name["read"].images_per_second < 5 * one:
+    if speeds["read"] < 5 * crop:
         lines.append(
-            f"reading takes {one / by_name['read'].images_per_second:.0%} of the time that "
-            "decoding does: put the data on a local SSD, or enough of it into memory"
+            f"reading takes {crop / speeds['read']:.0%} of the time that decoding does: put the "
+            "data on a local SSD, or enough of it into memory"
         )
-    if fast and one < 0.9 * fast.images_per_second:
-        lines.append(
-            f"--config.data.resampling=fast decodes and crops "
-            f"{_times(fast, by_name['decode and crop'])} as fast; pixels alias, so accuracy may "
-            "differ from the recipe's"
-        )
-    if small and one < 0.9 * small.images_per_second:
-        lines.append(
-            f"images stored by `prepare --resize=256` decode and crop "
-            f"{_times(small, by_name['decode and crop'])} as fast; see its --help for the price"
-        )
-    if need:
-        lines.insert(0, _compare(best, need, cores))
+    for stage, subject, price in (
+        (
+            "same, resampling=fast",
+            "--config.data.resampling=fast decodes and crops",
+            "pixels alias, so accuracy may differ from the recipe's",
+        ),
+        (
+            "same, stored at 256",
+            "images stored by `prepare --resize=256` decode and crop",
+            "see its --help for the price",
+        ),
+    ):
+        if crop < 0.9 * speeds.get(stage, 0):
+            lines.append(f"{subject} {speeds[stage] / crop:.1f} times as fast; {price}")
     return lines or ["nothing to change: no other setting is more than 10 % faster"]
-
-
-def _compare(best: Rate, need: float, cores: int) -> str:
-    share = best.images_per_second / need
-    if share >= 1:
-        return f"enough: {share:.1f} times what is needed; input wait should be near 0"
-    per_core = best.images_per_second / min(best.cores, cores)
-    return (
-        f"not enough: {share:.0%} of what is needed, input wait will be near {1 - share:.0%}; "
-        f"that takes {need / per_core:.0f} cores, this machine has {cores}"
-    )
-
-
-def _times(a: Rate, b: Rate) -> str:
-    return f"{a.images_per_second / b.images_per_second:.1f} times"
 
 
 if __name__ == "__main__":

@@ -87,9 +87,9 @@ def reorder(source: Source, order: str) -> Source:
     if order == "name":
         return source
     if order == "number":
-        return _reorder_by_number(source)
-    names = _read_class_list(order)
-    line = {name: i for i, name in enumerate(names)}
+        line = _parse_numbers(source)
+    else:
+        line = {name: i for i, name in enumerate(_read_class_list(order))}
     for name in source.class_names:
         if name not in line:
             raise UserError(
@@ -100,7 +100,7 @@ def reorder(source: Source, order: str) -> Source:
     return Reordered(source, found, [line[name] for name in found])
 
 
-def _reorder_by_number(source: Source) -> Source:
+def _parse_numbers(source: Source) -> dict[str, int]:
     use = "use name, or a file with one class name a line"
     for name in source.class_names:
         if not is_number(name):
@@ -108,14 +108,13 @@ def _reorder_by_number(source: Source) -> Source:
                 f"config.data.class_order = 'number', but class {name!r} of {source.name} is not a "
                 f"number; {use}"
             )
-    found = sorted(source.class_names, key=int)
-    numbers = [int(name) for name in found]
-    if len(set(numbers)) < len(numbers):
+    numbers = {name: int(name) for name in source.class_names}
+    if len(set(numbers.values())) < len(numbers):
         raise UserError(
             f"config.data.class_order = 'number', but two classes of {source.name} are the same "
             f"number; {use}"
         )
-    return Reordered(source, found, numbers)
+    return numbers
 
 
 def is_number(name: str) -> bool:
@@ -214,8 +213,16 @@ def _match(known: KnownClasses, source: Source) -> list[int]:
                 raise _mismatch(known, source, f"{here}, but {known.origin} {there}")
         return numbers
     if len(data) != known.count:
-        unknown_class = source.class_names[by_name.index(None)]
-        raise _mismatch(known, source, _count_difference(known, source, unknown_class))
+        name = source.class_names[by_name.index(None)]
+        difference = (
+            f"class {name!r} of {source.name} is none of the {known.count} of {known.origin}"
+        )
+        if not known.names:
+            difference = (
+                f"{source.name} has {len(data)} classes, and {known.origin} has {known.count}, "
+                "whose names are unknown"
+            )
+        raise _mismatch(known, source, difference)
     comparable = any(is_number(n) or re.fullmatch(r"n\d{8}", n) for n in data)
     unknown = not names or (known.assumed and not comparable)
     numbered = all(is_number(n) and int(n) == i for i, n in enumerate(data))
@@ -231,15 +238,6 @@ def _name_difference(known: KnownClasses, source: Source, label: int) -> str:
         f"class {label} is {source.class_names[label]!r} in {source.name}, but "
         f"{known.names[label]!r} in {known.origin}{why}"
     )
-
-
-def _count_difference(known: KnownClasses, source: Source, name: str) -> str:
-    if not known.names:
-        return (
-            f"{source.name} has {len(source.class_names)} classes, and {known.origin} has "
-            f"{known.count}, whose names are unknown"
-        )
-    return f"class {name!r} of {source.name} is none of the {known.count} of {known.origin}"
 
 
 def _mismatch(known: KnownClasses, source: Source, difference: str) -> UserError:
