@@ -86,7 +86,7 @@ def decode_with_pillow(encoded: bytes, buffer: Callable[[int, int], np.ndarray])
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         gray = np.clip(np.asarray(image).astype(np.int32), 0, 65535)
-        return Image.fromarray((gray // 257).astype(np.uint8)).convert("RGB")
+        image = Image.fromarray((gray // 257).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -29,19 +29,12 @@ _cache_lock = threading.Lock()
 
 
 class Member(NamedTuple):
-    """A file, link or device in a tar.
+    """A file, link or device in a tar."""
 
-    Attributes:
-      name: its path in the archive.
-      offset: of its bytes in the file on disk.
-      size: in bytes.
-      regular: whether it is a file.
-    """
-
-    name: str
-    offset: int
-    size: int
-    regular: bool = True
+    name: str  # path in the archive
+    offset: int  # of its bytes in the file on disk
+    size: int  # bytes
+    regular: bool = True  # whether it is a file
 
 
 def read_tar_members(path: Path, within: Member | None = None) -> Iterator[Member]:
@@ -140,19 +133,12 @@ def _read_row_group(path: str, group: int) -> Any:
 
 
 class Row(NamedTuple):
-    """An image in a parquet file.
+    """An image in a parquet file; its size is approximate."""
 
-    Attributes:
-      name: its path if the file has paths, else its number.
-      label: None if it has none.
-      size: in bytes, approximate.
-      offset: for `read_parquet_image`.
-    """
-
-    name: str
+    name: str  # its path if the file has paths, else its number
     label: int | None
-    size: int
-    offset: int
+    size: int  # bytes
+    offset: int  # for `read_parquet_image`
 
 
 def read_parquet_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
@@ -181,7 +167,11 @@ def read_parquet_rows(path: Path) -> tuple[list[Row], tuple[str, ...]]:
             for row in range(about.num_rows):
                 i = len(rows)
                 rows.append(Row(names[i], labels[i], size, group << _ROW_BITS | row))
-        return rows, _parquet_class_names(file, label)
+        try:  # Hugging Face's metadata
+            about = parse_json((file.schema_arrow.metadata or {})[b"huggingface"])
+            return rows, tuple(about["info"]["features"][label]["names"])
+        except (KeyError, TypeError, ValueError):
+            return rows, ()
 
 
 def _open_parquet(path: Path) -> Any:
@@ -202,12 +192,3 @@ def _find_column(file: Any, wanted: tuple[str, ...], path: str) -> str:
     raise UserError(
         f"{path} has no column {' or '.join(wanted)}; it has {', '.join(names)}: rename one"
     )
-
-
-def _parquet_class_names(file: Any, label: str) -> tuple[str, ...]:
-    """Return the class names in Hugging Face's metadata, () if there are none."""
-    try:
-        about = parse_json((file.schema_arrow.metadata or {})[b"huggingface"])
-        return tuple(about["info"]["features"][label]["names"])
-    except (KeyError, TypeError, ValueError):
-        return ()

@@ -60,8 +60,10 @@ def _find_layout(path: Path, is_wanted: Callable[[str], bool]) -> Layout | None:
         left_out: list[Note] = []
         _find_shards(path, "", suffix, shards, left_out)
         if any(is_wanted(shard) for some in shards.values() for shard in some):
-            splits = {split: partial(_list_split, path, split, shards) for split in shards}
-            return Layout(name, path, splits, left_out=left_out)
+            layout = Layout(name, path, {}, left_out=left_out)
+            for split in shards:
+                layout.splits[split] = partial(_list_split, path, split, shards)
+            return layout
     return None
 
 
@@ -134,13 +136,10 @@ def _describe(names: tuple[str, ...]) -> str:
 
 def _find_missing(shards: list[str]) -> Iterator[Note]:
     """Yield the shards that are missing, by names such as "train-00000-of-00257"."""
-    parts = [re.fullmatch(r"(.*)-(\d+)-of-(\d+)(\..*)", shard) for shard in shards]
-    totals = {(m[1], m[3], m[4]) for m in parts if m}
-    for prefix, total, suffix in sorted(totals):
-        for i in range(int(total)):
-            name = f"{prefix}-{i:0{len(total)}d}-of-{total}{suffix}"
-            if name not in shards:
-                yield Note(name, "is missing: download it again")
+    parts = [re.fullmatch(r"(.*)-\d+-of-(\d+)(\..*)", shard) for shard in shards]
+    for prefix, total, suffix in sorted({match.groups() for match in parts if match}):
+        names = (f"{prefix}-{i:0{len(total)}d}-of-{total}{suffix}" for i in range(int(total)))
+        yield from (Note(x, "is missing: download it again") for x in names if x not in shards)
 
 
 def _find_class_names(path: Path, shards: Shards, split: str, largest: int) -> tuple[str, ...]:
@@ -172,9 +171,7 @@ def _add_tar(split: Split, shard: str) -> None:
     """
     images: dict[str, StoredImage] = {}
     labels: dict[str, int] = {}
-    twice: set[str] = set()
-    names: set[str] = set()
-    last = ""
+    twice, names, last = set[str](), set[str](), ""
     path = split.root / shard
     with path.open("rb") as file:
         for name, offset, size, regular in read_tar_members(path):
@@ -216,10 +213,8 @@ def _add_parquet(split: Split, shard: str) -> tuple[str, ...]:
     """Add the images of a parquet file to a split; return the class names, () if it has none."""
     rows, names = read_parquet_rows(split.root / shard)
     for name, label, size, offset in rows:
-        if label is None:
-            split.problems.append(Note(f"{shard}/{name}", "has no label"))
-        elif abs(label) > _LARGEST:
-            why = f"has label {label}, which is not a class"
+        if label is None or abs(label) > _LARGEST:
+            why = "has no label" if label is None else f"has label {label}, which is not a class"
             split.problems.append(Note(f"{shard}/{name}", why))
         else:
             split.images.append(StoredImage(name, label, size, shard=shard, offset=offset))

@@ -114,7 +114,8 @@ def _require_classes_in_both_slices(source: Source, data: ConfigDict, split: str
     if len(slices) < 2:
         return
     labels = source.labels()
-    odd = np.setxor1d(*(labels[start:stop] for start, stop in slices))
+    train, evaluation = (labels[start:stop] for start, stop in slices)
+    odd = np.setxor1d(train, evaluation)
     if len(odd):
         raise UserError(
             f"config.data.train_split = {data.train_split!r} and config.data.eval_split = "

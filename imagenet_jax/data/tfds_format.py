@@ -23,8 +23,6 @@ from imagenet_jax.files import dump_json, hash_texts
 # compressing them again takes a fifth of the time of preparing and saves nothing.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
-_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-
 
 class ArrayRecordSource:
     """A split of a tfds directory, read directly from its ArrayRecord shards."""
@@ -192,8 +190,9 @@ def write_metadata(
 
     def describe(split: str, lengths: list[int], size: int) -> Any:
         template = tfds.core.ShardedFileTemplate(
-            data_dir=str(directory), dataset_name=directory.parent.name, split=split,
-            filetype_suffix="array_record", template=_TEMPLATE,
+            template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}", split=split,
+            data_dir=str(directory), dataset_name=directory.parent.name,
+            filetype_suffix="array_record",
         )  # fmt: skip
         return tfds.core.SplitInfo(
             name=split, shard_lengths=lengths, num_bytes=size, filename_template=template

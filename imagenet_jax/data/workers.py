@@ -1,5 +1,6 @@
 """Worker processes that end with their parent: of the input pipeline, and pools of tasks."""
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -94,11 +95,8 @@ class Pool:
         try:
             while True:
                 # A few more than workers, so that none waits for its next task.
-                while len(waiting) < self._workers + 2:
-                    call = next(source, None)
-                    if call is None:
-                        break
-                    waiting[self._executor.submit(function, *call[1])] = call[0]
+                for key, arguments in itertools.islice(source, self._workers + 2 - len(waiting)):
+                    waiting[self._executor.submit(function, *arguments)] = key
                 if not waiting:
                     return
                 ready, _ = wait_for(waiting, return_when=FIRST_COMPLETED)
@@ -118,11 +116,11 @@ def _init_pool_worker() -> None:
 
 def _end_with_parent() -> None:
     """End this worker process when its parent ends, for whatever reason."""
-    threading.Thread(target=_exit_after_parent, daemon=True).start()
 
+    def exit_after_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent  # this is a worker
+        parent.join()
+        os._exit(1)  # an orphaned worker would wait for tasks forever
 
-def _exit_after_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent  # this is a worker
-    parent.join()
-    os._exit(1)  # an orphaned worker would wait for tasks forever
+    threading.Thread(target=exit_after_parent, daemon=True).start()

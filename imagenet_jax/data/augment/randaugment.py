@@ -158,7 +158,6 @@ def randaugment(
     num_ops: int = 2,
     magnitude: int = 9,
     interpolation: str = "nearest",
-    fill: tuple[float, ...] | None = None,
 ) -> jax.Array:
     """Apply `num_ops` random operations to each image, all at one bin of magnitude.
 
@@ -171,22 +170,17 @@ def randaugment(
 
     def body(images: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
         operation, signed = _draw(key, table, bins)
-        return apply(images, operation, signed, interpolation, fill), None
+        return apply(images, operation, signed, interpolation), None
 
     return jax.lax.scan(body, images, jax.random.split(key, num_ops))[0]
 
 
-def trivialaugment(
-    images: jax.Array,
-    key: jax.Array,
-    interpolation: str = "nearest",
-    fill: tuple[float, ...] | None = None,
-) -> jax.Array:
+def trivialaugment(images: jax.Array, key: jax.Array, interpolation: str = "nearest") -> jax.Array:
     """Apply one operation to each image u8[B, H, W, 3], at a uniformly drawn bin of magnitude."""
     bin_key, key = jax.random.split(key)
     bins = jax.random.randint(bin_key, images.shape[:1], 0, BINS)
     table = magnitudes("trivialaugment", *images.shape[1:3])
-    return apply(images, *_draw(key, table, bins), interpolation, fill)
+    return apply(images, *_draw(key, table, bins), interpolation)
 
 
 def _draw(key: jax.Array, table: np.ndarray, bins: jax.Array) -> tuple[jax.Array, jax.Array]:
