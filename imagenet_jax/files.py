@@ -81,11 +81,12 @@ def read_json(path: Path) -> Any:
     return parse_json(path.read_text("utf-8"))
 
 
-def read_json_lines(path: Path, *, skip_damaged: bool = False) -> list[Any]:
+def read_json_lines(path: Path, *, skip_torn: bool = True, skip_damaged: bool = False) -> list[Any]:
     """Return the value of each line of a JSON-lines file such as metrics.jsonl.
 
-    An incomplete last line is skipped: it is being written, or its writer was killed. Other lines
-    that are not JSON are skipped if `skip_damaged`.
+    Args:
+      skip_torn: skip an incomplete last line: it is being written, or its writer was killed.
+      skip_damaged: skip every other line that is not JSON as well.
 
     Raises OSError, or ValueError that names the damaged line.
     """
@@ -94,7 +95,7 @@ def read_json_lines(path: Path, *, skip_damaged: bool = False) -> list[Any]:
         try:
             values.append(parse_json(line))
         except ValueError as e:
-            if line.endswith("\n") and not skip_damaged:
+            if not (skip_damaged if line.endswith("\n") else skip_torn):
                 raise ValueError(f"line {number}: {e}") from e
     return values
 

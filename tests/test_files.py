@@ -118,6 +118,8 @@ def test_json_lines_end_before_a_torn_line(tmp_path):
     assert read_json_lines(path) == [{"step": 1}, {"step": 2}]
     path.write_text('{"step": 1}\n{"step": 2')
     assert read_json_lines(path) == [{"step": 1}]
+    with pytest.raises(ValueError, match="line 2"):
+        read_json_lines(path, skip_torn=False)
 
 
 def test_a_damaged_json_line_is_named_or_skipped(tmp_path):
