@@ -5,6 +5,7 @@ import difflib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from imagenet_jax.classify.images import Failure, Prediction, predict_images
 from imagenet_jax.data.augment import normalize
 from imagenet_jax.data.image_files import LooseImage, find_images
 from imagenet_jax.errors import UserError, printable
-from imagenet_jax.explain import layers, methods, pictures
+from imagenet_jax.explain import methods, pictures
 from imagenet_jax.explain.pictures import Explanation, Picture
 from imagenet_jax.progress import announce, track
 from imagenet_jax.training.load_weights import Weights
@@ -31,7 +32,7 @@ class Request:
 
     Attributes:
       methods: any of "gradcam", "occlusion", "guided", "features" and "filters".
-      layer: of Grad-CAM and feature maps, one of `layers.conv_layers`; "": the last.
+      layer: of Grad-CAM and feature maps, one of `methods.conv_layers`; "": the last.
       class_name: a name or an index; "": each image's most likely class.
       square: side of occlusion's square in pixels; 0: a fifth of the image's.
     """
@@ -42,15 +43,21 @@ class Request:
     square: int = 0
 
 
-def build_model(weights: Weights) -> layers.Model:
+def build_model(weights: Weights) -> methods.Model:
     """Return the model with its weights."""
-    graph = model_graph(weights.config.model)
-    return nnx.merge(graph, weights.tree["params"], weights.tree["batch_stats"])
+    tree = weights.tree
+    return nnx.merge(model_graph(weights.config.model), tree["params"], tree["batch_stats"])
+
+
+def normalize_pixels(weights: Weights, pixels: np.ndarray) -> jax.Array:
+    """Return u8[B, H, W, 3] as the model's input."""
+    data, dtype = weights.config.data, weights.config.model.dtype
+    return normalize(jnp.asarray(pixels), data.mean, data.std, dtype)
 
 
 def print_layers(weights: Weights) -> None:
     """Print the names that --layer accepts, from input to output, one per line."""
-    print("\n".join(layers.conv_layers(build_model(weights))))
+    print("\n".join(methods.conv_layers(build_model(weights))))
 
 
 def explain_files(weights: Weights, names: Sequence[str], request: Request, out: Path) -> int:
@@ -63,7 +70,7 @@ def explain_files(weights: Weights, names: Sequence[str], request: Request, out:
     """
     images, failures = find_images(names)
     explanations, undecoded = explain(weights, images, request) if images else ([], [])
-    of_model = [draw_filters(weights)] if "filters" in request.methods else []
+    of_model = [_draw_filters(weights)] if "filters" in request.methods else []
     failures += [failure.reason for failure in undecoded]
     for failure in failures:
         print(f"error: {printable(failure)}", file=sys.stderr)
@@ -86,8 +93,8 @@ def explain(
     Raises UserError for an unknown layer or class, or a square larger than the images.
     """
     model, classes = build_model(weights), weights.config.model.num_classes
-    layer = request.layer or layers.conv_layers(model)[-1]
-    layers.check(model, layer)
+    layer = request.layer or methods.conv_layers(model)[-1]
+    methods.check_layer(model, layer)
     label = _find_label(request.class_name, weights.class_names, classes)
     side = weights.config.eval.image_size
     square = request.square or methods.default_square(side)
@@ -97,17 +104,15 @@ def explain(
 
     def explain_one(prediction: Prediction) -> Explanation:
         place = 0 if label is None else int(np.flatnonzero(prediction.labels == label)[0])
-        zoom = -(-_MIN_SIDE // len(prediction.pixels))
-        data, dtype = weights.config.data, weights.config.model.dtype
-        inputs = normalize(jnp.asarray(prediction.pixels[None]), data.mean, data.std, dtype)
-        enlarged, labels = _enlarge(prediction.pixels, zoom), prediction.labels[place : place + 1]
-        subject = _Subject(enlarged, inputs, labels)
+        inputs = normalize_pixels(weights, prediction.pixels[None])
+        enlarged = _enlarge(prediction.pixels, -(-_MIN_SIDE // len(prediction.pixels)))
+        subject = _Subject(model, enlarged, inputs, prediction.labels[place : place + 1])
         return Explanation(
             prediction.name,
             enlarged,
             prediction.classes[place],
             float(prediction.probabilities[place]),
-            tuple(_draw(m, model, subject, request) for m in request.methods if m != "filters"),
+            tuple(_draw(m, subject, request) for m in request.methods if m != "filters"),
         )
 
     results = list(predict_images(weights, images, top=classes))
@@ -119,41 +124,40 @@ def explain(
     return explanations, [result for result in results if isinstance(result, Failure)]
 
 
-def draw_filters(weights: Weights) -> Picture:
-    """Return the filters of the first convolution as a picture."""
+def _draw_filters(weights: Weights) -> Picture:
     model = build_model(weights)
-    tiles = pictures.filter_tiles(np.asarray(layers.first_kernel(model), np.float32))
-    title = f"filters of {layers.conv_layers(model)[0]}"
+    tiles = pictures.filter_tiles(np.asarray(methods.first_kernel(model), np.float32))
+    title = f"filters of {methods.conv_layers(model)[0]}"
     return Picture("filters", title, pictures.grid(tiles, zoom=6))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Subject:
+class _Subject(NamedTuple):
     """An image to explain: u8[Z * H, Z * W, 3] enlarged pixels, f[1, H, W, 3] input, i[1] label."""
 
+    model: methods.Model
     pixels: np.ndarray
     inputs: jax.Array
     label: np.ndarray
 
 
-def _draw(method: str, model: layers.Model, subject: _Subject, request: Request) -> Picture:
-    given = (model, subject.inputs)
-    zoom = len(subject.pixels) // subject.inputs.shape[1]
+def _draw(method: str, subject: _Subject, request: Request) -> Picture:
+    model, pixels, inputs, label = subject
+    zoom = len(pixels) // inputs.shape[1]
     if method == "gradcam":
-        [heat] = methods.grad_cam(*given, subject.label, request.layer)
-        drawn = pictures.overlay(subject.pixels, _enlarge_smoothly(heat, zoom))
+        [heat] = methods.grad_cam(model, inputs, label, request.layer)
+        drawn = pictures.overlay(pixels, _enlarge_smoothly(heat, zoom))
         title = f"Grad-CAM of {request.layer}"
     elif method == "occlusion":
         square, stride = request.square, methods.default_stride(request.square)
-        [heat] = methods.occlusion(*given, subject.label, square=square, stride=stride)
-        drawn = pictures.signed_overlay(subject.pixels, _enlarge_smoothly(heat, zoom))
+        [heat] = methods.occlusion(model, inputs, label, square=square, stride=stride)
+        drawn = pictures.signed_overlay(pixels, _enlarge_smoothly(heat, zoom))
         title = f"occlusion, {square}x{square}: {-heat.max():+.1%} to {-heat.min():+.1%}"
     elif method == "guided":
-        [gradient] = methods.guided_backpropagation(*given, subject.label)
+        [gradient] = methods.guided_backpropagation(model, inputs, label)
         drawn = _enlarge(pictures.signed(np.asarray(gradient)), zoom)
         title = "guided backpropagation"
     else:
-        maps = np.asarray(layers.activations(*given, request.layer)[0], np.float32)
+        maps = np.asarray(methods.activations(model, inputs, request.layer)[0], np.float32)
         drawn = pictures.feature_maps(maps)
         shown, channels = len(pictures.strongest(maps)), maps.shape[-1]
         count = f"{channels}" if shown == channels else f"{shown} of {channels}"

@@ -1,9 +1,13 @@
-"""Grad-CAM, guided backpropagation and occlusion: what in an image a class's score depends on.
+"""What in an image the score of a class depends on, and what the layers of a model put out.
 
-In all of them, `images` are f[B, H, W, 3], normalized as the model expects, and `labels` i[B] the
-class to explain for each image.
+Grad-CAM, guided backpropagation, occlusion, activations and filters. `images` are f[B, H, W, 3],
+normalized as the model expects, and `labels` i[B] the class to explain for each image. Layers are
+convolutions by torchvision's names. A model is never changed: to read or change the output of a
+convolution, a `Tap` replaces it in a copy that shares the model's arrays.
 """
 
+import difflib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,11 +17,111 @@ from flax import nnx
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.explain import layers
-from imagenet_jax.explain.layers import Array, Model
+from imagenet_jax.models import family
+from imagenet_jax.models.base import Model, Path
+from imagenet_jax.models.layers import StandardizedConv, standardize
+
+Array = jax.Array | np.ndarray
 
 _OCCLUDED_ROWS = 64  # images in a batch of occluded images
 _CALLS = ("jit", "pjit")  # JAX's names, new and old, for a call of a compiled function
+
+
+def conv_layers(model: Model) -> tuple[str, ...]:
+    """Return the name of each convolution from input to output: "conv1", "layer1.0.conv1", ...
+
+    These are torchvision's module names (timm's for BiT). A classifier that is a 1x1 convolution is
+    left out.
+    """
+    return tuple(_paths(model))
+
+
+def check_layer(model: Model, layer: str) -> None:
+    """Raise UserError, with the nearest name, unless `layer` is a convolution of the model."""
+    names = conv_layers(model)
+    if layer in names:
+        return
+    # Norms, linear layers and everything else that holds parameters.
+    paths = [path[:-1] for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
+    is_layer = layer in {family(model.name).torch_name(model.name, path) for path in paths}
+    kind = "a layer of this model, but no convolution" if is_layer else "no layer of this model"
+    near = difflib.get_close_matches(layer, names, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the last is {names[-1]};"
+    raise UserError(f"--layer={layer} is {kind}; {hint} --layer=? lists the convolutions")
+
+
+def activations(model: Model, images: Array, layer: str) -> jax.Array:
+    """Return the output f[B, h, w, K] of the convolution `layer`, before any norm or ReLU.
+
+    Args:
+      images: f[B, H, W, 3], normalized as the model expects.
+    Raises UserError if the model has no such layer.
+    """
+    check_layer(model, layer)
+    return _activations(*nnx.split(model), images, layer=layer)
+
+
+def first_kernel(model: Model) -> jax.Array:
+    """Return the filters f32[kh, kw, 3, K] of the first convolution, standardized if it does so."""
+    conv = _at(model, next(iter(_paths(model).values())))
+    kernel = conv.kernel[...]
+    return standardize(kernel) if isinstance(conv, StandardizedConv) else kernel
+
+
+class Tap(nnx.Module):
+    """A convolution followed by a function."""
+
+    def __init__(self, conv: nnx.Conv, change: Callable[[jax.Array], jax.Array]):
+        self.conv, self.change = conv, change
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.change(self.conv(x))
+
+
+def add_tap(model: Model, layer: str, change: Callable[[jax.Array], jax.Array]) -> Model:
+    """Return a copy of the model in which the output of a convolution goes through `change`.
+
+    The copy shares the model's arrays.
+    """
+    copy, path = nnx.merge(*nnx.split(model)), _paths(model)[layer]
+    parent, tap = _at(copy, path[:-1]), Tap(_at(copy, path), change)
+    if isinstance(parent, nnx.List | nnx.Dict):
+        parent[path[-1]] = tap
+    else:
+        setattr(parent, path[-1], tap)
+    return copy
+
+
+@jax.jit(static_argnames=("graph", "layer"))
+def _activations(graph: nnx.GraphDef, state: nnx.State, images: Array, layer: str) -> jax.Array:
+    seen = []
+
+    def record(output: jax.Array) -> jax.Array:
+        seen.append(output)
+        return output
+
+    add_tap(nnx.merge(graph, state), layer, record)(images, train=False)
+    return seen[0]
+
+
+def _paths(model: Model) -> dict[str, Path]:
+    """Return where each convolution is, by its name, from input to output."""
+    own = family(model.name)
+    paths = [path for path, module in nnx.iter_modules(model) if isinstance(module, nnx.Conv)]
+
+    def position(path: Path) -> tuple[int, Path]:
+        inside = [any(path[: len(place)] == place for place in group) for group in own.groups]
+        return inside.index(True), path
+
+    ordered = sorted(paths, key=position)
+    return {own.torch_name(model.name, path): path for path in ordered if path != own.head}
+
+
+def _at(module: Any, path: Path) -> Any:
+    for key in path:
+        indexed = isinstance(module, nnx.List | nnx.Dict)
+        module = module[key] if indexed else getattr(module, key)
+    return module
 
 
 @nnx.jit(static_argnames="layer")
@@ -29,7 +133,7 @@ def grad_cam(model: Model, images: jax.Array, labels: Array, layer: str) -> jax.
     its maximum. A map without positive values stays 0.
 
     Args:
-      layer: one of `layers.conv_layers`; its output before norm and ReLU is used.
+      layer: one of `conv_layers`; its output before norm and ReLU is used.
     Raises UserError if the model has no such layer.
     """
     outputs, gradients = outputs_and_gradients(model, images, labels, layer)
@@ -48,7 +152,7 @@ def outputs_and_gradients(
 
     Arguments and errors are those of `grad_cam`.
     """
-    output = jax.eval_shape(lambda x: layers.activations(model, x, layer), images)
+    output = jax.eval_shape(lambda x: activations(model, x, layer), images)
 
     def sum_logits(added: jax.Array) -> tuple[jax.Array, jax.Array]:
         seen = []
@@ -57,7 +161,7 @@ def outputs_and_gradients(
             seen.append(value)
             return value + added
 
-        logits = layers.tapped(model, {layer: change})(images, train=False)
+        logits = add_tap(model, layer, change)(images, train=False)
         return _select(logits, labels).sum(), seen[0]
 
     # d/d(output) equals d/d(added) at added = 0. Images do not affect each other's logits.

@@ -11,9 +11,8 @@ import numpy as np
 from imagenet_jax.classify.by_class import ByClass, Reliability, by_class, reliability
 from imagenet_jax.classify.images import Predictions, predict_split
 from imagenet_jax.data import pipeline, sources
-from imagenet_jax.data.augment import normalize
-from imagenet_jax.explain import layers, methods, pictures
-from imagenet_jax.explain.explain import build_model
+from imagenet_jax.explain import methods, pictures
+from imagenet_jax.explain.explain import build_model, normalize_pixels
 from imagenet_jax.progress import announce
 from imagenet_jax.training.load_weights import Weights
 
@@ -210,15 +209,14 @@ def _explain(weights: Weights, samples: Sequence[Sample], outputs: np.ndarray) -
 
     `outputs` i[N] are the model's outputs for the predicted classes.
     """
-    config, model = weights.config, build_model(weights)
-    pixels = jnp.asarray(np.stack([sample.pixels for sample in samples]))
-    images = normalize(pixels, config.data.mean, config.data.std, config.model.dtype)
-    names = layers.conv_layers(model)
-    kernel = np.asarray(layers.first_kernel(model), np.float32)
+    model = build_model(weights)
+    images = normalize_pixels(weights, np.stack([sample.pixels for sample in samples]))
+    names = methods.conv_layers(model)
+    kernel = np.asarray(methods.first_kernel(model), np.float32)
     heats = np.asarray(methods.grad_cam(model, images, jnp.asarray(outputs), names[-1]))
     feature_maps = []
     for i in np.unique(np.linspace(0, len(names) - 1, _LAYERS).round().astype(int)):
-        maps = np.asarray(layers.activations(model, images[:1], names[i])[0], np.float32)
+        maps = np.asarray(methods.activations(model, images[:1], names[i])[0], np.float32)
         scaled = np.round(255 * pictures.scale_channels(maps, _CHANNELS)).astype(np.uint8)
         feature_maps.append(LayerImages(names[i], scaled, maps.shape[-1]))
     filters = pictures.filter_tiles(kernel[..., :_FILTERS])

@@ -9,7 +9,7 @@ from flax import nnx
 
 from imagenet_jax import models
 from imagenet_jax.errors import UserError
-from imagenet_jax.explain import layers
+from imagenet_jax.explain import methods
 from imagenet_jax.weights import torch_names
 
 
@@ -36,7 +36,7 @@ def test_convolutions_are_the_four_dimensional_weights_of_the_state_dict(name, f
     ]
     state_dict = torch_names.to_torch(*arrays, config)
     kernels = {key.removesuffix(".weight") for key, x in state_dict.items() if x.ndim == 4}
-    names = layers.conv_layers(model)
+    names = methods.conv_layers(model)
     assert set(names) == kernels - {"head.fc"}
     assert len(set(names)) == len(names)
 
@@ -51,7 +51,7 @@ def test_convolutions_are_the_four_dimensional_weights_of_the_state_dict(name, f
     ],
 )
 def test_layers_go_from_input_to_output(name, ends):
-    names = layers.conv_layers(abstract(name, **({"width": 0.5} if "bit" in name else {}))[1])
+    names = methods.conv_layers(abstract(name, **({"width": 0.5} if "bit" in name else {}))[1])
     assert (names[0], names[-1]) == ends
 
 
@@ -66,7 +66,7 @@ def test_layers_go_from_input_to_output(name, ends):
 )
 def test_what_is_no_convolution_is_refused(name, words):
     with pytest.raises(UserError) as caught:
-        layers.check(abstract("resnet18")[1], name)
+        methods.check_layer(abstract("resnet18")[1], name)
     for word in words:
         assert word in str(caught.value)
 
@@ -84,7 +84,7 @@ def test_activations_are_those_of_the_convolution_alone(small_vgg):
                     padded[b, ..., i], kernel[..., i, o], mode="valid"
                 )
     expected += np.asarray(conv.bias[...])
-    found = layers.activations(small_vgg, images, "features.0")
+    found = methods.activations(small_vgg, images, "features.0")
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -92,8 +92,8 @@ def test_a_model_with_a_tap_leaves_the_model_alone(small_vgg):
     def doubled(x):
         return 2 * x
 
-    other = layers.tapped(small_vgg, {"features.3": doubled})
-    assert isinstance(other.features[1][0].conv, layers.Tap)
+    other = methods.add_tap(small_vgg, "features.3", doubled)
+    assert isinstance(other.features[1][0].conv, methods.Tap)
     assert isinstance(small_vgg.features[1][0].conv, nnx.Conv)
 
 
@@ -102,4 +102,4 @@ def test_first_filters_are_standardised_where_the_model_does_so():
     raw = np.random.default_rng(0).normal(2, 3, (7, 7, 3, 32)).astype(np.float32)
     model.stem["conv"].kernel = nnx.Param(raw)
     expected = (raw - raw.mean((0, 1, 2))) / raw.std((0, 1, 2))
-    np.testing.assert_allclose(layers.first_kernel(model), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(methods.first_kernel(model), expected, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.explain import layers, methods
+from imagenet_jax.explain import methods
 
 LABELS = np.array([2, 5])
 LAYER = "features.0"  # as large as the image, so no map is resized
@@ -53,7 +53,7 @@ def test_gradients_equal_finite_differences(small_vgg, images, slopes):
 
 
 def test_grad_cam_follows_the_equations(small_vgg, images, slopes):
-    outputs = np.asarray(layers.activations(small_vgg, images, LAYER), np.float64)
+    outputs = np.asarray(methods.activations(small_vgg, images, LAYER), np.float64)
     maps = methods.grad_cam(small_vgg, images, LABELS, LAYER)
     for output, slope, found in zip(outputs, slopes, maps, strict=True):
         weights = slope / (32 * 32)  # equation 1

@@ -10,7 +10,7 @@ from flax import nnx
 
 from imagenet_jax import models
 from imagenet_jax.config import fields
-from imagenet_jax.explain import layers, methods
+from imagenet_jax.explain import methods
 from imagenet_jax.weights import torch_names
 
 torch = pytest.importorskip("torch")
@@ -78,7 +78,7 @@ def close(found, expected, table, row, column):
 def test_layers_are_the_convolutions_of_torchvision(pair):
     _, theirs, ours = pair
     expected = [n for n, m in theirs.named_modules() if isinstance(m, torch.nn.Conv2d)]
-    assert list(layers.conv_layers(ours)) == expected
+    assert list(methods.conv_layers(ours)) == expected
 
 
 def test_grad_cam_is_that_of_hooks(pair, images, parity_table):
