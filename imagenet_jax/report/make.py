@@ -1,14 +1,29 @@
-"""Reports on runs: reads the workdirs, then writes the page, figures and Markdown."""
+"""Reports on runs: reads the workdirs, then writes the page, figures and Markdown.
 
+The page is one HTML file that loads nothing from the network.
+"""
+
+import dataclasses
 import os
 from collections.abc import Callable, Sequence
+from importlib import resources
 from pathlib import Path
 
+from plotly.offline import get_plotlyjs
+
 from imagenet_jax.errors import UserError, writing
-from imagenet_jax.files import write_atomically
-from imagenet_jax.report import figures, page, tables
-from imagenet_jax.report.read import read_run
+from imagenet_jax.files import dump_json, write_atomically
+from imagenet_jax.formatting import escape
+from imagenet_jax.report import charts, figures, tables
+from imagenet_jax.report.read import Run, read_run
+from imagenet_jax.report.sections import make_sections
 from imagenet_jax.runtime.workdir import read_config
+
+# The page may load nothing, so neither can text in it that looks like markup.
+_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data: blob:; connect-src 'none'"
+)
 
 
 def make_report(
@@ -39,7 +54,7 @@ def make_report(
             print(f"  without curves: {workdir / 'metrics.jsonl'} has no lines yet")
         runs.append(run)
     if "out" in outputs:
-        _write("out", outputs["out"], page.make_page(runs))
+        _write("out", outputs["out"], make_page(runs))
     if "png" in outputs:
         for path, draw in figures.plan_figures(runs, outputs["png"]).items():
             _write("png", path, draw)
@@ -75,3 +90,51 @@ def _write(flag: str, path: Path, content: str | Callable[[Path], object]) -> No
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
     print(path, flush=True)
+
+
+def make_page(runs: Sequence[Run]) -> str:
+    """Return the page, about 5 MB with plotly.js."""
+    sections = make_sections(runs)
+    links = "".join(f'<li><a href="#{s.key}">{escape(s.title)}</a></li>' for s in sections)
+    title = escape(" / ".join(run.name for run in runs))
+    separator = ": " if len(runs) > 1 else "<br>"
+    summary = "".join(
+        f'<p class="muted">{escape(run.workdir)}{separator}{escape(dict(run.recipe)["model"])}; '
+        f"{escape(run.status)}</p>"
+        for run in runs
+    )
+    data = {
+        "runs": [run.name for run in runs],
+        "hidden_roles": charts.find_hidden_roles(runs),
+        "charts": [dataclasses.asdict(chart) for section in sections for chart in section.charts],
+    }
+    embedded = dump_json(data, separators=(",", ":"))
+    for character in "<>&":  # which could end the <script> element around the JSON
+        embedded = embedded.replace(character, f"\\u{ord(character):04x}")
+    return "\n".join(
+        (
+            '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            '<meta name="viewport" content="width=device-width, initial-scale=1">',
+            '<meta name="color-scheme" content="light dark">',
+            '<link rel="icon" href="data:,">',
+            f"<title>{title}</title>",
+            f"<style>{_read_file('style.css')}</style></head><body>",
+            f"<header><h1>{title}</h1>{summary}</header>",
+            f"<nav aria-label='sections'><ul>{links}</ul></nav><main>",
+            *(
+                f'<section id="{s.key}"><h2>{escape(s.title)}</h2>{s.body}</section>'
+                for s in sections
+            ),
+            "</main><footer>Made by imagenet_jax.report. This file includes plotly.js (MIT "
+            "license), which draws the charts.</footer>",
+            f'<script type="application/json" id="report-data">{embedded}</script>',
+            f"<script>{get_plotlyjs()}</script>",
+            f"<script>{_read_file('page.js')}</script>",
+            "</body></html>\n",
+        )
+    )
+
+
+def _read_file(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from report_runs import probabilities_of, run_of
 from sklearn.metrics import precision_recall_fscore_support
 
 from imagenet_jax.classify.by_class import reliability
-from imagenet_jax.report import charts, figures, page, tables
+from imagenet_jax.report import charts, figures, make, tables
 from imagenet_jax.training.metrics import METRICS, Metric
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{b}|`*_"
@@ -58,7 +58,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def single():
     run = run_of()
-    return run, Page(page.make_page([run]))
+    return run, Page(make.make_page([run]))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_results_show_the_last_and_the_best_evaluation(single):
 def test_a_non_finite_evaluation_is_never_the_best(bad):
     run = run_of(best_metric="loss")
     lines = [x | ({"loss": bad} if x["step"] in (100, 400) else {}) for x in run.evaluations]
-    shown = Page(page.make_page([run_of(best_metric="loss", evaluations=lines)]))
+    shown = Page(make.make_page([run_of(best_metric="loss", evaluations=lines)]))
     rows = [row for row in shown.rows if row[0].startswith(("last", "best by loss"))]
     assert [row[5] for row in rows] == ["400", "400", "200", "200"]  # 1 - top1 is least at 200
 
@@ -148,7 +148,7 @@ def test_names_are_never_markup():
     run = run_of(HOSTILE, class_names=names, status=HOSTILE, workdir=HOSTILE)
     config = run.config | {HOSTILE: HOSTILE}
     runs = [run, run_of("other", seed=1, config=config, missing=HOSTILE, predicted=None)]
-    shown = Page(page.make_page(runs))
+    shown = Page(make.make_page(runs))
     assert shown.tags.count("script") == 3
     assert not [a for a in shown.attributes if a[1].startswith("on")]
     sources = [value for tag, name, value in shown.attributes if name == "src"]
@@ -168,11 +168,11 @@ def test_the_page_loads_nothing(single):
 
 
 def test_the_class_table_is_limited_and_the_page_says_so():
-    shown = Page(page.make_page([run_of(classes=1000)]))
+    shown = Page(make.make_page([run_of(classes=1000)]))
     assert sum(row[0].startswith("kind ") for row in shown.rows) >= 1000
     assert "classes of lowest F1" not in shown.text
     assert "confusion-0" not in shown.charts
-    shown = Page(page.make_page([run_of(classes=2100)]))
+    shown = Page(make.make_page([run_of(classes=2100)]))
     assert "The 2,000 classes of lowest F1 of 2,100 are shown" in shown.text
 
 
@@ -182,7 +182,7 @@ def test_long_curves_are_thinned_and_the_page_says_so():
         for i in range(1, 9001)
     ]
     run = run_of(metrics=lines, evaluations=[])
-    shown = Page(page.make_page([run]))
+    shown = Page(make.make_page([run]))
     (line,) = shown.charts["loss"]["series"]
     assert line["y"][0] is None
     assert line["y"][1:] == [1 / i for i in range(4, 9001, 3)]
@@ -191,7 +191,7 @@ def test_long_curves_are_thinned_and_the_page_says_so():
 
 def test_each_section_says_what_is_missing():
     run = run_of(metrics=[], evaluations=[], predicted=None, explained=None, missing="no data here")
-    shown = Page(page.make_page([run]))
+    shown = Page(make.make_page([run]))
     assert shown.text.count("Not available: no data here") == 7
     assert "has no lines yet" in shown.text
     assert shown.data["charts"] == []
@@ -199,7 +199,7 @@ def test_each_section_says_what_is_missing():
 
 def test_several_runs_are_compared():
     runs = [run_of("a", 0), run_of("b", 1)]
-    shown = Page(page.make_page(runs))
+    shown = Page(make.make_page(runs))
     assert [s["run"] for s in shown.charts["grad_norm"]["series"]] == [0, 1]
     assert ["seed", "0", "1"] in shown.rows
     (row,) = [row for row in shown.rows if row[0] == "top-1, last"]
@@ -263,7 +263,7 @@ def test_a_new_metric_is_in_tables_and_charts(monkeypatch, tmp_path):
     for run in runs:
         for i, line in enumerate(run.evaluations):
             line["perplexity"] = 1.5 + i
-    shown = Page(page.make_page(runs))
+    shown = Page(make.make_page(runs))
     assert [len(s["y"]) for s in shown.charts["perplexity"]["series"]] == [4] * 4
     assert shown.charts["perplexity"]["y_title"] == "perplexity"
     (head, *_) = [row for row in shown.rows if row[0] == "checkpoint"]
@@ -277,7 +277,7 @@ def test_a_new_metric_is_in_tables_and_charts(monkeypatch, tmp_path):
 def test_values_of_configs_are_formatted():
     config = run_of().config | {"eval.flip": True, "tags": {"a": 1.0, "b": [1, 1, 2]}, "empty": ()}
     run = run_of(config=config, provenance={"git_dirty": False, "packages": {"jax": "0.10"}})
-    rows = Page(page.make_page([run])).rows
+    rows = Page(make.make_page([run])).rows
     for row in (
         ["eval.flip", "true"], ["tags", "a: 1, b: 2 x 1, 2"], ["empty", "none"],
         ["git_dirty", "false"], ["packages.jax", "0.10"], ["optim.base_lr", "0.1"],

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from report_runs import run_of
 
-from imagenet_jax.report import page
+from imagenet_jax.report import make
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(
@@ -52,7 +52,7 @@ def pages(tmp_path_factory):
         "two": [run_of("a", 0), run_of(long_name, 1)],
     }
     for name, some in runs.items():
-        (directory / f"{name}.html").write_text(page.make_page(some), encoding="utf-8")
+        (directory / f"{name}.html").write_text(make.make_page(some), encoding="utf-8")
     return directory
 
 
