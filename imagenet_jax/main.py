@@ -60,12 +60,12 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.train import train
 
     config = config_io.load(args.config, overrides)
+    say(f"opening the data of {args.config} and creating the model ...")
     if args.dry_run:
         from imagenet_jax.debug.dry_run import dry_run
 
         dry_run(config)
         return 0
-    say(f"opening the data of {args.config} and creating the model ...")
     processes.connect(args.coordinator, args.num_processes, args.process_id)
     workdir = expand_user(args.workdir)
     return train(config, workdir, strict_restore=args.strict_restore, quiet=args.quiet)

@@ -16,9 +16,10 @@ from rich.table import Table
 
 from imagenet_jax import config as config_io
 from imagenet_jax.classify.by_class import write_by_class
+from imagenet_jax.classify.images import watch
 from imagenet_jax.errors import expand_user, writing
 from imagenet_jax.files import dump_json, write_json
-from imagenet_jax.progress import announce, track
+from imagenet_jax.progress import announce
 from imagenet_jax.runtime.integrity import RemovedCheckpoint
 from imagenet_jax.runtime.lock import is_training
 from imagenet_jax.runtime.processes import is_first, require_same, run_on_first
@@ -29,7 +30,7 @@ from imagenet_jax.runtime.workdir import (
     read_config,
     result_stem,
 )
-from imagenet_jax.training.evaluate import Batches, Evaluator, Result
+from imagenet_jax.training.evaluate import Evaluator, Result
 from imagenet_jax.training.experiment import Evaluation, make_evaluation
 from imagenet_jax.training.load_weights import (
     known_to_file,
@@ -96,17 +97,19 @@ def evaluate_workdir(
     evaluate.
     """
     config = read_config(workdir, overrides)
-    evaluation = make_evaluation(config, known=known_to_run(workdir, config))
+    with announce("opening the data", quiet=not is_first()):
+        evaluation = make_evaluation(config, known=known_to_run(workdir, config))
     require_same({"config": config.to_dict(), "data": evaluation.source.fingerprint})
     checkpoints = open_to_read(workdir, config)
     evaluator = Evaluator(evaluation)
 
     def evaluate(state: TrainState, step: int) -> Result:
-        results = evaluator(state, lambda batches: watch(batches, evaluation))
+        results = evaluator(state, lambda batches: watch(batches, evaluation, "evaluating"))
         return write_result(workdir, step, evaluation, results)
 
-    while follow and run_on_first(lambda: is_training(workdir) and not checkpoints.steps()):
-        time.sleep(_POLL_SECONDS)
+    with announce("waiting for the first checkpoint", quiet=not is_first()):
+        while follow and run_on_first(lambda: is_training(workdir) and not checkpoints.steps()):
+            time.sleep(_POLL_SECONDS)
     with announce("reading the checkpoint", quiet=not is_first()):
         state, last = checkpoints.restore_chosen(evaluation.abstract, checkpoint)
     yield evaluate(state, last)
@@ -116,7 +119,11 @@ def evaluate_workdir(
         return next((step for step in checkpoints.steps() if step > last), None), running
 
     while follow:
-        step, running = run_on_first(find_next)
+        with announce("waiting for the next checkpoint", quiet=not is_first()):
+            step, running = run_on_first(find_next)
+            while step is None and running:
+                time.sleep(_POLL_SECONDS)
+                step, running = run_on_first(find_next)
         if step is not None:
             last = step
             try:
@@ -126,8 +133,6 @@ def evaluate_workdir(
                     print(f"checkpoint {step} was removed before it was read", file=sys.stderr)
                 continue
             yield evaluate(state, step)
-        elif running:
-            time.sleep(_POLL_SECONDS)
         else:
             return
 
@@ -142,8 +147,10 @@ def evaluate_file(file: Path, config: ConfigDict, key: str = "") -> Result:
     the file were chosen, renamed or skipped. Raises UserError if the file does not fit the model,
     or the data does not fit the config.
     """
-    tree, content = read_file(file, config, key)
-    evaluation = make_evaluation(config, known=known_to_file(file, config))
+    with announce("reading the weights", quiet=not is_first()):
+        tree, content = read_file(file, config, key)
+    with announce("opening the data", quiet=not is_first()):
+        evaluation = make_evaluation(config, known=known_to_file(file, config))
     require_same(
         {
             "config": config.to_dict(),
@@ -153,20 +160,12 @@ def evaluate_file(file: Path, config: ConfigDict, key: str = "") -> Result:
     )
     placed = place(tree, config, evaluation.mesh)
     state = TrainState(step=jax.numpy.int32(0), opt_state=None, ema=None, **placed)
-    (result,) = Evaluator(evaluation)(state, lambda batches: watch(batches, evaluation))
+    (result,) = Evaluator(evaluation)(
+        state, lambda batches: watch(batches, evaluation, "evaluating")
+    )
     result["weights"] = "ema" if content.is_ema else "raw"
     record = _make_record(0, evaluation, [result]) | {"file": str(file)}
     return record | ({"note": content.note} if content.note else {})
-
-
-def watch(batches: Batches, evaluation: Evaluation) -> Batches:
-    """Yield the batches of an evaluation, and show its progress on standard error."""
-    config, quiet = evaluation.config, not is_first()
-    with announce("compiling the model", quiet=quiet):
-        yield next(batches)
-    size, total = config.eval.batch_size, len(evaluation.source)
-    stage = f"evaluating {config.data.eval_split}"
-    yield from track(batches, stage, total, size=size, already=size, quiet=quiet)
 
 
 def write_result(workdir: Path, step: int, evaluation: Evaluation, results: list[Result]) -> Result:

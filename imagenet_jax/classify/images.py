@@ -15,8 +15,8 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.progress import announce, track
 from imagenet_jax.runtime import xla
 from imagenet_jax.runtime.processes import is_first
-from imagenet_jax.training.evaluate import eval_batches, predict
-from imagenet_jax.training.experiment import make_evaluation
+from imagenet_jax.training.evaluate import Batches, eval_batches, predict
+from imagenet_jax.training.experiment import Evaluation, make_evaluation
 from imagenet_jax.training.load_weights import Weights
 from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import model_graph
@@ -157,14 +157,8 @@ def predict_split(weights: Weights, fingerprint: str = "") -> Predictions:
             f"differently (fingerprint {source.fingerprint}, not {fingerprint}); give their folder "
             "with --config.data.path=DIR"
         )
-    step, size, quiet = _compile(weights, outputs), config.eval.batch_size, not is_first()
-    batches = track(
-        eval_batches(evaluation),
-        f"classifying {config.data.eval_split}",
-        len(source),
-        size=size,
-        quiet=quiet,
-    )
+    step, size = _compile(weights, outputs), config.eval.batch_size
+    batches = watch(eval_batches(evaluation), evaluation, "classifying")
     indices, labels, probabilities = [], [], []
     for k, batch in enumerate(batches):
         batch.pop("skipped", None)
@@ -183,6 +177,16 @@ def predict_split(weights: Weights, fingerprint: str = "") -> Predictions:
         class_names=tuple(names[i] for i in outputs) if names else source.class_names,
         outputs=outputs,
     )
+
+
+def watch(batches: Batches, evaluation: Evaluation, work: str) -> Batches:
+    """Yield the batches of an evaluation, and show the progress of `work` on standard error."""
+    config, quiet = evaluation.config, not is_first()
+    with announce("compiling the model", quiet=quiet):
+        yield next(batches)
+    size, total = config.eval.batch_size, len(evaluation.source)
+    stage = f"{work} {config.data.eval_split}"
+    yield from track(batches, stage, total, size=size, already=size, quiet=quiet)
 
 
 def _compile(weights: Weights, outputs: np.ndarray | None = None) -> jax.stages.Wrapped:

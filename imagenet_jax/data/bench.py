@@ -21,6 +21,7 @@ from rich.table import Table
 from imagenet_jax import cli
 from imagenet_jax.errors import UserError
 from imagenet_jax.files import dump_json
+from imagenet_jax.progress import announce
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -82,10 +83,11 @@ def measure(config: "ConfigDict", seconds: float) -> list[Rate]:
     The stages on one core all take the same records, in whole passes, so that their rates compare.
     The stage that runs is printed to standard error.
     """
-    import numpy as np
+    with announce("loading JAX"):
+        import numpy as np
 
-    from imagenet_jax.data import decode, pipeline, sources
-    from imagenet_jax.data.sampler import record_uniforms
+        from imagenet_jax.data import decode, pipeline, sources
+        from imagenet_jax.data.sampler import record_uniforms
 
     data = config.data
     _announce("opening the data")

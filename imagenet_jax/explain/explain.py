@@ -77,8 +77,9 @@ def explain_files(weights: Weights, names: Sequence[str], request: Request, out:
     if explanations or not names:
         is_sheet = out.suffix.lower() == ".png"
         write = pictures.write_sheet if is_sheet else pictures.write_folder
-        for path in write(out, explanations, of_model):
-            print(path)
+        with announce(f"writing {out}"):
+            paths = write(out, explanations, of_model)
+        print(*paths, sep="\n")
     return 1 if failures else 0
 
 

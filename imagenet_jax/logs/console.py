@@ -176,6 +176,11 @@ class ConsoleWriter(Writer):
         # Keep the cursor visible: a killed process could not restore it.
         self._console.show_cursor(True)
 
+    @property
+    def prints_lines(self) -> bool:
+        """Whether a line is printed for each point, because there is no panel."""
+        return not (self._quiet or self._silent or self._live)
+
     def say(self, text: str) -> None:
         """Print a line, above the panel."""
         if not self._quiet:

@@ -20,6 +20,7 @@ from imagenet_jax.formatting import counted
 from imagenet_jax.logs.console import ConsoleWriter, Panel
 from imagenet_jax.logs.throughput import Throughput, memory_limit, peak_flops, peak_memory
 from imagenet_jax.logs.writers import JsonlWriter, Values, Writers
+from imagenet_jax.progress import announce
 from imagenet_jax.runtime import processes
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.data_position import (
@@ -145,7 +146,8 @@ class Recorder(Writers):
     def evaluating(self) -> Iterator[None]:
         """Show on the console that an evaluation is running."""
         self._panel.status = "evaluating"
-        yield
+        with announce("evaluating", quiet=not self._console.prints_lines):
+            yield
         self._panel.status = "training"
 
     def step(self, step: int, metrics: dict[str, jax.Array], skipped: list[str]) -> None:

@@ -14,6 +14,7 @@ from plotly.offline import get_plotlyjs
 from imagenet_jax.errors import UserError, writing
 from imagenet_jax.files import dump_json, write_atomically
 from imagenet_jax.formatting import escape
+from imagenet_jax.progress import announce
 from imagenet_jax.report import charts, figures, tables
 from imagenet_jax.report.read import Run, read_run
 from imagenet_jax.report.sections import make_sections
@@ -86,7 +87,7 @@ def _require_writable(flag: str, path: Path) -> None:
 
 
 def _write(flag: str, path: Path, content: str | Callable[[Path], object]) -> None:
-    with writing(f"--{flag}={path}"):
+    with writing(f"--{flag}={path}"), announce(f"writing {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)
     print(path, flush=True)

@@ -136,6 +136,9 @@ def predict_and_explain(
     of_label = probabilities[np.arange(len(labels)), labels]
     more_likely = (probabilities > of_label[:, None]).sum(axis=1)
     classes = by_class(labels, probabilities, found.class_names)
+    with announce("reading the images to show"):
+        pairs = _find_pairs(classes, labels[wrong], guesses[wrong], lambda i: load(wrong[i]))
+        mistakes = load(wrong[:_MISTAKES])
     predicted = Predicted(
         step=step,
         weights="ema" if config.ema.decay > 0 else "raw",
@@ -145,8 +148,8 @@ def predict_and_explain(
         top5=float((more_likely < 5).mean()),
         by_class=classes,
         reliability=reliability(labels, probabilities),
-        pairs=_find_pairs(classes, labels[wrong], guesses[wrong], lambda rows: load(wrong[rows])),
-        mistakes=load(wrong[:_MISTAKES]),
+        pairs=pairs,
+        mistakes=mistakes,
         wrong=len(wrong),
     )
     right = np.flatnonzero(guesses == labels)

@@ -88,6 +88,7 @@ def read_run(
     evaluations = _read_evaluations(workdir, metrics)
     with announce("opening the training data"):
         lengths = _find_lengths(here, metrics)
+        recipe = describe_recipe(config, lengths.images, lengths.steps)
     predicted, explained, missing = None, None, ""
     try:
         if not has_checkpoint(workdir):
@@ -106,7 +107,7 @@ def read_run(
         workdir=str(workdir),
         status=_describe_status(workdir, metrics, lengths.steps),
         config=flatten(config),
-        recipe=describe_recipe(config, lengths.images, lengths.steps),
+        recipe=recipe,
         provenance=_read_object(workdir / "provenance.json"),
         metrics=metrics,
         evaluations=evaluations,
