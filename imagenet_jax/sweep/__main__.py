@@ -40,11 +40,7 @@ def main(argv: Sequence[str]) -> int:
     run("--dry_run", action="store_true", help="print the commands without running them")
     table = parser.add_argument_group("show results").add_argument
     table("--table", action="store_true", help="print means and differences over the seeds")
-    table(
-        "--metric",
-        metavar="NAME",
-        help="a metric of the evaluation: top1 (default), top5, loss, ...",
-    )
+    table("--metric", metavar="NAME", help="of the evaluation: top1 (default), top5, loss, ...")
     table("--baseline", metavar="SETTING", help="the setting to compare the others with")
     table("--format", choices=("text", "markdown", "latex", "csv"), help="of the table")
     table("--plot", metavar="FILE", help="also write a plot: .png, .pdf or .svg")
@@ -58,14 +54,12 @@ def main(argv: Sequence[str]) -> int:
 
     if args.table:
         from imagenet_jax.sweep.results import read_results
-        from imagenet_jax.sweep.table import render
+        from imagenet_jax.sweep.show_results import format_table, plot_sweep
 
         metric = args.metric or "top1"
         rows, notes = read_results(out, metric, args.baseline)
-        print(render(rows, metric, notes, args.format or "text"), end="", flush=True)
+        print(format_table(rows, metric, notes, args.format or "text"), end="", flush=True)
         if args.plot:
-            from imagenet_jax.sweep.plot import plot_sweep
-
             plot_sweep(rows, metric, expand_user(args.plot))
         return 0
 

@@ -1,8 +1,18 @@
-"""The results of a sweep, from the files of its trials."""
+"""The results of a sweep: read from the files of its trials, and compared between settings.
 
+Statistics over a few seeds: Student's intervals, paired t-tests, Holm's correction. None stands for
+a quantity that so few values do not determine.
+"""
+
+import itertools
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from scipy import special
 
 from imagenet_jax import config as config_io
 from imagenet_jax.errors import UserError
@@ -11,9 +21,75 @@ from imagenet_jax.runtime.provenance import describe_code
 from imagenet_jax.sweep import folder
 from imagenet_jax.sweep.folder import State
 from imagenet_jax.sweep.plan import Plan, Setting, Trial, format_value, short_name
-from imagenet_jax.sweep.statistics import Row, SettingResult, compare
-from imagenet_jax.sweep.table import axis_label
 from imagenet_jax.training.metrics import METRICS
+
+CONFIDENCE = 0.95
+SIGNIFICANT = 0.05
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and spread of a sample, or of the differences of two paired samples.
+
+    Attributes:
+      mean: NaN if a value is NaN or infinite.
+      deviation: the standard deviation with n - 1 in the denominator; None for a single value and
+        if the mean is NaN.
+      half_width: of the 95 % confidence interval of the mean, t * s / sqrt(n) (Student 1908).
+      p: of differences: the two-sided paired t-test of a mean of 0. None for one pair and for equal
+        differences, whose t is undefined.
+    """
+
+    count: int
+    mean: float
+    deviation: float | None
+    half_width: float | None
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class SettingResult:
+    """The results of one setting.
+
+    Attributes:
+      name: of the setting.
+      values: {column: text} of the swept fields.
+      metric: {seed: value} of the finished trials.
+      states: {seed: state} of all trials.
+      device_seconds: of training, one per finished trial that recorded its speed.
+      images_per_second: likewise.
+    """
+
+    name: str
+    values: Mapping[str, str]
+    metric: Mapping[int, float]
+    states: Mapping[int, str]
+    device_seconds: Sequence[float]
+    images_per_second: Sequence[float]
+
+    def count(self, state: str) -> int:
+        """Return the number of trials in this state."""
+        return list(self.states.values()).count(state)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting's result with its statistics; None if too few trials have finished.
+
+    Attributes:
+      difference: from the baseline, over the seeds that both have finished; None for the baseline.
+      p: of the difference, adjusted by Holm for all rows that have one.
+    """
+
+    result: SettingResult
+    is_baseline: bool
+    summary: Summary | None
+    difference: Summary | None
+    p: float | None
+
+    @property
+    def is_significant(self) -> bool:
+        return self.p is not None and self.p < SIGNIFICANT
 
 
 def read_results(out: Path, metric: str, baseline: str | None) -> tuple[list[Row], list[str]]:
@@ -39,6 +115,64 @@ def read_results(out: Path, metric: str, baseline: str | None) -> tuple[list[Row
     return rows, _explain(plan, metric, baseline, rows) + _list_problems(out, plan, states, metric)
 
 
+def axis_label(metric: str) -> str:
+    """Return the label of a metric, with its unit if it is a share: "top-1 (%)"."""
+    return METRICS[metric].label + " (%)" * METRICS[metric].is_share
+
+
+def compare(results: Sequence[SettingResult], baseline: str) -> list[Row]:
+    """Return one row per result, compared with the result named `baseline`."""
+    (base,) = [result for result in results if result.name == baseline]
+    differences = []
+    for result in results:
+        seeds = sorted(result.metric.keys() & base.metric.keys())
+        pair = [[r.metric[seed] for seed in seeds] for r in (result, base)]
+        differences.append(paired_difference(*pair) if seeds and result is not base else None)
+    adjusted = holm([d.p if d else None for d in differences])
+    return [
+        Row(r, r is base, summarize(list(r.metric.values())) if r.metric else None, d, p)
+        for r, d, p in zip(results, differences, adjusted, strict=True)
+    ]
+
+
+def summarize(values: Sequence[float]) -> Summary:
+    """Return the summary of `values`; ValueError if there are none."""
+    if not len(values):
+        raise ValueError("no values")
+    x = np.asarray(values, np.float64)
+    n, mean = len(x), float(x.mean()) if np.isfinite(x).all() else math.nan
+    if n == 1 or math.isnan(mean):
+        return Summary(n, mean, None, None)
+    deviation = float(x.std(ddof=1))
+    quantile = float(special.stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+    return Summary(n, mean, deviation, quantile * deviation / math.sqrt(n))
+
+
+def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Summary:
+    """Summarize and test `values[i] - baseline[i]`; ValueError for unequal lengths."""
+    summary = summarize([a - b for a, b in zip(values, baseline, strict=True)])
+    # Rounding leaves a small deviation in differences that are equal.
+    noise = 1e-12 * max(map(abs, (*values, *baseline)))
+    if summary.deviation is None or summary.deviation <= noise:
+        return summary
+    t = summary.mean / (summary.deviation / math.sqrt(summary.count))
+    return replace(summary, p=2 * float(special.stdtr(summary.count - 1, -abs(t))))
+
+
+def holm(ps: Sequence[float | None]) -> list[float | None]:
+    """Return p-values adjusted for multiple comparisons by Holm (1979), in order; None stays None.
+
+    Comparing them with a level keeps the probability of any false positive below that level, for
+    any dependence between the tests.
+    """
+    known = sorted((p, i) for i, p in enumerate(ps) if p is not None)
+    adjusted: list[float | None] = [None] * len(ps)
+    scaled = (min(1.0, (len(known) - rank) * p) for rank, (p, _) in enumerate(known))
+    for (_, i), largest in zip(known, itertools.accumulate(scaled, max), strict=True):
+        adjusted[i] = largest
+    return adjusted
+
+
 def _read_setting(
     out: Path, plan: Plan, setting: Setting, states: dict[str, State], metric: str
 ) -> SettingResult:
@@ -47,14 +181,14 @@ def _read_setting(
     values = {short_name(f, fields): format_value(flat[f]) for f in fields}
     trials = [trial for trial in plan.trials if trial.setting == setting]
     results = {t.seed: r for t in trials if (r := states[t.name].result)}
-    costs = [_read_cost(out, t, states[t.name]) for t in trials if t.seed in results]
+    costs = [c for t in trials if t.seed in results and (c := _read_cost(out, t, states[t.name]))]
     return SettingResult(
         name=setting.name,
         values=values or {"setting": "base"},
         metric={seed: _value(result, metric) for seed, result in results.items()},
         states={trial.seed: states[trial.name].kind for trial in trials},
-        device_seconds=[seconds for seconds, _ in filter(None, costs)],
-        images_per_second=[rate for _, rate in filter(None, costs)],
+        device_seconds=[seconds for seconds, _ in costs],
+        images_per_second=[rate for _, rate in costs],
     )
 
 

@@ -12,9 +12,8 @@ from PIL import Image
 from scipy import stats
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.sweep.plot import plot_sweep
-from imagenet_jax.sweep.statistics import SettingResult, compare
-from imagenet_jax.sweep.table import FORMATS, escape_latex, render
+from imagenet_jax.sweep.results import SettingResult, compare
+from imagenet_jax.sweep.show_results import FORMATS, escape_latex, format_table, plot_sweep
 
 BASE, BETTER, PART, BROKEN = (
     {0: 0.700, 1: 0.710, 2: 0.690},
@@ -47,7 +46,7 @@ def sweep_rows():
 
 
 def test_csv_agrees_with_scipy():
-    rows = list(csv.DictReader(io.StringIO(render(sweep_rows(), "top1", NOTES, "csv"))))
+    rows = list(csv.DictReader(io.StringIO(format_table(sweep_rows(), "top1", NOTES, "csv"))))
     base, better, part, broken = rows
     a, b = list(BETTER.values()), list(BASE.values())
     assert float(better["top1_mean"]) == pytest.approx(np.mean(a))
@@ -67,8 +66,8 @@ def test_csv_agrees_with_scipy():
 
 def test_text_and_markdown_have_the_same_cells():
     lines = sweep_rows()
-    text = render(lines, "top1", NOTES, "text").splitlines()
-    markdown = render(lines, "top1", NOTES, "markdown").splitlines()
+    text = format_table(lines, "top1", NOTES, "text").splitlines()
+    markdown = format_table(lines, "top1", NOTES, "markdown").splitlines()
     table = [line.strip("|").split(" | ") for line in markdown[:6]]
     assert {len(row) for row in table} == {10}
     for words, row in zip(text[2:6], table[2:], strict=True):
@@ -112,8 +111,8 @@ def unescape(cell):
 
 def test_latex_has_the_cells_of_markdown():
     lines = sweep_rows()
-    latex = read_latex(render(lines, "top1", NOTES, "latex"))
-    markdown = render(lines, "top1", NOTES, "markdown").splitlines()[:6]
+    latex = read_latex(format_table(lines, "top1", NOTES, "latex"))
+    markdown = format_table(lines, "top1", NOTES, "markdown").splitlines()[:6]
     del markdown[1]
     plain = [[c.strip().replace("\\", "") for c in row[1:-1].split(" | ")] for row in markdown]
     assert [[cell.strip() for cell in row] for row in latex] == plain
@@ -136,7 +135,7 @@ def test_one_seed_gives_no_nan(style, metric):
         ],
         "0.1",
     )
-    text = render(lines, metric, [], style)
+    text = format_table(lines, metric, [], style)
     assert "nan" not in text.lower() and "inf" not in text.lower().replace("info", "")
     assert not any(line.is_significant for line in lines)
     if style == "text":
@@ -161,10 +160,10 @@ def test_nonfinite_seed_does_not_affect_other_settings(bad, tmp_path):
     done = dict.fromkeys(range(3), "finished")
     settings = {"0.1": BASE, "bad": BETTER | {1: bad}, "0.2": BETTER}
     lines = compare([make_result(name, metric, done) for name, metric in settings.items()], "0.1")
-    rows = list(csv.DictReader(io.StringIO(render(lines, "top1", NOTES, "csv"))))
+    rows = list(csv.DictReader(io.StringIO(format_table(lines, "top1", NOTES, "csv"))))
     assert (rows[1]["top1_mean"], rows[1]["top1_sd"], rows[1]["p"]) == ("nan", "", "")
     test = stats.ttest_rel(list(BETTER.values()), list(BASE.values()))
     assert float(rows[2]["p_holm"]) == pytest.approx(test.pvalue)  # of one comparison
     for style in FORMATS:
-        assert "nan" in render(lines, "top1", NOTES, style)
+        assert "nan" in format_table(lines, "top1", NOTES, style)
     plot_sweep(lines, "top1", tmp_path / "x.png")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from imagenet_jax.sweep.statistics import holm, paired_difference, summarize
+from imagenet_jax.sweep.results import holm, paired_difference, summarize
 
 numbers = st.floats(-100, 100).map(lambda x: round(x, 3))
 
