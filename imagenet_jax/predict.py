@@ -42,8 +42,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--html={page}: the folder {page.parent} does not exist")
 
     with announce("loading JAX"):
-        from imagenet_jax.classify.images import predict_images
-        from imagenet_jax.classify.show import show_predictions
+        from imagenet_jax.classify.images import predict_images, show_predictions
         from imagenet_jax.data.image_files import find_images
 
     with announce("reading the weights"):

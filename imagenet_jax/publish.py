@@ -52,22 +52,18 @@ def main(argv: Sequence[str]) -> int:
         raise UserError("give WORKDIR and --out=baselines/NAME, or --table")
 
     if args.table:
-        from imagenet_jax.baselines import results_table
+        from imagenet_jax.baselines.markdown import update_table
 
         readme = expand_user(args.table)
-        print(results_table.update(readme, readme.parent / "baselines", check=args.check))
+        print(update_table(readme, readme.parent / "baselines", check=args.check))
         return 0
 
     from imagenet_jax.baselines.publishing import publish
 
     line = publish(
-        expand_user(args.workdir),
-        expand_user(args.out),
-        checkpoint=args.checkpoint or "latest",
-        allow_dirty=args.allow_dirty,
-        with_weights=not args.no_weights,
-        overrides=overrides,
-    )
+        expand_user(args.workdir), expand_user(args.out), checkpoint=args.checkpoint or "latest",
+        allow_dirty=args.allow_dirty, with_weights=not args.no_weights, overrides=overrides,
+    )  # fmt: skip
     print(line)
     return 0
 

@@ -8,7 +8,7 @@
 
 Prints which versions, devices and processors differ, refuses different data, and trains from the
 same seed. Loss and gradient norm of each step are compared bit for bit if versions and hardware are
-the same, otherwise within a tolerance that grows with the step (see baselines/comparison.py).
+the same, otherwise within a tolerance that grows with the step (see baselines/reproduction.py).
 --full also compares the weights at the end, or the top-1 accuracy if bits cannot agree. The last
 line is PASS, or FAIL with the first step and quantity that differ; the exit code is 0 or 1. With
 --workdir, the same command continues a run that was stopped.

@@ -11,10 +11,9 @@ import numpy as np
 
 from imagenet_jax import config as config_io
 from imagenet_jax.baselines import folder as baseline
-from imagenet_jax.baselines.model_card import write_card
-from imagenet_jax.classify.by_class import by_class
+from imagenet_jax.baselines.markdown import write_card
+from imagenet_jax.classify.by_class import by_class, predict_split
 from imagenet_jax.classify.evaluate_weights import evaluate_workdir
-from imagenet_jax.classify.images import predict_split
 from imagenet_jax.debug.recipe import describe_recipe
 from imagenet_jax.errors import UserError, writing
 from imagenet_jax.files import dump_json
@@ -22,7 +21,6 @@ from imagenet_jax.logs.recorder import FIRST_STEPS
 from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.runtime.lock import is_training
 from imagenet_jax.runtime.provenance import ROOT, collect_provenance, find_revision
-from imagenet_jax.runtime.workdir import require_run_settings
 from imagenet_jax.training.experiment import Experiment, make_experiment
 from imagenet_jax.training.load_weights import Weights, load_run_weights, open_to_read
 from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS
@@ -58,7 +56,7 @@ def publish(
         raise UserError(f"--out={out} already exists: use another name, or remove it")
     if not out.resolve().name:
         raise UserError(f"--out={out} has no name; use baselines/NAME")
-    require_run_settings(workdir, overrides, "publish")
+    workdirs.require_run_settings(workdir, overrides, "publish")
     config = workdirs.read_config(workdir)
     provenance = workdirs.read_provenance(workdir)
     if is_training(workdir):
@@ -184,11 +182,8 @@ def _make_results(
     """Return the content of results.json; a checkpoint without a recorded result is evaluated."""
     split = weights.config.data.eval_split
     history = baseline.read_lines(workdir / "metrics.jsonl")
-    found = [
-        line
-        for line in history
-        if (line["step"], line["split"]) == (step, split) and "weights" in line
-    ]
+    wanted = (step, split)
+    found = [x for x in history if (x["step"], x["split"]) == wanted and "weights" in x]
     if not found:
         record = next(iter(evaluate_workdir(workdir, str(step), overrides)))
         found = [record, *record["also"]]

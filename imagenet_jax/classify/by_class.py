@@ -1,24 +1,90 @@
-"""Precision, recall, F1 and confusions of each class, and calibration of the probabilities."""
+"""Predictions of a split: precision, recall, F1 and confusions of each class, and calibration."""
 
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from imagenet_jax.classify.images import predict_split
-from imagenet_jax.errors import writing
+from imagenet_jax.classify.images import compile_model, watch
+from imagenet_jax.errors import UserError, writing
 from imagenet_jax.files import write_atomically, write_json
 from imagenet_jax.runtime.processes import run_on_first
+from imagenet_jax.training.evaluate import eval_batches
+from imagenet_jax.training.experiment import make_evaluation
 from imagenet_jax.training.load_weights import Weights
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _BINS = 15  # of confidence, as in Guo et al. 2017
 _SHOWN = 50  # classes in the terminal's table; the JSON has all
-_LABELED = 40  # largest number of classes that the picture's axes name
+NAMED_CLASSES = 40  # with more classes, an axis has no room for their names
+
+
+class Predictions(NamedTuple):
+    """Class probabilities of a split.
+
+    Attributes:
+      indices: i64[N], of the records that can be decoded, in order.
+      labels: i32[N], of the data.
+      probabilities: f32[N, K], of the classes of the data.
+      class_names: readable name of each label.
+      outputs: i[K], the model's output for each label.
+    """
+
+    indices: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
+    class_names: tuple[str, ...]
+    outputs: np.ndarray
+
+
+def predict_split(weights: Weights, fingerprint: str = "") -> Predictions:
+    """Run every image of config.data.eval_split through the model, and show progress.
+
+    Every process must call it.
+
+    Args:
+      fingerprint: required of the split; "": any.
+
+    Raises UserError if the data does not fit the weights, or has another fingerprint.
+    """
+    config = weights.config
+    evaluation = make_evaluation(config, weights.mesh, weights.known)
+    source, outputs = evaluation.source, evaluation.outputs
+    if fingerprint and source.fingerprint != fingerprint:
+        raise UserError(
+            f"{source.name} has other images than the run was evaluated on, or they are stored "
+            f"differently (fingerprint {source.fingerprint}, not {fingerprint}); give their folder "
+            "with --config.data.path=DIR"
+        )
+    step, size = compile_model(weights, outputs), config.eval.batch_size
+    batches = watch(eval_batches(evaluation), evaluation, "classifying")
+    indices, labels, probabilities = [], [], []
+    for k, batch in enumerate(batches):
+        batch.pop("skipped", None)
+        out = jax.device_get(step(weights.tree, batch))
+        (rows,) = np.nonzero(out["mask"] > 0)
+        indices.append(k * size + rows)
+        labels.append(out["label"][rows])
+        probabilities.append(out["probabilities"][rows])
+    if outputs is None:
+        outputs = np.arange(weights.known.count)
+    names = weights.class_names
+    return Predictions(
+        indices=np.concatenate(indices),
+        labels=np.concatenate(labels),
+        probabilities=np.concatenate(probabilities),
+        class_names=tuple(names[i] for i in outputs) if names else source.class_names,
+        outputs=outputs,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,24 +111,15 @@ class ByClass:
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, with the classes in the order of their labels."""
-        present = self.support > 0
-        columns = {
-            "name": self.class_names,
-            "precision": self.precision.tolist(),
-            "recall": self.recall.tolist(),
-            "f1": self.f1.tolist(),
-            "images": self.support.tolist(),
-        }
+        scores = {"precision": self.precision, "recall": self.recall, "f1": self.f1}
+        columns = {"name": self.class_names, **scores, "images": self.support}
+        rows = zip(*(np.asarray(values).tolist() for values in columns.values()), strict=True)
         return {
             "accuracy": self.accuracy,
             "calibration_error": self.calibration_error,
             # Unweighted means over the classes that have images.
-            "precision": float(self.precision[present].mean()),
-            "recall": float(self.recall[present].mean()),
-            "f1": float(self.f1[present].mean()),
-            "classes": [
-                dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
-            ],
+            **{name: float(values[self.support > 0].mean()) for name, values in scores.items()},
+            "classes": [dict(zip(columns, row, strict=True)) for row in rows],
             "confusion": self.confusion.tolist(),
         }
 
@@ -74,16 +131,10 @@ def by_class(labels: np.ndarray, probabilities: np.ndarray, names: tuple[str, ..
     precision, recall, f1, support = precision_recall_fscore_support(
         labels, predicted, labels=classes, zero_division=0.0
     )
-    return ByClass(
-        class_names=names,
-        accuracy=float((predicted == labels).mean()),
-        calibration_error=reliability(labels, probabilities).error,
-        precision=precision,
-        recall=recall,
-        f1=f1,
-        support=support,
-        confusion=confusion_matrix(labels, predicted, labels=classes),
-    )
+    accuracy = float((predicted == labels).mean())
+    error = reliability(labels, probabilities).error
+    confusion = confusion_matrix(labels, predicted, labels=classes)
+    return ByClass(names, accuracy, error, precision, recall, f1, support, confusion)
 
 
 class Reliability(NamedTuple):
@@ -138,7 +189,7 @@ def write_by_class(weights: Weights, directory: Path, stem: str) -> None:
         with writing(f"--by_class={directory}"):
             directory.mkdir(parents=True, exist_ok=True)
             write_json(table, report.as_json())
-            write_atomically(picture, lambda part: draw_confusion(report, part))
+            write_atomically(picture, lambda part: save_confusion(report, part))
         print(f"by class: {table}  confusions: {picture}", flush=True)
 
     run_on_first(write)
@@ -188,26 +239,36 @@ def print_by_class(report: ByClass) -> None:
     )
 
 
-def draw_confusion(report: ByClass, path: Path) -> None:
-    """Write the confusion matrix as a picture; rows are true classes, normalized to a sum of 1."""
+def save_confusion(report: ByClass, path: Path) -> None:
+    """Write the confusion matrix as a picture."""
     from matplotlib.figure import Figure
 
     classes = len(report.class_names)
-    named = classes <= _LABELED
-    side = min(12.0, 3.0 + 0.35 * classes) if named else 8.0
+    side = min(12.0, 3.0 + 0.35 * classes) if classes <= NAMED_CLASSES else 8.0
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axes = figure.add_subplot()
-    fractions = report.confusion / np.maximum(report.confusion.sum(axis=1, keepdims=True), 1)
-    picture = axes.imshow(fractions, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
     axes.set(xlabel="predicted", ylabel="true", title=f"accuracy {report.accuracy:.2%}")
-    if named:
-        axes.set_xticks(range(classes), report.class_names, rotation=90)
-        axes.set_yticks(range(classes), report.class_names)
-        for true, predicted in zip(*np.nonzero(report.confusion), strict=True):
-            axes.text(
-                predicted, true, str(report.confusion[true, predicted]),
-                ha="center", va="center", fontsize=8,
-                color="white" if fractions[true, predicted] > 0.5 else "black",
-            )  # fmt: skip
-    figure.colorbar(picture, label="fraction of the true class", shrink=0.8)
+    draw_confusion(axes, report.confusion, report.class_names)
     figure.savefig(path, dpi=100)
+
+
+def draw_confusion(
+    axes: "Axes", confusion: np.ndarray, names: Sequence[str], numbered: int = NAMED_CLASSES
+) -> None:
+    """Draw i[C, C] counts [true, predicted] as fractions of each row.
+
+    Args:
+      numbered: the largest number of classes for which the cells show the counts.
+    """
+    fractions = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    picture = axes.imshow(fractions, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
+    if len(names) <= NAMED_CLASSES:
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(names)), names, fontsize=7)
+    if len(names) <= numbered:
+        for true, predicted in zip(*np.nonzero(confusion), strict=True):
+            axes.text(
+                predicted, true, f"{confusion[true, predicted]:,}", ha="center", va="center",
+                fontsize=7, color="white" if fractions[true, predicted] > 0.5 else "black",
+            )  # fmt: skip
+    axes.figure.colorbar(picture, ax=axes, label="fraction of the true class", shrink=0.8)

@@ -1,22 +1,29 @@
-"""Class probabilities of image files, and of every image of the evaluation split."""
+"""Predictions on image files: as a table, JSON lines, and an HTML page with pictures and bars."""
 
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from imagenet_jax.data import decode
 from imagenet_jax.data.image_files import LooseImage
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, printable, writing
+from imagenet_jax.files import dump_json, write_atomically
+from imagenet_jax.formatting import counted, data_uri, escape
 from imagenet_jax.progress import announce, track
 from imagenet_jax.runtime import xla
 from imagenet_jax.runtime.processes import is_first
-from imagenet_jax.training.evaluate import Batches, eval_batches, predict
-from imagenet_jax.training.experiment import Evaluation, make_evaluation
+from imagenet_jax.training.evaluate import Batches, predict
+from imagenet_jax.training.experiment import Evaluation
 from imagenet_jax.training.load_weights import Weights
 from imagenet_jax.training.sharding import batch_sharding, replicated
 from imagenet_jax.training.state import model_graph
@@ -25,6 +32,24 @@ _NOT_FINITE = (
     "the model's output is not finite; the weights are damaged, or overflow in bfloat16 "
     "(--config.model.dtype=float32)"
 )
+_STYLE = """
+:root { color-scheme: light dark; font: 15px/1.4 system-ui, sans-serif; }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.4rem; margin-bottom: 0; }
+p { color: gray; margin-top: .2rem; overflow-wrap: anywhere; }
+figure { display: flex; flex-wrap: wrap; gap: 1.2rem; margin: 0; padding: 1rem 0;
+  border-top: 1px solid #8884; }
+figure img { width: 9rem; height: 9rem; border-radius: 4px; }
+figcaption { flex: 1 1 16rem; min-width: 0; }
+figcaption b { overflow-wrap: anywhere; }
+.row { display: grid; grid-template-columns: minmax(0, 12rem) minmax(3rem, 1fr) 4.5rem; gap: .8rem;
+  align-items: center; }
+.row span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.row data { text-align: right; font-variant-numeric: tabular-nums; }
+.bar { background: #8883; border-radius: 3px; }
+.bar i { display: block; height: .8rem; border-radius: 3px; background: #3b76c4; }
+li { overflow-wrap: anywhere; }
+"""
 
 
 class Prediction(NamedTuple):
@@ -62,7 +87,7 @@ def predict_images(
     Args:
       top: number of classes of a Prediction, at most all.
     """
-    config, step = weights.config, _compile(weights)
+    config, step = weights.config, compile_model(weights)
     rows = weights.mesh.size
     while rows < len(images) and 2 * rows <= config.eval.batch_size:  # no larger than needed
         rows *= 2
@@ -94,22 +119,16 @@ def _decode(image: LooseImage, weights: Weights) -> tuple[str, np.ndarray] | Fai
         return Failure(image.name, str(e))
     try:
         decode.eval_image(
-            encoded,
-            pixels,
-            resize=config.eval.resize,
-            interpolation=config.data.interpolation,
-            resampling=config.data.resampling,
-        )
+            encoded, pixels, resize=config.eval.resize,
+            interpolation=config.data.interpolation, resampling=config.data.resampling,
+        )  # fmt: skip
     except UserError as e:
         return Failure(image.name, f"image {image.name} cannot be decoded: {e}")
     return image.name, pixels
 
 
 def _read_predictions(
-    weights: Weights,
-    images: Sequence[tuple[str, np.ndarray]],
-    probabilities: jax.Array,
-    top: int,
+    weights: Weights, images: Sequence[tuple[str, np.ndarray]], probabilities: jax.Array, top: int
 ) -> Iterator[Prediction | Failure]:
     names = weights.class_names or [f"class {i}" for i in range(probabilities.shape[1])]
     for (name, pixels), row in zip(images, np.asarray(probabilities), strict=False):
@@ -118,65 +137,6 @@ def _read_predictions(
             yield Prediction(name, pixels, labels, tuple(names[i] for i in labels), row[labels])
         else:
             yield Failure(name, f"image {name}: {_NOT_FINITE}")
-
-
-class Predictions(NamedTuple):
-    """Class probabilities of a split.
-
-    Attributes:
-      indices: i64[N], of the records that can be decoded, in order.
-      labels: i32[N], of the data.
-      probabilities: f32[N, K], of the classes of the data.
-      class_names: readable name of each label.
-      outputs: i[K], the model's output for each label.
-    """
-
-    indices: np.ndarray
-    labels: np.ndarray
-    probabilities: np.ndarray
-    class_names: tuple[str, ...]
-    outputs: np.ndarray
-
-
-def predict_split(weights: Weights, fingerprint: str = "") -> Predictions:
-    """Run every image of config.data.eval_split through the model, and show progress.
-
-    Every process must call it.
-
-    Args:
-      fingerprint: required of the split; "": any.
-
-    Raises UserError if the data does not fit the weights, or has another fingerprint.
-    """
-    config = weights.config
-    evaluation = make_evaluation(config, weights.mesh, weights.known)
-    source, outputs = evaluation.source, evaluation.outputs
-    if fingerprint and source.fingerprint != fingerprint:
-        raise UserError(
-            f"{source.name} has other images than the run was evaluated on, or they are stored "
-            f"differently (fingerprint {source.fingerprint}, not {fingerprint}); give their folder "
-            "with --config.data.path=DIR"
-        )
-    step, size = _compile(weights, outputs), config.eval.batch_size
-    batches = watch(eval_batches(evaluation), evaluation, "classifying")
-    indices, labels, probabilities = [], [], []
-    for k, batch in enumerate(batches):
-        batch.pop("skipped", None)
-        out = jax.device_get(step(weights.tree, batch))
-        (rows,) = np.nonzero(out["mask"] > 0)
-        indices.append(k * size + rows)
-        labels.append(out["label"][rows])
-        probabilities.append(out["probabilities"][rows])
-    if outputs is None:
-        outputs = np.arange(weights.known.count)
-    names = weights.class_names
-    return Predictions(
-        indices=np.concatenate(indices),
-        labels=np.concatenate(labels),
-        probabilities=np.concatenate(probabilities),
-        class_names=tuple(names[i] for i in outputs) if names else source.class_names,
-        outputs=outputs,
-    )
 
 
 def watch(batches: Batches, evaluation: Evaluation, work: str) -> Batches:
@@ -189,7 +149,7 @@ def watch(batches: Batches, evaluation: Evaluation, work: str) -> Batches:
     yield from track(batches, stage, total, size=size, already=size, quiet=quiet)
 
 
-def _compile(weights: Weights, outputs: np.ndarray | None = None) -> jax.stages.Wrapped:
+def compile_model(weights: Weights, outputs: np.ndarray | None = None) -> jax.stages.Wrapped:
     """Return a program: (tree, batch) -> what the batch has besides images, and "probabilities".
 
     They are f32[B, C], or f32[B, K] of `outputs`. All results are on every device.
@@ -201,12 +161,102 @@ def _compile(weights: Weights, outputs: np.ndarray | None = None) -> jax.stages.
         found = predict(tree, batch["image"], graph=graph, config=config, outputs=outputs)
         return rest | {"probabilities": found}
 
+    shardings = jax.tree.map(lambda x: x.sharding, weights.tree), batch_sharding(weights.mesh)
     return jax.jit(
-        run,
-        in_shardings=(
-            jax.tree.map(lambda x: x.sharding, weights.tree),
-            batch_sharding(weights.mesh),
-        ),
-        out_shardings=replicated(weights.mesh),
+        run, in_shardings=shardings, out_shardings=replicated(weights.mesh),
         compiler_options=xla.options(),
+    )  # fmt: skip
+
+
+def show_predictions(
+    results: Iterable[Prediction | Failure],
+    problems: Sequence[str],
+    *,
+    title: str,
+    json_lines: bool,
+    page: Path | None,
+) -> int:
+    """Print predictions on standard output and failures on standard error; write the page.
+
+    Args:
+      problems: other failures, such as names that are no images.
+      title: the model, for the page.
+      json_lines: print each prediction as a JSON object at once, instead of a table at the end.
+      page: path of the HTML page, a single file.
+
+    Returns the exit code: 1 if anything failed. Raises UserError if `page` cannot be written.
+    """
+    failures = list(problems)
+    predictions: list[Prediction] = []
+    figures: list[str] = []
+    for problem in problems:
+        print(f"error: {printable(problem)}", file=sys.stderr)
+    for result in results:
+        if isinstance(result, Failure):
+            failures.append(result.reason)
+            print(f"error: {printable(result.reason)}", file=sys.stderr)
+            continue
+        if page:
+            figures.append(_make_figure(result))
+        if json_lines:
+            print(_json_line(result), flush=True)
+        else:
+            predictions.append(result._replace(pixels=result.pixels[:0]))  # keep no images
+    if predictions:
+        _print_table(predictions)
+    if page:
+        with writing(f"--html={page}"):
+            write_atomically(page, _make_page(title, figures, failures))
+    return 1 if failures else 0
+
+
+def _json_line(prediction: Prediction) -> str:
+    rows = zip(prediction.labels, prediction.classes, prediction.probabilities, strict=True)
+    classes = [{"label": int(i), "class": name, "probability": float(p)} for i, name, p in rows]
+    return dump_json({"image": prediction.name, "predictions": classes})
+
+
+def _print_table(predictions: Sequence[Prediction]) -> None:
+    table = Table()
+    table.add_column("image", overflow="fold")
+    table.add_column("class", overflow="fold")
+    table.add_column("probability", justify="right")
+    for prediction in predictions:
+        rows = zip(prediction.classes, prediction.probabilities, strict=True)
+        for i, (class_name, p) in enumerate(rows):
+            image = Text("" if i else printable(prediction.name))
+            last = i == len(prediction.classes) - 1
+            table.add_row(image, Text(class_name), f"{p:.2%}", end_section=last)
+    console = Console(file=sys.stdout)
+    if not console.is_terminal:  # for a pipe, each row on one line
+        wide = Console(file=sys.stdout, width=100_000)
+        console = Console(file=sys.stdout, width=wide.measure(table).maximum)
+    console.print(table)
+
+
+def _make_page(title: str, figures: Sequence[str], failures: Sequence[str]) -> str:
+    parts = [
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>Predictions</title><style>{_STYLE}</style></head><body>",
+        f"<h1>Predictions</h1><p>{counted(len(figures), 'image')}, {escape(title)}</p>",
+        *figures,
+    ]
+    if failures:
+        items = "".join(f"<li>{escape(failure)}</li>" for failure in failures)
+        parts.append(f"<h2>Not predicted</h2><ul>{items}</ul>")
+    return "\n".join([*parts, "</body></html>\n"])
+
+
+def _make_figure(prediction: Prediction) -> str:
+    rows = "".join(
+        f'<div class="row"><span title="{escape(name)}">{escape(name)}</span>'
+        f'<div class="bar"><i style="width:{p:.2%}"></i></div>'
+        f'<data value="{p:.6g}">{p:.2%}</data></div>'
+        for name, p in zip(prediction.classes, prediction.probabilities, strict=True)
+    )
+    name = escape(prediction.name)
+    return (
+        f'<figure><img alt="{name}" src="{data_uri(prediction.pixels)}">'
+        f"<figcaption><b>{name}</b>{rows}</figcaption></figure>"
     )

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from imagenet_jax.classify.by_class import NAMED_CLASSES
 from imagenet_jax.formatting import counted
 from imagenet_jax.report.read import Run
 from imagenet_jax.training.metrics import WEIGHTS_LABELS, shown_metrics
 
 MAX_POINTS = 4000  # of a curve; longer ones are thinned, and the page says so
-NAMED_CLASSES = 40  # with more classes, an axis has no room for their names
 CONFUSION_CLASSES = 100  # with more classes, a confusion matrix is unreadable
 
 

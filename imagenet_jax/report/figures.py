@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter, PercentFormatter
 
+from imagenet_jax.classify.by_class import draw_confusion
 from imagenet_jax.report import charts
 from imagenet_jax.report.charts import Chart, Series
 from imagenet_jax.report.predictions import Sample
@@ -122,7 +123,7 @@ def _draw(axes: Axes, chart: Chart, single: bool, hidden: Sequence[str]) -> None
     axes.set(title=chart.title, xlabel=chart.x_title, ylabel=chart.y_title)
     axes.spines[["top", "right"]].set_visible(False)
     if chart.kind == "confusion":
-        _draw_confusion(axes, chart)
+        draw_confusion(axes, np.array(chart.cells), chart.names, numbered=20)
         return
     axes.grid(alpha=0.25, linewidth=0.6)
     if chart.value_format.endswith("%"):
@@ -162,22 +163,6 @@ def _draw_line(axes: Axes, chart: Chart, line: Series, single: bool) -> None:
     mixed = any(other.role != "train" for other in chart.series)
     alpha = 0.55 if mixed and not single and line.role == "train" else 1
     axes.plot(x, y, style, color=color, alpha=alpha, markersize=4, linewidth=1.4, label=line.name)
-
-
-def _draw_confusion(axes: Axes, chart: Chart) -> None:
-    cells = np.array(chart.cells)
-    fractions = cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)
-    picture = axes.imshow(fractions, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")
-    if len(chart.names) <= charts.NAMED_CLASSES:
-        axes.set_xticks(range(len(chart.names)), chart.names, rotation=90, fontsize=7)
-        axes.set_yticks(range(len(chart.names)), chart.names, fontsize=7)
-    if len(chart.names) <= 20:
-        for true, predicted in zip(*np.nonzero(cells), strict=True):
-            axes.text(
-                predicted, true, f"{cells[true, predicted]:,}", ha="center", va="center",
-                fontsize=7, color="white" if fractions[true, predicted] > 0.5 else "black",
-            )  # fmt: skip
-    axes.figure.colorbar(picture, ax=axes, label="fraction of the true class", shrink=0.8)
 
 
 def _save_pictures(pictures: Sequence[tuple[np.ndarray, str]], path: Path) -> None:

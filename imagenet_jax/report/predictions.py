@@ -8,8 +8,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from imagenet_jax.classify.by_class import ByClass, Reliability, by_class, reliability
-from imagenet_jax.classify.images import Predictions, predict_split
+from imagenet_jax.classify.by_class import (
+    ByClass,
+    Predictions,
+    Reliability,
+    by_class,
+    predict_split,
+    reliability,
+)  # fmt: skip
 from imagenet_jax.data import pipeline, sources
 from imagenet_jax.explain import methods, pictures
 from imagenet_jax.explain.explain import build_model, normalize_pixels

@@ -13,7 +13,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from imagenet_jax import publish
 from imagenet_jax import train as loop
 from imagenet_jax.baselines import publishing
-from imagenet_jax.classify.images import predict_split
+from imagenet_jax.classify.by_class import predict_split
 from imagenet_jax.config import python_files
 from imagenet_jax.data import builtin
 from imagenet_jax.errors import UserError

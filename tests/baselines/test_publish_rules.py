@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from imagenet_jax.baselines import comparison, folder
+from imagenet_jax.baselines import folder, reproduction
 from imagenet_jax.baselines.folder import checksums
-from imagenet_jax.baselines.model_card import wilson_interval
+from imagenet_jax.baselines.markdown import wilson_interval
 from imagenet_jax.files import parse_json
 
 
@@ -24,9 +24,9 @@ def test_equally_good_runs_are_within_the_tolerance():
     """Three standard errors of a difference: 0.27 % of pairs differ by more."""
     rng = np.random.default_rng(0)
     pairs = rng.binomial(1000, 0.8, (20_000, 2)) / 1000
-    exceeds = [abs(a - b) > comparison.accuracy_tolerance(a, 1000) for a, b in pairs]
+    exceeds = [abs(a - b) > reproduction.accuracy_tolerance(a, 1000) for a, b in pairs]
     assert 0.0015 < np.mean(exceeds) < 0.0045
-    assert comparison.accuracy_tolerance(1.0, 360) > 1 / 360
+    assert reproduction.accuracy_tolerance(1.0, 360) > 1 / 360
 
 
 def _steps(losses, norms):
@@ -37,11 +37,11 @@ def _steps(losses, norms):
 def test_exact_comparison_finds_the_last_bit():
     published = _steps([1.0, 2.0, 3.0], [1.0, 1.0, 1.0])
     here = _steps([1.0, float(np.nextafter(np.float32(2), np.float32(3))), 4.0], [1.0, 1.0, 1.0])
-    found = comparison.first_difference(published, here, exact=True, dtype="float32")
+    found = reproduction.first_difference(published, here, exact=True, dtype="float32")
     assert (found.where, found.quantity, found.published) == ("step 2", "loss", 2.0)
     assert "2.000000238418579" in str(found) and "bit for bit" in str(found)
-    assert not comparison.first_difference(published, published, exact=True, dtype="float32")
-    assert not comparison.first_difference(published, here[:1], exact=True, dtype="float32")
+    assert not reproduction.first_difference(published, published, exact=True, dtype="float32")
+    assert not reproduction.first_difference(published, here[:1], exact=True, dtype="float32")
 
 
 @settings(max_examples=50)
@@ -52,13 +52,13 @@ def test_exact_comparison_finds_the_last_bit():
     st.sampled_from(["float32", "bfloat16"]),
 )
 def test_tolerance_is_relative_and_grows_with_the_step(quantity, step, value, dtype):
-    allowed = comparison.tolerance(step, quantity, dtype)
-    assert allowed <= comparison.tolerance(step + 1, quantity, dtype) < 1
-    assert comparison.tolerance(step, quantity, "float32") <= allowed
+    allowed = reproduction.tolerance(step, quantity, dtype)
+    assert allowed <= reproduction.tolerance(step + 1, quantity, dtype) < 1
+    assert reproduction.tolerance(step, quantity, "float32") <= allowed
     published = {"step": step, "loss": value, "grad_norm": value}
     for factor, same in ((1 - 0.9 * allowed, True), (1 - 1.1 * allowed, False)):
         here = published | {quantity: value * factor}
-        found = comparison.first_difference([published], [here], exact=False, dtype=dtype)
+        found = reproduction.first_difference([published], [here], exact=False, dtype=dtype)
         assert (found is None) == same
         if found:
             assert (found.where, found.quantity) == (f"step {step}", quantity)
@@ -66,7 +66,7 @@ def test_tolerance_is_relative_and_grows_with_the_step(quantity, step, value, dt
 
 def test_nan_always_differs():
     published, here = _steps([1.0], [1.0]), _steps([float("nan")], [1.0])
-    assert comparison.first_difference(published, here, exact=False, dtype="float32")
+    assert reproduction.first_difference(published, here, exact=False, dtype="float32")
 
 
 def test_checksums_agree_with_hashlib():

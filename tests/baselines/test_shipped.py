@@ -13,9 +13,9 @@ from safetensors import safe_open
 
 from imagenet_jax import config as config_io
 from imagenet_jax.baselines import folder as baseline
-from imagenet_jax.baselines import results_table
+from imagenet_jax.baselines.markdown import find_baselines, update_table
 
-FOLDERS = [found.path for found in results_table.find(REPOSITORY / "baselines")]
+FOLDERS = [found.path for found in find_baselines(REPOSITORY / "baselines")]
 QUICKSTART = REPOSITORY / "baselines" / "quickstart"
 
 
@@ -31,7 +31,7 @@ def _reproduce(data, *args, flags=""):
 
 
 def test_readme_has_the_results_of_the_baselines():
-    results_table.update(REPOSITORY / "README.md", REPOSITORY / "baselines", check=True)
+    update_table(REPOSITORY / "README.md", REPOSITORY / "baselines", check=True)
     assert QUICKSTART in FOLDERS
 
 

@@ -34,7 +34,7 @@ def test_counts_by_hand(capsys, tmp_path):
     classification.print_by_class(report)
     out = capsys.readouterr().out
     assert "cat (2)" in out and "dog (1)" in out and "accuracy 50.00%" in out
-    classification.draw_confusion(report, tmp_path / "c.png")
+    classification.save_confusion(report, tmp_path / "c.png")
     with Image.open(tmp_path / "c.png") as picture:
         assert len(picture.convert("RGB").getcolors(10**6)) > 20
 

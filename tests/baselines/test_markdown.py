@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from imagenet_jax import publish
-from imagenet_jax.baselines.results_table import BEGIN, END
+from imagenet_jax.baselines.markdown import BEGIN, END
 
 
 @pytest.fixture
