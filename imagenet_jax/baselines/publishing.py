@@ -189,9 +189,9 @@ def _make_results(
         found = [record, *record["also"]]
     names = ("weights", "count", *METRICS)
     results = [{name: line[name] for name in names if name in line} for line in found]
-    predictions = predict_split(weights)
-    report = by_class(predictions.labels, predictions.probabilities, predictions.class_names)
-    _require_same_accuracy(results[0], report.accuracy, len(predictions.labels))
+    predicted = predict_split(weights)
+    report = by_class(predicted.labels, predicted.probabilities, predicted.class_names)
+    _require_same_accuracy(results[0], report.accuracy, len(predicted.labels))
     wrong = report.confusion - np.diag(np.diag(report.confusion))
     # [true class, predicted class, number of images] of each confusion
     confusion = [[i, j, int(wrong[i, j])] for i, j in np.argwhere(wrong).tolist()]

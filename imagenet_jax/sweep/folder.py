@@ -52,7 +52,9 @@ def read_state(out: Path, trial: Trial) -> State:
     that step exists or the user has deleted all checkpoints.
     """
     workdir = out / trial.name
-    history = _read_history(workdir / "metrics.jsonl")
+    path = workdir / "metrics.jsonl"
+    lines = read_json_lines(path, skip_damaged=True) if path.exists() else []
+    history = tuple(line for line in lines if isinstance(line, dict) and "step" in line)
     step = max((line["step"] for line in history), default=0)
     total = _count_steps(history, trial.config.epochs)
     last = [line for line in history if line["step"] == total and "weights" in line]
@@ -110,20 +112,15 @@ def read_plan(out: Path) -> Plan:
 
 def write_plan(out: Path, plan: Plan) -> None:
     """Write sweep.json."""
+    settings = []
+    for setting in plan.settings:
+        seeds = [trial.seed for trial in plan.trials if trial.setting == setting]
+        overrides = dict(setting.overrides)
+        settings.append({"name": setting.name, "overrides": overrides, "seeds": seeds})
     tree = {
-        "config": plan.spec,
-        "overrides": dict(plan.overrides),
-        "baseline": plan.baseline,
-        "settings": [
-            {
-                "name": setting.name,
-                "overrides": dict(setting.overrides),
-                "seeds": [trial.seed for trial in plan.trials if trial.setting == setting],
-            }
-            for setting in plan.settings
-        ],
-        "base": plan.base.to_dict(),
-    }
+        "config": plan.spec, "overrides": dict(plan.overrides), "baseline": plan.baseline,
+        "settings": settings, "base": plan.base.to_dict(),
+    }  # fmt: skip
     with writing(f"--out={out}"):
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "sweep.json", tree)
@@ -156,12 +153,6 @@ def extend_plan(out: Path, plan: Plan) -> tuple[Plan, Plan]:
     wanted = replace(plan, trials=trials, baseline=baseline)
     both = {trial.name: trial for trial in (*old.trials, *trials)}
     return wanted, replace(wanted, trials=tuple(both.values()))
-
-
-def _read_history(path: Path) -> tuple[dict[str, Any], ...]:
-    """Return the lines of metrics.jsonl; () if there is none."""
-    lines = read_json_lines(path, skip_damaged=True) if path.exists() else []
-    return tuple(line for line in lines if isinstance(line, dict) and "step" in line)
 
 
 def _count_steps(history: tuple[dict[str, Any], ...], epochs: float) -> int:

@@ -133,11 +133,8 @@ def plan_from_flags(
     if file and grid:
         raise UserError("--sweep has its own grid; leave out --grid")
     sweep = read_sweep(file) if file else Sweep(grid=parse_grid(grid) if grid else {})
-    if config:
-        sweep = replace(sweep, config=config)
-    if seeds is not None:
-        sweep = replace(sweep, seeds=seeds)
-    return make_plan(sweep, overrides)
+    chosen = sweep.seeds if seeds is None else seeds
+    return make_plan(replace(sweep, config=config or sweep.config, seeds=chosen), overrides)
 
 
 def make_plan(sweep: Sweep, overrides: Overrides) -> Plan:
@@ -172,7 +169,9 @@ def make_plan(sweep: Sweep, overrides: Overrides) -> Plan:
                 "and digits"
             )
         found[key] = setting
-    seeds = _list_seeds(sweep.seeds)
+    seeds = list(range(sweep.seeds) if isinstance(sweep.seeds, int) else sweep.seeds)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds = {seeds}: give at least one, and each once")
     trials = tuple(make_trial(setting, seed) for setting in found.values() for seed in seeds)
     baseline = trials[0].setting
     if sweep.baseline is not None:
@@ -203,11 +202,9 @@ def make_trial(setting: Setting, seed: int) -> Trial:
 
 def identity(config: ConfigDict) -> tuple:
     """Return every field that changes a result, except the seed: equal for equal settings."""
-    return tuple(
-        (name, value)
-        for name, value in sorted(config_io.flatten(config).items())
-        if name not in (*config_io.OPERATIONAL, "seed")
-    )
+    ignored = (*config_io.OPERATIONAL, "seed")
+    fields = sorted(config_io.flatten(config).items())
+    return tuple((name, value) for name, value in fields if name not in ignored)
 
 
 def short_name(name: str, fields: Iterable[str]) -> str:
@@ -235,13 +232,6 @@ def _list_settings(sweep: Sweep) -> list[Values]:
     # An empty grid is the base config, which is not meant if settings are listed.
     products = itertools.product(*sweep.grid.values()) if sweep.grid or not sweep.cells else ()
     return [*(dict(zip(sweep.grid, chosen, strict=True)) for chosen in products), *sweep.cells]
-
-
-def _list_seeds(seeds: int | Sequence[int]) -> list[int]:
-    chosen = list(range(seeds) if isinstance(seeds, int) else seeds)
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise UserError(f"seeds = {chosen}: give at least one, and each once")
-    return chosen
 
 
 def _check_fields(swept: Sequence[str], shared: Sequence[str]) -> None:

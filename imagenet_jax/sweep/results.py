@@ -241,9 +241,8 @@ def _list_problems(out: Path, plan: Plan, states: dict[str, State], metric: str)
             revisions.add(describe_code(_read_provenance(out, trial), 10))
             value = _value(state.result, metric)
             if not math.isfinite(value):
-                notes.append(
-                    f"not finite: {trial.name}: {metric} is {value}, so its setting has no mean"
-                )
+                effect = f"{metric} is {value}, so its setting has no mean"
+                notes.append(f"not finite: {trial.name}: {effect}")
         if state.kind == folder.FAILED:
             notes.append(f"failed: {trial.name}: {state.reason}")
         elif state.kind in (folder.RUNNING, folder.UNFINISHED):

@@ -44,11 +44,8 @@ class _Job:
 def trial_flags(plan: Plan, trial: Trial, workdir: str) -> list[str]:
     """Return the arguments of `python -m imagenet_jax.main` that train a trial."""
     fields = (*plan.overrides, *trial.setting.overrides, ("seed", str(trial.seed)))
-    return [
-        f"--config={plan.spec}",
-        f"--workdir={workdir}",
-        *(f"--config.{name}={text}" for name, text in fields),
-    ]
+    changes = (f"--config.{name}={text}" for name, text in fields)
+    return [f"--config={plan.spec}", f"--workdir={workdir}", *changes]
 
 
 def run_here(plan: Plan, out: Path, args: argparse.Namespace) -> int:
@@ -146,11 +143,9 @@ class _Runner:
                     self._forward_signals()
                     self._update_jobs()
                     running = {job.trial.name for job in self.jobs}
+                    trials = self.plan.trials
                     progress.show(
-                        [
-                            make_row(t, self.states[t.name], t.name in running)
-                            for t in self.plan.trials
-                        ]
+                        [make_row(t, self.states[t.name], t.name in running) for t in trials]
                     )
                     if not self.jobs and (not self.waiting or self.signals):
                         return
@@ -194,15 +189,12 @@ class _Runner:
             workdir.mkdir(parents=True, exist_ok=True)
             (workdir / "failed.json").unlink(missing_ok=True)
             with (workdir / "log.txt").open("ab") as log:
+                # A session of its own: Ctrl-C must reach a trial only once, from us, because twice
+                # means "do not save".
                 process = subprocess.Popen(
-                    _command(self.plan, trial, self.out),
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    # Ctrl-C must reach a trial only once, from us: twice means "do not save".
-                    start_new_session=True,
-                )
+                    _command(self.plan, trial, self.out), env=environment, start_new_session=True,
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                )  # fmt: skip
             if slot.cores:
                 os.sched_setaffinity(process.pid, slot.cores)
         except OSError as e:

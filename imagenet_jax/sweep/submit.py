@@ -88,7 +88,7 @@ def _submit_slurm(plan: Plan, trials: Sequence[Trial], out: Path, args: argparse
         print(shlex.join(call), f"# with {path.name}:", *lines, sep="\n")
         return
     write_atomically(path, "\n".join(lines) + "\n")
-    job = _call(*call, python=os.environ.get("PYTHON", sys.executable)).split(";")[0].strip()
+    job = _call(*call).split(";")[0].strip()
     _record(out, {t.name: {"by": "slurm", "id": f"{job}_{i}"} for i, t in enumerate(trials)})
 
 
@@ -124,9 +124,9 @@ def _submit_skypilot(
         print(f"the trials write to {out.name}/ in the bucket; copy it to {out} for --table")
 
 
-def _call(*call: str, cwd: Path | None = None, python: str = "") -> str:
+def _call(*call: str, cwd: Path | None = None) -> str:
     """Run a scheduler's command and return its output; UserError if it fails."""
-    environment = os.environ | ({"PYTHON": python} if python else {})
+    environment = {"PYTHON": sys.executable} | os.environ  # for launch/slurm.sbatch
     try:
         done = subprocess.run(call, cwd=cwd, env=environment, capture_output=True, text=True)
     except FileNotFoundError:
