@@ -11,6 +11,7 @@ from scipy import stats
 from imagenet_jax.baselines import folder, reproduction
 from imagenet_jax.baselines.folder import checksums
 from imagenet_jax.baselines.markdown import wilson_interval
+from imagenet_jax.errors import UserError
 from imagenet_jax.files import parse_json
 
 
@@ -90,6 +91,13 @@ _JSON = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=12,
 )
+
+
+def test_incomplete_last_line_is_refused(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"st')
+    with pytest.raises(UserError, match="line 2"):
+        folder.read_lines(path)
 
 
 @settings(max_examples=50)
