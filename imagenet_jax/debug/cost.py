@@ -1,6 +1,11 @@
-"""The cost of a train step: floating-point operations, memory and time on the present devices."""
+"""The cost of a train step: floating-point operations, memory and time.
+
+`step_cost` runs the step on the present devices, `target_cost` compiles it for others.
+"""
 
 import dataclasses
+import math
+import re
 import statistics
 import time
 from fractions import Fraction
@@ -12,7 +17,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from imagenet_jax.logs.throughput import count_flops
+from imagenet_jax.debug.compiled import ProgramCost, read_cost
+from imagenet_jax.debug.targets import Target
+from imagenet_jax.errors import UserError
+from imagenet_jax.logs.throughput import count_flops, peak_flops
 from imagenet_jax.training.experiment import make_step_parts
 from imagenet_jax.training.sharding import batch_sharding, check_batch_size, make_mesh
 from imagenet_jax.training.state import TrainState, abstract_state, create_state
@@ -66,9 +74,9 @@ class BareStep:
         )
 
 
-def make_bare_step(config: ConfigDict) -> BareStep:
-    """Build the train step as training does; raises UserError as training does."""
-    mesh = make_mesh(config.mesh.fsdp)
+def make_bare_step(config: ConfigDict, devices: list[jax.Device] | None = None) -> BareStep:
+    """Build the train step as training on `devices` does; raises UserError as training does."""
+    mesh = make_mesh(config.mesh.fsdp, devices)
     group = config.model.get("bn_group", 0) or 1
     check_batch_size("batch_size", config.batch_size, mesh, config.optim.grad_accum_steps, group)
     parts = make_step_parts(config, _STEPS_PER_EPOCH)
@@ -103,6 +111,108 @@ def step_cost(config: ConfigDict, *, repeats: int = 5, steps: int = 10) -> StepC
         jax.block_until_ready((state, metrics))
         seconds.append((time.perf_counter() - start) / steps)
     return dataclasses.replace(cost, seconds=tuple(seconds))
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetCost:
+    """The cost of a train step on hardware that it was only compiled for.
+
+    Attributes:
+      batch_size: images of a step, over all devices.
+      flops: operations of a step over all devices, as XLA counts them before it optimizes.
+      memory: kind -> bytes on each device: parameters, batch statistics, optimizer, EMA, batch, and
+        temporary values, most of which are activations.
+      program: what each device runs.
+    """
+
+    target: Target
+    batch_size: int
+    flops: float
+    memory: dict[str, float]
+    program: ProgramCost
+
+    @property
+    def used(self) -> float:
+        """Bytes that a device needs."""
+        return sum(self.memory.values())
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Lower bounds of the time of a step, by what bounds it.
+
+        "cycles" is an estimate, not a bound; only the compiler for TPUs makes it.
+        """
+        target, device = self.target, self.target.devices[0]
+        peak = (peak_flops(device.device_kind) or math.nan) * target.share
+        bounds = {
+            "arithmetic": self.flops / len(target.devices) / peak,
+            "memory": self.program.bytes / target.bandwidth,
+        }
+        if self.program.cycles:
+            bounds["cycles"] = self.program.cycles / target.accelerator.clock
+        return bounds
+
+    @property
+    def step_seconds(self) -> float:
+        """The compiler's estimate if it makes one, else the larger bound."""
+        return self.seconds.get("cycles") or max(self.seconds.values())
+
+
+class DoesNotFit(UserError):
+    """The compiler found no way to fit the step into the memory of the target."""
+
+
+def target_cost(config: ConfigDict, target: Target) -> TargetCost:
+    """Compile the train step of `config` for `target`.
+
+    Raises DoesNotFit if the compiler says so, and UserError as training does.
+    """
+    bare = make_bare_step(config, target.devices)
+    batch = abstract_batch(config, bare.mesh)
+    lowered = bare.step.lower(bare.abstract, batch)
+    # There is nothing to time algorithms on.
+    options = {"xla_gpu_autotune_level": 0} if target.accelerator.gpu else None
+    try:
+        compiled = lowered.compile(compiler_options=options)
+    except RuntimeError as e:
+        found = re.search(r"Used (\S+) of (\S+)", str(e))
+        if not found or "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        raise DoesNotFit(
+            f"config.batch_size = {config.batch_size} does not fit: a step needs {found[1]} of "
+            f"the {found[2]} of a device of {target.name}"
+        ) from e
+    state = bare.abstract
+    memory = {
+        "parameters": _device_bytes(state.params),
+        "batch statistics": _device_bytes(state.batch_stats),
+        "optimizer": _device_bytes(state.opt_state),
+        "EMA": _device_bytes(state.ema),
+        "batch": _device_bytes(batch),
+        "activations": float(compiled.memory_analysis().temp_size_in_bytes),
+    }
+    return TargetCost(
+        target, config.batch_size, _count_flops(config), memory, read_cost(compiled.as_text())
+    )
+
+
+def _count_flops(config: ConfigDict) -> float:
+    """Return the operations of a step over all devices, of one micro-batch if there are several."""
+    small = ConfigDict(config.to_dict())
+    small.mesh.fsdp = 1
+    bare = make_bare_step(small, jax.devices("cpu")[:1])
+    counted = bare.step.lower(bare.abstract, abstract_batch(small, bare.mesh)).cost_analysis()
+    return float(counted["flops"]) * config.optim.grad_accum_steps
+
+
+def _device_bytes(tree: Any) -> float:
+    """Return the bytes of abstract arrays on each device."""
+    return float(
+        sum(
+            x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
+            for x in jax.tree.leaves(tree)
+        )
+    )
 
 
 def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

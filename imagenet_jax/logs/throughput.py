@@ -33,6 +33,8 @@ _TFLOPS = {
     r"NVIDIA H100 NVL": 835.5,
     r"NVIDIA H200": 989.5,
     r"NVIDIA H200 NVL": 835.5,
+    # NVIDIA DGX B200 datasheet (72 PFLOP/s of eight in FP8, which is twice bfloat16).
+    r"NVIDIA B200": 2250.0,
     # NVIDIA A100 datasheet.
     r"NVIDIA A100-(SXM4|PCIE)-(40|80)GB|NVIDIA A100 80GB PCIe": 312.0,
     # NVIDIA V100 datasheet; float16 products, as it has no bfloat16.

@@ -20,13 +20,14 @@ from imagenet_jax.runtime.processes import is_first
 _UNREADABLE = r"Error reading persistent compilation cache entry for '([^']*)': (.*)"
 
 
-def options(*, optimize: bool = True) -> dict[str, str | int] | None:
+def options(*, platform: str = "", optimize: bool = True) -> dict[str, str | int] | None:
     """Return options for `jax.jit(compiler_options=...)`; None (the defaults) on accelerators.
 
     Args:
+      platform: of the devices that the program is compiled for; "": that of this process.
       optimize: False for a program that runs once, so that it compiles faster.
     """
-    if jax.default_backend() != "cpu":
+    if (platform or jax.default_backend()) != "cpu":
         return None
     # YNNPACK fusions of jaxlib 0.12.0 on the CPU read uninitialized memory: bfloat16 networks
     # return NaN (tests/models/test_bfloat16.py).

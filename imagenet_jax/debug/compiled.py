@@ -1,0 +1,128 @@
+"""What a compiled program costs, read from its text: bytes, cycles, kernels and collectives."""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_BITS = {
+    "pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16,
+    "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64, "c128": 128,
+}  # fmt: skip
+# Instructions that move no data.
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
+    "opt-barrier",
+}  # fmt: skip
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (.*)")
+_CALLED = re.compile(r"(?:to_apply|body|calls)=%?([\w.-]+)")
+
+
+@dataclasses.dataclass
+class ProgramCost:
+    """The cost of running a program once on one device.
+
+    Attributes:
+      kernels: instructions that read or write memory.
+      bytes: of their operands and results. A fusion counts as one kernel, so that this is the
+        traffic of a device without a cache.
+      cycles: the compiler's estimate, which only the compiler for TPUs makes; else 0.
+      collectives: kind -> number of instructions.
+      collective_bytes: of their results.
+    """
+
+    kernels: float = 0
+    bytes: float = 0
+    cycles: float = 0
+    collectives: Counter[str] = dataclasses.field(default_factory=Counter)
+    collective_bytes: float = 0
+
+    def add(self, other: "ProgramCost", times: int = 1) -> None:
+        """Add the cost of running another program `times` times."""
+        for field in ("kernels", "bytes", "cycles", "collective_bytes"):
+            setattr(self, field, getattr(self, field) + times * getattr(other, field))
+        for kind, count in other.collectives.items():
+            self.collectives[kind] += times * count
+
+
+class _Instruction(NamedTuple):
+    name: str
+    shape: str
+    opcode: str
+    rest: str  # operands and attributes
+
+
+def read_cost(text: str) -> ProgramCost:
+    """Return the cost of a program, given `jax.stages.Compiled.as_text()`."""
+    computations = dict(_computations(text))
+    return _cost(next(iter(computations["ENTRY"])), computations)
+
+
+def _computations(text: str) -> Iterator[tuple[str, list[list[_Instruction]]]]:
+    """Yield (name, [instructions]) of each computation; the main one is named ENTRY."""
+    name, instructions = "", []
+    for line in text.splitlines():
+        if line.startswith("}"):
+            yield name, [instructions]
+        elif line and not line[0].isspace() and line.rstrip().endswith("{"):
+            words = line.split()
+            name = "ENTRY" if words[0] == "ENTRY" else words[0].lstrip("%")
+            instructions = []
+        elif found := _INSTRUCTION.match(line):
+            shape, rest = _split_shape(found[2])
+            opcode, _, rest = rest.partition("(")
+            instructions.append(_Instruction(found[1], shape, opcode.strip(), rest))
+
+
+def _split_shape(text: str) -> tuple[str, str]:
+    """Split "SHAPE opcode(...)": a shape is one word, or a tuple in parentheses."""
+    if not text.startswith("("):
+        shape, _, rest = text.partition(" ")
+        return shape, rest
+    depth = 0
+    for i, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if not depth:
+            return text[: i + 1], text[i + 1 :]
+    return text, ""
+
+
+def _cost(
+    instructions: list[_Instruction], computations: dict[str, list[list[_Instruction]]]
+) -> ProgramCost:
+    cost = ProgramCost()
+    shapes = {i.name: i.shape for i in instructions}
+    for name, shape, opcode, rest in instructions:
+        kind = opcode.removesuffix("-start").removesuffix("-done")
+        if opcode in ("while", "call", "conditional"):
+            times = re.search(r'"known_trip_count":\{"n":"(\d+)"', rest)
+            called = re.search(r"body=%?([\w.-]+)", rest) or _CALLED.search(rest)
+            if called and called[1] in computations:
+                inner = _cost(computations[called[1]][0], computations)
+                cost.add(inner, int(times[1]) if times else 1)
+            continue
+        if opcode in _FREE or opcode.endswith("-done"):
+            continue
+        operands = re.findall(r"%([\w.-]+)", rest.partition(")")[0])
+        # A u8 result of a call into a library is its scratch memory.
+        result = _size(shape, skip="u8" if opcode == "custom-call" else "")
+        cost.kernels += 1
+        cost.bytes += result + sum(_size(shapes.get(operand, "")) for operand in operands)
+        if cycles := re.search(r'"estimated_cycles":"(\d+)"', rest):
+            cost.cycles += int(cycles[1])
+        if kind in COLLECTIVES:
+            cost.collectives[kind] += 1
+            cost.collective_bytes += result
+    return cost
+
+
+def _size(shape: str, skip: str = "") -> float:
+    """Return the bytes of a shape or of all parts of a tuple, without parts of type `skip`."""
+    return sum(
+        _BITS.get(dtype, 0) / 8 * math.prod(int(side) for side in sides.split(",") if side)
+        for dtype, sides in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)
+        if dtype != skip
+    )
