@@ -25,24 +25,22 @@ def main(argv: Sequence[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
     parser = cli.parser("imagenet_jax.main", __doc__)
     cli.add_config(parser, what="a Python file with get_config(variant='')", required=True)
-    parser.add_argument("--workdir", metavar="DIR", help="folder of the run, created if needed")
-    parser.add_argument(
-        "--weights", metavar="FILE",
-        help="initial weights: short for --config.init.weights=FILE",
-    )  # fmt: skip
+    flag = parser.add_argument
+    # fmt: off
+    flag("--workdir", metavar="DIR", help="folder of the run, created if needed")
+    flag("--weights", metavar="FILE", help="initial weights: short for --config.init.weights=FILE")
     cli.add_weights_key(parser)
-    parser.add_argument(
-        "--dry_run", action="store_true",
+    flag("--dry_run", action="store_true",
         help="print the recipe, its memory and its training time; write nothing. If the data is "
-        "elsewhere: --config.data.source=synthetic",
-    )  # fmt: skip
-    parser.add_argument(
-        "--strict_restore", action="store_true",
-        help="exit if the last checkpoint is damaged (default: continue from an earlier one)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--quiet", action="store_true", help="print only errors and the final result"
-    )
+        "elsewhere: --config.data.source=synthetic")
+    flag("--target", metavar="NAME", default="",
+        help="with --dry_run: compile for hardware that is not here: v5e:2x4, h100:8, ...")
+    flag("--price", metavar="DOLLARS", type=float,
+        help="with --target: of a TPU chip or a GPU for an hour")
+    flag("--strict_restore", action="store_true",
+        help="exit if the last checkpoint is damaged (default: continue from an earlier one)")
+    flag("--quiet", action="store_true", help="print only errors and the final result")
+    # fmt: on
     cli.add_process_flags(parser)
     args = parser.parse_args(argv)
     if args.weights is not None:
@@ -52,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
 
     if not args.dry_run and not args.workdir:
         raise UserError("give --workdir=DIR, the folder of the run; only --dry_run needs none")
+    if (args.target or args.price is not None) and not args.dry_run:
+        raise UserError("--target and --price need --dry_run")
 
     say = (lambda text: None) if args.quiet else functools.partial(print, flush=True)
     say("loading JAX ...")
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     if args.dry_run:
         from imagenet_jax.debug.dry_run import dry_run
 
-        dry_run(config)
+        dry_run(config, args.target, args.price)
         return 0
     processes.connect(args.coordinator, args.num_processes, args.process_id)
     workdir = expand_user(args.workdir)

@@ -95,7 +95,7 @@ def _cost(
 ) -> ProgramCost:
     cost = ProgramCost()
     shapes = {i.name: i.shape for i in instructions}
-    for name, shape, opcode, rest in instructions:
+    for _, shape, opcode, rest in instructions:
         kind = opcode.removesuffix("-start").removesuffix("-done")
         if opcode in ("while", "call", "conditional"):
             times = re.search(r'"known_trip_count":\{"n":"(\d+)"', rest)

@@ -1,5 +1,9 @@
-"""`--dry_run`: the recipe, the learning-rate curve and the cost of a run; nothing is written."""
+"""`--dry_run`: the recipe, the learning-rate curve and the cost of a run; nothing is written.
 
+`--target` names hardware that is not here; the compiler then says what the run would cost there.
+"""
+
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,10 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from imagenet_jax.config.rules import warnings
-from imagenet_jax.debug.cost import StepCost, step_cost
+from imagenet_jax.debug.cost import DoesNotFit, StepCost, TargetCost, step_cost, target_cost
 from imagenet_jax.debug.recipe import describe_recipe
-from imagenet_jax.formatting import format_bytes, format_duration, format_flops
+from imagenet_jax.debug.targets import Target, make_target
+from imagenet_jax.errors import UserError, one_line
+from imagenet_jax.formatting import counted, format_bytes, format_duration, format_flops
 from imagenet_jax.training.experiment import Experiment, make_experiment
+from imagenet_jax.training.sharding import make_mesh
 
 # A large step takes minutes on a CPU. If it has more operations than this, fewer images are timed.
 _CPU_FLOPS, _CPU_ROWS = 1e12, 8
@@ -20,20 +27,119 @@ _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH, _HEIGHT = 60, 5  # of the learning-rate curve, in characters
 
 
-def dry_run(config: ConfigDict) -> None:
-    """Print the recipe, then compile the step and time a few; UserError as for training."""
-    run = make_experiment(config)
+def dry_run(config: ConfigDict, target_name: str = "", price: float | None = None) -> None:
+    """Print the recipe, then the cost of its train step; UserError as for training.
+
+    Args:
+      target_name: see `make_target`; "": compile for the present devices, and time a few steps.
+      price: dollars per hour of a TPU chip or GPU of the target; None: that of its table.
+    """
+    target = make_target(target_name) if target_name else None
+    run, note = _make_experiment(config, target)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     table = Table(show_header=False)
     for row in describe_recipe(config, len(run.source), run.total_steps):
         table.add_row(*row)
     console.print(table)
-    for warning in warnings(config):
+    for warning in [*warnings(config), *([note] if note else [])]:
         console.print(f"warning: {warning}")
     curve = draw_schedule(run.parts.schedule, run.total_steps, config.epochs)
     console.print("learning rate", *curve, sep="\n")
-    console.print("compiling the train step ...")
-    console.print(*_cost_lines(run), sep="\n")
+    if target is None:
+        console.print("compiling the train step ...")
+        console.print(*_cost_lines(run), sep="\n")
+        return
+    minutes = "seconds" if target.accelerator.gpu else "minutes"
+    console.print(f"compiling the train step for {target.name}, which takes {minutes} ...")
+    cost = _target_cost(config, target, console)
+    smaller = target_cost(_with_batch(config, _smaller(config, cost)), target)
+    console.print(*_target_lines(run, cost, smaller, price), sep="\n")
+
+
+def _make_experiment(config: ConfigDict, target: Target | None) -> tuple[Experiment, str]:
+    """Return the experiment, and a warning if it is without its data: a target needs none."""
+    if target is None:
+        return make_experiment(config), ""
+    mesh = make_mesh(config.mesh.fsdp, target.devices)
+    try:
+        return make_experiment(config, mesh), ""
+    except UserError as e:
+        without = ConfigDict(config.to_dict())
+        without.data.source = "synthetic"
+        run = make_experiment(without, mesh)  # raises what is not about the data
+        return run, f"{one_line(e)}; assuming {counted(len(run.source), 'training image')}"
+
+
+def _target_cost(config: ConfigDict, target: Target, console: Console) -> TargetCost:
+    """Return the cost of the step; of half the batch if the compiler refuses it, and so on."""
+    try:
+        return target_cost(config, target)
+    except DoesNotFit as e:
+        half = _round(config, config.batch_size / 2, target)
+        if half == config.batch_size:
+            raise
+        console.print(f"{e}; compiling it with {half} images ...")
+        return _target_cost(_with_batch(config, half), target, console)
+
+
+def _with_batch(config: ConfigDict, batch_size: int) -> ConfigDict:
+    changed = ConfigDict(config.to_dict())
+    changed.batch_size = batch_size
+    return changed
+
+
+def _round(config: ConfigDict, batch_size: float, target: Target) -> int:
+    """Return a multiple of what the devices, micro-batches and batch norm need, at least that."""
+    group = config.model.get("bn_group", 0) or 1
+    unit = math.lcm(len(target.devices), group) * config.optim.grad_accum_steps
+    return max(1, int(batch_size // unit)) * unit
+
+
+def _smaller(config: ConfigDict, cost: TargetCost) -> int:
+    """Return another batch size, to see how memory grows."""
+    half = _round(config, cost.batch_size / 2, cost.target)
+    return half if half < cost.batch_size else 2 * cost.batch_size
+
+
+def _target_lines(
+    run: Experiment, cost: TargetCost, other: TargetCost, price: float | None
+) -> list[str]:
+    config, target = run.config, cost.target
+    per_image = (cost.used - other.used) / (cost.batch_size - other.batch_size)
+    largest = _round(config, cost.batch_size + (target.memory - cost.used) / per_image, target)
+    kinds = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in cost.memory.items() if size)
+    fits = cost.used <= target.memory and cost.batch_size == config.batch_size
+    advice = (
+        "it fits"
+        if fits
+        else "it does not fit: lower config.batch_size, or raise config.optim.grad_accum_steps"
+    )
+    bounds = dict(cost.seconds)
+    estimate = bounds.pop("cycles", None)
+    times = ", ".join(f"{seconds * 1e3:.3g} ms for {what}" for what, seconds in bounds.items())
+    if estimate:
+        times += f"; the compiler estimates {estimate * 1e3:.3g} ms"
+    program, rate = cost.program, cost.batch_size / cost.step_seconds
+    traffic = program.bytes * len(target.devices) / cost.batch_size
+    exchanged = ", ".join(f"{count:,.0f} {kind}" for kind, count in program.collectives.items())
+    hours = run.total_steps * config.batch_size / rate / 3600
+    price = target.accelerator.dollars_per_hour if price is None else price
+    return [
+        f"memory of each device: {format_bytes(cost.used)} of {format_bytes(target.memory)} for a "
+        f"batch of {cost.batch_size:,} ({kinds}); {advice}",
+        f"largest batch: about {largest:,} images, estimated from {other.batch_size:,} and "
+        f"{cost.batch_size:,}",
+        f"of an image: {format_flops(cost.flops / cost.batch_size)}, {traffic / 1e6:.1f} MB of "
+        "memory traffic",
+        f"time of a step: at least {times}",
+        f"collectives: {exchanged} of {format_bytes(program.collective_bytes)} in a step"
+        if exchanged
+        else "collectives: none",
+        f"whole recipe: {hours:,.1f} h at {rate:,.0f} img/s, if the step takes "
+        + ("what the compiler estimates" if estimate else "the larger bound")
+        + f" and the input keeps up; {hours * target.chips * price:,.0f} dollars at "
+        f"{price:.2f} an hour for each of {target.chips} (--price)",
+    ]
 
 
 def draw_schedule(schedule: Callable[[int], Any], steps: int, epochs: float) -> list[str]:

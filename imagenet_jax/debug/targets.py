@@ -17,10 +17,10 @@ class Accelerator:
     Attributes:
       memory: bytes of HBM.
       bandwidth: of that memory, bytes/s.
-      dollars_per_hour: an assumption, to compare recipes: for TPUs Google's list price in US regions
-        without a commitment, for GPUs a usual price of clouds that specialize in them (2026).
-      clock: Hz of a TPU's matrix units, in whose cycles its compiler estimates; it follows from the
-        peak: 4 or 8 units of 128^2 or 256^2 multiply-adds.
+      dollars_per_hour: an assumption, to compare recipes. TPUs: Google's list price in US regions
+        without a commitment. GPUs: a usual price of clouds that specialize in them (2026).
+      clock: Hz of a TPU's matrix units, in whose cycles its compiler estimates. It follows from
+        the peak: 4 or 8 units of 128^2 or 256^2 multiply-adds.
       gpu: what XLA has to know about a GPU.
     """
 
@@ -31,7 +31,9 @@ class Accelerator:
     gpu: str = ""
 
 
-def _gpu(name: str, capability: int, cores: int, shared: int, l2: int, ghz: float, fpus: int) -> str:
+def _gpu(
+    name: str, capability: int, cores: int, shared: int, l2: int, ghz: float, fpus: int
+) -> str:
     """Return XLA's GpuTargetConfigProto as text, without the memory. `shared` is KiB per core."""
     return f"""
       gpu_device_info {{
@@ -49,8 +51,8 @@ def _gpu(name: str, capability: int, cores: int, shared: int, l2: int, ghz: floa
     """
 
 
-# Sources: https://cloud.google.com/tpu/docs/v5e and its siblings; NVIDIA's datasheets, and the specs
-# in xla/backends/gpu/target_config of github.com/openxla/xla. Peak rates are in logs/throughput.py.
+# Sources: https://cloud.google.com/tpu/docs/v5e and its siblings; NVIDIA's datasheets, and the
+# specs in xla/backends/gpu/target_config of github.com/openxla/xla. Peak rates: logs/throughput.py.
 ACCELERATORS = {
     "v4": Accelerator(32e9, 1228e9, 3.22, clock=1.05e9),
     "v5e": Accelerator(16e9, 819e9, 1.20, clock=1.5e9),
@@ -128,6 +130,7 @@ def make_target(name: str) -> Target:
         else:
             # libtpu would ask the metadata server of a TPU VM, and complain that there is none.
             os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+            os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
             os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
             flat = kind in ("v5e", "v6e")
             shape = "x".join(map(str, sides[:2] if flat else sides))
