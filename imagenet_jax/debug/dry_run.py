@@ -65,7 +65,8 @@ def _make_experiment(config: ConfigDict, target: Target | None) -> tuple[Experim
         return make_experiment(config, mesh), ""
     except UserError as e:
         without = ConfigDict(config.to_dict())
-        without.data.source = "synthetic"
+        without.data.update(source="synthetic", holdout=0.0, class_order="name")
+        without.data.synthetic.classes = config.model.num_classes
         run = make_experiment(without, mesh)  # raises what is not about the data
         return run, f"{one_line(e)}; assuming {counted(len(run.source), 'training image')}"
 
