@@ -58,15 +58,16 @@ class _Instruction(NamedTuple):
 def read_cost(text: str) -> ProgramCost:
     """Return the cost of a program, given `jax.stages.Compiled.as_text()`."""
     computations = dict(_computations(text))
-    return _cost(next(iter(computations["ENTRY"])), computations)
+    return _cost(computations["ENTRY"], computations)
 
 
-def _computations(text: str) -> Iterator[tuple[str, list[list[_Instruction]]]]:
+def _computations(text: str) -> Iterator[tuple[str, list[_Instruction]]]:
     """Yield (name, [instructions]) of each computation; the main one is named ENTRY."""
-    name, instructions = "", []
+    name = ""
+    instructions: list[_Instruction] = []
     for line in text.splitlines():
         if line.startswith("}"):
-            yield name, [instructions]
+            yield name, instructions
         elif line and not line[0].isspace() and line.rstrip().endswith("{"):
             words = line.split()
             name = "ENTRY" if words[0] == "ENTRY" else words[0].lstrip("%")
@@ -91,7 +92,7 @@ def _split_shape(text: str) -> tuple[str, str]:
 
 
 def _cost(
-    instructions: list[_Instruction], computations: dict[str, list[list[_Instruction]]]
+    instructions: list[_Instruction], computations: dict[str, list[_Instruction]]
 ) -> ProgramCost:
     cost = ProgramCost()
     shapes = {i.name: i.shape for i in instructions}
@@ -101,7 +102,7 @@ def _cost(
             times = re.search(r'"known_trip_count":\{"n":"(\d+)"', rest)
             called = re.search(r"body=%?([\w.-]+)", rest) or _CALLED.search(rest)
             if called and called[1] in computations:
-                inner = _cost(computations[called[1]][0], computations)
+                inner = _cost(computations[called[1]], computations)
                 cost.add(inner, int(times[1]) if times else 1)
             continue
         if opcode in _FREE or opcode.endswith("-done"):

@@ -143,11 +143,9 @@ class TargetCost:
         "cycles" is an estimate, not a bound; only the compiler for TPUs makes it.
         """
         target, device = self.target, self.target.devices[0]
-        peak = (peak_flops(device.device_kind) or math.nan) * target.share
-        bounds = {
-            "arithmetic": self.flops / len(target.devices) / peak,
-            "memory": self.program.bytes / target.bandwidth,
-        }
+        bounds = {"memory": self.program.bytes / target.bandwidth}
+        if peak := peak_flops(device.device_kind):
+            bounds["arithmetic"] = self.flops / len(target.devices) / (peak * target.share)
         if self.program.cycles:
             bounds["cycles"] = self.program.cycles / target.accelerator.clock
         return bounds
@@ -171,7 +169,7 @@ def target_cost(config: ConfigDict, target: Target) -> TargetCost:
     batch = abstract_batch(config, bare.mesh)
     lowered = bare.step.lower(bare.abstract, batch)
     # There is nothing to time algorithms on.
-    options = {"xla_gpu_autotune_level": 0} if target.accelerator.gpu else None
+    options: Any = {"xla_gpu_autotune_level": 0} if target.accelerator.gpu else None
     try:
         compiled = lowered.compile(compiler_options=options)
     except RuntimeError as e:
@@ -182,17 +180,17 @@ def target_cost(config: ConfigDict, target: Target) -> TargetCost:
             f"config.batch_size = {config.batch_size} does not fit: a step needs {found[1]} of "
             f"the {found[2]} of a device of {target.name}"
         ) from e
-    state = bare.abstract
+    state, sizes = bare.abstract, compiled.memory_analysis()
     memory = {
         "parameters": _device_bytes(state.params),
         "batch statistics": _device_bytes(state.batch_stats),
         "optimizer": _device_bytes(state.opt_state),
         "EMA": _device_bytes(state.ema),
         "batch": _device_bytes(batch),
-        "activations": float(compiled.memory_analysis().temp_size_in_bytes),
+        "activations": float(getattr(sizes, "temp_size_in_bytes", 0)),
     }
     return TargetCost(
-        target, config.batch_size, _count_flops(config), memory, read_cost(compiled.as_text())
+        target, config.batch_size, _count_flops(config), memory, read_cost(compiled.as_text() or "")
     )
 
 
@@ -202,7 +200,7 @@ def _count_flops(config: ConfigDict) -> float:
     small.mesh.fsdp = 1
     bare = make_bare_step(small, jax.devices("cpu")[:1])
     counted = bare.step.lower(bare.abstract, abstract_batch(small, bare.mesh)).cost_analysis()
-    return float(counted["flops"]) * config.optim.grad_accum_steps
+    return float((counted or {})["flops"]) * config.optim.grad_accum_steps
 
 
 def _device_bytes(tree: Any) -> float:

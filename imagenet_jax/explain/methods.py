@@ -93,7 +93,7 @@ def add_tap(model: Model, layer: str, change: Callable[[jax.Array], jax.Array]) 
 
 
 @jax.jit(static_argnames=("graph", "layer"))
-def _activations(graph: nnx.GraphDef, state: nnx.State, images: Array, layer: str) -> jax.Array:
+def _activations(graph: nnx.GraphDef, state: nnx.State, images: jax.Array, layer: str) -> jax.Array:
     seen = []
 
     def record(output: jax.Array) -> jax.Array:

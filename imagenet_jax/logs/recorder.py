@@ -134,7 +134,7 @@ class Recorder(Writers):
 
     def write(self, step: int, split: str, values: Values) -> None:
         """Write one point of each curve in `values`, with the present time."""
-        super().write(step, split, self._now() | values)
+        super().write(step, split, {**self._now(), **values})
 
     def _now(self) -> dict[str, Any]:
         """Return {"seconds": of training over all starts of the run, "time": UTC, ISO 8601}."""
