@@ -30,7 +30,7 @@ ENTRY %main.9 (a: f32[8,4]) -> f32[] {
   %a = f32[8,4]{1,0:T(8,128)S(1)} parameter(0)
   %conv = (bf16[8,2]{1,0}, u8[1000]{0}) custom-call(%a, %a), custom_call_target="__cudnn$conv"
   %y = bf16[8,2]{1,0} get-tuple-element(%conv), index=0
-  %sum = bf16[]{:T(256)} fusion(%y), kind=kInput, calls=%r, backend_config={"estimated_cycles":"100"}
+  %sum = bf16[]{:T(256)} fusion(%y), calls=%r, backend_config={"estimated_cycles":"100"}
   %start = (f32[8,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%a), dimensions={0}
   %done = f32[8,4]{1,0} all-gather-done(%start)
   %ar = f32[8,4]{1,0} all-reduce(%done), to_apply=%add
@@ -153,7 +153,7 @@ def test_a_batch_that_does_not_fit_is_a_sentence(tiny, here, capsys, monkeypatch
     def refuse(self, compiler_options=None):
         if tiny.batch_size == compiled.pop(0):
             raise jax.errors.JaxRuntimeError(
-                "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 21.5G of 15.75G hbm"
+                "RESOURCE_EXHAUSTED: Ran out of memory in space hbm. Used 21.5G of 15.75G hbm"
             )
         return compile_(self)
 
