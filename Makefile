@@ -40,7 +40,7 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest $(PYTEST) -m 'slow and not full and not parity'
 
-test-full: $(VENV)/.parity
+test-full: $(VENV)/.parity $(VENV)/.targets
 	$(BIN)/python -m pytest $(PYTEST) -m 'slow or full'
 
 torture: $(VENV)/.test
@@ -57,12 +57,18 @@ $(VENV)/.bench: $(VENV)/.base pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]' -c constraints.txt
 	@touch $@
 
-bench: $(VENV)/.bench
+# Compilers for accelerators, which need none.
+$(VENV)/.targets: $(VENV)/.base pyproject.toml
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[targets]' -c constraints.txt
+	@touch $@
+
+bench: $(VENV)/.bench $(VENV)/.targets
 	$(BIN)/python -m benchmarks.input --cores=1
 	$(BIN)/python -m benchmarks.input --cores=2
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.loop
 	$(BIN)/python -m benchmarks.train_step --config=configs/resnet50.py --config.batch_size=16 --steps=2
+	$(BIN)/python -m benchmarks.compile --config=configs/resnet50.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
@@ -71,7 +77,7 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/python -m imagenet_jax.publish --table --check
 	$(BIN)/python -m docs.figures
-	$(BIN)/shellcheck launch/*.sh launch/*.sbatch launch/kubernetes/*.sh
+	$(BIN)/shellcheck launch/*.sh launch/*.sbatch launch/kubernetes/*.sh benchmarks/*.sh
 	@audit=$$(timeout 120 $(BIN)/pip-audit --disable-pip --no-deps --progress-spinner=off --timeout=15 \
 	  -r constraints.txt 2>&1); code=$$?; \
 	case "$$audit" in \

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from imagenet_jax.debug.compiled import ProgramCost, read_cost
-from imagenet_jax.debug.targets import Target
+from imagenet_jax.debug.targets import Target, quiet
 from imagenet_jax.errors import UserError
 from imagenet_jax.logs.throughput import count_flops, peak_flops
 from imagenet_jax.training.experiment import make_step_parts
@@ -171,7 +171,8 @@ def target_cost(config: ConfigDict, target: Target) -> TargetCost:
     # There is nothing to time algorithms on.
     options: Any = {"xla_gpu_autotune_level": 0} if target.accelerator.gpu else None
     try:
-        compiled = lowered.compile(compiler_options=options)
+        with quiet():
+            compiled = lowered.compile(compiler_options=options)
     except RuntimeError as e:
         found = re.search(r"Used (\S+) of (\S+)", str(e))
         if not found or "RESOURCE_EXHAUSTED" not in str(e):

@@ -17,12 +17,14 @@ from imagenet_jax.debug.cost import DoesNotFit, StepCost, TargetCost, step_cost,
 from imagenet_jax.debug.recipe import describe_recipe
 from imagenet_jax.debug.targets import Target, make_target
 from imagenet_jax.errors import UserError, one_line
-from imagenet_jax.formatting import counted, format_bytes, format_duration, format_flops
+from imagenet_jax.formatting import format_bytes, format_duration, format_flops
 from imagenet_jax.training.experiment import Experiment, make_experiment
 from imagenet_jax.training.sharding import make_mesh
 
 # A large step takes minutes on a CPU. If it has more operations than this, fewer images are timed.
 _CPU_FLOPS, _CPU_ROWS = 1e12, 8
+_IMAGENET_IMAGES, _IMAGENET_CLASSES = 1_281_167, 1000
+_TRIES, _SMALLER = 4, 0.97  # of the largest batch: compilations, and how far below an estimate
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH, _HEIGHT = 60, 5  # of the learning-rate curve, in characters
 
@@ -52,8 +54,9 @@ def dry_run(config: ConfigDict, target_name: str = "", price: float | None = Non
     minutes = "seconds" if target.accelerator.gpu else "minutes"
     console.print(f"compiling the train step for {target.name}, which takes {minutes} ...")
     cost = _target_cost(config, target, console)
-    smaller = target_cost(_with_batch(config, _smaller(config, cost)), target)
-    console.print(*_target_lines(run, cost, smaller, price), sep="\n")
+    console.print(*_target_lines(run, cost, price), sep="\n")
+    console.print("searching for the largest batch, which takes two to five compilations ...")
+    console.print(_largest_batch(config, cost))
 
 
 def _make_experiment(config: ConfigDict, target: Target | None) -> tuple[Experiment, str]:
@@ -64,11 +67,17 @@ def _make_experiment(config: ConfigDict, target: Target | None) -> tuple[Experim
     try:
         return make_experiment(config, mesh), ""
     except UserError as e:
+        if config.model.num_classes != _IMAGENET_CLASSES:
+            raise UserError(
+                f"{e}; without the data, give its number of images: --config.data.source=synthetic "
+                f"--config.data.synthetic.classes={config.model.num_classes} "
+                "--config.data.synthetic.images=N"
+            ) from e
         without = ConfigDict(config.to_dict())
         without.data.update(source="synthetic", holdout=0.0, class_order="name")
-        without.data.synthetic.classes = config.model.num_classes
+        without.data.synthetic.update(images=_IMAGENET_IMAGES, classes=_IMAGENET_CLASSES)
         run = make_experiment(without, mesh)  # raises what is not about the data
-        return run, f"{one_line(e)}; assuming {counted(len(run.source), 'training image')}"
+        return run, f"{one_line(e)}; assuming ImageNet's {_IMAGENET_IMAGES:,} training images"
 
 
 def _target_cost(config: ConfigDict, target: Target, console: Console) -> TargetCost:
@@ -96,18 +105,34 @@ def _round(config: ConfigDict, batch_size: float, target: Target) -> int:
     return max(1, int(batch_size // unit)) * unit
 
 
-def _smaller(config: ConfigDict, cost: TargetCost) -> int:
-    """Return another batch size, to see how memory grows."""
-    half = _round(config, cost.batch_size / 2, cost.target)
-    return half if half < cost.batch_size else 2 * cost.batch_size
+def _largest_batch(config: ConfigDict, cost: TargetCost) -> str:
+    """Return a sentence about the largest batch: extrapolated from two, compiled to confirm it."""
+    target = cost.target
+    half = _round(config, cost.batch_size / 2, target)
+    other = half if half < cost.batch_size else 2 * cost.batch_size
+    try:
+        second = target_cost(_with_batch(config, other), target)
+    except DoesNotFit:
+        return f"largest batch: {cost.batch_size:,} images; {other:,} do not fit"
+    # Memory that does not grow is still that of the images.
+    least = cost.memory["batch"] / cost.batch_size
+    tried = f"extrapolated from {other:,} and {cost.batch_size:,} images"
+    for _ in range(_TRIES):
+        growth = (second.used - cost.used) / (second.batch_size - cost.batch_size)
+        room = (target.memory - cost.used) / max(growth, least)
+        largest = _round(config, _SMALLER * (cost.batch_size + room), target)
+        try:
+            second = target_cost(_with_batch(config, largest), target)
+        except DoesNotFit:
+            return f"largest batch: below {largest:,} images, {tried}; the compiler refuses these"
+        if second.used <= target.memory:
+            return f"largest batch: about {largest:,} images, {tried} and compiled: they fit"
+        tried = f"interpolated between {cost.batch_size:,} and {largest:,} images"
+    return f"largest batch: below {largest:,} images, which were compiled and do not fit"
 
 
-def _target_lines(
-    run: Experiment, cost: TargetCost, other: TargetCost, price: float | None
-) -> list[str]:
+def _target_lines(run: Experiment, cost: TargetCost, price: float | None) -> list[str]:
     config, target = run.config, cost.target
-    per_image = (cost.used - other.used) / (cost.batch_size - other.batch_size)
-    largest = _round(config, cost.batch_size + (target.memory - cost.used) / per_image, target)
     kinds = ", ".join(f"{kind} {format_bytes(size)}" for kind, size in cost.memory.items() if size)
     fits = cost.used <= target.memory and cost.batch_size == config.batch_size
     advice = (
@@ -128,8 +153,6 @@ def _target_lines(
     return [
         f"memory of each device: {format_bytes(cost.used)} of {format_bytes(target.memory)} for a "
         f"batch of {cost.batch_size:,} ({kinds}); {advice}",
-        f"largest batch: about {largest:,} images, estimated from {other.batch_size:,} and "
-        f"{cost.batch_size:,}",
         f"of an image: {format_flops(cost.flops / cost.batch_size)}, {traffic / 1e6:.1f} MB of "
         "memory traffic",
         f"time of a step: at least {times}",

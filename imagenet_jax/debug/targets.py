@@ -1,9 +1,13 @@
 """Accelerators that a train step can be compiled for without having one (`--dry_run --target`)."""
 
+import contextlib
 import dataclasses
 import os
 import re
+from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -17,8 +21,10 @@ class Accelerator:
     Attributes:
       memory: bytes of HBM.
       bandwidth: of that memory, bytes/s.
-      dollars_per_hour: an assumption, to compare recipes. TPUs: Google's list price in US regions
-        without a commitment. GPUs: a usual price of clouds that specialize in them (2026).
+      dollars_per_hour: an assumption, to compare recipes; --price overrides it. TPUs: Google's list
+        price of a chip in US regions without a commitment, https://cloud.google.com/tpu/pricing,
+        2025. GPUs: within the usual range of clouds that specialize in them, for example
+        https://www.mercatus-ai.com/blog/cloud-gpu-pricing, May 2026; B200: a guess from these.
       clock: Hz of a TPU's matrix units, in whose cycles its compiler estimates. It follows from
         the peak: 4 or 8 units of 128^2 or 256^2 multiply-adds.
       gpu: what XLA has to know about a GPU.
@@ -121,29 +127,49 @@ def make_target(name: str) -> Target:
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
 
+    options: dict[str, Any]
     try:
         if accelerator.gpu:
-            config = accelerator.gpu % vars(accelerator)
-            found = topologies.get_topology_desc(
-                kind, platform="cuda", target_config=config, topology=f"1x1x{chips}"
-            )
+            topology = kind
+            options = {
+                "platform": "cuda", "topology": f"1x1x{chips}",
+                "target_config": accelerator.gpu % vars(accelerator),
+            }  # fmt: skip
         else:
             # libtpu would ask the metadata server of a TPU VM, and complain that there is none.
             os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
             os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
             os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+            # Its lock, which is for devices, would refuse a second compilation at the same time.
+            os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
             flat = kind in ("v5e", "v6e")
-            shape = "x".join(map(str, sides[:2] if flat else sides))
-            options = {"chips_per_host_bounds": (1, 1, 1)} if chips == 1 else {}
-            found = topologies.get_topology_desc(f"{kind}:{shape}", platform="tpu", **options)
+            topology = f"{kind}:{'x'.join(map(str, sides[:2] if flat else sides))}"
+            options = {"platform": "tpu"}
+            if chips == 1:
+                options["chips_per_host_bounds"] = (1, 1, 1)
+        with quiet():
+            found = topologies.get_topology_desc(topology, **options)
     except (RuntimeError, ValueError) as e:
         raise UserError(f"--target={name}: no such topology: {str(e).splitlines()[0]}") from e
     return Target(name, accelerator, chips, list(found.devices))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Discard what compilers, which do not use sys.stderr, write to standard error."""
+    saved = os.dup(2)
+    with Path(os.devnull).open("wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
 
 
 def _require(module: str, what: str, packages: str) -> None:
     if find_spec(module) is None:
         raise UserError(
             f"the compiler for {what} is not installed: pip install {packages} (of the version of "
-            f"jax, {jax.__version__}; it needs no accelerator)"
+            f"jax, {jax.__version__}; no accelerator is needed)"
         )

@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 
 from imagenet_jax import main as command
 from imagenet_jax.debug import cost, dry_run, targets
-from imagenet_jax.debug.compiled import read_cost
+from imagenet_jax.debug.compiled import ProgramCost, read_cost
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import outline
 from imagenet_jax.training.state import count_parameters
@@ -133,17 +133,37 @@ def test_operations_grow_with_the_batch_and_not_with_the_devices(tiny, here):
 def test_the_report_prices_the_whole_recipe(tiny, here, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(dry_run, "make_target", lambda name: here)
     tiny.data.update(source="auto", path=f"{tmp_path}/nothing")
+    with pytest.raises(UserError, match="--config.data.synthetic.images=N"):
+        dry_run.dry_run(tiny, "here:4", 3.0)
+    tiny.model.num_classes = 1000
     dry_run.dry_run(tiny, "here:4", 3.0)
     out = " ".join(capsys.readouterr().out.split())
-    assert "assuming 1,281,167 training images" in out
+    assert "assuming ImageNet's 1,281,167 training images" in out
     assert "it fits" in out and " of 953.7 MiB " in out  # half of 2 GB
     hours, dollars = re.search(
         r"whole recipe: ([\d,.]+) h .*?; ([\d,]+) dollars at 3.00", out
     ).groups()
     hours, dollars = float(hours.replace(",", "")), float(dollars.replace(",", ""))
     assert dollars == pytest.approx(hours * 4 * 3.0, rel=0.05, abs=1)
-    largest = int(re.search(r"largest batch: about ([\d,]+)", out)[1].replace(",", ""))
-    assert largest % 8 == 0 and largest >= tiny.batch_size
+    assert re.search(r"largest batch: about [\d,]+ images", out)
+
+
+@pytest.mark.parametrize("power", [1.0, 1.05, 1.1])
+def test_the_largest_batch_was_compiled_and_is_close_to_the_limit(tiny, here, monkeypatch, power):
+    """Memory grows as the batch does, or faster."""
+
+    def cost_of(config, target):
+        memory = {"batch": 1e3 * config.batch_size, "activations": 2e5 * config.batch_size**power}
+        compiled.append(config.batch_size)
+        return cost.TargetCost(target, config.batch_size, 0.0, memory, ProgramCost())
+
+    compiled = []
+    monkeypatch.setattr(dry_run, "target_cost", cost_of)
+    text = dry_run._largest_batch(tiny, cost_of(tiny, here))
+    found = int(re.search(r"about ([\d,]+) images", text)[1].replace(",", ""))
+    assert found == compiled[-1] and found % 8 == 0
+    limit = next(n for n in range(8, 10**4) if 1e3 * n + 2e5 * n**power > here.memory)
+    assert 0.9 * limit < found < limit
 
 
 def test_a_batch_that_does_not_fit_is_a_sentence(tiny, here, capsys, monkeypatch):
