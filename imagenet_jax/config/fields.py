@@ -92,6 +92,10 @@ FIELDS = {
     "model.dtype": Field("float32", "Type of the computation; parameters stay float32",
         choices=("float32", "bfloat16"),
         aliases=("precision", "amp", "bf16", "half_precision", "mixed_precision")),
+    "model.remat": Field("none", "What the backward pass computes again, to save memory. blocks: "
+        "all but inputs of blocks; dots: all but results of convolutions and matrix products",
+        choices=("none", "blocks", "dots"), operational=True,
+        aliases=("grad_checkpointing", "gradient_checkpointing", "checkpointing")),
 
     "init.weights": Field("", "Weights file (.safetensors, or of torch.save) to start from. The "
         "head is new if the number of classes differs. Empty: random weights. A resumed run does "

@@ -65,9 +65,10 @@ def build(config: Config, *, rngs: nnx.Rngs) -> Model:
     check(config)
     options = dict(config)
     options["dtype"] = jnp.bfloat16 if options["dtype"] == "bfloat16" else None
-    blur_pool = options.pop("blur_pool", "none")
+    blur_pool, remat = options.pop("blur_pool", "none"), options.pop("remat", "none")
     make: Any = family(options["name"]).model
     model = make(**options, rngs=rngs)
+    model.remat = remat
     if blur_pool == "ffcv":
         from imagenet_jax.models.blur_pool import blur_strided
 

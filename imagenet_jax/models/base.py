@@ -19,10 +19,34 @@ Config: TypeAlias = ConfigDict | Mapping[str, Any]  # a config.model
 class Model(nnx.Module):
     """An image classifier with nnx.Param and nnx.BatchStat variables only, all float32.
 
-    `name` is the name of its variant.
+    `name` is the name of its variant, `remat` is `config.model.remat`.
     """
 
     name: str
+    remat: str = "none"
+
+    def run(
+        self,
+        block: Callable[..., jax.Array],
+        x: jax.Array,
+        *,
+        rngs: nnx.Rngs | None = None,
+        **options: Any,
+    ) -> jax.Array:
+        """Return `block(x, **options)`, given `rngs` too unless they are None.
+
+        Families call their blocks through this method, so that `remat` applies: the backward pass
+        computes again what it does not keep (Chen et al. 2016, arXiv:1604.06174).
+        """
+        random = {} if rngs is None else {"rngs": rngs}
+        if self.remat == "none":
+            return block(x, **random, **options)
+        kept = _is_product if self.remat == "dots" else None
+
+        def call(block: Callable[..., jax.Array], x: jax.Array, random: Any) -> jax.Array:
+            return block(x, **random, **options)
+
+        return nnx.remat(call, policy=kept)(block, x, random)
 
     def activations(
         self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
@@ -45,6 +69,10 @@ class Model(nnx.Module):
         """
         *_, (_, logits) = self.activations(images, train=train, rngs=rngs)
         return logits
+
+
+def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive in (jax.lax.conv_general_dilated_p, jax.lax.dot_general_p)
 
 
 def _join(name: str, path: Path) -> str:

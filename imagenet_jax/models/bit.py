@@ -73,7 +73,7 @@ class BiT(Model):
         yield "stem", x
         for i, stage in enumerate(self.stages):
             for block in stage["blocks"]:
-                x = block(x)
+                x = self.run(block, x)
             yield f"stage{i + 1}", x
         x = nnx.relu(self.norm(x))
         # float32 from here: the mean over 7x7 and the logits are cheap and should not round.

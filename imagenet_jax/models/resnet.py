@@ -173,7 +173,7 @@ class ResNet(Model):
         yield "stem", x
         for i, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
             for block in stage:
-                x = block(x, train=train, rngs=rngs)
+                x = self.run(block, x, train=train, rngs=rngs)
             yield f"layer{i + 1}", x
         # float32 from here: the mean over 7x7 and the logits are cheap and should not round.
         x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))

@@ -46,6 +46,16 @@ FIELDS = {
 }
 
 
+class Stage(nnx.List[Any]):
+    """3x3 convolutions, then a max-pool."""
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """f[B, H, W, I] -> f[B, H / 2, W / 2, O]."""
+        for layer in self:
+            x = ConvNorm(layer.conv, layer.bn)(x, train=train)
+        return nnx.max_pool(x, (2, 2), strides=(2, 2))
+
+
 class VGG(Model):
     """Five stages of 3x3 convolutions with a max-pool after each, then three linear layers."""
 
@@ -73,7 +83,7 @@ class VGG(Model):
                 conv, bn = make(inputs, round(channels * width), 3)
                 stage.append(nnx.Dict(conv=conv, bn=bn))
                 inputs = conv.out_features
-            stages.append(nnx.List(stage))
+            stages.append(Stage(stage))
         self.features: nnx.List[Any] = nnx.List(stages)
         hidden = round(HIDDEN * width)
         linear = partial(nnx.Linear, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
@@ -96,9 +106,7 @@ class VGG(Model):
             )
         x = images
         for i, stage in enumerate(self.features):
-            for layer in stage:
-                x = ConvNorm(layer.conv, layer.bn)(x, train=train)
-            x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+            x = self.run(stage, x, train=train)
             yield f"stage{i + 1}", x
         x = adaptive_average_pool(x, POOLED)
         x = x.reshape(x.shape[0], -1)

@@ -1,0 +1,67 @@
+"""Recomputing blocks in the backward pass changes memory, and neither results nor statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_model
+from flax import nnx
+
+from imagenet_jax import models
+
+NAMES = [family.variants[0] for family in models.families()]
+
+
+def gradient(name, remat, dtype, **fields):
+    """Return the compiled function: params -> (loss, statistics, gradients), and its arguments."""
+    config = tiny_model(name, remat=remat, **fields)
+    if name.startswith("bit"):
+        config.width = 0.5  # the least that 32 groups divide
+    graph, *states = nnx.split(models.build(config, rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat)
+    params, stats = (jax.tree.map(lambda x: x.astype(dtype), nnx.to_pure_dict(s)) for s in states)
+    images = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(dtype)
+
+    @jax.jit
+    def compute(params, stats, images):
+        def loss(params):
+            model = nnx.merge(graph, params, stats)
+            logits = model(images, train=True, rngs=nnx.Rngs(dropout=7))
+            moved = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
+            return jnp.mean(jnp.square(logits)), moved
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    return compute, (params, stats, jnp.asarray(images))
+
+
+@pytest.mark.parametrize("remat", ["blocks", "dots"])
+@pytest.mark.parametrize("name", [*NAMES, "vgg11_bn"])
+def test_results_are_those_without(name, remat):
+    fields = {"drop_path": 0.5} if name.startswith("resnet") else {}
+    with jax.enable_x64(True):
+        plain, arguments = gradient(name, "none", np.float64, **fields)
+        again, _ = gradient(name, remat, np.float64, **fields)
+        for got, want in zip(
+            jax.tree.leaves(again(*arguments)), jax.tree.leaves(plain(*arguments)), strict=True
+        ):
+            np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_less_is_kept_for_the_backward_pass():
+    """Residuals of the loss, which JAX keeps between the passes, shrink from none to blocks."""
+
+    def kept(remat):
+        config = tiny_model("resnet50", remat=remat)
+        graph, params, stats = models.outline(config)
+
+        def residuals(params, stats, images):
+            def loss(params):
+                return jnp.sum(nnx.merge(graph, params, stats)(images, train=True))
+
+            return jax.vjp(loss, params)[1]
+
+        shape = jax.ShapeDtypeStruct((4, 64, 64, 3), jnp.float32)
+        leaves = jax.tree.leaves(jax.eval_shape(residuals, params, stats, shape))
+        return sum(x.size for x in leaves)
+
+    assert kept("blocks") < kept("dots") < kept("none")
