@@ -17,6 +17,7 @@ from imagenet_jax.errors import check_choice
 from imagenet_jax.models.base import Config, Family, Model
 
 _MODULES = (
+    "alexnet",
     "resnet",
     "vgg",
     "bit",

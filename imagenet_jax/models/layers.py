@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from imagenet_jax.config.fields import Field
@@ -209,14 +210,46 @@ class StandardizedConv(nnx.Conv):
         )
 
 
-def uniform_linear(inputs: int, outputs: int, *, rngs: nnx.Rngs) -> nnx.Linear:
+def uniform_linear(
+    inputs: int, outputs: int, *, dtype: jnp.dtype | None = None, rngs: nnx.Rngs
+) -> nnx.Linear:
     """Return torch's default linear layer: weights and bias uniform within 1 / sqrt(inputs)."""
-    bound = inputs**-0.5
+    init = _uniform(inputs)
+    return nnx.Linear(inputs, outputs, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs)
+
+
+def uniform_conv(
+    inputs: int,
+    outputs: int,
+    size: int,
+    stride: int = 1,
+    padding: int = 0,
+    *,
+    dtype: jnp.dtype | None = None,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """Return torch's default convolution: weights and bias uniform within 1 / sqrt(fan-in)."""
+    init = _uniform(inputs * size**2)
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (size, size),
+        strides=stride,
+        padding=padding,
+        kernel_init=init,
+        bias_init=init,
+        dtype=dtype,
+        rngs=rngs,
+    )
+
+
+def _uniform(fan_in: int) -> Callable[..., jax.Array]:
+    bound = fan_in**-0.5
 
     def uniform(key: jax.Array, shape: tuple[int, ...], dtype: Any, **_: Any) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return nnx.Linear(inputs, outputs, kernel_init=uniform, bias_init=uniform, rngs=rngs)
+    return uniform
 
 
 def drop_path(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
@@ -229,3 +262,26 @@ def drop_path(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)
     kept = jax.random.bernoulli(key, keep, shape)
     return jnp.where(kept, x / keep, jnp.zeros((), x.dtype)).astype(x.dtype)
+
+
+def adaptive_average_pool(x: jax.Array, side: int) -> jax.Array:
+    """f[B, H, W, C] -> f[B, side, side, C], torch's AdaptiveAvgPool2d.
+
+    Output i averages input rows floor(i * H / side) up to ceil((i + 1) * H / side), exclusive;
+    columns likewise. Sums are in float32 at least.
+    """
+    if x.shape[1:3] == (side, side):
+        return x
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    rows, columns = (jnp.asarray(_bins(size, side), wide) for size in x.shape[1:3])
+    pooled = jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x.astype(wide), precision="highest")
+    return pooled.astype(x.dtype)
+
+
+def _bins(size: int, side: int) -> np.ndarray:
+    """f64[side, size]: row i holds the weights of output i."""
+    weights = np.zeros((side, size))
+    for i in range(side):
+        start, stop = i * size // side, -(-(i + 1) * size // side)
+        weights[i, start:stop] = 1 / (stop - start)
+    return weights

@@ -17,7 +17,7 @@ from flax import nnx
 from imagenet_jax.config.fields import Field
 from imagenet_jax.errors import UserError
 from imagenet_jax.models.base import Family, Model, Path, count_outputs
-from imagenet_jax.models.layers import BN_GROUP, ConvNorm
+from imagenet_jax.models.layers import BN_GROUP, ConvNorm, adaptive_average_pool
 
 CHANNELS = (64, 128, 256, 512, 512)  # in each of the five stages
 HIDDEN = 4096  # units of each of the two hidden linear layers
@@ -152,26 +152,3 @@ FAMILY = Family(
     torch_name=_torch_name,
     flattened={("classifier", 0): POOLED},
 )
-
-
-def adaptive_average_pool(x: jax.Array, side: int) -> jax.Array:
-    """f[B, H, W, C] -> f[B, side, side, C], torch's AdaptiveAvgPool2d.
-
-    Output i averages input rows floor(i * H / side) up to ceil((i + 1) * H / side), exclusive;
-    columns likewise. Sums are in float32 at least.
-    """
-    if x.shape[1:3] == (side, side):
-        return x
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    rows, columns = (jnp.asarray(_bins(size, side), wide) for size in x.shape[1:3])
-    pooled = jnp.einsum("ih,jw,bhwc->bijc", rows, columns, x.astype(wide), precision="highest")
-    return pooled.astype(x.dtype)
-
-
-def _bins(size: int, side: int) -> np.ndarray:
-    """f64[side, size]: row i holds the weights of output i."""
-    weights = np.zeros((side, size))
-    for i in range(side):
-        start, stop = i * size // side, -(-(i + 1) * size // side)
-        weights[i, start:stop] = 1 / (stop - start)
-    return weights

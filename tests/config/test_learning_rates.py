@@ -124,6 +124,7 @@ SOURCES = {
     **{f"resnet.py:resnet{depth}": v1(0.1) for depth in (18, 34, 101, 152)},
     **{f"vgg.py:vgg{depth}": v1(0.01) for depth in (11, 13, 16, 19)},
     **{f"vgg.py:vgg{depth}_bn": v1(0.1) for depth in (11, 13, 16, 19)},
+    "alexnet.py": v1(0.01),
     "bit.py": bit,
     "quickstart.py": own_cosine(0.1),
     "transfer.py": own_cosine(0.01 * 64 / 256),

@@ -15,6 +15,7 @@ from imagenet_jax.errors import UserError
 
 # Trainable parameters for 1,000 classes, from the model table of torchvision's documentation.
 PARAMETERS = {
+    "alexnet": 61_100_840,
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,

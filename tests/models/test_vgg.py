@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from imagenet_jax import models
 from imagenet_jax.errors import UserError
-from imagenet_jax.models import vgg
+from imagenet_jax.models import layers, vgg
 
 
 @pytest.mark.parametrize("name", vgg.VARIANTS)
@@ -56,13 +56,13 @@ def test_adaptive_pool_against_the_rule_written_as_loops(height, width, side):
             left, right = np.floor(j * width / side), np.ceil((j + 1) * width / side)
             window = x[:, int(top) : int(bottom), int(left) : int(right)]
             want[:, i, j] = window.mean((1, 2))
-    got = vgg.adaptive_average_pool(jnp.asarray(x, jnp.float32), side)
+    got = layers.adaptive_average_pool(jnp.asarray(x, jnp.float32), side)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_adaptive_pool_of_bfloat16_sums_in_float32():
     x = jnp.full((1, 14, 9, 1), 3.0, jnp.bfloat16)
-    pooled = vgg.adaptive_average_pool(x, 7)
+    pooled = layers.adaptive_average_pool(x, 7)
     assert pooled.dtype == jnp.bfloat16
     np.testing.assert_array_equal(np.asarray(pooled, np.float32), 3.0)
 

@@ -1,0 +1,115 @@
+"""AlexNet in the form of "One weird trick" (Krizhevsky 2014, arXiv:1404.5997).
+
+Semantics, initial weights and module names of torchvision.models.alexnet, in NHWC.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from imagenet_jax.config.fields import Field
+from imagenet_jax.errors import UserError
+from imagenet_jax.models.base import Family, Model, Path, count_outputs
+from imagenet_jax.models.layers import adaptive_average_pool, uniform_conv, uniform_linear
+
+# Output channels, kernel size, stride and padding of each convolution.
+CONVOLUTIONS = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
+POOL_AFTER = (0, 1, 4)  # indices of the convolutions that a 3x3 max-pool of stride 2 follows
+HIDDEN = 4096  # units of each of the two hidden linear layers
+POOLED = 6  # side of the feature map that the classifier reads, for every image size
+LEAST = 63  # pixels on a side: smaller images leave nothing to the last max-pool
+
+# torchvision numbers all layers of a part, ReLUs, pools and dropout too.
+_FEATURES, _CLASSIFIER = (0, 3, 6, 8, 10), (1, 4, 6)
+
+
+class AlexNet(Model):
+    """Five convolutions, three of which a max-pool follows, then three linear layers."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        num_classes: int,
+        width: float,
+        dropout: float,
+        dtype: jnp.dtype | None,
+        rngs: nnx.Rngs,
+    ):
+        """`dtype` is the compute dtype of all but the last layer; None: that of the operands."""
+        self.name = name
+        convolutions, inputs = [], 3
+        for channels, size, stride, padding in CONVOLUTIONS:
+            outputs = round(channels * width)
+            convolutions.append(
+                uniform_conv(inputs, outputs, size, stride, padding, dtype=dtype, rngs=rngs)
+            )
+            inputs = outputs
+        self.features: nnx.List[Any] = nnx.List(convolutions)
+        hidden = round(HIDDEN * width)
+        linear = partial(uniform_linear, rngs=rngs)
+        self.classifier = nnx.List(
+            [
+                linear(inputs * POOLED**2, hidden, dtype=dtype),
+                linear(hidden, hidden, dtype=dtype),
+                linear(hidden, num_classes),  # logits are not rounded
+            ]
+        )
+        self.dropout = nnx.Dropout(dropout)
+
+    def activations(
+        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
+    ) -> Iterator[tuple[str, jax.Array]]:
+        if min(images.shape[1:3]) < LEAST:
+            raise UserError(
+                f"images of {images.shape[1]}x{images.shape[2]} pixels: AlexNet needs at least "
+                f"{LEAST}x{LEAST} (config.augment.image_size, eval.image_size)"
+            )
+        x = images
+        for i, conv in enumerate(self.features):
+            x = nnx.relu(conv(x))
+            if i in POOL_AFTER:
+                x = nnx.max_pool(x, (3, 3), strides=(2, 2))
+            yield f"conv{i + 1}", x
+        x = adaptive_average_pool(x, POOLED)
+        x = x.reshape(x.shape[0], -1)
+        for linear in self.classifier[:-1]:
+            x = nnx.relu(linear(self.dropout(x, deterministic=not train, rngs=rngs)))
+        yield "logits", self.classifier[-1](x)
+
+
+def _torch_name(name: str, path: Path) -> str:
+    part, index = path
+    return f"{part}.{(_FEATURES if part == 'features' else _CLASSIFIER)[index]}"
+
+
+def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return the AlexNet of a state dict: see Family."""
+    kernel = arrays.get("features.0.weight")
+    if kernel is None or kernel.shape[2:] != (11, 11):
+        return []
+    return [{"name": "alexnet", "width": count_outputs(arrays, "features.0.weight") / 64}]
+
+
+FAMILY = Family(
+    model=AlexNet,
+    variants=("alexnet",),
+    fields={
+        "dropout": Field(
+            0.5, "Dropout rate before each of the two hidden linear layers", at_least=0, below=1
+        )
+    },
+    groups=(
+        *((("features", i),) for i in range(len(CONVOLUTIONS))),
+        *((("classifier", i),) for i in range(3)),
+    ),
+    first="features.0",
+    identify=identify,
+    torch_name=_torch_name,
+    flattened={("classifier", 0): POOLED},
+)
