@@ -21,6 +21,7 @@ _MODULES = (
     "resnet",
     "vgg",
     "bit",
+    "squeezenet",
 )
 
 

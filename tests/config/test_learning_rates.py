@@ -109,6 +109,11 @@ def bit(epochs, _):
     return np.where(step < 5000, 0.48 * step / 5000, steps_down(0.48, epochs, (30, 60, 80)))
 
 
+def caffe_linear(peak):
+    """lr_policy "poly" of Caffe with power 1: base_lr * (1 - iter / max_iter)."""
+    return lambda epochs, _: peak * (1 - np.arange(len(epochs)) / len(epochs))
+
+
 def own_cosine(peak):
     """This project's own recipes: one epoch of warm-up, then a cosine."""
 
@@ -126,6 +131,7 @@ SOURCES = {
     **{f"vgg.py:vgg{depth}_bn": v1(0.1) for depth in (11, 13, 16, 19)},
     "alexnet.py": v1(0.01),
     "bit.py": bit,
+    **{f"squeezenet.py:squeezenet1_{minor}": caffe_linear(0.04) for minor in (0, 1)},
     "quickstart.py": own_cosine(0.1),
     "transfer.py": own_cosine(0.01 * 64 / 256),
     "resnet50.py:v1": v1(0.1),
@@ -146,7 +152,7 @@ SOURCES = {
 
 def test_every_recipe_has_a_source():
     specs = {spec.removeprefix(f"{CONFIGS}/") for spec in list_configs(CONFIGS)}
-    assert set(SOURCES) == specs - {"resnet50.py", "resnet.py", "vgg.py"}  # which have variants
+    assert set(SOURCES) == {s for s in specs if f"{s}:" not in " ".join(specs)}
 
 
 @pytest.mark.parametrize("spec", SOURCES)

@@ -29,6 +29,8 @@ PARAMETERS = {
     "vgg13_bn": 133_053_736,
     "vgg16_bn": 138_365_992,
     "vgg19_bn": 143_678_248,
+    "squeezenet1_0": 1_248_424,
+    "squeezenet1_1": 1_235_496,
     # BiT: of timm's resnetv2_50x1_bit, ...
     "bit_r50x1": 25_549_352,
     "bit_r50x3": 217_319_080,
