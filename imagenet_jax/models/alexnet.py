@@ -72,7 +72,7 @@ class AlexNet(Model):
             )
         x = images
         for i, conv in enumerate(self.features):
-            x = nnx.relu(conv(x))
+            x = nnx.relu(self.run(conv, x))
             if i in POOL_AFTER:
                 x = nnx.max_pool(x, (3, 3), strides=(2, 2))
             yield f"conv{i + 1}", x

@@ -91,7 +91,7 @@ class SqueezeNet(Model):
         x, layers, pools = images, iter(self.features), 0
         for entry in VARIANTS[self.name]:
             if entry != POOL:
-                x = nnx.relu(next(layers)(x))
+                x = nnx.relu(self.run(next(layers), x))
                 continue
             pools += 1
             yield f"stage{pools}", x

@@ -1,4 +1,4 @@
-"""Checks of every launcher: shellcheck, --help, the training command, its README section."""
+"""Checks of every launcher: shellcheck, --help, the training command, its section in the docs."""
 
 import os
 import re
@@ -49,9 +49,9 @@ def test_all_launchers_start_the_same_module(launcher):
 
 
 @pytest.mark.parametrize("launcher", [*SCRIPTS, "launch/skypilot.yaml"])
-def test_readme_describes_the_launcher(launcher):
-    readme = (LAUNCH / "README.md").read_text()
-    sections = re.split(r"^## ", readme, flags=re.MULTILINE)[1:]
+def test_the_docs_describe_the_launcher(launcher):
+    page = (REPOSITORY / "docs/launch.md").read_text()
+    sections = re.split(r"^## ", page, flags=re.MULTILINE)[1:]
     (section,) = [s for s in sections if launcher in s.splitlines()[0]]
     for point in ("Needs", "Start", "Watch", "Stop", "Costs"):
         assert f"**{point}:**" in section, f"{launcher}: {point}"
