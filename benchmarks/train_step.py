@@ -1,20 +1,26 @@
-"""Speed of the train step on data that is already on the device.
+"""Speed of the train step, and of the evaluation step, on data that is already on the device.
 
   python -m benchmarks.train_step --config=configs/resnet50.py
   python -m benchmarks.train_step --config=configs/vgg.py --config.batch_size=256 --json
 
 Reports images per second and achieved FLOP/s. XLA counts the floating-point operations in the
-compiled program.
+compiled program. --eval measures the evaluation step too, at config.eval.batch_size.
 """
 
+import statistics
+import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from benchmarks.common import make_parser, print_result
 from imagenet_jax import cli
 from imagenet_jax import config as config_io
-from imagenet_jax.debug.cost import step_cost
+from imagenet_jax.debug.cost import make_bare_step, step_cost
+from imagenet_jax.training.evaluate import compile_eval_step
+from imagenet_jax.training.experiment import make_evaluation
+from imagenet_jax.training.sharding import batch_sharding
 
 
 def measure(config: Any, repeats: int = 5, steps: int = 10) -> dict[str, Any]:
@@ -35,6 +41,34 @@ def measure(config: Any, repeats: int = 5, steps: int = 10) -> dict[str, Any]:
     }
 
 
+def measure_evaluation(config: Any, repeats: int, steps: int) -> dict[str, float]:
+    """Return the speed of the evaluation step, as `measure` does; the data need not be here."""
+    config = type(config)(config.to_dict())
+    config.data.update(source="synthetic", class_order="name", holdout=0.0)
+    config.data.synthetic.classes = config.model.num_classes
+    evaluation = make_evaluation(config)
+    step = compile_eval_step(evaluation)
+    weights = make_bare_step(config).create_state().weights("raw")
+    rows, side = config.eval.batch_size, config.eval.image_size
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (rows, side, side, 3), dtype=np.uint8),
+        "label": rng.integers(0, config.model.num_classes, rows).astype(np.int32),
+        "mask": np.ones(rows, np.float32),
+    }
+    batch = jax.device_put(batch, batch_sharding(evaluation.mesh))
+    jax.block_until_ready(step(weights, batch))
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        for _ in range(steps):
+            sums = step(weights, batch)
+        jax.block_until_ready(sums)
+        seconds.append((time.perf_counter() - start) / steps)
+    median = statistics.median(seconds)
+    return {"eval_step_ms": 1e3 * median, "eval_images_per_second": rows / median}
+
+
 def main(argv: Any) -> None:
     argv, overrides = cli.split_overrides(argv)
     parser = make_parser(__doc__, "configs/resnet50.py")
@@ -42,8 +76,12 @@ def main(argv: Any) -> None:
     parser.add_argument(
         "--repeats", type=int, default=5, help="measurements, of which the median is reported"
     )
+    parser.add_argument("--eval", action="store_true", help="also time the evaluation step")
     args = parser.parse_args(argv)
-    result = measure(config_io.load(args.config, overrides), args.repeats, args.steps)
+    config = config_io.load(args.config, overrides)
+    result = measure(config, args.repeats, args.steps)
+    if args.eval:
+        result |= measure_evaluation(config, args.repeats, args.steps)
     print_result(result, args.json)
 
 
