@@ -14,7 +14,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-small="" minutes=10 out=benchmarks/RESULTS.md
+small="" minutes=10 longest=150 out=benchmarks/RESULTS.md
 command="benchmarks/accelerator.sh $*"
 for argument in "$@"; do
   case $argument in
@@ -41,6 +41,7 @@ echo "measuring on $platform${small:+, small form} for at most $minutes minutes"
 measure() {
   local label=$1 left=$((minutes * 60 - SECONDS - 10)) figures
   shift
+  ((left > longest)) && left=$longest
   if ((left < 20)); then
     echo "$label: no time left"
     return
@@ -57,12 +58,20 @@ steps=(--steps=20 --repeats=3) batch=(--config.batch_size=256 --config.eval.batc
 saving=(--rounds=3) looping=(--rounds=2) reading=(--seconds=2)
 if [[ $small ]]; then
   steps=(--steps=1 --repeats=2)
-  batch=(--config.batch_size=8 --config.eval.batch_size=8 --config.model.width=0.5
+  batch=(--config.batch_size=8 --config.eval.batch_size=8
     --config.augment.image_size=32 --config.eval.image_size=32 --config.eval.resize=32)
-  saving=(--rounds=1 --steps=2 "${batch[@]}") reading=(--seconds=0.2)
+  saving=(--rounds=1 --steps=2 "${batch[@]}") reading=(--seconds=0.2 --config.batch_size=8)
   looping=(--rounds=1 --config.epochs=1 --config.batch_size=256)
 fi
-for config in configs/resnet50.py configs/vgg.py:vgg16 configs/bit.py; do
+measure input imagenet_jax.data.bench --config=configs/resnet50.py --config.data.source=synthetic \
+  "${reading[@]}"
+measure restart benchmarks.restart
+measure checkpoint benchmarks.checkpoint --config=configs/resnet50.py "${saving[@]}" \
+  ${small:+--config.model.width=0.125}
+measure loop benchmarks.loop "${looping[@]}"
+# Family, and its width in the small form.
+for pair in configs/resnet50.py=0.125 configs/vgg.py:vgg16=0.0625 configs/bit.py=0.5; do
+  config=${pair%=*} width=${pair##*=}
   family=${config#configs/} family=${family%.py*}
   norms=("")
   "$PYTHON" - "$config" << 'END' && norms=(plain moments)
@@ -73,12 +82,7 @@ END
   for norm in "${norms[@]}"; do
     measure "$family${norm:+ $norm}" benchmarks.train_step --eval "--config=$config" \
       --config.model.dtype=bfloat16 "${steps[@]}" "${batch[@]}" \
-      ${norm:+"--config.model.norm_impl=$norm"}
+      ${small:+"--config.model.width=$width"} ${norm:+"--config.model.norm_impl=$norm"}
   done
 done
-measure input imagenet_jax.data.bench --config=configs/resnet50.py --config.data.source=synthetic \
-  "${reading[@]}" ${small:+--config.batch_size=8}
-measure checkpoint benchmarks.checkpoint --config=configs/resnet50.py "${saving[@]}"
-measure restart benchmarks.restart
-measure loop benchmarks.loop "${looping[@]}"
 "$PYTHON" -m benchmarks.accelerator_row --figures="$results" --command="${command% }" --out="$out"
