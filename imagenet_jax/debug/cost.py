@@ -79,7 +79,7 @@ def make_bare_step(config: ConfigDict, devices: list[jax.Device] | None = None) 
     mesh = make_mesh(config.mesh.fsdp, devices)
     group = config.model.get("bn_group", 0) or 1
     check_batch_size("batch_size", config.batch_size, mesh, config.optim.grad_accum_steps, group)
-    parts = make_step_parts(config, _STEPS_PER_EPOCH)
+    parts = make_step_parts(config, _STEPS_PER_EPOCH, mesh)
     abstract = abstract_state(config.model, parts.tx, config.ema.decay > 0, mesh)
     return BareStep(mesh, parts, abstract, compile_train_step(parts, abstract, mesh))
 

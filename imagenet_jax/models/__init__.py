@@ -8,6 +8,7 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -65,7 +66,7 @@ def build(config: Config, *, rngs: nnx.Rngs) -> Model:
     Raises UserError for an unknown name, a field of another family or a value out of range.
     """
     check(config)
-    options = dict(config)
+    options = dict(resolve_norm_impl(config))
     options["dtype"] = jnp.bfloat16 if options["dtype"] == "bfloat16" else None
     blur_pool, remat = options.pop("blur_pool", "none"), options.pop("remat", "none")
     make: Any = family(options["name"]).model
@@ -76,6 +77,17 @@ def build(config: Config, *, rngs: nnx.Rngs) -> Model:
 
         blur_strided(model)
     return model
+
+
+def resolve_norm_impl(config: Config, platform: str = "") -> Config:
+    """Return `config.model` with norm_impl "auto" replaced by the faster form on `platform`.
+
+    `platform` is that of the devices of a program, such as "tpu"; empty: of the default backend.
+    """
+    if config.get("norm_impl") != "auto":
+        return config
+    on_cpu = (platform or jax.default_backend()) == "cpu"
+    return {**config, "norm_impl": "plain" if on_cpu else "moments"}
 
 
 def outline(config: Config) -> tuple[nnx.GraphDef, Any, Any]:

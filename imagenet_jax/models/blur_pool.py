@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from imagenet_jax.models.layers import PointwiseConv
+
 TRIANGLE = np.array([1.0, 2.0, 1.0]) / 4
 
 
@@ -19,7 +21,10 @@ def blur_strided(model: nnx.Module) -> None:
     """Make each strided 1x1 or 3x3 convolution of `model` filter its input first."""
     for _, conv in nnx.iter_modules(model):
         if isinstance(conv, nnx.Conv) and conv.strides != 1 and max(conv.kernel_size) <= 3:
-            conv.conv_general_dilated = _blur_and_convolve
+            if isinstance(conv, PointwiseConv):
+                conv.subsample = blur_pool
+            else:
+                conv.conv_general_dilated = _blur_and_convolve
 
 
 def _blur_and_convolve(

@@ -1,6 +1,7 @@
 """Layers that the model families share: convolution with a norm, norms, drop path, initializers."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -10,11 +11,18 @@ from flax import nnx
 
 from imagenet_jax.config.fields import Field
 from imagenet_jax.errors import UserError
+from imagenet_jax.models.fused_norm import product_norm
 
-# A config field of every family with batch norm.
+# Config fields of every family with batch norm.
 BN_GROUP = Field(
     0, "Images that batch norm sees together in training; 0: the whole batch", at_least=0
 )
+NORM_IMPL = Field(
+    "auto", "moments: compute a 1x1 convolution and its batch norm in one pass, from the second "
+    "moments of its input, where that saves memory; plain: one after the other; auto: moments on "
+    "GPUs and TPUs, plain on CPUs. Results differ by rounding",
+    choices=("auto", "plain", "moments"), operational=True,
+)  # fmt: skip
 GROUPS = 32  # of channels in group norm: the default of its paper, and BiT's
 STANDARDIZATION_EPSILON = 1e-10
 # He et al. 2015, arXiv:1502.01852, over the fan-out, as in torchvision.
@@ -42,14 +50,17 @@ class ConvNorm(NamedTuple):
         norm: bool = True,
         bias: bool = False,
         bn_group: int = 0,
+        norm_impl: str = "plain",
         dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ) -> "ConvNorm":
         """Return a `size` x `size` convolution with He's initial weights, and batch norm if `norm`.
 
-        `dtype` is the compute dtype; None: that of images and parameters.
+        `norm_impl` is "plain" or "moments"; `dtype` is the compute dtype, None: that of images and
+        parameters.
         """
-        conv = nnx.Conv(
+        as_product = norm_impl == "moments" and norm and size == 1 and not bias
+        conv = (PointwiseConv if as_product else nnx.Conv)(
             inputs,
             outputs,
             (size, size),
@@ -70,10 +81,42 @@ class ConvNorm(NamedTuple):
         activation: Callable[[jax.Array], jax.Array] | None = nnx.relu,
     ) -> jax.Array:
         """f[B, H, W, I] -> f[B, h, w, O]; training uses and updates batch statistics."""
-        x = self.conv(x)
-        if self.norm is not None:
-            x = self.norm(x, train=train)
+        if self.norm is None:
+            x = self.conv(x)
+        elif train and isinstance(self.conv, PointwiseConv) and self.conv.widens:
+            x = self.norm.of_product(*self.conv.operands(x))
+        else:
+            x = self.norm(self.conv(x), train=train)
         return x if activation is None else activation(x)
+
+
+class PointwiseConv(nnx.Conv):
+    """nnx.Conv of size 1x1 without a bias, as a matrix product.
+
+    XLA fuses a matrix product with more of its neighbors than a convolution.
+
+    Attributes:
+      subsample: called as subsample(x, stride=2), returns the pixels to multiply.
+    """
+
+    subsample = staticmethod(lambda x, stride: x[:, ::stride, ::stride])
+
+    @property
+    def widens(self) -> bool:
+        """Whether computing the moments of the input costs less than reading the output again."""
+        return self.out_features >= 2 * self.in_features
+
+    def operands(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the pixels f[B, h, w, I] to multiply, in the compute dtype, and kernel f[I, O]."""
+        stride = self.strides if isinstance(self.strides, int) else self.strides[0]
+        dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
+        x = x.astype(dtype)
+        return (x if stride == 1 else self.subsample(x, stride=stride)), self.kernel[0, 0]
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
+        """f[B, H, W, I] -> f[B, h, w, O]."""
+        pixels, kernel = self.operands(x)
+        return pixels @ kernel.astype(pixels.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -119,6 +162,27 @@ class BatchNorm(nnx.Module):
         """
         if not train:
             return self._normalize(x, self.mean[...], self.var[...])
+        grouped, n = self._grouped(x)
+        wide = grouped.astype(jnp.promote_types(x.dtype, jnp.float32))
+        axes = tuple(range(grouped.ndim - x.ndim, grouped.ndim - 1))
+        mean = jnp.mean(wide, axes, keepdims=grouped.ndim > x.ndim)
+        square = jnp.mean(jnp.square(wide), axes, keepdims=grouped.ndim > x.ndim)
+        var = jnp.maximum(square - jnp.square(mean), 0.0)
+        self._track(mean, var, n)
+        return self._normalize(grouped, mean, var).reshape(x.shape)
+
+    def of_product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Return `self(x @ kernel, train=True)`, computed without `x @ kernel` (fused_norm.py)."""
+        grouped, n = self._grouped(x)
+        norm = partial(product_norm, eps=self.eps)
+        if grouped.ndim > x.ndim:
+            norm = jax.vmap(norm, in_axes=(0, None, None, None))
+        out, mean, var = norm(grouped, kernel, self.scale[...], self.bias[...])
+        self._track(mean, var, n)
+        return out.reshape(*x.shape[:-1], -1)
+
+    def _grouped(self, x: jax.Array) -> tuple[jax.Array, int]:
+        """Return f[groups, images, ..., C], and the number of values per channel of a group."""
         size = self.images_per_group or x.shape[0]
         if x.shape[0] % size:
             raise UserError(
@@ -133,19 +197,13 @@ class BatchNorm(nnx.Module):
                 "larger config.batch_size, config.augment.image_size or config.model.bn_group"
             )
         # A single group adds no axis: it would keep XLA from seeing one plain sum.
-        grouped = x if groups == 1 else x.reshape(groups, size, *x.shape[1:])
-        wide = grouped.astype(jnp.promote_types(x.dtype, jnp.float32))
-        axes = tuple(range(grouped.ndim - x.ndim, grouped.ndim - 1))
-        mean = jnp.mean(wide, axes, keepdims=groups > 1)
-        square = jnp.mean(jnp.square(wide), axes, keepdims=groups > 1)
-        var = jnp.maximum(square - jnp.square(mean), 0.0)
-        self._track(self.mean, mean)
-        self._track(self.var, var * (n / (n - 1)))
-        return self._normalize(grouped, mean, var).reshape(x.shape)
+        return (x if groups == 1 else x.reshape(groups, size, *x.shape[1:])), n
 
-    def _track(self, average: nnx.BatchStat, value: jax.Array) -> None:
-        value = jnp.mean(value.reshape(-1, value.shape[-1]), 0) if value.ndim > 1 else value
-        average[...] = self.momentum * average[...] + (1 - self.momentum) * value
+    def _track(self, mean: jax.Array, var: jax.Array, n: int) -> None:
+        """Move the running statistics toward those of a batch of `n` values per channel."""
+        for average, value in ((self.mean, mean), (self.var, var * (n / (n - 1)))):
+            value = jnp.mean(value.reshape(-1, value.shape[-1]), 0) if value.ndim > 1 else value
+            average[...] = self.momentum * average[...] + (1 - self.momentum) * value
 
     def _normalize(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
         scale = self.scale[...] * jax.lax.rsqrt(var + self.eps)

@@ -15,7 +15,7 @@ from flax import nnx
 from imagenet_jax.config.fields import Field
 from imagenet_jax.errors import UserError
 from imagenet_jax.models.base import Family, Model, count_blocks, count_outputs
-from imagenet_jax.models.layers import BN_GROUP, ConvNorm, drop_path, uniform_linear
+from imagenet_jax.models.layers import BN_GROUP, NORM_IMPL, ConvNorm, drop_path, uniform_linear
 
 Make = Callable[..., ConvNorm]  # ConvNorm.make with the options of the network
 
@@ -35,6 +35,7 @@ FIELDS = {
         "none", "ffcv: low-pass filter before strided convolutions", choices=("none", "ffcv")
     ),
     "bn_group": BN_GROUP,
+    "norm_impl": NORM_IMPL,
 }  # fmt: skip
 
 
@@ -135,13 +136,16 @@ class ResNet(Model):
         zero_init_residual: bool,
         drop_path: float,
         bn_group: int,
+        norm_impl: str,
         dtype: jnp.dtype | None,
         rngs: nnx.Rngs,
     ):
         """`dtype` is the compute dtype of convolutions; None: that of images and parameters."""
         self.name, self.small_stem = name, stem == "small"
         block_type, depths = VARIANTS[name]
-        make = partial(ConvNorm.make, bn_group=bn_group, dtype=dtype, rngs=rngs)
+        make = partial(
+            ConvNorm.make, bn_group=bn_group, norm_impl=norm_impl, dtype=dtype, rngs=rngs
+        )
         # From 0 to `drop_path`, as in timm, whose recipes the configs follow; the paper's linear
         # rule drops the first block too.
         rates = iter(drop_path * i / max(1, sum(depths) - 1) for i in range(sum(depths)))

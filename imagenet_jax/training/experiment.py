@@ -15,6 +15,7 @@ from imagenet_jax.data import pipeline, sources
 from imagenet_jax.data.classes import KnownClasses, find_outputs
 from imagenet_jax.data.sampler import Sampler, in_steps
 from imagenet_jax.errors import UserError
+from imagenet_jax.models import resolve_norm_impl
 from imagenet_jax.training import optim
 from imagenet_jax.training.layer_groups import make_fine_tuning
 from imagenet_jax.training.sharding import check_batch_size, make_mesh
@@ -100,7 +101,9 @@ class Experiment:
 
     def with_sampler(self, sampler: Sampler) -> "Experiment":
         """Return this experiment with another sampler, and steps and schedules that follow it."""
-        parts = make_step_parts(self.config, sampler.steps_per_epoch, _shift(sampler))
+        parts = make_step_parts(
+            self.config, sampler.steps_per_epoch, self.mesh, shift=_shift(sampler)
+        )
         total = _last_step(self.config.epochs, sampler)
         return dataclasses.replace(self, sampler=sampler, parts=parts, total_steps=total)
 
@@ -146,16 +149,21 @@ def make_experiment(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     )
     total = _last_step(config.epochs, sampler)
     _check_length(config, source, total)
-    parts = make_step_parts(config, sampler.steps_per_epoch)
+    parts = make_step_parts(config, sampler.steps_per_epoch, mesh)
     abstract = abstract_state(config.model, parts.tx, config.ema.decay > 0, mesh)
     return Experiment(config, mesh, source, sampler, evaluation, parts, abstract, total)
 
 
 def make_step_parts(
-    config: ConfigDict, steps_per_epoch: Fraction | int, shift: Fraction | int = 0
+    config: ConfigDict,
+    steps_per_epoch: Fraction | int,
+    mesh: Mesh | None = None,
+    *,
+    shift: Fraction | int = 0,
 ) -> StepParts:
     """Build the model, optimizer, schedule and EMA of the train step.
 
+    `mesh` has the devices that the step is compiled for; None: those of the default backend.
     `shift` is `Sampler.shift` in steps: not 0 if an earlier part of the run had another batch size.
     """
     schedule = optim.make_schedule(
@@ -169,7 +177,9 @@ def make_step_parts(
     step_size = make_ema_step_size(config, warmup)
     tuning = make_fine_tuning(config, steps_per_epoch, shift)
     tx = optim.make_optimizer(config.optim, schedule, tuning)
-    return StepParts(config, model_graph(config.model), tx, schedule, step_size)
+    platform = mesh.devices.flat[0].platform if mesh else ""
+    graph = model_graph(resolve_norm_impl(config.model, platform))
+    return StepParts(config, graph, tx, schedule, step_size)
 
 
 def _last_step(epochs: float, sampler: Sampler) -> int:

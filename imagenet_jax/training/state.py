@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax import models
 from imagenet_jax.errors import check_choice
+from imagenet_jax.models.base import Config
 from imagenet_jax.runtime import xla
 from imagenet_jax.training.sharding import get_shardings, state_sharding
 
@@ -43,7 +44,7 @@ class TrainState:
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def model_graph(model: ConfigDict) -> nnx.GraphDef:
+def model_graph(model: Config) -> nnx.GraphDef:
     """Return the model's structure without its arrays; nothing is computed."""
     return models.outline(model)[0]
 
