@@ -103,8 +103,8 @@ class PointwiseConv(nnx.Conv):
 
     @property
     def widens(self) -> bool:
-        """Whether computing the moments of the input costs less than reading the output again."""
-        return self.out_features >= 2 * self.in_features
+        """Whether the output, which moments of the input save, is at least as wide as the input."""
+        return self.out_features >= self.in_features
 
     def operands(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the pixels f[B, h, w, I] to multiply, in the compute dtype, and kernel f[I, O]."""
