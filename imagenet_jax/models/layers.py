@@ -111,7 +111,9 @@ class PointwiseConv(nnx.Conv):
       subsample: called as subsample(x, stride=2), returns the pixels to multiply.
     """
 
-    subsample = staticmethod(lambda x, stride: x[:, ::stride, ::stride])
+    subsample: Callable[..., jax.Array] = staticmethod(
+        lambda x, *, stride: x[:, ::stride, ::stride]
+    )
 
     @property
     def widens(self) -> bool:
@@ -120,7 +122,7 @@ class PointwiseConv(nnx.Conv):
 
     def operands(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the pixels f[B, h, w, I] to multiply, in the compute dtype, and kernel f[I, O]."""
-        stride = self.strides if isinstance(self.strides, int) else self.strides[0]
+        stride = self.strides if isinstance(self.strides, int) else self.strides[0]  # type: ignore[index]
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
         x = x.astype(dtype)
         return (x if stride == 1 else self.subsample(x, stride=stride)), self.kernel[0, 0]

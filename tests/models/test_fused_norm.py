@@ -1,5 +1,7 @@
 """Batch norm from second moments, against its formula in float64 and against the plain form."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.models import resnet
 from imagenet_jax.models.fused_norm import product_norm
 from imagenet_jax.models.layers import BatchNorm, ConvNorm, PointwiseConv
+from imagenet_jax.training.sharding import batch_sharding, make_mesh, replicated
 
 EPS = 1e-5
 
@@ -123,6 +126,25 @@ def test_bfloat16_errors_are_no_larger_than_of_the_plain_form(outputs, deviation
         assert error <= 1.25 * allowed + 1e-6 * size, (name, error / size, allowed / size)
         if ratio >= 10 and name in ("out", "mean", "d_kernel", "d_scale"):
             assert error <= 0.7 * allowed, (name, error / size, allowed / size)
+
+
+def test_eight_devices_normalize_over_the_global_batch():
+    arguments = draw(0, (16, 3, 3, 8), 24, 2.0, 1.0)
+    mesh = make_mesh()
+    rows, every = batch_sharding(mesh), replicated(mesh)
+    with jax.enable_x64(True):
+        step = jax.jit(
+            from_moments,
+            in_shardings=(rows, every, every, every, rows),
+            out_shardings=[rows, every, every, rows, every, every, every],
+        )
+        compiled = step.lower(*map(jnp.asarray, arguments)).compile()
+        placed = jax.device_put(arguments, (rows, every, every, every, rows))
+        found = compiled(*placed)
+    for name, value, want in zip(NAMES, found, reference(*arguments), strict=True):
+        np.testing.assert_allclose(value, want, rtol=1e-9, atol=1e-11, err_msg=name)
+    # The mean of x and its covariance; in the backward pass G and the gradient of the bias.
+    assert 1 <= len(re.findall(r" all-reduce(?:-start)?\(", compiled.as_text())) <= 4
 
 
 @pytest.mark.parametrize("stride", [1, 2])
