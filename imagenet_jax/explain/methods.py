@@ -18,7 +18,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import family
-from imagenet_jax.models.base import Model, Path
+from imagenet_jax.models.base import Model, Path, submodule
+from imagenet_jax.models.folding import fold_batch_norm
 from imagenet_jax.models.layers import StandardizedConv, standardize
 
 Array = jax.Array | np.ndarray
@@ -63,7 +64,7 @@ def activations(model: Model, images: Array, layer: str) -> jax.Array:
 
 def first_kernel(model: Model) -> jax.Array:
     """Return the filters f32[kh, kw, 3, K] of the first convolution, standardized if it does so."""
-    conv = _at(model, next(iter(_paths(model).values())))
+    conv = submodule(model, next(iter(_paths(model).values())))
     kernel = conv.kernel[...]
     return standardize(kernel) if isinstance(conv, StandardizedConv) else kernel
 
@@ -84,7 +85,7 @@ def add_tap(model: Model, layer: str, change: Callable[[jax.Array], jax.Array]) 
     The copy shares the model's arrays.
     """
     copy, path = nnx.merge(*nnx.split(model)), _paths(model)[layer]
-    parent, tap = _at(copy, path[:-1]), Tap(_at(copy, path), change)
+    parent, tap = submodule(copy, path[:-1]), Tap(submodule(copy, path), change)
     if isinstance(parent, nnx.List | nnx.Dict):
         parent[path[-1]] = tap
     else:
@@ -100,7 +101,7 @@ def _activations(graph: nnx.GraphDef, state: nnx.State, images: jax.Array, layer
         seen.append(output)
         return output
 
-    add_tap(nnx.merge(graph, state), layer, record)(images, train=False)
+    fold_batch_norm(add_tap(nnx.merge(graph, state), layer, record))(images, train=False)
     return seen[0]
 
 
@@ -115,13 +116,6 @@ def _paths(model: Model) -> dict[str, Path]:
 
     ordered = sorted(paths, key=position)
     return {own.torch_name(model.name, path): path for path in ordered if path != own.head}
-
-
-def _at(module: Any, path: Path) -> Any:
-    for key in path:
-        indexed = isinstance(module, nnx.List | nnx.Dict)
-        module = module[key] if indexed else getattr(module, key)
-    return module
 
 
 @nnx.jit(static_argnames="layer")
@@ -161,7 +155,7 @@ def outputs_and_gradients(
             seen.append(value)
             return value + added
 
-        logits = add_tap(model, layer, change)(images, train=False)
+        logits = fold_batch_norm(add_tap(model, layer, change))(images, train=False)
         return _select(logits, labels).sum(), seen[0]
 
     # d/d(output) equals d/d(added) at added = 0. Images do not affect each other's logits.
@@ -178,8 +172,10 @@ def guided_backpropagation(model: Model, images: jax.Array, labels: Array) -> ja
     (Springenberg et al. 2015, arXiv:1412.6806, section 3.4).
     """
 
+    folded = fold_batch_norm(model)
+
     def sum_logits(images: jax.Array) -> jax.Array:
-        return _select(model(images, train=False), labels).sum()
+        return _select(folded(images, train=False), labels).sum()
 
     # The models need no hooks: the ReLUs are replaced in the traced computation.
     traced = jax.make_jaxpr(sum_logits)(images)
@@ -302,7 +298,8 @@ def occlusion(
 
 def _probabilities(model: Model, images: jax.Array, labels: Array) -> jax.Array:
     """Return the probability of each image's class, f32[B]."""
-    return _select(jax.nn.softmax(model(images, train=False)), labels)
+    logits = fold_batch_norm(model)(images, train=False)
+    return _select(jax.nn.softmax(logits), labels)
 
 
 def _select(values: jax.Array, labels: Array) -> jax.Array:

@@ -112,6 +112,14 @@ class Family:
         return self.groups[-1][0]
 
 
+def submodule(module: Any, path: Path) -> Any:
+    """Return the module at `path` inside `module`."""
+    for key in path:
+        indexed = isinstance(module, nnx.List | nnx.Dict)
+        module = module[key] if indexed else getattr(module, key)
+    return module
+
+
 def count_blocks(keys: Mapping[str, Any], pattern: str) -> tuple[int, ...]:
     """Return the number of blocks in each stage, of the (stage, block) that `pattern` captures."""
     pairs = {tuple(map(int, m.groups())) for key in keys if (m := re.match(pattern, key))}

@@ -15,6 +15,7 @@ from jax.extend import backend
 
 import imagenet_jax
 from imagenet_jax.config import python_files
+from imagenet_jax.runtime import xla
 
 ROOT = Path(imagenet_jax.__file__).parents[1]
 # Entries of the provenance that all processes of a run share; kernels and processors may differ.
@@ -153,11 +154,12 @@ def _describe_cpu() -> dict[str, Any]:
 
 
 def _describe_accelerator() -> dict[str, str]:
-    """Return the versions of the accelerator's runtime, libraries and driver; {} on the CPU."""
+    """Return compiler options, and versions of runtime, libraries and driver; {} on the CPU."""
     client = backend.get_backend()
     if client.platform == "cpu":
         return {}
     found = {"runtime": " ".join(client.platform_version.split())}
+    found |= {name: str(value) for name, value in (xla.options() or {}).items()}
     for package in metadata.distributions():
         name = package.metadata["Name"] or ""
         if name.startswith(_PLUGINS):

@@ -20,19 +20,34 @@ from imagenet_jax.runtime.processes import is_first
 _UNREADABLE = r"Error reading persistent compilation cache entry for '([^']*)': (.*)"
 
 
-def options(*, platform: str = "", optimize: bool = True) -> dict[str, str | int] | None:
-    """Return options for `jax.jit(compiler_options=...)`; None (the defaults) on accelerators.
+# Overlap gradient reductions with computation, as NVIDIA's JAX images do
+# (docs.nvidia.com/jax-toolbox/environment-variables). TPU compilers do so by default.
+_SEVERAL_GPUS: dict[str, str | int] = {"xla_gpu_enable_latency_hiding_scheduler": "true"}
+# YNNPACK fusions of jaxlib 0.12.0 on the CPU read uninitialized memory: bfloat16 networks return
+# NaN (tests/models/test_bfloat16.py).
+_CPU: dict[str, str | int] = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+def options(
+    *, platform: str = "", devices: int = 0, optimize: bool = True
+) -> dict[str, str | int] | None:
+    """Return options for `jax.jit(compiler_options=...)`; None: the compiler's defaults.
+
+    A flag in XLA_FLAGS overrides the option of the same name.
 
     Args:
       platform: of the devices that the program is compiled for; "": that of this process.
+      devices: how many they are; 0: all of this process's run.
       optimize: False for a program that runs once, so that it compiles faster.
     """
-    if (platform or jax.default_backend()) != "cpu":
-        return None
-    # YNNPACK fusions of jaxlib 0.12.0 on the CPU read uninitialized memory: bfloat16 networks
-    # return NaN (tests/models/test_bfloat16.py).
-    chosen: dict[str, str | int] = {"xla_cpu_experimental_ynn_fusion_type": ""}
-    return chosen if optimize else chosen | {"xla_backend_optimization_level": 0}
+    platform, devices = platform or jax.default_backend(), devices or jax.device_count()
+    chosen: dict[str, str | int] = {}
+    if platform == "cpu":
+        chosen = _CPU if optimize else _CPU | {"xla_backend_optimization_level": 0}
+    elif platform in ("gpu", "cuda") and devices > 1:
+        chosen = _SEVERAL_GPUS
+    given = re.findall(r"--(\w+)", os.environ.get("XLA_FLAGS", ""))
+    return {name: value for name, value in chosen.items() if name not in given} or None
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from imagenet_jax.data import pipeline
 from imagenet_jax.data.augment import normalize
 from imagenet_jax.errors import UserError
+from imagenet_jax.models.folding import fold_batch_norm
 from imagenet_jax.runtime import xla
 from imagenet_jax.runtime.processes import gather_names
 from imagenet_jax.training.experiment import Evaluation
@@ -64,7 +65,7 @@ def eval_step(
       f32[] sums over the images: count, and `per_image` of every metric; the loss is the softmax
       cross-entropy, regardless of config.loss.
     """
-    model = nnx.merge(graph, weights["params"], weights["batch_stats"])
+    model = fold_batch_norm(nnx.merge(graph, weights["params"], weights["batch_stats"]))
     pixels = normalize(batch["image"], config.data.mean, config.data.std, config.model.dtype)
     logits = _logits(model, pixels, config.eval.flip, outputs)
     mask = batch["mask"]
@@ -83,7 +84,7 @@ def predict(
     outputs: np.ndarray | None = None,
 ) -> jax.Array:
     """Return class probabilities f32[B, C] of u8[B, H, W, 3]; f32[B, K] with `outputs`."""
-    model = nnx.merge(graph, weights["params"], weights["batch_stats"])
+    model = fold_batch_norm(nnx.merge(graph, weights["params"], weights["batch_stats"]))
     pixels = normalize(jnp.asarray(images), config.data.mean, config.data.std, config.model.dtype)
     return jax.nn.softmax(_logits(model, pixels, config.eval.flip, outputs))
 
@@ -106,7 +107,9 @@ def compile_eval_step(evaluation: Evaluation) -> jax.stages.Wrapped:
         step,
         in_shardings=(shardings, batch_sharding(evaluation.mesh)),
         out_shardings=replicated(evaluation.mesh),
-        compiler_options=xla.options(),
+        compiler_options=xla.options(
+            platform=evaluation.mesh.devices.flat[0].platform, devices=evaluation.mesh.size
+        ),
     )
 
 

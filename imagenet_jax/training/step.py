@@ -190,5 +190,5 @@ def compile_train_step(parts: StepParts, abstract: TrainState, mesh: Mesh) -> ja
         in_shardings=(shardings, batch_sharding(mesh)),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
-        compiler_options=xla.options(platform=mesh.devices.flat[0].platform),
+        compiler_options=xla.options(platform=mesh.devices.flat[0].platform, devices=mesh.size),
     )

@@ -1,4 +1,4 @@
-"""The compilation cache replaces damaged entries."""
+"""Compiler options, and the compilation cache, which replaces damaged entries."""
 
 import errno
 import os
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from imagenet_jax.runtime.xla import keep_programs
+from imagenet_jax.runtime.xla import keep_programs, options
 
 
 @pytest.fixture
@@ -107,3 +107,20 @@ def test_a_shared_folder_is_repaired_too(programs, monkeypatch):
         _compile()
         assert _entry(shared).stat().st_size > 0
     assert not programs.exists()
+
+
+@pytest.mark.parametrize(
+    ("platform", "devices", "flags", "expected"),
+    [
+        ("cpu", 1, "", ["xla_cpu_experimental_ynn_fusion_type"]),
+        ("cuda", 8, "", ["xla_gpu_enable_latency_hiding_scheduler"]),
+        ("gpu", 1, "", []),
+        ("tpu", 8, "", []),
+        ("cuda", 8, "--xla_gpu_enable_latency_hiding_scheduler=false --xla_dump_to=x", []),
+    ],
+)
+def test_options_follow_platform_devices_and_xla_flags(
+    monkeypatch, platform, devices, flags, expected
+):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert list(options(platform=platform, devices=devices) or {}) == expected
