@@ -18,20 +18,20 @@ def fold_batch_norm(model: Model) -> Model:
     On GPUs, cuDNN then computes convolution, bias, residual and ReLU in one kernel and rounds once,
     which in bfloat16 offsets the rounding of the bias.
 
-    A norm stays if something else is in the place of its convolution.
-    Call this under jax.jit.
+    A norm stays if something else is in the place of its convolution. Call this under jax.jit.
     """
     folded: Model = nnx.merge(*nnx.split(model))
     folded.remat = "none"
     for path, norm in list(nnx.iter_modules(folded)):
         if isinstance(norm, BatchNorm):
             _fold(folded, path, norm)
-    for _, layer in nnx.iter_modules(folded):
+    for _, layer in list(nnx.iter_modules(folded)):
         # A standardized kernel is rounded after it is standardized.
         if isinstance(layer, nnx.Conv | nnx.Linear) and not isinstance(layer, StandardizedConv):
-            for weight in (layer.kernel, layer.bias):
+            for name in ("kernel", "bias"):
+                weight = getattr(layer, name)
                 if weight is not None and layer.dtype is not None:
-                    weight[...] = weight[...].astype(layer.dtype)
+                    setattr(layer, name, nnx.Param(weight[...].astype(layer.dtype)))
     return folded
 
 
@@ -44,7 +44,8 @@ def _fold(model: Model, path: Path, norm: BatchNorm) -> None:
         return
     factor = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.eps)
     before = 0.0 if conv.bias is None else conv.bias[...]
-    conv.kernel[...] = conv.kernel[...] * factor
+    # New variables: the copy shares those of the model.
+    conv.kernel = nnx.Param(conv.kernel[...] * factor)
     conv.bias = nnx.Param((before - norm.mean[...]) * factor + norm.bias[...])
     conv.use_bias = True
     if isinstance(parent, nnx.List | nnx.Dict):

@@ -56,11 +56,14 @@ def test_logits_are_those_of_the_unfolded_model_in_float64(name, fields, filled)
 
 def test_the_model_itself_and_tapped_convolutions_stay(filled):
     model = filled(small("resnet18"))
-    count = len(norms(model))
+    count, kernel = len(norms(model)), np.asarray(model.conv1.kernel[...])
     tapped = add_tap(model, conv_layers(model)[0], lambda x: x)
     folded = nnx.eval_shape(lambda: fold_batch_norm(tapped))
     assert len(norms(folded)) == 1  # that of the tapped convolution
     assert len(norms(model)) == count
+    fold_batch_norm(model)
+    np.testing.assert_array_equal(model.conv1.kernel[...], kernel)
+    assert model.conv1.bias is None
 
 
 @pytest.mark.parametrize("shift", [0.1, 1.0, 4.0])
