@@ -66,9 +66,12 @@ def test_the_model_itself_and_tapped_convolutions_stay(filled):
     assert model.conv1.bias is None
 
 
-@pytest.mark.parametrize("shift", [0.1, 1.0, 4.0])
-def test_bfloat16_with_one_rounding_is_as_close_to_float64_as_batch_norm(shift):
-    """As cuDNN computes: the sum of product and rounded bias is rounded once."""
+@pytest.mark.parametrize(("shift", "bound"), [(0.1, 1.1), (1.0, 1.1), (4.0, 1.2)])
+def test_bfloat16_with_one_rounding_is_about_as_close_to_float64_as_batch_norm(shift, bound):
+    """As cuDNN computes: the sum of product and rounded bias is rounded once.
+
+    The rounding of the bias shows if means are large compared to standard deviations.
+    """
     rng = np.random.default_rng(0)
 
     def half(x):
@@ -86,4 +89,4 @@ def test_bfloat16_with_one_rounding_is_as_close_to_float64_as_batch_norm(shift):
         folded = half(x @ half(kernel * factor) + half(bias - mean * factor))
         errors.append([np.square(found - want).mean() for found in (plain, folded)])
     plain, folded = np.sqrt(np.mean(errors, 0))
-    assert folded < 1.1 * plain
+    assert folded < bound * plain
