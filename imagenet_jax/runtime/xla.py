@@ -21,7 +21,7 @@ _UNREADABLE = r"Error reading persistent compilation cache entry for '([^']*)': 
 
 
 # Overlap gradient reductions with computation, as NVIDIA's JAX images do
-# (docs.nvidia.com/jax-toolbox/environment-variables). TPU compilers do so by default.
+# (docs.nvidia.com/jax-toolbox/environment-variables). jax 0.10.2 compiles the same program without.
 _SEVERAL_GPUS: dict[str, str | int] = {"xla_gpu_enable_latency_hiding_scheduler": True}
 # YNNPACK fusions of jaxlib 0.12.0 on the CPU read uninitialized memory: bfloat16 networks return
 # NaN (tests/models/test_bfloat16.py).
