@@ -61,7 +61,7 @@ if [[ $small ]]; then
   batch=(--config.batch_size=8 --config.eval.batch_size=8
     --config.augment.image_size=32 --config.eval.image_size=32 --config.eval.resize=32)
   saving=(--rounds=1 --steps=2 "${batch[@]}") reading=(--seconds=0.2 --config.batch_size=8)
-  looping=(--rounds=1 --config.epochs=1 --config.batch_size=256)
+  looping=(--rounds=1 --config.epochs=2 --config.batch_size=256)
 fi
 measure input imagenet_jax.data.bench --config=configs/resnet50.py --config.data.source=synthetic \
   "${reading[@]}"

@@ -196,10 +196,15 @@ def test_a_batch_that_does_not_fit_is_a_sentence(tiny, here, capsys, monkeypatch
     assert "it does not fit: lower config.batch_size" in out
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "module", "devices"),
-    [("v5e:1x1", "libtpu", 1), ("v5e:2x2", "libtpu", 4), ("h100:2", "jax_cuda12_plugin", 2)],
+    [
+        ("v5e:1x1", "libtpu", 1),
+        ("h100:2", "jax_cuda12_plugin", 2),
+        pytest.param("v5e:2x2", "libtpu", 4, marks=pytest.mark.full),
+        pytest.param("v6e:2x4", "libtpu", 8, marks=pytest.mark.full),
+        pytest.param("a100:1", "jax_cuda12_plugin", 1, marks=pytest.mark.full),
+    ],
 )
 def test_a_small_network_compiles_for_hardware_that_is_not_here(tiny, name, module, devices):
     if find_spec(module) is None:
