@@ -29,18 +29,6 @@ STANDARDIZATION_EPSILON = 1e-10
 HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-@jax.custom_jvp
-def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0), whose gradient reads only the output.
-
-    That of jax.nn.relu reads x, which XLA then keeps in memory beside the output.
-    """
-    return jnp.maximum(x, 0)
-
-
-relu.defjvps(lambda d, output, x: jnp.where(output > 0, d, jnp.zeros_like(d)))
-
-
 class ConvNorm(NamedTuple):
     """A convolution and the norm of its output, the building block of convolutional networks.
 
@@ -90,7 +78,7 @@ class ConvNorm(NamedTuple):
         x: jax.Array,
         *,
         train: bool,
-        activation: Callable[[jax.Array], jax.Array] | None = relu,
+        activation: Callable[[jax.Array], jax.Array] | None = nnx.relu,
     ) -> jax.Array:
         """f[B, H, W, I] -> f[B, h, w, O]; training uses and updates batch statistics."""
         if self.norm is None:

@@ -15,14 +15,7 @@ from flax import nnx
 from imagenet_jax.config.fields import Field
 from imagenet_jax.errors import UserError
 from imagenet_jax.models.base import Family, Model, count_blocks, count_outputs
-from imagenet_jax.models.layers import (
-    BN_GROUP,
-    NORM_IMPL,
-    ConvNorm,
-    drop_path,
-    relu,
-    uniform_linear,
-)
+from imagenet_jax.models.layers import BN_GROUP, NORM_IMPL, ConvNorm, drop_path, uniform_linear
 
 Make = Callable[..., ConvNorm]  # ConvNorm.make with the options of the network
 
@@ -82,7 +75,7 @@ class Block(nnx.Module):
             y = drop_path(y, self.rate, rngs.dropout())
         if self.downsample is not None:
             x = ConvNorm(*self.downsample)(x, train=train, activation=None)
-        return relu(y + x)
+        return nnx.relu(y + x)
 
     def zero_last_scale(self) -> None:
         """Start as the shortcut (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
