@@ -92,6 +92,7 @@ def light(monkeypatch):
     monkeypatch.setattr(experiment, "make_mesh", lambda fsdp: make_mesh(devices=jax.devices()[:1]))
     monkeypatch.setattr(experiment, "abstract_state", _abstract)
     monkeypatch.setattr(experiment, "model_graph", lambda config: None)
+    monkeypatch.setattr(experiment, "inference_graph", lambda config: None)
     monkeypatch.setattr(run_context, "create_state", _state)
     monkeypatch.setattr(recorder, "count_parameters", lambda params: 2)
     monkeypatch.setattr(train.pipeline, "train_batches", run.train_batches)

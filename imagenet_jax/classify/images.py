@@ -26,7 +26,7 @@ from imagenet_jax.training.evaluate import Batches, predict
 from imagenet_jax.training.experiment import Evaluation
 from imagenet_jax.training.load_weights import Weights
 from imagenet_jax.training.sharding import batch_sharding, replicated
-from imagenet_jax.training.state import model_graph
+from imagenet_jax.training.state import inference_graph
 
 _NOT_FINITE = (
     "the model's output is not finite; the weights are damaged, or overflow in bfloat16 "
@@ -154,7 +154,7 @@ def compile_model(weights: Weights, outputs: np.ndarray | None = None) -> jax.st
 
     They are f32[B, C], or f32[B, K] of `outputs`. All results are on every device.
     """
-    config, graph = weights.config, model_graph(weights.config.model)
+    config, graph = weights.config, inference_graph(weights.config.model)
 
     def run(tree: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         rest = {name: value for name, value in batch.items() if name != "image"}

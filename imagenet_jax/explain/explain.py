@@ -21,7 +21,7 @@ from imagenet_jax.explain import methods, pictures
 from imagenet_jax.explain.pictures import Explanation, Picture
 from imagenet_jax.progress import announce, track
 from imagenet_jax.training.load_weights import Weights
-from imagenet_jax.training.state import model_graph
+from imagenet_jax.training.state import inference_graph
 
 _MIN_SIDE = 224  # pixels; smaller images are enlarged
 
@@ -46,7 +46,7 @@ class Request:
 def build_model(weights: Weights) -> methods.Model:
     """Return the model with its weights."""
     tree = weights.tree
-    return nnx.merge(model_graph(weights.config.model), tree["params"], tree["batch_stats"])
+    return nnx.merge(inference_graph(weights.config.model), tree["params"], tree["batch_stats"])
 
 
 def normalize_pixels(weights: Weights, pixels: np.ndarray) -> jax.Array:

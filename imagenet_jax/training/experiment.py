@@ -19,7 +19,13 @@ from imagenet_jax.models import resolve_norm_impl
 from imagenet_jax.training import optim
 from imagenet_jax.training.layer_groups import make_fine_tuning
 from imagenet_jax.training.sharding import check_batch_size, make_mesh
-from imagenet_jax.training.state import TrainState, abstract_state, make_ema_step_size, model_graph
+from imagenet_jax.training.state import (
+    TrainState,
+    abstract_state,
+    inference_graph,
+    make_ema_step_size,
+    model_graph,
+)
 from imagenet_jax.training.step import StepParts
 
 _MAX_STEPS = 2**31 - 1  # the step counter is an int32
@@ -125,7 +131,7 @@ def make_evaluation(
         _check_classes(config, source, config.data.eval_split)
     outputs = find_outputs(known, source) if known else None
     abstract = abstract_state(config.model, optax.identity(), config.ema.decay > 0, mesh)
-    return Evaluation(config, mesh, source, model_graph(config.model), abstract, outputs)
+    return Evaluation(config, mesh, source, inference_graph(config.model), abstract, outputs)
 
 
 def make_experiment(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:

@@ -49,6 +49,11 @@ def model_graph(model: Config) -> nnx.GraphDef:
     return models.outline(model)[0]
 
 
+def inference_graph(model: Config) -> nnx.GraphDef:
+    """Return `model_graph` with plain convolutions, into which batch norm can be folded."""
+    return model_graph({**model, "norm_impl": "plain"} if "norm_impl" in model else model)
+
+
 def abstract_params(model: ConfigDict) -> Any:
     """Return shapes and dtypes of the model's parameters, by module path; nothing is computed."""
     return models.outline(model)[1]

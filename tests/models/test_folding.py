@@ -41,7 +41,7 @@ def test_logits_are_those_of_the_unfolded_model_in_float64(name, fields, filled)
     graph, state = nnx.split(filled(small(name, **fields)))
     with jax.enable_x64(True):
         state = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), state)
-        images = np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+        images = np.random.default_rng(0).normal(size=(2, 64, 64, 3))
 
         @jax.jit
         def both(state, images):
