@@ -7,27 +7,35 @@
 Compiles the step of each config for each target, in bfloat16, and prints its temporary memory, its
 memory traffic and (TPU) the cycles that the compiler estimates. "plain" has the same step, but its
 network is written below with nnx.Conv and nnx.BatchNorm; there is none for BiT. A ratio is ours /
-plain: below 1 is better. The compiler for a TPU takes minutes for each network.
+plain: below 1 is better. The compiler for a TPU takes minutes for each network. `--eval` compiles
+evaluation on one device instead, with batch norm folded into the convolutions and without.
 """
 
 import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.common import make_parser, print_result
 from imagenet_jax import cli, models
 from imagenet_jax import config as config_io
-from imagenet_jax.debug.cost import TargetCost, target_cost
+from imagenet_jax.debug.compiled import read_cost
+from imagenet_jax.debug.cost import TargetCost, abstract_batch, target_cost
 from imagenet_jax.debug.targets import Target, make_target
 from imagenet_jax.errors import UserError
-from imagenet_jax.models import resnet, vgg
+from imagenet_jax.models import folding, resnet, vgg
 from imagenet_jax.models.base import Model
+from imagenet_jax.training import evaluate
+from imagenet_jax.training.sharding import make_mesh
+from imagenet_jax.training.state import inference_graph
 
 CONFIGS = "configs/resnet50.py,configs/resnet.py:resnet101,configs/vgg.py:vgg16,configs/bit.py"
 TARGETS = "v5e:1x1,h100:1"
@@ -167,8 +175,38 @@ def compare(config: Any, target: Target) -> dict[str, float]:
         found["ours / plain"] = {
             what: found["ours"][what] / value for what, value in found["plain"].items() if value
         }
+    return _name(f"{name}, {target.name}", found)
+
+
+def compare_eval(config: Any, target: Target) -> dict[str, float]:
+    """Return figures of evaluation on one device with batch norm folded and not, and ratios."""
+    graph, (_, params, stats) = inference_graph(config.model), models.outline(config.model)
+    sharding = NamedSharding(make_mesh(1, target.devices[:1]), PartitionSpec())
+    batch = abstract_batch(config, sharding.mesh)
+    batch["mask"] = jax.ShapeDtypeStruct(batch["label"].shape, jnp.float32)
+    found: dict[str, dict[str, float]] = {}
+    for form, fold in (("folded", folding.fold_batch_norm), ("not folded", lambda model: model)):
+        with mock.patch.object(evaluate, "fold_batch_norm", fold):
+            step = partial(evaluate.eval_step, graph=graph, config=config)
+            lowered = jax.jit(step, in_shardings=sharding).lower(
+                {"params": params, "batch_stats": stats}, batch
+            )
+        compiled = lowered.compile(compiler_options=target.compiler_options)
+        program = read_cost(compiled.as_text() or "")
+        found[form] = {
+            "temporary MB": compiled.memory_analysis().temp_size_in_bytes / 1e6,  # type: ignore
+            "MB per image": program.bytes / config.batch_size / 1e6,
+            "kernels": float(program.kernels),
+        }
+    found["folded / not"] = {
+        what: found["folded"][what] / value for what, value in found["not folded"].items()
+    }
+    return _name(f"{config.model.name}, {target.name}, evaluation", found)
+
+
+def _name(prefix: str, found: dict[str, dict[str, float]]) -> dict[str, float]:
     return {
-        f"{name}, {target.name}, {which}: {what}": value
+        f"{prefix}, {which}: {what}": value
         for which, values in found.items()
         for what, value in values.items()
     }
@@ -181,6 +219,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--images", type=int, help="of a device in a step: 128 on TPUs, 256 on GPUs"
     )
+    parser.add_argument("--eval", action="store_true", help="compile evaluation on one device")
     args = parser.parse_args(argv)
     result: dict[str, float] = {}
     for target_name in args.target.split(","):
@@ -189,10 +228,11 @@ def main(argv: Sequence[str]) -> None:
         for spec in args.config.split(","):
             config = config_io.load(spec, overrides)
             config.model.dtype = "bfloat16"
-            config.batch_size = (args.images or usual) * len(target.devices)
+            devices = 1 if args.eval else len(target.devices)
+            config.batch_size = (args.images or usual) * devices
             print(f"compiling {spec} for {target.name} ...", file=sys.stderr, flush=True)
             try:
-                rows = compare(config, target)
+                rows = (compare_eval if args.eval else compare)(config, target)
             except UserError as e:
                 print(f"{spec}, {target.name}: {e}", file=sys.stderr)
                 continue

@@ -168,11 +168,9 @@ def target_cost(config: ConfigDict, target: Target) -> TargetCost:
     bare = make_bare_step(config, target.devices)
     batch = abstract_batch(config, bare.mesh)
     lowered = bare.step.lower(bare.abstract, batch)
-    # There is nothing to time algorithms on.
-    options: Any = {"xla_gpu_autotune_level": 0} if target.accelerator.gpu else None
     try:
         with quiet():
-            compiled = lowered.compile(compiler_options=options)
+            compiled = lowered.compile(compiler_options=target.compiler_options)
     except RuntimeError as e:
         found = re.search(r"Used (\S+) of (\S+)", str(e))
         if not found or "RESOURCE_EXHAUSTED" not in str(e):

@@ -93,6 +93,11 @@ class Target:
         return self.chips / len(self.devices)
 
     @property
+    def compiler_options(self) -> Any:
+        """Options for `Lowered.compile`: there is nothing to time algorithms on."""
+        return {"xla_gpu_autotune_level": 0} if self.accelerator.gpu else None
+
+    @property
     def memory(self) -> float:
         """Bytes of each device."""
         return self.accelerator.memory * self.share

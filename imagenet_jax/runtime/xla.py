@@ -21,7 +21,8 @@ _UNREADABLE = r"Error reading persistent compilation cache entry for '([^']*)': 
 
 
 # Overlap gradient reductions with computation, as NVIDIA's JAX images do
-# (docs.nvidia.com/jax-toolbox/environment-variables). jax 0.10.2 compiles the same program without.
+# (docs.nvidia.com/jax-toolbox/environment-variables). Not timed; small programs that jax 0.10.2
+# compiled were the same without.
 _SEVERAL_GPUS: dict[str, str | int] = {"xla_gpu_enable_latency_hiding_scheduler": True}
 # YNNPACK fusions of jaxlib 0.12.0 on the CPU read uninitialized memory: bfloat16 networks return
 # NaN (tests/models/test_bfloat16.py).
