@@ -181,8 +181,8 @@ def compare(config: Any, target: Target) -> dict[str, float]:
 def compare_eval(config: Any, target: Target) -> dict[str, float]:
     """Return figures of evaluation on one device with batch norm folded and not, and ratios."""
     graph, (_, params, stats) = inference_graph(config.model), models.outline(config.model)
-    sharding = NamedSharding(make_mesh(1, target.devices[:1]), PartitionSpec())
-    batch = abstract_batch(config, sharding.mesh)
+    mesh = make_mesh(1, target.devices[:1])
+    sharding, batch = NamedSharding(mesh, PartitionSpec()), abstract_batch(config, mesh)
     batch["mask"] = jax.ShapeDtypeStruct(batch["label"].shape, jnp.float32)
     found: dict[str, dict[str, float]] = {}
     for form, fold in (("folded", folding.fold_batch_norm), ("not folded", lambda model: model)):
