@@ -26,9 +26,12 @@ _MODULES = (
 )
 
 
-def families() -> Iterator[Family]:
-    """Yield every family. Its module is imported only when the iteration reaches it."""
-    for module in _MODULES:
+def families(model: str = "") -> Iterator[Family]:
+    """Yield every family, starting with the module whose name the name of `model` begins with.
+
+    A module is imported only when the iteration reaches it.
+    """
+    for module in sorted(_MODULES, key=lambda module: not model.startswith(module)):
         yield importlib.import_module(f"{__name__}.{module}").FAMILY
 
 
@@ -42,8 +45,11 @@ def family(name: object) -> Family:
 
     Raises UserError, with the nearest name, if there is no such model.
     """
+    for found in families(str(name)):
+        if name in found.variants:
+            return found
     check_choice("config.model.name", name, names())
-    return next(family for family in families() if name in family.variants)
+    raise AssertionError("check_choice has raised")
 
 
 def check(config: Config) -> None:
