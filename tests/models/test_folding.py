@@ -26,7 +26,13 @@ def norms(model):
     return [module for _, module in nnx.iter_modules(model) if isinstance(module, BatchNorm)]
 
 
-@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in FIRST else pytest.param(name, marks=pytest.mark.full)
+        for name in models.names()
+    ],
+)
 def test_no_batch_norm_is_left(name):
     config = small(name)
     model = nnx.eval_shape(lambda: fold_batch_norm(models.build(config, rngs=nnx.Rngs(0))))
