@@ -130,6 +130,7 @@ def test_operations_grow_with_the_batch_and_not_with_the_devices(tiny, here):
     assert second == pytest.approx(2 * first, rel=0.02)  # the update does not grow
 
 
+@pytest.mark.slow
 def test_the_report_prices_the_whole_recipe(tiny, here, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(dry_run, "make_target", lambda name: here)
     tiny.data.update(source="auto", path=f"{tmp_path}/nothing")
@@ -166,6 +167,7 @@ def test_the_largest_batch_was_compiled_and_is_close_to_the_limit(tiny, here, mo
     assert 0.9 * limit < found < limit
 
 
+@pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_a_sentence(tiny, here, capsys, monkeypatch):
     """The compiler refuses the batch of the config; half of it fits."""
     compile_ = jax.stages.Lowered.compile
