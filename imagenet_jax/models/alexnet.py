@@ -13,8 +13,7 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.config.fields import Field
-from imagenet_jax.errors import UserError
-from imagenet_jax.models.base import Family, Model, Path, count_outputs
+from imagenet_jax.models.base import Family, Model, Path, count_outputs, require_pixels
 from imagenet_jax.models.layers import adaptive_average_pool, uniform_conv, uniform_linear
 
 # Output channels, kernel size, stride and padding of each convolution.
@@ -65,11 +64,7 @@ class AlexNet(Model):
     def activations(
         self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
     ) -> Iterator[tuple[str, jax.Array]]:
-        if min(images.shape[1:3]) < LEAST:
-            raise UserError(
-                f"images of {images.shape[1]}x{images.shape[2]} pixels: AlexNet needs at least "
-                f"{LEAST}x{LEAST} (config.augment.image_size, eval.image_size)"
-            )
+        require_pixels(images, LEAST, "AlexNet")
         x = images
         for i, conv in enumerate(self.features):
             x = nnx.relu(self.run(conv, x))

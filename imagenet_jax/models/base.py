@@ -11,6 +11,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from imagenet_jax.config.fields import Field
+from imagenet_jax.errors import UserError
 
 Path = tuple[Any, ...]  # names and indices that lead to a module or an array in a model
 Config: TypeAlias = ConfigDict | Mapping[str, Any]  # a config.model
@@ -110,6 +111,16 @@ class Family:
     def head(self) -> Path:
         """The path of the last linear layer."""
         return self.groups[-1][0]
+
+
+def require_pixels(images: jax.Array, least: int, who: str) -> None:
+    """Raise UserError, which names `who`, unless each side of f[B, H, W, 3] has `least` pixels."""
+    height, width = images.shape[1:3]
+    if min(height, width) < least:
+        raise UserError(
+            f"images of {height}x{width} pixels: {who} needs at least {least}x{least} "
+            "(config.augment.image_size, eval.image_size)"
+        )
 
 
 def submodule(module: Any, path: Path) -> Any:

@@ -110,7 +110,8 @@ class PointwiseConv(nnx.Conv):
 
     def operands(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the pixels f[B, h, w, I] to multiply, in the compute dtype, and kernel f[I, O]."""
-        stride = self.strides if isinstance(self.strides, int) else self.strides[0]  # type: ignore[index]
+        stride = self.strides
+        assert isinstance(stride, int)  # ConvNorm.make, which makes these, gives one number
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
         x = x.astype(dtype)
         return (x if stride == 1 else self.subsample(x, stride=stride)), self.kernel[0, 0]

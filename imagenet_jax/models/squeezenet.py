@@ -12,8 +12,7 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.config.fields import Field
-from imagenet_jax.errors import UserError
-from imagenet_jax.models.base import Family, Model, Path, count_outputs
+from imagenet_jax.models.base import Family, Model, Path, count_outputs, require_pixels
 
 POOL = "pool"  # a 3x3 max-pool of stride 2, which keeps the last row and column of an even size
 # The first convolution (channels, size), then fires (squeeze channels, channels of each expansion).
@@ -83,11 +82,7 @@ class SqueezeNet(Model):
     def activations(
         self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
     ) -> Iterator[tuple[str, jax.Array]]:
-        if min(images.shape[1:3]) < LEAST:
-            raise UserError(
-                f"images of {images.shape[1]}x{images.shape[2]} pixels: SqueezeNet needs at least "
-                f"{LEAST}x{LEAST} (config.augment.image_size, eval.image_size)"
-            )
+        require_pixels(images, LEAST, "SqueezeNet")
         x, layers, pools = images, iter(self.features), 0
         for entry in VARIANTS[self.name]:
             if entry != POOL:

@@ -15,8 +15,7 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.config.fields import Field
-from imagenet_jax.errors import UserError
-from imagenet_jax.models.base import Family, Model, Path, count_outputs
+from imagenet_jax.models.base import Family, Model, Path, count_outputs, require_pixels
 from imagenet_jax.models.layers import BN_GROUP, ConvNorm, adaptive_average_pool
 
 CHANNELS = (64, 128, 256, 512, 512)  # in each of the five stages
@@ -99,11 +98,7 @@ class VGG(Model):
     def activations(
         self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
     ) -> Iterator[tuple[str, jax.Array]]:
-        if min(images.shape[1:3]) < 32:
-            raise UserError(
-                f"images of {images.shape[1]}x{images.shape[2]} pixels: VGG halves them five "
-                "times and needs at least 32x32 (config.augment.image_size, eval.image_size)"
-            )
+        require_pixels(images, 32, "VGG halves them five times and")
         x = images
         for i, stage in enumerate(self.features):
             x = self.run(stage, x, train=train)
