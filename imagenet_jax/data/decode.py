@@ -83,8 +83,8 @@ def eval_image(
 
     Sizes and offsets round as in torchvision's Resize and CenterCrop. Raises UndecodableImage.
     """
-    header = image_formats.read_jpeg_header(encoded)
-    if header and resampling == "fast":
+    header = image_formats.read_jpeg_header(encoded) if resampling == "fast" else None
+    if header:
         height, width, _ = header
         tall, wide = resized_size(height, width, resize)
         image = _decode(encoded, _scratch, _reduction((height, width), (tall, wide)))
