@@ -25,7 +25,7 @@ from imagenet_jax.runtime.processes import is_first
 from imagenet_jax.training.evaluate import Batches, predict
 from imagenet_jax.training.experiment import Evaluation
 from imagenet_jax.training.load_weights import Weights
-from imagenet_jax.training.sharding import batch_sharding, replicated
+from imagenet_jax.training.sharding import batch_sharding, get_shardings, replicated
 from imagenet_jax.training.state import inference_graph
 
 _NOT_FINITE = (
@@ -161,7 +161,7 @@ def compile_model(weights: Weights, outputs: np.ndarray | None = None) -> jax.st
         found = predict(tree, batch["image"], graph=graph, config=config, outputs=outputs)
         return rest | {"probabilities": found}
 
-    shardings = jax.tree.map(lambda x: x.sharding, weights.tree), batch_sharding(weights.mesh)
+    shardings = get_shardings(weights.tree), batch_sharding(weights.mesh)
     return jax.jit(
         run, in_shardings=shardings, out_shardings=replicated(weights.mesh),
         compiler_options=xla.options(),

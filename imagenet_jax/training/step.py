@@ -16,7 +16,7 @@ from imagenet_jax.data import augment
 from imagenet_jax.runtime import xla
 from imagenet_jax.training import losses
 from imagenet_jax.training.metrics import METRICS
-from imagenet_jax.training.sharding import batch_sharding, replicated
+from imagenet_jax.training.sharding import batch_sharding, get_shardings, replicated
 from imagenet_jax.training.state import StepSize, TrainState
 
 Batch = dict[str, jax.Array]
@@ -184,7 +184,7 @@ def _accumulate(micro_step: Callable, state: TrainState, micros: Any, count: int
 
 def compile_train_step(parts: StepParts, abstract: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
     """Return `train_step` as one sharded program of (state, batch) that donates the state."""
-    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    shardings = get_shardings(abstract)
     return jax.jit(
         functools.partial(train_step, parts=parts),  # partial keeps the name for profiler traces
         in_shardings=(shardings, batch_sharding(mesh)),
