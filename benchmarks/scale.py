@@ -9,9 +9,7 @@ all-reduce where accelerators get a reduce-scatter.
 """
 
 import json
-import math
 import os
-import re
 import subprocess
 import sys
 from typing import Any
@@ -19,48 +17,30 @@ from typing import Any
 from benchmarks.common import make_parser, print_result
 from imagenet_jax import cli
 
-_COLLECTIVE = re.compile(
-    r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
-)
-_SHAPE = re.compile(r"(f64|f32|bf16|s32|u32|u8|pred)\[([\d,]*)\]")
-_BYTES = {"f64": 8, "f32": 4, "bf16": 2, "s32": 4, "u32": 4, "u8": 1, "pred": 1}
-
-
-def collectives(program: str) -> dict[str, tuple[int, int]]:
-    """Return {kind: (number, bytes of the results per device)} of an optimized HLO program."""
-    found: dict[str, tuple[int, int]] = {}
-    for shapes, kind in _COLLECTIVE.findall(program):
-        size = sum(
-            _BYTES[dtype] * math.prod(int(d) for d in dims.split(",") if d)
-            for dtype, dims in _SHAPE.findall(shapes)
-        )
-        count, total = found.get(kind, (0, 0))
-        found[kind] = count + 1, total + size
-    return found
-
 
 def compiled_here(config: Any) -> dict[str, Any]:
     """Return the figures of the step of `config`, compiled for the devices of this process."""
-    import jax
 
-    from imagenet_jax.debug.cost import abstract_batch, make_bare_step
+    from imagenet_jax.debug.compiled import read_cost
+    from imagenet_jax.debug.cost import (
+        abstract_batch,
+        device_bytes,
+        make_bare_step,
+        temporary_bytes,
+    )
 
     bare = make_bare_step(config)
     compiled = bare.step.lower(bare.abstract, abstract_batch(config, bare.mesh)).compile()
-    program = compiled.as_text() or ""
-    state = sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(bare.abstract)
-    )
-    memory = compiled.memory_analysis()
+    program = read_cost(compiled.as_text() or "")
     row = {
         "devices": bare.mesh.size,
         "fsdp": config.mesh.fsdp,
-        "state_mb": state / 1e6,
-        "temporary_mb": getattr(memory, "temp_size_in_bytes", 0) / 1e6,
+        "state_mb": device_bytes(bare.abstract) / 1e6,
+        "temporary_mb": temporary_bytes(compiled) / 1e6,
     }
     return row | {
-        f"{kind} ({count})": size / 1e6 for kind, (count, size) in collectives(program).items()
+        f"{kind} ({count})": program.collective_bytes[kind] / 1e6
+        for kind, count in program.collectives.items()
     }
 
 

@@ -8,7 +8,6 @@ compiled program. --eval measures the evaluation step too, at config.eval.batch_
 """
 
 import statistics
-import time
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ import numpy as np
 from benchmarks.common import make_parser, print_result
 from imagenet_jax import cli
 from imagenet_jax import config as config_io
-from imagenet_jax.debug.cost import make_bare_step, step_cost
+from imagenet_jax.debug.cost import make_bare_step, step_cost, time_steps, without_data
 from imagenet_jax.training.evaluate import compile_eval_step
 from imagenet_jax.training.experiment import make_evaluation
 from imagenet_jax.training.sharding import batch_sharding
@@ -43,10 +42,7 @@ def measure(config: Any, repeats: int = 5, steps: int = 10) -> dict[str, Any]:
 
 def measure_evaluation(config: Any, repeats: int, steps: int) -> dict[str, float]:
     """Return the speed of the evaluation step, as `measure` does; the data need not be here."""
-    config = type(config)(config.to_dict())
-    config.data.update(source="synthetic", class_order="name", holdout=0.0)
-    config.data.synthetic.classes = config.model.num_classes
-    evaluation = make_evaluation(config)
+    evaluation = make_evaluation(without_data(config))
     step = compile_eval_step(evaluation)
     weights = make_bare_step(config).create_state().weights("raw")
     rows, side = config.eval.batch_size, config.eval.image_size
@@ -57,14 +53,7 @@ def measure_evaluation(config: Any, repeats: int, steps: int) -> dict[str, float
         "mask": np.ones(rows, np.float32),
     }
     batch = jax.device_put(batch, batch_sharding(evaluation.mesh))
-    jax.block_until_ready(step(weights, batch))
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        for _ in range(steps):
-            sums = step(weights, batch)
-        jax.block_until_ready(sums)
-        seconds.append((time.perf_counter() - start) / steps)
+    seconds = time_steps(lambda: step(weights, batch), repeats=repeats, steps=steps)
     median = statistics.median(seconds)
     return {"eval_step_ms": 1e3 * median, "eval_images_per_second": rows / median}
 

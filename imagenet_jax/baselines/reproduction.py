@@ -116,8 +116,8 @@ def reproduce(
 
 def make_config(published: Baseline, overrides: Iterable[tuple[str, str]]) -> ConfigDict:
     """Return a copy of the baseline's config with (field, text) changes, without external logs."""
-    config = ConfigDict(published.config.to_dict())
-    config.update_from_flattened_dict({"log.tensorboard": False, "log.wandb": "", "log.mlflow": ""})
+    without_logs = {"log.tensorboard": False, "log.wandb": "", "log.mlflow": ""}
+    config = config_io.copy_config(published.config, without_logs)
     for field, text in overrides:
         config_io.override(config, field, text)
         if field not in _SETTABLE:

@@ -2,7 +2,7 @@
 
 import ast
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +44,13 @@ def pick_variant(variant: str, variants: dict[str, T]) -> T:
     """Return the entry of a config file's `variants`; UserError that lists them if it has none."""
     check_choice("config variant", variant, variants)
     return variants[variant]
+
+
+def copy_config(config: ConfigDict, changes: Mapping[str, Any] | None = None) -> ConfigDict:
+    """Return an unlocked copy with the values of `changes`, by dotted field."""
+    copy = ConfigDict(config.to_dict())
+    copy.update_from_flattened_dict(changes or {})
+    return copy
 
 
 def apply_overrides(config: ConfigDict, overrides: Overrides) -> None:

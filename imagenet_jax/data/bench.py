@@ -86,6 +86,7 @@ def measure(config: "ConfigDict", seconds: float) -> list[Rate]:
     with announce("loading JAX"):
         import numpy as np
 
+        from imagenet_jax.config import copy_config
         from imagenet_jax.data import decode, pipeline, sources
         from imagenet_jax.data.sampler import record_uniforms
 
@@ -123,8 +124,7 @@ def measure(config: "ConfigDict", seconds: float) -> list[Rate]:
     for threads, workers in dict.fromkeys([configured, (1, 0), (cores, 0), (0, cores)]):
         stage = f"pipeline, workers={workers}" if workers else f"pipeline, threads={threads}"
         _announce(stage)
-        changed = type(config)(config.to_dict())
-        changed.data.threads, changed.data.workers = threads, workers
+        changed = copy_config(config, {"data.threads": threads, "data.workers": workers})
         speed = _measure_pipeline(source, sampler, changed, seconds)
         rates.append(Rate(stage, speed, workers or threads))
     return rates

@@ -31,21 +31,23 @@ class ProgramCost:
         traffic of a device without a cache.
       cycles: the compiler's estimate, which only the compiler for TPUs makes; else 0.
       collectives: kind -> number of instructions.
-      collective_bytes: of their results.
+      collective_bytes: kind -> bytes of their results.
     """
 
     kernels: float = 0
     bytes: float = 0
     cycles: float = 0
     collectives: Counter[str] = dataclasses.field(default_factory=Counter)
-    collective_bytes: float = 0
+    collective_bytes: Counter[str] = dataclasses.field(default_factory=Counter)
 
     def add(self, other: "ProgramCost", times: int = 1) -> None:
         """Add the cost of running another program `times` times."""
-        for field in ("kernels", "bytes", "cycles", "collective_bytes"):
-            setattr(self, field, getattr(self, field) + times * getattr(other, field))
+        self.kernels += times * other.kernels
+        self.bytes += times * other.bytes
+        self.cycles += times * other.cycles
         for kind, count in other.collectives.items():
             self.collectives[kind] += times * count
+            self.collective_bytes[kind] += times * other.collective_bytes[kind]
 
 
 class _Instruction(NamedTuple):
@@ -97,10 +99,9 @@ def _cost(
     cost = ProgramCost()
     shapes = {i.name: i.shape for i in instructions}
     for _, shape, opcode, rest in instructions:
-        kind = opcode.removesuffix("-start").removesuffix("-done")
         if opcode in ("while", "call", "conditional"):
             times = re.search(r'"known_trip_count":\{"n":"(\d+)"', rest)
-            called = re.search(r"body=%?([\w.-]+)", rest) or _CALLED.search(rest)
+            called = _CALLED.search(rest)
             if called and called[1] in computations:
                 inner = _cost(computations[called[1]], computations)
                 cost.add(inner, int(times[1]) if times else 1)
@@ -114,9 +115,9 @@ def _cost(
         cost.bytes += result + sum(_size(shapes.get(operand, "")) for operand in operands)
         if cycles := re.search(r'"estimated_cycles":"(\d+)"', rest):
             cost.cycles += int(cycles[1])
-        if kind in COLLECTIVES:
+        if (kind := opcode.removesuffix("-start")) in COLLECTIVES:
             cost.collectives[kind] += 1
-            cost.collective_bytes += result
+            cost.collective_bytes[kind] += int(result)
     return cost
 
 

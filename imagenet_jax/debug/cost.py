@@ -4,10 +4,12 @@
 """
 
 import dataclasses
+import functools
 import math
 import re
 import statistics
 import time
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -17,12 +19,14 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from imagenet_jax.config import copy_config
+from imagenet_jax.config.fields import FIELDS
 from imagenet_jax.debug.compiled import ProgramCost, read_cost
 from imagenet_jax.debug.targets import Target, quiet
 from imagenet_jax.errors import UserError
 from imagenet_jax.logs.throughput import count_flops, peak_flops
 from imagenet_jax.training.experiment import make_step_parts
-from imagenet_jax.training.sharding import batch_sharding, check_batch_size, make_mesh
+from imagenet_jax.training.sharding import batch_sharding, check_train_batch, make_mesh
 from imagenet_jax.training.state import TrainState, abstract_state, create_state
 from imagenet_jax.training.step import StepParts, compile_train_step
 
@@ -77,8 +81,7 @@ class BareStep:
 def make_bare_step(config: ConfigDict, devices: list[jax.Device] | None = None) -> BareStep:
     """Build the train step as training on `devices` does; raises UserError as training does."""
     mesh = make_mesh(config.mesh.fsdp, devices)
-    group = config.model.get("bn_group", 0) or 1
-    check_batch_size("batch_size", config.batch_size, mesh, config.optim.grad_accum_steps, group)
+    check_train_batch(config, mesh)
     parts = make_step_parts(config, _STEPS_PER_EPOCH, mesh)
     abstract = abstract_state(config.model, parts.tx, config.ema.decay > 0, mesh)
     return BareStep(mesh, parts, abstract, compile_train_step(parts, abstract, mesh))
@@ -87,30 +90,46 @@ def make_bare_step(config: ConfigDict, devices: list[jax.Device] | None = None) 
 def step_cost(config: ConfigDict, *, repeats: int = 5, steps: int = 10) -> StepCost:
     """Compile the train step of `config` and time `steps` steps in a row, `repeats` times.
 
-    The batch is random and already on the device. Two untimed steps come first.
+    The batch is random and already on the device.
     """
     bare = make_bare_step(config)
     compiled = bare.step.lower(bare.abstract, abstract_batch(config, bare.mesh)).compile()
-    memory = compiled.memory_analysis()
     cost = StepCost(
         flops=count_flops(compiled, config, bare.mesh) or 0.0,
-        state_bytes=int(getattr(memory, "argument_size_in_bytes", 0)),
-        temporary_bytes=int(getattr(memory, "temp_size_in_bytes", 0)),
+        state_bytes=int(getattr(compiled.memory_analysis(), "argument_size_in_bytes", 0)),
+        temporary_bytes=temporary_bytes(compiled),
     )
     if not repeats:
         return cost
     state, batch = bare.create_state(), random_batch(config, bare.mesh)
-    for _ in range(2):
+
+    def step() -> Any:
+        nonlocal state
         state, metrics = compiled(state, batch)
-    jax.block_until_ready(state)
+        return state, metrics
+
+    return dataclasses.replace(cost, seconds=time_steps(step, repeats=repeats, steps=steps))
+
+
+def temporary_bytes(compiled: jax.stages.Compiled) -> int:
+    """Return the memory of intermediate values on each device; 0 if XLA does not report it."""
+    return int(getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0))
+
+
+def time_steps(step: Callable[[], Any], *, repeats: int, steps: int) -> tuple[float, ...]:
+    """Return the seconds of a step, from `steps` in a row, `repeats` times.
+
+    `step` returns arrays, which only the end of a row waits for. Two untimed steps come first.
+    """
+    jax.block_until_ready([step() for _ in range(2)][-1])
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         for _ in range(steps):
-            state, metrics = compiled(state, batch)
-        jax.block_until_ready((state, metrics))
+            results = step()
+        jax.block_until_ready(results)
         seconds.append((time.perf_counter() - start) / steps)
-    return dataclasses.replace(cost, seconds=tuple(seconds))
+    return tuple(seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,18 +137,28 @@ class TargetCost:
     """The cost of a train step on hardware that it was only compiled for.
 
     Attributes:
-      batch_size: images of a step, over all devices.
-      flops: operations of a step over all devices, as XLA counts them before it optimizes.
       memory: kind -> bytes on each device: parameters, batch statistics, optimizer, EMA, batch, and
         temporary values, most of which are activations.
       program: what each device runs.
     """
 
+    config: ConfigDict
     target: Target
-    batch_size: int
-    flops: float
     memory: dict[str, float]
     program: ProgramCost
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a step, over all devices."""
+        return self.config.batch_size
+
+    @functools.cached_property  # counting takes seconds, and not every cost needs it
+    def flops(self) -> float:
+        """Operations of a step over all devices, as XLA counts them before it optimizes."""
+        one = copy_config(self.config, {"mesh.fsdp": 1})
+        bare = make_bare_step(one, jax.devices("cpu")[:1])
+        lowered = bare.step.lower(bare.abstract, abstract_batch(one, bare.mesh))
+        return count_flops(lowered, one, bare.mesh) or 0.0
 
     @property
     def used(self) -> float:
@@ -179,36 +208,39 @@ def target_cost(config: ConfigDict, target: Target) -> TargetCost:
             f"config.batch_size = {config.batch_size} does not fit: a step needs {found[1]} of "
             f"the {found[2]} of a device of {target.name}"
         ) from e
-    state, sizes = bare.abstract, compiled.memory_analysis()
+    state = bare.abstract
     memory = {
-        "parameters": _device_bytes(state.params),
-        "batch statistics": _device_bytes(state.batch_stats),
-        "optimizer": _device_bytes(state.opt_state),
-        "EMA": _device_bytes(state.ema),
-        "batch": _device_bytes(batch),
-        "activations": float(getattr(sizes, "temp_size_in_bytes", 0)),
+        "parameters": device_bytes(state.params),
+        "batch statistics": device_bytes(state.batch_stats),
+        "optimizer": device_bytes(state.opt_state),
+        "EMA": device_bytes(state.ema),
+        "batch": device_bytes(batch),
+        "activations": float(temporary_bytes(compiled)),
     }
-    return TargetCost(
-        target, config.batch_size, _count_flops(config), memory, read_cost(compiled.as_text() or "")
-    )
+    return TargetCost(config, target, memory, read_cost(compiled.as_text() or ""))
 
 
-def _count_flops(config: ConfigDict) -> float:
-    """Return the operations of a step over all devices, of one micro-batch if there are several."""
-    small = ConfigDict(config.to_dict())
-    small.mesh.fsdp = 1
-    bare = make_bare_step(small, jax.devices("cpu")[:1])
-    counted = bare.step.lower(bare.abstract, abstract_batch(small, bare.mesh)).cost_analysis()
-    return float((counted or {})["flops"]) * config.optim.grad_accum_steps
-
-
-def _device_bytes(tree: Any) -> float:
+def device_bytes(tree: Any) -> float:
     """Return the bytes of abstract arrays on each device."""
     return float(
         sum(
             x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape))
             for x in jax.tree.leaves(tree)
         )
+    )
+
+
+def without_data(config: ConfigDict) -> ConfigDict:
+    """Return a copy with synthetic data: ImageNet's number of images, in the config's classes."""
+    return copy_config(
+        config,
+        {
+            "data.source": "synthetic",
+            "data.holdout": 0.0,
+            "data.class_order": "name",
+            "data.synthetic.images": FIELDS["data.synthetic.images"].default,
+            "data.synthetic.classes": config.model.num_classes,
+        },
     )
 
 

@@ -3,7 +3,6 @@
 `--target` names hardware that is not here; the compiler then says what the run would cost there.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,18 +11,26 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
+from imagenet_jax.config import copy_config
+from imagenet_jax.config.fields import FIELDS
 from imagenet_jax.config.rules import warnings
-from imagenet_jax.debug.cost import DoesNotFit, StepCost, TargetCost, step_cost, target_cost
+from imagenet_jax.debug.cost import (
+    DoesNotFit,
+    StepCost,
+    TargetCost,
+    step_cost,
+    target_cost,
+    without_data,
+)
 from imagenet_jax.debug.recipe import describe_recipe
 from imagenet_jax.debug.targets import Target, make_target
 from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.formatting import format_bytes, format_duration, format_flops
 from imagenet_jax.training.experiment import Experiment, make_experiment
-from imagenet_jax.training.sharding import make_mesh
+from imagenet_jax.training.sharding import make_mesh, round_batch_size
 
 # A large step takes minutes on a CPU. If it has more operations than this, fewer images are timed.
 _CPU_FLOPS, _CPU_ROWS = 1e12, 8
-_IMAGENET_IMAGES, _IMAGENET_CLASSES = 1_281_167, 1000
 _TRIES, _SMALLER = 4, 0.97  # of the largest batch: compilations, and how far below an estimate
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH, _HEIGHT = 60, 5  # of the learning-rate curve, in characters
@@ -43,7 +50,7 @@ def dry_run(config: ConfigDict, target_name: str = "", price: float | None = Non
     for row in describe_recipe(config, len(run.source), run.total_steps):
         table.add_row(*row)
     console.print(table)
-    for warning in [*warnings(config), *([note] if note else [])]:
+    for warning in filter(None, (*warnings(config), note)):
         console.print(f"warning: {warning}")
     curve = draw_schedule(run.parts.schedule, run.total_steps, config.epochs)
     console.print("learning rate", *curve, sep="\n")
@@ -51,8 +58,8 @@ def dry_run(config: ConfigDict, target_name: str = "", price: float | None = Non
         console.print("compiling the train step ...")
         console.print(*_cost_lines(run), sep="\n")
         return
-    minutes = "seconds" if target.accelerator.gpu else "minutes"
-    console.print(f"compiling the train step for {target.name}, which takes {minutes} ...")
+    takes = "seconds" if target.accelerator.gpu else "minutes"
+    console.print(f"compiling the train step for {target.name}, which takes {takes} ...")
     cost = _target_cost(config, target, console)
     console.print(*_target_lines(run, cost, price), sep="\n")
     console.print("searching for the largest batch, which takes two to five compilations ...")
@@ -67,17 +74,14 @@ def _make_experiment(config: ConfigDict, target: Target | None) -> tuple[Experim
     try:
         return make_experiment(config, mesh), ""
     except UserError as e:
-        if config.model.num_classes != _IMAGENET_CLASSES:
+        if config.model.num_classes != FIELDS["data.synthetic.classes"].default:
             raise UserError(
                 f"{e}; without the data, give its number of images: --config.data.source=synthetic "
                 f"--config.data.synthetic.classes={config.model.num_classes} "
                 "--config.data.synthetic.images=N"
             ) from e
-        without = ConfigDict(config.to_dict())
-        without.data.update(source="synthetic", holdout=0.0, class_order="name")
-        without.data.synthetic.update(images=_IMAGENET_IMAGES, classes=_IMAGENET_CLASSES)
-        run = make_experiment(without, mesh)  # raises what is not about the data
-        return run, f"{one_line(e)}; assuming ImageNet's {_IMAGENET_IMAGES:,} training images"
+        run = make_experiment(without_data(config), mesh)  # raises what is not about the data
+        return run, f"{one_line(e)}; assuming ImageNet's {len(run.source):,} training images"
 
 
 def _target_cost(config: ConfigDict, target: Target, console: Console) -> TargetCost:
@@ -85,33 +89,20 @@ def _target_cost(config: ConfigDict, target: Target, console: Console) -> Target
     try:
         return target_cost(config, target)
     except DoesNotFit as e:
-        half = _round(config, config.batch_size / 2, target)
+        half = round_batch_size(config, config.batch_size / 2, len(target.devices))
         if half == config.batch_size:
             raise
         console.print(f"{e}; compiling it with {half} images ...")
-        return _target_cost(_with_batch(config, half), target, console)
-
-
-def _with_batch(config: ConfigDict, batch_size: int) -> ConfigDict:
-    changed = ConfigDict(config.to_dict())
-    changed.batch_size = batch_size
-    return changed
-
-
-def _round(config: ConfigDict, batch_size: float, target: Target) -> int:
-    """Return a multiple of what the devices, micro-batches and batch norm need, at least that."""
-    group = config.model.get("bn_group", 0) or 1
-    unit = math.lcm(len(target.devices), group) * config.optim.grad_accum_steps
-    return max(1, int(batch_size // unit)) * unit
+        return _target_cost(copy_config(config, {"batch_size": half}), target, console)
 
 
 def _largest_batch(config: ConfigDict, cost: TargetCost) -> str:
     """Return a sentence about the largest batch: extrapolated from two, compiled to confirm it."""
-    target = cost.target
-    half = _round(config, cost.batch_size / 2, target)
+    target, devices = cost.target, len(cost.target.devices)
+    half = round_batch_size(config, cost.batch_size / 2, devices)
     other = half if half < cost.batch_size else 2 * cost.batch_size
     try:
-        second = target_cost(_with_batch(config, other), target)
+        second = target_cost(copy_config(config, {"batch_size": other}), target)
     except DoesNotFit:
         return f"largest batch: {cost.batch_size:,} images; {other:,} do not fit"
     # Memory that does not grow is still that of the images.
@@ -120,9 +111,9 @@ def _largest_batch(config: ConfigDict, cost: TargetCost) -> str:
     for _ in range(_TRIES):
         growth = (second.used - cost.used) / (second.batch_size - cost.batch_size)
         room = (target.memory - cost.used) / max(growth, least)
-        largest = _round(config, _SMALLER * (cost.batch_size + room), target)
+        largest = round_batch_size(config, _SMALLER * (cost.batch_size + room), devices)
         try:
-            second = target_cost(_with_batch(config, largest), target)
+            second = target_cost(copy_config(config, {"batch_size": largest}), target)
         except DoesNotFit:
             return f"largest batch: below {largest:,} images, {tried}; the compiler refuses these"
         if second.used <= target.memory:
@@ -156,7 +147,7 @@ def _target_lines(run: Experiment, cost: TargetCost, price: float | None) -> lis
         f"of an image: {format_flops(cost.flops / cost.batch_size)}, {traffic / 1e6:.1f} MB of "
         "memory traffic",
         f"time of a step: at least {times}",
-        f"collectives: {exchanged} of {format_bytes(program.collective_bytes)} in a step"
+        f"collectives: {exchanged} of {format_bytes(program.collective_bytes.total())} in a step"
         if exchanged
         else "collectives: none",
         f"whole recipe: {hours:,.1f} h at {rate:,.0f} img/s, if the step takes "
@@ -205,9 +196,8 @@ def _cost_lines(run: Experiment) -> list[str]:
 
 def _shrink(config: ConfigDict) -> ConfigDict:
     """Return the config with a batch that a CPU computes in seconds."""
-    small = ConfigDict(config.to_dict())
-    small.batch_size = min(config.batch_size, _CPU_ROWS * jax.device_count())
-    small.optim.grad_accum_steps = 1
+    rows = min(config.batch_size, _CPU_ROWS * jax.device_count())
+    small = copy_config(config, {"batch_size": rows, "optim.grad_accum_steps": 1})
     if "bn_group" in small.model:
         small.model.bn_group = 0
     return small

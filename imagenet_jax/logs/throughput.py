@@ -150,7 +150,9 @@ def peak_flops(device_kind: str) -> float | None:
     return None
 
 
-def count_flops(step: jax.stages.Compiled, config: ConfigDict, mesh: Mesh) -> float | None:
+def count_flops(
+    step: jax.stages.Compiled | jax.stages.Lowered, config: ConfigDict, mesh: Mesh
+) -> float | None:
     """Return the floating-point operations of the train step over all devices.
 
     None if XLA does not report them. With micro-batches, the parameter update (a small part of the

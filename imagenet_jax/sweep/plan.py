@@ -188,15 +188,14 @@ def make_config(base: ConfigDict, shared: Texts, overrides: Texts) -> ConfigDict
     `shared`, which `base` already has, is applied again: `overrides` may choose another model
     family, whose defaults it has to replace.
     """
-    config = ConfigDict(base.to_dict())
+    config = config_io.copy_config(base)
     config_io.apply_overrides(config, (*shared, *overrides))
     return config_io.check(config)
 
 
 def make_trial(setting: Setting, seed: int) -> Trial:
     """Return the trial of `setting` with `seed`."""
-    seeded = ConfigDict(setting.config.to_dict())
-    seeded.seed = seed
+    seeded = config_io.copy_config(setting.config, {"seed": seed})
     return Trial(f"{setting.name},seed={seed}", setting, seed, config_io.check(seeded))
 
 

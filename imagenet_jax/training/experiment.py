@@ -18,7 +18,7 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.models import resolve_norm_impl
 from imagenet_jax.training import optim
 from imagenet_jax.training.layer_groups import make_fine_tuning
-from imagenet_jax.training.sharding import check_batch_size, make_mesh
+from imagenet_jax.training.sharding import check_batch_size, check_train_batch, make_mesh
 from imagenet_jax.training.state import (
     TrainState,
     abstract_state,
@@ -140,8 +140,7 @@ def make_experiment(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     Raises UserError if model, data and devices do not fit together.
     """
     mesh = mesh or make_mesh(config.mesh.fsdp)
-    group = config.model.get("bn_group", 0) or 1
-    check_batch_size("batch_size", config.batch_size, mesh, config.optim.grad_accum_steps, group)
+    check_train_batch(config, mesh)
     source = sources.open_source(config.data, config.data.train_split)
     _check_classes(config, source, config.data.train_split)
     evaluation = make_evaluation(config, mesh)

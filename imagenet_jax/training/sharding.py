@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
 from imagenet_jax.config.rules import use_multiple
 from imagenet_jax.errors import UserError
@@ -39,12 +40,33 @@ def check_batch_size(
     The batch sizes that the message suggests also divide into batch-norm groups of `group` rows.
     """
     if batch_size % (mesh.size * parts):
-        unit = math.lcm(mesh.size, group) * parts
+        unit = _unit(mesh.size, parts, group)
         by = f"config.optim.grad_accum_steps = {parts} times the " if parts > 1 else "the "
         raise UserError(
             f"config.{field} = {batch_size} is not divisible by {by}{mesh.size} devices; "
             f"{use_multiple(field, batch_size, unit)}"
         )
+
+
+def check_train_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """Raise UserError unless config.batch_size divides among micro-batches and devices."""
+    parts = config.optim.grad_accum_steps
+    check_batch_size("batch_size", config.batch_size, mesh, parts, _group(config))
+
+
+def round_batch_size(config: ConfigDict, batch_size: float, devices: int) -> int:
+    """Return the largest possible config.batch_size up to `batch_size`; the smallest if none is."""
+    unit = _unit(devices, config.optim.grad_accum_steps, _group(config))
+    return max(1, int(batch_size // unit)) * unit
+
+
+def _group(config: ConfigDict) -> int:
+    return config.model.get("bn_group", 0) or 1
+
+
+def _unit(devices: int, parts: int, group: int) -> int:
+    """Return the smallest batch that divides into micro-batches, devices and batch-norm groups."""
+    return math.lcm(devices, group) * parts
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -55,7 +55,7 @@ def test_the_cost_of_a_program_by_hand():
     assert got.kernels == 4 + 3
     assert got.cycles == 100 + 3 * 7
     assert got.collectives == {"all-gather": 1, "all-reduce": 1}
-    assert got.collective_bytes == 2 * a + a
+    assert got.collective_bytes == {"all-gather": 2 * a, "all-reduce": a}
 
 
 def test_the_bytes_of_a_program_that_runs_here():
@@ -156,7 +156,7 @@ def test_the_largest_batch_was_compiled_and_is_close_to_the_limit(tiny, here, mo
     def cost_of(config, target):
         memory = {"batch": 1e3 * config.batch_size, "activations": 2e5 * config.batch_size**power}
         compiled.append(config.batch_size)
-        return cost.TargetCost(target, config.batch_size, 0.0, memory, ProgramCost())
+        return cost.TargetCost(config, target, memory, ProgramCost())
 
     compiled = []
     monkeypatch.setattr(dry_run, "target_cost", cost_of)
