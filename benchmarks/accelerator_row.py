@@ -70,13 +70,10 @@ def append_row(page: str, row: str) -> str:
     if TITLE not in page:
         return f"{page.rstrip()}\n\n{_INTRODUCTION}{row}\n"
     before, after = page.split(TITLE, 1)
-    lines = after.splitlines()
-    last = max(i for i, line in enumerate(lines) if line.startswith("|") and _in_section(lines, i))
-    return before + TITLE + "\n".join([*lines[: last + 1], row, *lines[last + 1 :]]) + "\n"
-
-
-def _in_section(lines: list[str], index: int) -> bool:
-    return not any(line.startswith("## ") for line in lines[:index])
+    section, heading, rest = after.partition("\n## ")
+    rows, last, text = section.rpartition("\n|")
+    end, _, text = text.partition("\n")
+    return f"{before}{TITLE}{rows}{last}{end}\n{row}\n{text}{heading}{rest}"
 
 
 def main(argv: Any) -> None:

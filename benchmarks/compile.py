@@ -5,10 +5,11 @@
   python -m benchmarks.compile --config=configs/resnet50.py:a3 --target=h100:8 --json
 
 Compiles the step of each config for each target, in bfloat16, and prints its temporary memory, its
-memory traffic and (TPU) the cycles that the compiler estimates. "plain" has the same step, but its
-network is written below with nnx.Conv and nnx.BatchNorm; there is none for BiT. A ratio is ours /
-plain: below 1 is better. The compiler for a TPU takes minutes for each network. `--eval` compiles
-evaluation on one device instead, with batch norm folded into the convolutions and without.
+memory traffic and (TPU) the cycles that the compiler estimates. "plain" is the same step with a
+network that is written below with nnx.Conv and nnx.BatchNorm; BiT has no such network. A ratio is
+ours / plain; lower is better. The compiler for a TPU takes minutes for each network. With --eval,
+evaluation on one device is compiled instead: with batch norm folded into the convolutions, and
+without.
 """
 
 import contextlib
@@ -28,7 +29,7 @@ from benchmarks.common import make_parser, print_result
 from imagenet_jax import cli, models
 from imagenet_jax import config as config_io
 from imagenet_jax.debug.compiled import read_cost
-from imagenet_jax.debug.cost import TargetCost, abstract_batch, target_cost
+from imagenet_jax.debug.cost import TargetCost, abstract_batch, target_cost, temporary_bytes
 from imagenet_jax.debug.targets import Target, make_target
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import folding, resnet, vgg
@@ -42,19 +43,18 @@ TARGETS = "v5e:1x1,h100:1"
 TPU_IMAGES, GPU_IMAGES = 128, 256  # of a device
 
 
-class Norm(nnx.Sequential):
+class Norm(nnx.Module):
     """A convolution without bias, then nnx.BatchNorm."""
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int, **options: Any):
-        conv = nnx.Conv(
+        self.conv = nnx.Conv(
             inputs, outputs, (size, size), strides=stride, padding=size // 2, use_bias=False,
             **options,
         )  # fmt: skip
-        super().__init__(conv, nnx.BatchNorm(outputs, momentum=0.9, epsilon=1e-5, **options))
+        self.norm = nnx.BatchNorm(outputs, momentum=0.9, epsilon=1e-5, **options)
 
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:  # type: ignore[override]
-        conv, norm = self.layers
-        return norm(conv(x), use_running_average=not train)
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        return self.norm(self.conv(x), use_running_average=not train)
 
 
 class PlainBottleneck(nnx.Module):
@@ -141,14 +141,12 @@ def find_plain(name: str) -> type[Model] | None:
 def replaced(name: str, network: type[Model]) -> Iterator[None]:
     """Build `network` where the model `name` is built."""
     module = resnet if name in resnet.VARIANTS else vgg
-    family = module.FAMILY
-    module.FAMILY = dataclasses.replace(family, model=network)  # type: ignore[attr-defined]
+    family = dataclasses.replace(module.FAMILY, model=network)
     models._outline.cache_clear()
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(models._outline.cache_clear)
+        stack.enter_context(mock.patch.object(module, "FAMILY", family))
         yield
-    finally:
-        module.FAMILY = family  # type: ignore[attr-defined]
-        models._outline.cache_clear()
 
 
 def figures(cost: TargetCost) -> dict[str, float]:
@@ -194,7 +192,7 @@ def compare_eval(config: Any, target: Target) -> dict[str, float]:
         compiled = lowered.compile(compiler_options=target.compiler_options)
         program = read_cost(compiled.as_text() or "")
         found[form] = {
-            "temporary MB": compiled.memory_analysis().temp_size_in_bytes / 1e6,  # type: ignore
+            "temporary MB": temporary_bytes(compiled) / 1e6,
             "MB per image": program.bytes / config.batch_size / 1e6,
             "kernels": float(program.kernels),
         }
