@@ -160,8 +160,8 @@ def _require_one_batch_size(workdir: Path, run: Experiment) -> None:
             raise UserError(
                 f"{workdir} changed its batch size during training: step {line['step']} is at "
                 f"epoch {line['epoch']:.6g}, not {here:.6g} as with config.batch_size = "
-                f"{run.config.batch_size} from the start. Its config alone cannot "
-                "reproduce such a run: train it again in another --workdir"
+                f"{run.config.batch_size} from the start. Only the config is "
+                "published, which cannot reproduce such a run: train it again in another --workdir"
             )
 
 

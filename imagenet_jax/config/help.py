@@ -15,7 +15,7 @@ from imagenet_jax.errors import UserError
 def print_fields(prefix: str, spec: str | None) -> None:
     """Print the fields whose names start with `prefix`: default, allowed values and meaning.
 
-    They are those of the model of the config `spec`, or of ResNet-50 if it is None.
+    The fields of `config.model` are those of the config `spec`; None: of ResNet-50.
     """
     from imagenet_jax import models  # imports jax and flax, which take seconds
 

@@ -96,7 +96,7 @@ class Layout:
             raise UserError(
                 f"config.data.holdout makes splits 'train' and 'validation', not {split!r}"
             )
-        # With folders the user can name the train folder instead; with shards there is none.
+        # With folders, the user can give the path of the train folder; shards have no such path.
         only_train = self.splits.keys() - {"test"} == {"train"} and not self.class_folders
         if ALL not in self.splits and not only_train:
             raise UserError(
