@@ -22,6 +22,7 @@ _MODULES = (
     "resnet",
     "vgg",
     "bit",
+    "mobilenet",
     "squeezenet",
 )
 

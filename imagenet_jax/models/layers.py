@@ -49,6 +49,7 @@ class ConvNorm(NamedTuple):
         *,
         norm: bool = True,
         bias: bool = False,
+        groups: int = 1,
         bn_group: int = 0,
         norm_impl: str = "plain",
         dtype: jnp.dtype | None = None,
@@ -59,13 +60,14 @@ class ConvNorm(NamedTuple):
         `norm_impl` is "plain" or "moments"; `dtype` is the compute dtype, None: that of images and
         parameters.
         """
-        as_product = norm_impl == "moments" and norm and size == 1 and not bias
+        as_product = norm_impl == "moments" and norm and size == 1 and groups == 1 and not bias
         conv = (PointwiseConv if as_product else nnx.Conv)(
             inputs,
             outputs,
             (size, size),
             strides=stride,
             padding=size // 2,  # symmetric, as in torch; "SAME" would shift strided convolutions
+            feature_group_count=groups,
             use_bias=bias,
             kernel_init=HE_NORMAL,
             dtype=dtype,

@@ -1,5 +1,8 @@
 """ResNets (He et al. 2015, arXiv:1512.03385), v1.5: the stride is on the 3x3 of a bottleneck.
 
+ResNeXts (Xie et al. 2016, arXiv:1611.05431) and wide ResNets (Zagoruyko & Komodakis 2016,
+arXiv:1605.07146) differ in the channels of that 3x3, and in the groups that it convolves apart.
+
 Semantics, initial weights and module names of torchvision.models.resnet, in NHWC.
 """
 
@@ -101,16 +104,47 @@ class Bottleneck(Block):
     """1x1, 3x3, 1x1 to four times the channels."""
 
     expansion, last_norm = 4, "bn3"
+    groups, group_width = 1, 64  # of the 3x3, where `features` is 64
+
+    @classmethod
+    def inner(cls, features: int) -> int:
+        """Return the channels of the 3x3."""
+        return max(1, features * cls.group_width // 64) * cls.groups
 
     def add_branch(self, inputs: int, features: int, stride: int, make: Make) -> None:
-        self.conv1, self.bn1 = make(inputs, features, 1)
-        self.conv2, self.bn2 = make(features, features, 3, stride)
-        self.conv3, self.bn3 = make(features, 4 * features, 1)
+        inner = self.inner(features)
+        self.conv1, self.bn1 = make(inputs, inner, 1)
+        self.conv2, self.bn2 = make(inner, inner, 3, stride, groups=self.groups)
+        self.conv3, self.bn3 = make(inner, 4 * features, 1)
 
     def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = ConvNorm(self.conv1, self.bn1)(x, train=train)
         x = ConvNorm(self.conv2, self.bn2)(x, train=train)
         return ConvNorm(self.conv3, self.bn3)(x, train=train, activation=None)
+
+
+class Bottleneck32x4(Bottleneck):
+    """32 groups of 4 channels."""
+
+    groups, group_width = 32, 4
+
+
+class Bottleneck32x8(Bottleneck):
+    """32 groups of 8 channels."""
+
+    groups, group_width = 32, 8
+
+
+class Bottleneck64x4(Bottleneck):
+    """64 groups of 4 channels."""
+
+    groups, group_width = 64, 4
+
+
+class WideBottleneck(Bottleneck):
+    """A 3x3 of twice the channels."""
+
+    group_width = 128
 
 
 # name -> (block, blocks in each of the four stages)
@@ -120,6 +154,11 @@ VARIANTS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
     "resnet50": (Bottleneck, (3, 4, 6, 3)),
     "resnet101": (Bottleneck, (3, 4, 23, 3)),
     "resnet152": (Bottleneck, (3, 8, 36, 3)),
+    "resnext50_32x4d": (Bottleneck32x4, (3, 4, 6, 3)),
+    "resnext101_32x8d": (Bottleneck32x8, (3, 4, 23, 3)),
+    "resnext101_64x4d": (Bottleneck64x4, (3, 4, 23, 3)),
+    "wide_resnet50_2": (WideBottleneck, (3, 4, 6, 3)),
+    "wide_resnet101_2": (WideBottleneck, (3, 4, 23, 3)),
 }
 
 
@@ -186,14 +225,22 @@ class ResNet(Model):
 
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Return the ResNet of a state dict: see Family."""
-    block_type = Bottleneck if "layer1.0.conv3.weight" in arrays else BasicBlock
-    variant = (block_type, count_blocks(arrays, r"layer(\d+)\.(\d+)\."))
-    channels = count_outputs(arrays, "conv1.weight")
-    if not channels or variant not in VARIANTS.values():
+    depths, channels = (
+        count_blocks(arrays, r"layer(\d+)\.(\d+)\."), count_outputs(arrays, "conv1.weight"),
+    )  # fmt: skip
+    middle = arrays.get("layer1.0.conv2.weight")
+    if not channels or middle is None or middle.ndim != 4:
         return []
-    name = next(name for name, known in VARIANTS.items() if known == variant)
     stem = "small" if arrays["conv1.weight"].shape[-1] == 3 else "imagenet"
-    return [{"name": name, "width": channels / 64, "stem": stem}]
+    is_bottleneck = "layer1.0.conv3.weight" in arrays
+    shape = middle.shape[0], middle.shape[0] // middle.shape[1]  # channels and groups
+    return [
+        {"name": name, "width": channels / 64, "stem": stem}
+        for name, (block, known) in VARIANTS.items()
+        if known == depths
+        and issubclass(block, Bottleneck) == is_bottleneck
+        and (block is BasicBlock or shape == (block.inner(channels), block.groups))
+    ]
 
 
 FAMILY = Family(

@@ -127,6 +127,10 @@ def own_cosine(peak):
 
 SOURCES = {
     **{f"resnet.py:resnet{depth}": v1(0.1) for depth in (18, 34, 101, 152)},
+    **{f"resnet.py:wide_resnet{depth}_2": v1(0.1) for depth in (50, 101)},
+    "resnet.py:resnext50_32x4d": v1(0.1),
+    "resnet.py:resnext101_32x8d": v1(0.1),
+    "mobilenet.py": lambda epochs, _: 0.045 * 0.98 ** np.floor(epochs),
     **{f"vgg.py:vgg{depth}": v1(0.01) for depth in (11, 13, 16, 19)},
     **{f"vgg.py:vgg{depth}_bn": v1(0.1) for depth in (11, 13, 16, 19)},
     "alexnet.py": v1(0.01),

@@ -137,6 +137,21 @@ def test_a_variant_of_a_file_that_has_none_is_an_error():
         load("bit.py:a3")
 
 
+@pytest.mark.parametrize(
+    ("spec", "epochs", "rate", "decay"),
+    [
+        ("alexnet.py", 90, 0.01, 1e-4),
+        ("mobilenet.py", 300, 0.045, 4e-5),
+        ("resnet.py:resnext50_32x4d", 100, 0.1, 1e-4),
+        ("resnet.py:wide_resnet50_2", 90, 0.1, 1e-4),
+    ],
+)
+def test_torchvisions_recipes_are_those_of_its_readme(spec, epochs, rate, decay):
+    c = load(spec)
+    assert (c.batch_size, c.epochs) == (256, epochs)
+    assert (c.optim.base_lr, c.optim.weight_decay, c.optim.momentum) == (rate, decay, 0.9)
+
+
 @pytest.mark.parametrize("depth", [11, 13, 16, 19])
 def test_vggs_train_at_0_01_without_and_0_1_with_batch_norm(depth):
     """torchvision's references/classification: --lr 1e-2 for VGG, the default for its _bn."""

@@ -26,7 +26,12 @@ datasets = pytest.importorskip("sklearn.datasets")
 pytestmark = pytest.mark.parity
 
 # torchvision has no BiT: test_model_options.py compares it.
-NAMES = [name for name in models.names() if hasattr(torchvision.models, name)]
+LARGE = {"resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2"}
+NAMES = [
+    pytest.param(name, marks=pytest.mark.full) if name in LARGE else name
+    for name in models.names()
+    if hasattr(torchvision.models, name)
+]
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # of the largest magnitude in the array compared
 SIDE = 64
 

@@ -1,0 +1,154 @@
+"""MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381).
+
+Semantics, initial weights and module names of torchvision.models.mobilenetv2, in NHWC.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from imagenet_jax.config.fields import Field
+from imagenet_jax.errors import UserError
+from imagenet_jax.models.base import Family, Model, Path, count_outputs
+from imagenet_jax.models.layers import BN_GROUP, NORM_IMPL, ConvNorm
+
+STEM, LAST = 32, 1280  # channels after the first and the last convolution
+# Expansion, output channels, blocks and stride of the first block of each stage (table 2).
+STAGES = (
+    (1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)  # fmt: skip
+BLOCKS = sum(blocks for _, _, blocks, _ in STAGES)
+
+
+class InvertedResidual(nnx.Module):
+    """1x1 to `expansion` times the channels, depthwise 3x3, linear 1x1, and a shortcut."""
+
+    def __init__(
+        self, inputs: int, outputs: int, stride: int, expansion: int, make: Callable[..., ConvNorm]
+    ):
+        wide = inputs * expansion
+        parts = [make(inputs, wide, 1)] if expansion > 1 else []
+        parts += [make(wide, wide, 3, stride, groups=wide), make(wide, outputs, 1)]
+        self.conv = nnx.List([nnx.Dict(conv=conv, bn=bn) for conv, bn in parts])
+        self.has_shortcut = stride == 1 and inputs == outputs
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """f[B, H, W, I] -> f[B, h, w, O]."""
+        y = x
+        for i, layer in enumerate(self.conv):
+            activation = nnx.relu6 if i < len(self.conv) - 1 else None
+            y = ConvNorm(layer.conv, layer.bn)(y, train=train, activation=activation)
+        return x + y if self.has_shortcut else y
+
+
+class MobileNetV2(Model):
+    """A 3x3 convolution, inverted residuals, a 1x1 convolution, pool and linear classifier."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        num_classes: int,
+        width: float,
+        dropout: float,
+        bn_group: int,
+        norm_impl: str,
+        dtype: jnp.dtype | None,
+        rngs: nnx.Rngs,
+    ):
+        """`dtype` is the compute dtype of convolutions; None: that of images and parameters.
+
+        torchvision rounds channels to multiples of 8, which only matters if `width` is not 1.
+        """
+        self.name = name
+        make = partial(
+            ConvNorm.make, bn_group=bn_group, norm_impl=norm_impl, dtype=dtype, rngs=rngs
+        )
+        inputs = round(STEM * width)
+        conv, bn = make(3, inputs, 3, 2)
+        features: list[Any] = [nnx.Dict(conv=conv, bn=bn)]
+        for expansion, channels, blocks, stride in STAGES:
+            for i in range(blocks):
+                outputs = round(channels * width)
+                features.append(
+                    InvertedResidual(inputs, outputs, 1 if i else stride, expansion, make)
+                )
+                inputs = outputs
+        conv, bn = make(inputs, round(LAST * width), 1)
+        features.append(nnx.Dict(conv=conv, bn=bn))
+        self.features: nnx.List[Any] = nnx.List(features)
+        self.dropout = nnx.Dropout(dropout)
+        init = nnx.initializers.normal(0.01)
+        self.classifier = nnx.Linear(conv.out_features, num_classes, kernel_init=init, rngs=rngs)
+
+    def activations(
+        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
+    ) -> Iterator[tuple[str, jax.Array]]:
+        if min(images.shape[1:3]) < 1:
+            raise UserError(f"images of {images.shape[1]}x{images.shape[2]} pixels are empty")
+        first, *rest, last = self.features
+        x = ConvNorm(first.conv, first.bn)(images, train=train, activation=nnx.relu6)
+        yield "stem", x
+        blocks = iter(rest)
+        for i, (_, _, count, _) in enumerate(STAGES):
+            for _ in range(count):
+                x = self.run(next(blocks), x, train=train)
+            yield f"stage{i + 1}", x
+        x = ConvNorm(last.conv, last.bn)(x, train=train, activation=nnx.relu6)
+        # float32 from here: the mean over 7x7 and the logits are cheap and should not round.
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        x = self.dropout(x, deterministic=not train, rngs=rngs)
+        yield "logits", self.classifier(x)
+
+
+def _torch_name(name: str, path: Path) -> str:
+    """torchvision's blocks end with a bare convolution and norm; others are parts of a pair."""
+    if path[0] == "classifier":
+        return "classifier.1"
+    _, index, *place = path
+    if len(place) == 1:
+        return f"features.{index}.{int(place[0] == 'bn')}"
+    _, layer, kind = place
+    last = 1 if index == 1 else 2  # the first block does not expand
+    pair = f"{layer}.{int(kind == 'bn')}" if layer < last else f"{layer + (kind == 'bn')}"
+    return f"features.{index}.conv.{pair}"
+
+
+def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return the MobileNetV2 of a state dict: see Family."""
+    if (
+        "features.1.conv.0.0.weight" not in arrays
+        or f"features.{BLOCKS + 1}.0.weight" not in arrays
+    ):
+        return []
+    return [{"name": "mobilenet_v2", "width": count_outputs(arrays, "features.0.0.weight") / STEM}]
+
+
+def _groups() -> tuple[tuple[Path, ...], ...]:
+    """Return the stem, the stages, the last convolution and the classifier."""
+    stages, first = [], 1
+    for _, _, blocks, _ in STAGES:
+        stages.append(tuple(("features", first + i) for i in range(blocks)))
+        first += blocks
+    return ((("features", 0),), *stages, (("features", first),), (("classifier",),))
+
+
+FAMILY = Family(
+    model=MobileNetV2,
+    variants=("mobilenet_v2",),
+    fields={
+        "dropout": Field(0.2, "Dropout rate before the last layer", at_least=0, below=1),
+        "bn_group": BN_GROUP,
+        "norm_impl": NORM_IMPL,
+    },
+    groups=_groups(),
+    first="features.0.0",
+    identify=identify,
+    torch_name=_torch_name,
+)
