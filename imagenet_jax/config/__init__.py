@@ -75,8 +75,12 @@ def apply_overrides(config: ConfigDict, overrides: Overrides) -> None:
     changes_model = isinstance(model, ConfigDict) and "model.name" in given
     if changes_model:
         before = defaults(model.get("name", "")).model
+        after = defaults(given["model.name"]).model
         with model.unlocked():
-            _fill(model, defaults(given["model.name"]).model)
+            _fill(model, after)
+        for field in set(before) & set(after) - {"name"}:  # of both families
+            if model[field] == before[field]:
+                model[field] = after[field]
     for field, text in overrides:
         override(config, field, text)
     if changes_model:
