@@ -35,7 +35,7 @@ class InvertedResidual(nnx.Module):
         wide = inputs * expansion
         parts = [make(inputs, wide, 1)] if expansion > 1 else []
         parts += [make(wide, wide, 3, stride, groups=wide), make(wide, outputs, 1)]
-        self.conv = nnx.List([nnx.Dict(conv=conv, bn=bn) for conv, bn in parts])
+        self.conv: nnx.List[Any] = nnx.List([nnx.Dict(conv=conv, bn=bn) for conv, bn in parts])
         self.has_shortcut = stride == 1 and inputs == outputs
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

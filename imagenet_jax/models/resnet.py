@@ -238,8 +238,11 @@ def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         {"name": name, "width": channels / 64, "stem": stem}
         for name, (block, known) in VARIANTS.items()
         if known == depths
-        and issubclass(block, Bottleneck) == is_bottleneck
-        and (block is BasicBlock or shape == (block.inner(channels), block.groups))
+        and (
+            shape == (block.inner(channels), block.groups)
+            if issubclass(block, Bottleneck)
+            else not is_bottleneck
+        )
     ]
 
 
