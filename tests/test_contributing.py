@@ -25,8 +25,8 @@ def checkout(tmp_path):
         (root / name).write_text(text)
     registry = root / "imagenet_jax/models/__init__.py"
     text = registry.read_text()
-    assert text.count("_MODULES = (\n") == 1
-    registry.write_text(text.replace("_MODULES = (\n", '_MODULES = (\n    "lenet",\n'))
+    assert text.count("_MODULES = {\n") == 1
+    registry.write_text(text.replace("_MODULES = {\n", '_MODULES = {\n    "lenet": ("lenet",),\n'))
     (root / "configs/lenet.py").write_text(
         "from imagenet_jax.config.fields import defaults\n"
         "from configs import quickstart\n\n"

@@ -1,6 +1,7 @@
 """Models by name: `build(config.model, rngs=nnx.Rngs(seed))` makes one.
 
-A family is one module here, which ends with its FAMILY, and one line in _MODULES.
+A family is one module here, which ends with its FAMILY, and one line in _MODULES, which says how
+the names of its models begin. A module is imported only when a config names a model of it.
 """
 
 import functools
@@ -17,22 +18,22 @@ from imagenet_jax.config.rules import check_fields
 from imagenet_jax.errors import check_choice
 from imagenet_jax.models.base import Config, Family, Model
 
-_MODULES = (
-    "alexnet",
-    "resnet",
-    "vgg",
-    "bit",
-    "mobilenet",
-    "squeezenet",
-)
+_MODULES = {
+    "alexnet": ("alexnet",),
+    "resnet": ("resnet", "resnext", "wide_resnet"),
+    "vgg": ("vgg",),
+    "bit": ("bit",),
+    "squeezenet": ("squeezenet",),
+    "mobilenet": ("mobilenet",),
+}
 
 
 def families(model: str = "") -> Iterator[Family]:
-    """Yield every family, starting with the module whose name the name of `model` begins with.
+    """Yield every family, starting with those whose prefixes fit the name of `model`.
 
     A module is imported only when the iteration reaches it.
     """
-    for module in sorted(_MODULES, key=lambda module: not model.startswith(module)):
+    for module in sorted(_MODULES, key=lambda module: not model.startswith(_MODULES[module])):
         yield importlib.import_module(f"{__name__}.{module}").FAMILY
 
 

@@ -44,36 +44,51 @@ class ConvNorm(NamedTuple):
         cls,
         inputs: int,
         outputs: int,
-        size: int,
+        size: int | tuple[int, int],
         stride: int = 1,
         *,
+        padding: int | None = None,
         norm: bool = True,
         bias: bool = False,
         groups: int = 1,
+        eps: float = 1e-5,
+        momentum: float = 0.9,
         bn_group: int = 0,
         norm_impl: str = "plain",
+        kernel_init: nnx.Initializer = HE_NORMAL,
         dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ) -> "ConvNorm":
-        """Return a `size` x `size` convolution with He's initial weights, and batch norm if `norm`.
+        """Return a convolution, by default with He's initial weights, and batch norm if `norm`.
 
-        `norm_impl` is "plain" or "moments"; `dtype` is the compute dtype, None: that of images and
-        parameters.
+        Args:
+          size: of the kernel; one number is that of a square.
+          padding: pixels on each side; None: size // 2, which keeps the size at stride 1.
+          groups: of channels that are convolved apart; `inputs` of them: a depthwise convolution.
+          eps, momentum, bn_group: of the norm, see BatchNorm.
+          norm_impl: "plain" or "moments".
+          dtype: of the computation; None: that of images and parameters.
         """
-        as_product = norm_impl == "moments" and norm and size == 1 and groups == 1 and not bias
+        height, width = (size, size) if isinstance(size, int) else size
+        # Symmetric, as in torch; "SAME" would shift strided convolutions.
+        sides = (height // 2, width // 2) if padding is None else (padding, padding)
+        pointwise = (height, width, groups) == (1, 1, 1) and sides == (0, 0)
+        as_product = norm_impl == "moments" and norm and pointwise and not bias
         conv = (PointwiseConv if as_product else nnx.Conv)(
             inputs,
             outputs,
-            (size, size),
+            (height, width),
             strides=stride,
-            padding=size // 2,  # symmetric, as in torch; "SAME" would shift strided convolutions
+            padding=[(side, side) for side in sides],
             feature_group_count=groups,
             use_bias=bias,
-            kernel_init=HE_NORMAL,
+            kernel_init=kernel_init,
             dtype=dtype,
             rngs=rngs,
         )
-        return cls(conv, BatchNorm(outputs, images_per_group=bn_group) if norm else None)
+        if not norm:
+            return cls(conv, None)
+        return cls(conv, BatchNorm(outputs, eps=eps, momentum=momentum, images_per_group=bn_group))
 
     def __call__(
         self,

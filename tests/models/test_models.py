@@ -59,6 +59,11 @@ def test_names_are_the_published_variants():
     assert sorted(models.names()) == sorted(PARAMETERS)
 
 
+def test_a_model_is_found_without_importing_other_families():
+    for name in PARAMETERS:
+        assert name in next(models.families(name)).variants
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_count(name):
     model = nnx.eval_shape(lambda: models.build(defaults(name).model, rngs=nnx.Rngs(0)))
