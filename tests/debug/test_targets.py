@@ -119,6 +119,7 @@ def test_memory_by_kind_is_that_of_the_arrays(tiny, here):
     assert got.seconds["memory"] == got.program.bytes / 0.5e9  # half a chip each
 
 
+@pytest.mark.full
 def test_operations_grow_with_the_batch_and_not_with_the_devices(tiny, here):
     one = dataclasses.replace(here, chips=1, devices=jax.devices()[:1])
     twice = type(tiny)(tiny.to_dict())

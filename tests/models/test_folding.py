@@ -41,7 +41,18 @@ def test_no_batch_norm_is_left(name):
 
 @pytest.mark.parametrize(
     ("name", "fields"),
-    [*((name, {}) for name in FIRST), ("vgg11_bn", {}), ("resnet18", {"blur_pool": "ffcv"})],
+    [
+        ("resnet18", {}),
+        ("vgg11_bn", {}),
+        *(
+            pytest.param(name, fields, marks=pytest.mark.full)
+            for name, fields in [
+                *((name, {}) for name in FIRST),
+                ("resnet18", {"blur_pool": "ffcv"}),
+            ]
+            if name != "resnet18" or fields
+        ),
+    ],
 )
 def test_logits_are_those_of_the_unfolded_model_in_float64(name, fields, filled):
     graph, state = nnx.split(filled(small(name, **fields)))

@@ -170,7 +170,9 @@ def test_one_value_per_channel_is_refused():
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"blur_pool": "ffcv", "bn_group": 2}], ids=["imagenet", "ffcv"]
+    "fields",
+    [{}, pytest.param({"blur_pool": "ffcv", "bn_group": 2}, marks=pytest.mark.full)],
+    ids=["imagenet", "ffcv"],
 )
 def test_a_network_has_the_same_variables_outputs_and_gradients(fields, monkeypatch):
     """In float64, so that only a real difference shows; one block in each stage."""

@@ -9,7 +9,14 @@ from flax import nnx
 
 from imagenet_jax import models
 
-NAMES = [family.variants[0] for family in models.families()]
+full = pytest.mark.full
+NAMES = ["vgg11_bn", *(family.variants[0] for family in models.families())]
+CASES = [
+    # Compiling takes up to a minute each: one family in CI, all in `make test-full`.
+    pytest.param(name, remat, marks=() if (name, remat) == ("vgg11_bn", "blocks") else full)
+    for name in NAMES
+    for remat in ("blocks", "dots")
+]
 
 
 def gradient(name, remat, dtype, **fields):
@@ -34,8 +41,7 @@ def gradient(name, remat, dtype, **fields):
     return compute, (params, stats, jnp.asarray(images))
 
 
-@pytest.mark.parametrize("remat", ["blocks", pytest.param("dots", marks=pytest.mark.full)])
-@pytest.mark.parametrize("name", [*NAMES, "vgg11_bn"])
+@pytest.mark.parametrize(("name", "remat"), CASES)
 def test_results_are_those_without(name, remat):
     fields = {"drop_path": 0.5} if name.startswith("resnet") else {}
     with jax.enable_x64(True):
