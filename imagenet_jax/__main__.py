@@ -19,7 +19,7 @@ from pathlib import Path
 from imagenet_jax import cli
 
 _COMMANDS = {
-    "Train and use models": ("main", "eval", "predict", "explain", "convert"),
+    "Train and use models": ("main", "eval", "predict", "explain", "convert", "weights"),
     "Look at data": ("prepare", "doctor", "data.bench"),
     "Compare and share runs": ("report", "sweep", "publish", "reproduce"),
 }

@@ -15,6 +15,8 @@ from imagenet_jax.errors import UserError, expand_user, one_line
 from imagenet_jax.runtime.stopping import exit_soon
 
 if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
     from imagenet_jax.training.load_weights import Weights
 
 Overrides = list[tuple[str, str]]
@@ -101,21 +103,56 @@ def add_weights(p: argparse.ArgumentParser) -> None:
         help="of the workdir; best: by config.checkpoint.best_metric (default: latest)",
     )  # fmt: skip
     p.add_argument(
-        "--weights", metavar="FILE",
-        help="a state dict with the names of torchvision, instead of --workdir",
+        "--weights", metavar="FILE|NAME",
+        help="a state dict with the names of torchvision, or published weights that "
+        "python -m imagenet_jax.weights lists, instead of --workdir",
     )  # fmt: skip
     add_weights_key(p)
-    add_config(p, what="model and data of --weights")
+    add_config(p, what="model and data of --weights; not needed with a NAME")
 
 
 def check_weights(args: argparse.Namespace) -> None:
-    """Raise UserError unless the flags name either a workdir or a weights file with a config."""
-    if bool(args.workdir) == bool(args.weights) or bool(args.weights) != bool(args.config):
+    """Raise UserError unless the flags name a workdir, a file with a config or published weights.
+
+    Published weights may have a config.
+    """
+    from imagenet_jax.weights import catalog
+
+    by_name = bool(args.weights and not args.workdir and catalog.find(args.weights))
+    has_config = bool(args.config) or by_name
+    if bool(args.workdir) == bool(args.weights) or bool(args.weights) != has_config:
         raise UserError("give either --workdir=DIR or --weights=FILE with --config=FILE")
     if args.weights_key and not args.weights:
         raise UserError("--weights_key goes with --weights")
     if args.weights and args.checkpoint:
         raise UserError("--checkpoint goes with --workdir")
+
+
+def load_weights_config(args: argparse.Namespace, overrides: Overrides) -> "ConfigDict":
+    """Return the config to use --weights with.
+
+    Published weights bring their preprocessing, which is printed, and without --config their model.
+    The overrides come last.
+    """
+    from imagenet_jax import config as config_io
+    from imagenet_jax.config.fields import defaults
+    from imagenet_jax.runtime.processes import is_first
+    from imagenet_jax.weights import catalog
+
+    entry = catalog.find(args.weights)
+    if entry is None:
+        return config_io.load(args.config, overrides)
+    given = {field for field, _ in overrides}
+    changes = [(k, str(v)) for k, v in entry.preprocessing().items() if k not in given]
+    if is_first():
+        settings = ", ".join(f"{field} = {text}" for field, text in changes)
+        print(f"{entry.name} ({entry.model}) sets {settings}", file=sys.stderr)
+    if args.config:
+        return config_io.load(args.config, [*changes, *overrides])
+    config = defaults(entry.model)
+    config.model.update(entry.fields)
+    config_io.apply_overrides(config, [*changes, *overrides])
+    return config_io.check(config)
 
 
 def open_weights(args: argparse.Namespace, overrides: Overrides) -> "Weights":
@@ -124,15 +161,15 @@ def open_weights(args: argparse.Namespace, overrides: Overrides) -> "Weights":
     If a weights file has several state dicts, prints which one is used. Raises UserError if the
     weights cannot be read, or if the data is given and does not fit them.
     """
-    from imagenet_jax import config as config_io
     from imagenet_jax.training.load_weights import check_data, load_run_weights, load_weights_file
+    from imagenet_jax.weights import catalog
 
     if args.workdir:
         workdir, checkpoint = expand_user(args.workdir), args.checkpoint or "latest"
         weights = load_run_weights(workdir, checkpoint, overrides)
     else:
-        config = config_io.load(args.config, overrides)
-        weights = load_weights_file(expand_user(args.weights), config, args.weights_key or "")
+        config = load_weights_config(args, overrides)
+        weights = load_weights_file(catalog.locate(args.weights), config, args.weights_key or "")
         if weights.note:
             print(weights.note, file=sys.stderr)
     if args.weights or any(field.startswith("data.") for field, _ in overrides):

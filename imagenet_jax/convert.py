@@ -3,6 +3,7 @@
 
   python -m imagenet_jax.convert --from=resnet50.pth --to=resnet50.safetensors
   python -m imagenet_jax.convert --from=runs/resnet50 --to=resnet50.safetensors --checkpoint=best
+  python -m imagenet_jax.convert --from=torchvision/resnet50.v2 --to=resnet50.safetensors
 
 The first reads a state dict with the names of torchvision, timm, transformers or mmpretrain:
 .safetensors, or what torch.save writes, which needs torch. No code in a file is run. The second
@@ -18,13 +19,15 @@ from pathlib import Path
 
 from imagenet_jax import cli
 from imagenet_jax.errors import UserError, expand_user
+from imagenet_jax.weights import catalog
 
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.parser("imagenet_jax.convert", __doc__)
     parser.add_argument(
-        "--from", required=True, dest="source", metavar="FILE|DIR",
-        help="a state dict, or the workdir of a training run",
+        "--from", required=True, dest="source", metavar="FILE|DIR|NAME",
+        help="a state dict, the workdir of a training run, or published weights that "
+        "python -m imagenet_jax.weights lists",
     )  # fmt: skip
     parser.add_argument(
         "--to", required=True, dest="target", metavar="FILE", help="a .safetensors file"
@@ -38,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         "--checkpoint", metavar="latest|best|STEP", help="of a workdir (default: latest)"
     )
     args = parser.parse_args(argv)
-    source, target = expand_user(args.source), expand_user(args.target)
+    source, target = catalog.locate(args.source), expand_user(args.target)
     if args.checkpoint and not source.is_dir():
         raise UserError(f"--checkpoint needs a workdir, and {source} is not a folder")
     if args.weights_key and source.is_dir():

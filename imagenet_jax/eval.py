@@ -5,12 +5,15 @@
   python -m imagenet_jax.eval --workdir=runs/resnet50 --checkpoint=best
   python -m imagenet_jax.eval --workdir=runs/resnet50 --follow
   python -m imagenet_jax.eval --weights=resnet50.safetensors --config=configs/resnet50.py
+  python -m imagenet_jax.eval --weights=torchvision/resnet50.v2
 
 Every image of the evaluation split is counted once. An evaluation of a workdir needs only the
 workdir and the data. It measures the EMA weights, if the run keeps them, and the raw weights,
 prints the results, and writes them to eval/STEP.json in the workdir. With settings or data that
 differ from the run's own, the file name includes the difference, as in
-eval/STEP-size256-resize292.json. For --weights, the config sets the model and the data.
+eval/STEP-size256-resize292.json. For --weights, the config sets the model and the data. Published
+weights, which python -m imagenet_jax.weights lists, set their model and preprocessing, and their
+published accuracy is printed beside the measured one.
 
 To change where the data is, or the batch size for other devices:
 

@@ -28,7 +28,8 @@ def main(argv: Sequence[str]) -> int:
     flag = parser.add_argument
     # fmt: off
     flag("--workdir", metavar="DIR", help="folder of the run, created if needed")
-    flag("--weights", metavar="FILE", help="initial weights: short for --config.init.weights=FILE")
+    flag("--weights", metavar="FILE|NAME",
+        help="initial weights: short for --config.init.weights=FILE")
     cli.add_weights_key(parser)
     flag("--dry_run", action="store_true",
         help="print the recipe, its memory and its training time; write nothing. If the data is "

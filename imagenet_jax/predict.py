@@ -3,6 +3,7 @@
 
   python -m imagenet_jax.predict cat.jpg photos/ --workdir=runs/resnet50
   python -m imagenet_jax.predict photos/ --weights=resnet50.safetensors --config=configs/resnet50.py
+  python -m imagenet_jax.predict photos/ --weights=torchvision/resnet50.v2
 
 IMAGE is a file, a folder, with everything below it, or - for an image on standard input. Images are
 resized and cropped as in evaluation. A workdir has everything that is needed: the EMA weights (the

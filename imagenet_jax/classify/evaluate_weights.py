@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
-from imagenet_jax import config as config_io
 from imagenet_jax.classify.by_class import write_by_class
 from imagenet_jax.classify.images import watch
+from imagenet_jax.cli import load_weights_config
 from imagenet_jax.errors import expand_user, writing
 from imagenet_jax.files import dump_json, write_json
 from imagenet_jax.progress import announce
@@ -43,6 +43,7 @@ from imagenet_jax.training.load_weights import (
 )
 from imagenet_jax.training.metrics import WEIGHTS_LABELS, shown_metrics
 from imagenet_jax.training.state import TrainState
+from imagenet_jax.weights import catalog
 
 _POLL_SECONDS = 2.0
 
@@ -55,9 +56,12 @@ def evaluate_and_report(args: Namespace, overrides: list[tuple[str, str]]) -> No
         checkpoint = args.checkpoint or "latest"
         records = evaluate_workdir(workdir, checkpoint, overrides, follow=args.follow)
     else:
-        file, key = expand_user(args.weights), args.weights_key or ""
-        config = config_io.load(args.config, overrides)
-        records = [evaluate_file(file, config, key)]
+        config = load_weights_config(args, overrides)
+        file, key = catalog.locate(args.weights), args.weights_key or ""
+        record = evaluate_file(file, config, key)
+        if entry := catalog.find(args.weights):
+            record["published"] = catalog.compare_with_published(entry, record)
+        records = [record]
 
     def report(record: Result) -> None:
         if args.json == "-":
@@ -220,6 +224,8 @@ def print_result(record: dict[str, Any], workdir: Path | None = None) -> None:
     Console(file=sys.stdout).print(table)
     if "note" in record:
         print(record["note"])
+    if "published" in record:
+        print(catalog.describe_comparison(record))
     if "classes" in record:
         print(f"classes: {record['classes']:,} of {record['of_classes']:,}")
     if "skipped" in record:

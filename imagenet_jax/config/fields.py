@@ -97,9 +97,10 @@ FIELDS = {
         choices=("none", "blocks", "dots"), operational=True,
         aliases=("grad_checkpointing", "gradient_checkpointing", "checkpointing")),
 
-    "init.weights": Field("", "Weights file (.safetensors, or of torch.save) to start from. The "
-        "head is new if the number of classes differs. Empty: random weights. A resumed run does "
-        "not read it again", example="weights.safetensors",
+    "init.weights": Field("", "Weights file (.safetensors, or of torch.save) to start from, or a "
+        "name that python -m imagenet_jax.weights lists. The head is new if the number of classes "
+        "differs. Empty: random weights. A resumed run does not read it again",
+        example="weights.safetensors",
         aliases=("pretrained", "init_from", "pretrained_weights", "finetune")),
     "init.weights_key": Field("", "Entry of the weights file that holds the state dict. Empty: the "
         "EMA weights if the file has any", read_by={"init.weights": ON}),

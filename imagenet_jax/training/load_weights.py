@@ -22,14 +22,14 @@ from imagenet_jax.data.classes import (
     imagenet_wnids,
     require_same_labels,
 )  # fmt: skip
-from imagenet_jax.errors import UserError, expand_user
+from imagenet_jax.errors import UserError
 from imagenet_jax.runtime import integrity, xla
 from imagenet_jax.runtime.processes import count, is_first, run_on_first
 from imagenet_jax.runtime.workdir import read_classes, read_config
 from imagenet_jax.training.checkpoint import Checkpoints, make_state, weights_tree
 from imagenet_jax.training.sharding import get_shardings, make_mesh
 from imagenet_jax.training.state import TrainState, abstract_state, new_state
-from imagenet_jax.weights import torch_names, weight_file
+from imagenet_jax.weights import catalog, torch_names, weight_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +228,7 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights:
 
     Raises UserError if the file cannot be read, or if more than the head does not fit the model.
     """
-    path = expand_user(config.init.weights)
+    path = catalog.locate(config.init.weights)
     origin = f"config.init.weights = {str(path)!r}"
     file = weight_file.read(path, config.init.weights_key)
     classes = torch_names.count_classes(file.arrays, config.model.name)

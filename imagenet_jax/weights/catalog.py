@@ -1,0 +1,156 @@
+"""Published weights by name: `--weights=torchvision/resnet50.v2` wherever a weights file is read.
+
+catalog.json has one line for each entry. docs/make_catalog.py writes it from the tables of
+torchvision and timm. A file on this machine goes before an entry of the same name.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from imagenet_jax.errors import check_choice, expand_user
+from imagenet_jax.files import read_json
+
+_FILE = Path(__file__).with_name("catalog.json")
+_Z = 1.96  # standard errors of a 95 % confidence interval
+_HUB = "https://huggingface.co/"
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # by preference
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """Published weights.
+
+    Attributes:
+      name: SOURCE/MODEL.TAG, or a repository of Hugging Face.
+      url: of the file, or of its repository on Hugging Face.
+      sha256: first digits of the file's SHA-256 that its publisher gives; "": none.
+      model: for config.model.name.
+      fields: other fields of config.model that differ from the family's defaults.
+      resize, image_size: pixels of the shorter side and of the center crop, in evaluation.
+      interpolation: "bilinear" or "bicubic".
+      mean, std: of RGB in [0, 1].
+      top1, top5: published accuracy on ImageNet's 50,000 validation images, percent; None: not
+        published with this preprocessing.
+      source: where the accuracy is published.
+    """
+
+    name: str
+    url: str
+    sha256: str
+    model: str
+    fields: dict[str, Any]
+    resize: int
+    image_size: int
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    top1: float | None
+    top5: float | None
+    source: str
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Return the config fields that evaluation of these weights needs."""
+        return {
+            "eval.resize": self.resize,
+            "eval.image_size": self.image_size,
+            "data.interpolation": self.interpolation,
+            "data.mean": self.mean,
+            "data.std": self.std,
+        }
+
+
+@functools.cache
+def entries() -> dict[str, Entry]:
+    """Return every entry by name."""
+    rows = (
+        row | {"mean": tuple(row["mean"]), "std": tuple(row["std"])} for row in read_json(_FILE)
+    )
+    return {row["name"]: Entry(**row) for row in rows}
+
+
+def find(text: str) -> Entry | None:
+    """Return the entry that --weights=TEXT names; None if it is a file.
+
+    Raises UserError, with the nearest name, if TEXT begins as a name does but is none.
+    """
+    path = expand_user(text)
+    if path.exists():
+        return None
+    if text in entries():
+        return entries()[text]
+    sources = {name.partition("/")[0] for name in entries()}
+    if text.partition("/")[0] in sources and not path.parent.exists():
+        near = [name for name in entries() if name.split(".")[0] == text.split(".")[0]]
+        check_choice("--weights", text, near or ["python -m imagenet_jax.weights lists all"])
+    return None
+
+
+def locate(text: str | Path) -> Path:
+    """Return the path of a weights file, given as a path or by name; download it if needed.
+
+    Raises UserError if the download fails.
+    """
+    entry = find(str(text))
+    if entry is None:
+        return expand_user(text)
+    from imagenet_jax.weights.download import cache_folder, download, download_from_hub
+
+    if entry.url.startswith(_HUB):
+        repository = entry.url.removeprefix(_HUB)
+        return download_from_hub(repository, _HUB_FILES, cache_folder() / repository)
+    path = cache_folder() / entry.name.partition("/")[0] / entry.url.rpartition("/")[2]
+    download(entry.url, path, entry.sha256)
+    return path
+
+
+def compare(measured: float, published: float, images: int) -> tuple[bool, float]:
+    """Return (whether an accuracy agrees with the published one, its standard error).
+
+    The number of right predictions for `images` drawn at random is binomial, so that a measured
+    share has the standard error sqrt(p (1 - p) / images) around the published share p. They agree
+    if they differ by at most 1.96 of these, as 95 of 100 random samples do (normal approximation
+    to the binomial distribution; Wilson 1927, "Probable Inference", doi 10.2307/2276774). All
+    50,000 validation images of ImageNet are the ones that the published accuracy was measured on:
+    there a correct evaluation comes much closer.
+
+    Args:
+      measured, published: shares of 1.
+    """
+    error = math.sqrt(published * (1 - published) / images)
+    return abs(measured - published) <= _Z * error, error
+
+
+def compare_with_published(entry: Entry, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"name", "source", "top1", "top5"} for an evaluation with "top1", "top5", "count".
+
+    "top1" and "top5" are {"published", "standard_error", "agrees"}; they are left out if nothing
+    is published, or if only some of the classes were evaluated ("classes" in `record`).
+    """
+    result: dict[str, Any] = {"name": entry.name, "source": entry.source}
+    for metric, percent in (("top1", entry.top1), ("top5", entry.top5)):
+        if percent is not None and "classes" not in record:
+            agrees, error = compare(record[metric], percent / 100, record["count"])
+            result[metric] = {
+                "published": percent / 100, "standard_error": error, "agrees": agrees
+            }  # fmt: skip
+    return result
+
+
+def describe_comparison(record: Mapping[str, Any]) -> str:
+    """Return one line for the result of `compare_with_published` in `record["published"]`."""
+    published, parts = record["published"], []
+    for metric, label in (("top1", "top-1"), ("top5", "top-5")):
+        if metric in published:
+            found = published[metric]
+            parts.append(
+                f"{label} {record[metric]:.2%}, published {found['published']:.2%}: "
+                f"{'agrees' if found['agrees'] else 'does not agree'} within sampling error, "
+                f"±{_Z * found['standard_error']:.2%}"
+            )
+    if not parts:
+        return f"{published['name']}: no published accuracy to compare with"
+    return f"{published['name']}: {'; '.join(parts)} (source: {published['source']})"

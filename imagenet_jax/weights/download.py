@@ -1,0 +1,175 @@
+"""Download of weights files into a cache: resumed, checked by hash, safe with several processes."""
+
+import contextlib
+import fcntl
+import hashlib
+import http.client
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from imagenet_jax.errors import UserError, expand_user, one_line, writing
+from imagenet_jax.progress import ProgressReporter, announce
+
+_ATTEMPTS = 4  # connections for one file; each continues where the one before was interrupted
+_SECONDS = 60.0  # without an answer, after which a connection counts as interrupted
+_CHUNK = 1 << 20  # bytes
+
+
+class _Interrupted(Exception):
+    """The connection ended before the file did; another attempt may finish it."""
+
+
+def cache_folder() -> Path:
+    """Return IMAGENET_JAX_CACHE, by default imagenet_jax/ in the user's cache folder."""
+    if given := os.environ.get("IMAGENET_JAX_CACHE"):
+        return expand_user(given)
+    return expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "imagenet_jax"
+
+
+def download(url: str, path: Path, sha256: str = "") -> None:
+    """Download `url` to `path`, unless that file exists.
+
+    The data is received in a hidden file beside `path`, which a later call continues, and is
+    renamed once it is complete and its hash is right. A process that finds another one downloading
+    the same file waits for it.
+
+    Args:
+      sha256: first digits of the file's SHA-256 in hexadecimal; "": any content.
+
+    Raises UserError if the file cannot be received or written, or has another hash.
+    """
+    if path.is_file():
+        return
+    part = path.with_name(f".{path.name}.part")
+    with _locked(path.with_name(f".{path.name}.lock")):
+        if path.is_file():  # another process was downloading it
+            return
+        resumed = part.is_file() and part.stat().st_size > 0
+        _receive(url, part, path)
+        digest = _hash(part)
+        if resumed and not digest.startswith(sha256):  # the server's file changed meanwhile
+            part.unlink()
+            _receive(url, part, path)
+            digest = _hash(part)
+        if not digest.startswith(sha256):
+            part.unlink()
+            raise UserError(
+                f"{url} has SHA-256 {digest[: max(len(sha256), 8)]}..., not {sha256}...: the file "
+                f"was changed or damaged on its way; {_by_hand(url, path)}"
+            )
+        with writing(path):
+            part.replace(path)
+
+
+def download_from_hub(repository: str, names: tuple[str, ...], folder: Path) -> Path:
+    """Download the first of `names` that a Hugging Face repository has; return its path.
+
+    A file that is in `folder` is not downloaded again. huggingface_hub resumes and locks.
+
+    Raises UserError if huggingface_hub is not installed, or for whatever it raises.
+    """
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    url = f"https://huggingface.co/{repository}/resolve/main/{names[0]}"
+    by_hand = _by_hand(url, folder / names[0])
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+    except ImportError as e:
+        raise UserError(
+            f"{repository} is on Hugging Face: pip install 'imagenet_jax[hub]', or {by_hand}"
+        ) from e
+    for name in names:
+        try:
+            with announce(f"downloading {repository}"):
+                return Path(hf_hub_download(repository, name, local_dir=folder))
+        except EntryNotFoundError as e:
+            missing = e
+        except Exception as e:  # it passes on what its HTTP client and the disk raise
+            raise UserError(f"{url} cannot be downloaded: {one_line(e)}; {by_hand}") from e
+    raise UserError(f"{repository} has none of {', '.join(names)} on Hugging Face") from missing
+
+
+def _by_hand(url: str, path: Path) -> str:
+    return f"to use a copy, download {url} elsewhere and put it at {path}"
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path`, which the system releases if the process dies."""
+    with contextlib.ExitStack() as stack:
+        with writing(f"cache {path.parent} (IMAGENET_JAX_CACHE)"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context(path.open("ab"))
+        with announce(f"waiting for another download of {path.stem[1:]}"):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _receive(url: str, part: Path, path: Path) -> None:
+    """Complete the file `part`, and flush it to the disk."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            with writing(part):
+                file = part.open("ab")
+            with file:
+                _continue(url, file, path.name)
+                with writing(part):
+                    file.flush()
+                    os.fsync(file.fileno())
+            return
+        except urllib.error.HTTPError as e:
+            by_hand = _by_hand(url, path)
+            raise UserError(f"{url} answers {e.code} {e.reason}; {by_hand}") from e
+        except (OSError, http.client.HTTPException, _Interrupted) as e:
+            if attempt == _ATTEMPTS - 1:
+                reason = getattr(e, "reason", None) or e
+                raise UserError(
+                    f"{url} cannot be downloaded: {one_line(reason) or type(e).__name__}; "
+                    f"{_by_hand(url, path)}"
+                ) from e
+
+
+def _continue(url: str, file: BinaryIO, name: str) -> None:
+    """Append what `file` lacks of `url`, or start again if the server sends the whole file."""
+    start = file.tell()
+    request = urllib.request.Request(url, headers={"User-Agent": "imagenet_jax"})
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=_SECONDS)
+    except urllib.error.HTTPError as e:
+        if e.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            raise
+        with e:
+            if e.headers.get("Content-Range") == f"bytes */{start}":
+                return  # it was complete
+        file.truncate(0)
+        raise _Interrupted("the server's file is shorter than what was received") from e
+    with response:
+        if start and response.status != http.client.PARTIAL_CONTENT:
+            file.truncate(0)
+            start = 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else 0
+        with ProgressReporter(
+            f"downloading {name}", total, already=start, unit="bytes", stderr=True
+        ) as progress:
+            done = start
+            while chunk := response.read(_CHUNK):
+                with writing(file.name):
+                    file.write(chunk)
+                done += len(chunk)
+                progress.advance(len(chunk))
+    if done < total:
+        raise _Interrupted(f"the connection ended after {done:,} of {total:,} bytes")
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
