@@ -4,9 +4,11 @@
   python -m benchmarks.train_step --config=configs/vgg.py --config.batch_size=256 --json
 
 Reports images per second and achieved FLOP/s. XLA counts the floating-point operations in the
-compiled program. --eval measures the evaluation step too, at config.eval.batch_size.
+compiled program. --eval measures the evaluation step too, at config.eval.batch_size. --plain times
+the same network in plain Flax (benchmarks/compile.py) in turns with ours.
 """
 
+import contextlib
 import statistics
 from typing import Any
 
@@ -14,9 +16,17 @@ import jax
 import numpy as np
 
 from benchmarks.common import make_parser, print_result
+from benchmarks.compile import find_plain, replaced
 from imagenet_jax import cli
 from imagenet_jax import config as config_io
-from imagenet_jax.debug.cost import make_bare_step, step_cost, time_steps, without_data
+from imagenet_jax.debug.cost import (
+    make_bare_step,
+    repeat_step,
+    step_cost,
+    time_steps,
+    without_data,
+)
+from imagenet_jax.errors import UserError
 from imagenet_jax.training.evaluate import compile_eval_step
 from imagenet_jax.training.experiment import make_evaluation
 from imagenet_jax.training.sharding import batch_sharding
@@ -58,6 +68,32 @@ def measure_evaluation(config: Any, repeats: int, steps: int) -> dict[str, float
     return {"eval_step_ms": 1e3 * median, "eval_images_per_second": rows / median}
 
 
+def measure_plain(config: Any, repeats: int, steps: int) -> dict[str, float]:
+    """Return the median speeds of our step and of plain Flax's, timed in turns, and their ratio.
+
+    Raises UserError if there is no plain network of the model.
+    """
+    name = config.model.name
+    network = find_plain(name)
+    if network is None:
+        raise UserError(f"--plain: {name} has no counterpart in benchmarks/compile.py")
+    run = {}
+    for form in ("ours", "plain"):
+        with replaced(name, network) if form == "plain" else contextlib.nullcontext():
+            bare = make_bare_step(config)
+            run[form] = repeat_step(bare, bare.step, config)
+            run[form]()  # compiles
+    seconds: dict[str, list[float]] = {form: [] for form in run}
+    for _ in range(repeats):
+        for form, step in run.items():
+            seconds[form] += time_steps(step, repeats=1, steps=steps)
+    ours, plain = (statistics.median(seconds[form]) for form in ("ours", "plain"))
+    speeds = {form: config.batch_size / t for form, t in (("ours", ours), ("plain", plain))}
+    return {f"{form}_images_per_second": speed for form, speed in speeds.items()} | {
+        "ours_over_plain": plain / ours
+    }
+
+
 def main(argv: Any) -> None:
     argv, overrides = cli.split_overrides(argv)
     parser = make_parser(__doc__, "configs/resnet50.py")
@@ -66,8 +102,12 @@ def main(argv: Any) -> None:
         "--repeats", type=int, default=5, help="measurements, of which the median is reported"
     )
     parser.add_argument("--eval", action="store_true", help="also time the evaluation step")
+    parser.add_argument("--plain", action="store_true", help="time plain Flax beside ours instead")
     args = parser.parse_args(argv)
     config = config_io.load(args.config, overrides)
+    if args.plain:
+        print_result(measure_plain(config, args.repeats, args.steps), args.json)
+        return
     result = measure(config, args.repeats, args.steps)
     if args.eval:
         result |= measure_evaluation(config, args.repeats, args.steps)

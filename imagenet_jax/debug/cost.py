@@ -101,14 +101,20 @@ def step_cost(config: ConfigDict, *, repeats: int = 5, steps: int = 10) -> StepC
     )
     if not repeats:
         return cost
+    step = repeat_step(bare, compiled, config)
+    return dataclasses.replace(cost, seconds=time_steps(step, repeats=repeats, steps=steps))
+
+
+def repeat_step(bare: BareStep, step: Callable[..., Any], config: ConfigDict) -> Callable[[], Any]:
+    """Return a function that runs `step` on one random batch, each time from where it ended."""
     state, batch = bare.create_state(), random_batch(config, bare.mesh)
 
-    def step() -> Any:
+    def again() -> Any:
         nonlocal state
-        state, metrics = compiled(state, batch)
+        state, metrics = step(state, batch)
         return state, metrics
 
-    return dataclasses.replace(cost, seconds=time_steps(step, repeats=repeats, steps=steps))
+    return again
 
 
 def temporary_bytes(compiled: jax.stages.Compiled) -> int:
