@@ -1,4 +1,4 @@
-"""Layers that the model families share: convolution with a norm, norms, drop path, initializers."""
+"""Layers that the model families share: convolutions, norms, attention, drop path, initializers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +27,7 @@ GROUPS = 32  # of channels in group norm: the default of its paper, and BiT's
 STANDARDIZATION_EPSILON = 1e-10
 # He et al. 2015, arXiv:1502.01852, over the fan-out, as in torchvision.
 HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
+ZEROS = nnx.initializers.zeros_init()
 
 
 class ConvNorm(NamedTuple):
@@ -256,6 +257,100 @@ class GroupNorm(nnx.Module):
         var = jnp.mean(jnp.square(grouped - mean), (1, 3), keepdims=True)
         normal = ((grouped - mean) * jax.lax.rsqrt(var + self.eps)).reshape(x.shape)
         return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm (Ba et al. 2016, arXiv:1607.06450) over the last axis, with torch's variance.
+
+    Moments are computed in float32 or wider.
+    """
+
+    def __init__(self, features: int, *, eps: float = 1e-5):
+        """`eps` is added to the biased variance; torch's default is 1e-5, most models take 1e-6."""
+        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[..., C] -> f[..., C] in the dtype of x."""
+        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        centered = wide - jnp.mean(wide, -1, keepdims=True)
+        var = jnp.mean(jnp.square(centered), -1, keepdims=True)
+        normal = centered * jax.lax.rsqrt(var + self.eps)
+        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class LayerScale(nnx.Module):
+    """A factor for each channel of a residual branch (Touvron et al. 2021, arXiv:2103.17239)."""
+
+    def __init__(self, features: int, value: float):
+        """`value` is the initial factor."""
+        self.gamma = nnx.Param(jnp.full((features,), value, jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[..., C] -> f[..., C] in the dtype of x."""
+        return (x * self.gamma[...]).astype(x.dtype)
+
+
+class Mlp(nnx.Module):
+    """Linear, GELU (exact, as in torch), linear, with dropout after each."""
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        dropout: float = 0.0,
+        kernel_init: nnx.Initializer,
+        bias_init: nnx.Initializer = ZEROS,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        make = partial(
+            nnx.Linear, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs
+        )
+        self.fc1, self.fc2 = make(features, hidden), make(hidden, features)
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """f[..., C] -> f[..., C]."""
+        x = nnx.gelu(self.fc1(x), approximate=False)
+        x = self.fc2(self.dropout(x, deterministic=not train, rngs=rngs))
+        return self.dropout(x, deterministic=not train, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762).
+
+    One linear layer makes queries, keys and values, in this order, each head after head.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        *,
+        qkv_init: nnx.Initializer,
+        proj_init: nnx.Initializer,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """`features` is a multiple of `heads`; biases start at 0."""
+        make = partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        self.qkv = make(features, 3 * features, kernel_init=qkv_init)
+        self.proj = make(features, features, kernel_init=proj_init)
+        self.heads = heads
+
+    def __call__(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+        """f[B, N, C] -> f[B, N, C].
+
+        `bias`, f[B or 1, heads, N, N], is added to the products of queries and keys.
+        """
+        batch, tokens, features = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, features // self.heads)
+        query, key, value = (qkv[:, :, i] for i in range(3))
+        y = jax.nn.dot_product_attention(query, key, value, bias=bias)
+        return self.proj(y.reshape(batch, tokens, features))
 
 
 def standardize(kernel: jax.Array) -> jax.Array:
