@@ -84,7 +84,7 @@ class PlainResNet(Model):
         features = round(64 * width)
         self.stem = Norm(3, features, 7, 2, **options)
         blocks, inputs = [], features
-        for stage, depth in enumerate(resnet.VARIANTS[name][1]):
+        for stage, depth in enumerate(resnet.VARIANTS[name].depths):
             for i in range(depth):
                 stride = 2 if stage and not i else 1
                 blocks.append(PlainBottleneck(inputs, features * 2**stage, stride, **options))
@@ -132,7 +132,8 @@ class PlainVGG(Model):
 
 def find_plain(name: str) -> type[Model] | None:
     """Return the plain network that has the layers of a model, if there is one."""
-    if name in resnet.VARIANTS and resnet.VARIANTS[name][0] is resnet.Bottleneck:
+    variant = resnet.VARIANTS.get(name)
+    if variant and variant == resnet.Variant(variant.depths):
         return PlainResNet
     return PlainVGG if name in vgg.VARIANTS and not vgg.VARIANTS[name][1] else None
 

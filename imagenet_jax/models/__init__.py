@@ -20,7 +20,7 @@ from imagenet_jax.models.base import Config, Family, Model
 
 _MODULES = {
     "alexnet": ("alexnet",),
-    "resnet": ("resnet", "resnext", "wide_resnet"),
+    "resnet": ("resnet", "resnext", "wide_resnet", "seresnet"),
     "vgg": ("vgg",),
     "bit": ("bit",),
     "squeezenet": ("squeezenet",),

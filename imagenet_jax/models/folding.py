@@ -41,6 +41,8 @@ def _fold(model: Model, path: Path, norm: BatchNorm) -> None:
     *parents, last = path
     parent = submodule(model, tuple(parents))
     conv = submodule(parent, (_conv_of(last),))
+    if isinstance(conv, nnx.List):  # the norm follows its last layer
+        conv = conv[-1]
     if type(conv) is not nnx.Conv:  # a subclass may compute without a bias
         return
     factor = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.eps)

@@ -2,13 +2,17 @@
 
 ResNeXts (Xie et al. 2016, arXiv:1611.05431) and wide ResNets (Zagoruyko & Komodakis 2016,
 arXiv:1605.07146) differ in the channels of that 3x3, and in the groups that it convolves apart.
+ResNet-D (He et al. 2018, arXiv:1812.01187) has a stem of three 3x3 and shortcuts that average 2x2
+pixels, a squeeze-and-excitation ResNet (Hu et al. 2017, arXiv:1709.01507) scales the channels of
+each branch.
 
-Semantics, initial weights and module names of torchvision.models.resnet, in NHWC.
+Semantics, initial weights and module names of torchvision.models.resnet, in NHWC; of these last
+two, which torchvision lacks, those of timm.models.resnet.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +21,15 @@ from flax import nnx
 
 from imagenet_jax.config.fields import Field
 from imagenet_jax.errors import UserError
-from imagenet_jax.models.base import Family, Model, count_blocks, count_outputs
-from imagenet_jax.models.layers import BN_GROUP, NORM_IMPL, ConvNorm, drop_path, uniform_linear
+from imagenet_jax.models.base import Family, Model, count_blocks
+from imagenet_jax.models.layers import (
+    BN_GROUP,
+    NORM_IMPL,
+    ConvNorm,
+    SqueezeExcite,
+    drop_path,
+    uniform_linear,
+)
 
 Make = Callable[..., ConvNorm]  # ConvNorm.make with the options of the network
 
@@ -42,23 +53,70 @@ FIELDS = {
 }  # fmt: skip
 
 
+class Variant(NamedTuple):
+    """What sets one ResNet apart.
+
+    Attributes:
+      depths: blocks in each of the four stages.
+      bottleneck: whether blocks are bottlenecks.
+      groups, group_width: of the 3x3 of a bottleneck; channels of a group where `features` is 64.
+      deep: ResNet-D.
+      squeeze: squeeze-and-excitation ends each branch.
+    """
+
+    depths: tuple[int, ...]
+    bottleneck: bool = True
+    groups: int = 1
+    group_width: int = 64
+    deep: bool = False
+    squeeze: bool = False
+
+    def inner(self, features: int) -> int:
+        """Return the channels of the 3x3 of a bottleneck."""
+        return max(1, features * self.group_width // 64) * self.groups
+
+
+VARIANTS = {
+    "resnet18": Variant((2, 2, 2, 2), bottleneck=False),
+    "resnet34": Variant((3, 4, 6, 3), bottleneck=False),
+    "resnet50": Variant((3, 4, 6, 3)),
+    "resnet101": Variant((3, 4, 23, 3)),
+    "resnet152": Variant((3, 8, 36, 3)),
+    "resnext50_32x4d": Variant((3, 4, 6, 3), groups=32, group_width=4),
+    "resnext101_32x8d": Variant((3, 4, 23, 3), groups=32, group_width=8),
+    "resnext101_64x4d": Variant((3, 4, 23, 3), groups=64, group_width=4),
+    "wide_resnet50_2": Variant((3, 4, 6, 3), group_width=128),
+    "wide_resnet101_2": Variant((3, 4, 23, 3), group_width=128),
+    "resnet18d": Variant((2, 2, 2, 2), bottleneck=False, deep=True),
+    "resnet34d": Variant((3, 4, 6, 3), bottleneck=False, deep=True),
+    "resnet50d": Variant((3, 4, 6, 3), deep=True),
+    "resnet101d": Variant((3, 4, 23, 3), deep=True),
+    "resnet152d": Variant((3, 8, 36, 3), deep=True),
+    "seresnet50": Variant((3, 4, 6, 3), squeeze=True),
+}
+
+
 class Block(nnx.Module):
     """A residual branch, which drop path may skip in training, plus a shortcut, then ReLU."""
 
     expansion: int  # output channels over `features`
     last_norm: str  # of the branch
+    se: SqueezeExcite | None = None  # at the end of the branch
+    rate = 0.0  # probability of drop path to skip the block
 
-    def __init__(self, inputs: int, features: int, stride: int, make: Make, rate: float = 0.0):
-        """`rate` is the probability of drop path to skip the block."""
-        self.rate = rate
+    def __init__(self, inputs: int, features: int, stride: int, make: Make, variant: Variant):
         outputs = self.expansion * features
-        self.add_branch(inputs, features, stride, make)
-        changes_shape = stride > 1 or inputs != outputs
-        self.downsample: nnx.List[Any] | None = (
-            nnx.List(make(inputs, outputs, 1, stride)) if changes_shape else None
-        )
+        self.add_branch(inputs, features, stride, make, variant)
+        self.pools = variant.deep and stride > 1
+        self.downsample: nnx.List[Any] | None = None
+        if stride > 1 or inputs != outputs:
+            layers = make(inputs, outputs, 1, 1 if variant.deep else stride)
+            # timm numbers the pool of a ResNet-D, also where there is none.
+            self.downsample = nnx.List([None, *layers] if variant.deep else layers)
 
-    def add_branch(self, inputs: int, features: int, stride: int, make: Make) -> None:
+    def add_branch(
+        self, inputs: int, features: int, stride: int, make: Make, variant: Variant
+    ) -> None:
         """Create the layers of the branch."""
         raise NotImplementedError
 
@@ -72,13 +130,23 @@ class Block(nnx.Module):
         Raises ValueError in training if there is a drop path rate but no `rngs`.
         """
         y = self.branch(x, train=train)
+        if self.se is not None:
+            y = self.se(y)
         if train and self.rate:
             if rngs is None:
                 raise ValueError("drop path needs rngs=nnx.Rngs(dropout=key) in training")
             y = drop_path(y, self.rate, rngs.dropout())
         if self.downsample is not None:
-            x = ConvNorm(*self.downsample)(x, train=train, activation=None)
+            *_, conv, norm = self.downsample
+            x = ConvNorm(conv, norm)(self.pool(x), train=train, activation=None)
         return nnx.relu(y + x)
+
+    def pool(self, x: jax.Array) -> jax.Array:
+        """f[B, H, W, I] -> f[B, h, w, I], what the convolution of the shortcut reads."""
+        if not self.pools:
+            return x
+        odd = tuple((0, side % 2) for side in x.shape[1:3])  # these windows have fewer pixels
+        return nnx.avg_pool(x, (2, 2), (2, 2), odd, count_include_pad=False)  # pyright: ignore
 
     def zero_last_scale(self) -> None:
         """Start as the shortcut (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
@@ -91,7 +159,9 @@ class BasicBlock(Block):
 
     expansion, last_norm = 1, "bn2"
 
-    def add_branch(self, inputs: int, features: int, stride: int, make: Make) -> None:
+    def add_branch(
+        self, inputs: int, features: int, stride: int, make: Make, variant: Variant
+    ) -> None:
         self.conv1, self.bn1 = make(inputs, features, 3, stride)
         self.conv2, self.bn2 = make(features, features, 3)
 
@@ -104,62 +174,19 @@ class Bottleneck(Block):
     """1x1, 3x3, 1x1 to four times the channels."""
 
     expansion, last_norm = 4, "bn3"
-    groups, group_width = 1, 64  # of the 3x3, where `features` is 64
 
-    @classmethod
-    def inner(cls, features: int) -> int:
-        """Return the channels of the 3x3."""
-        return max(1, features * cls.group_width // 64) * cls.groups
-
-    def add_branch(self, inputs: int, features: int, stride: int, make: Make) -> None:
-        inner = self.inner(features)
+    def add_branch(
+        self, inputs: int, features: int, stride: int, make: Make, variant: Variant
+    ) -> None:
+        inner = variant.inner(features)
         self.conv1, self.bn1 = make(inputs, inner, 1)
-        self.conv2, self.bn2 = make(inner, inner, 3, stride, groups=self.groups)
+        self.conv2, self.bn2 = make(inner, inner, 3, stride, groups=variant.groups)
         self.conv3, self.bn3 = make(inner, 4 * features, 1)
 
     def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = ConvNorm(self.conv1, self.bn1)(x, train=train)
         x = ConvNorm(self.conv2, self.bn2)(x, train=train)
         return ConvNorm(self.conv3, self.bn3)(x, train=train, activation=None)
-
-
-class Bottleneck32x4(Bottleneck):
-    """32 groups of 4 channels."""
-
-    groups, group_width = 32, 4
-
-
-class Bottleneck32x8(Bottleneck):
-    """32 groups of 8 channels."""
-
-    groups, group_width = 32, 8
-
-
-class Bottleneck64x4(Bottleneck):
-    """64 groups of 4 channels."""
-
-    groups, group_width = 64, 4
-
-
-class WideBottleneck(Bottleneck):
-    """A 3x3 of twice the channels."""
-
-    group_width = 128
-
-
-# name -> (block, blocks in each of the four stages)
-VARIANTS: dict[str, tuple[type[BasicBlock | Bottleneck], tuple[int, ...]]] = {
-    "resnet18": (BasicBlock, (2, 2, 2, 2)),
-    "resnet34": (BasicBlock, (3, 4, 6, 3)),
-    "resnet50": (Bottleneck, (3, 4, 6, 3)),
-    "resnet101": (Bottleneck, (3, 4, 23, 3)),
-    "resnet152": (Bottleneck, (3, 8, 36, 3)),
-    "resnext50_32x4d": (Bottleneck32x4, (3, 4, 6, 3)),
-    "resnext101_32x8d": (Bottleneck32x8, (3, 4, 23, 3)),
-    "resnext101_64x4d": (Bottleneck64x4, (3, 4, 23, 3)),
-    "wide_resnet50_2": (WideBottleneck, (3, 4, 6, 3)),
-    "wide_resnet101_2": (WideBottleneck, (3, 4, 23, 3)),
-}
 
 
 class ResNet(Model):
@@ -181,22 +208,36 @@ class ResNet(Model):
     ):
         """`dtype` is the compute dtype of convolutions; None: that of images and parameters."""
         self.name, self.small_stem = name, stem == "small"
-        block_type, depths = VARIANTS[name]
+        variant = VARIANTS[name]
+        block_type: type[Block] = Bottleneck if variant.bottleneck else BasicBlock
         make = partial(
             ConvNorm.make, bn_group=bn_group, norm_impl=norm_impl, dtype=dtype, rngs=rngs
         )
         # From 0 to `drop_path`, as in timm, whose recipes the configs follow; the paper's linear
         # rule drops the first block too.
-        rates = iter(drop_path * i / max(1, sum(depths) - 1) for i in range(sum(depths)))
+        blocks_in_all = sum(variant.depths)
+        rates = iter(drop_path * i / max(1, blocks_in_all - 1) for i in range(blocks_in_all))
         channels = features = round(64 * width)
-        self.conv1, self.bn1 = make(3, channels, 3) if self.small_stem else make(3, channels, 7, 2)
+        if variant.deep and not self.small_stem:
+            half = max(1, channels // 2)
+            (conv, bn), (conv2, bn2) = make(3, half, 3, 2), make(half, half, 3)
+            conv3, self.bn1 = make(half, channels, 3)
+            # torch numbers the ReLUs.
+            self.conv1: Any = nnx.List([conv, bn, None, conv2, bn2, None, conv3])
+        else:
+            size, stride = (3, 1) if self.small_stem else (7, 2)
+            self.conv1, self.bn1 = make(3, channels, size, stride)
         stages = []
-        for i, depth in enumerate(depths):
+        for i, depth in enumerate(variant.depths):
             blocks = []
             for j in range(depth):
                 stride = 2 if i > 0 and j == 0 else 1
-                block = block_type(channels, features * 2**i, stride, make, next(rates))
+                block = block_type(channels, features * 2**i, stride, make, variant)
+                block.rate = next(rates)
                 channels = features * 2**i * block_type.expansion
+                if variant.squeeze:
+                    squeezed = 8 * max(1, round(channels / 128))  # 1 / 16, rounded as timm does
+                    block.se = SqueezeExcite(channels, squeezed, dtype=dtype, rngs=rngs)
                 if zero_init_residual:
                     block.zero_last_scale()
                 blocks.append(block)
@@ -209,7 +250,12 @@ class ResNet(Model):
     ) -> Iterator[tuple[str, jax.Array]]:
         if min(images.shape[1:3]) < 1:
             raise UserError(f"images of {images.shape[1]}x{images.shape[2]} pixels are empty")
-        x = ConvNorm(self.conv1, self.bn1)(images, train=train)
+        x, last = images, self.conv1
+        if isinstance(last, nnx.List):
+            conv, bn, _, conv2, bn2, _, last = last
+            x = ConvNorm(conv, bn)(x, train=train)
+            x = ConvNorm(conv2, bn2)(x, train=train)
+        x = ConvNorm(last, self.bn1)(x, train=train)
         if not self.small_stem:
             # flax annotates padding as str; it takes pairs too.
             x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore
@@ -225,24 +271,27 @@ class ResNet(Model):
 
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Return the ResNet of a state dict: see Family."""
-    depths, channels = (
-        count_blocks(arrays, r"layer(\d+)\.(\d+)\."), count_outputs(arrays, "conv1.weight"),
-    )  # fmt: skip
-    middle = arrays.get("layer1.0.conv2.weight")
-    if not channels or middle is None or middle.ndim != 4:
+    depths = count_blocks(arrays, r"layer(\d+)\.(\d+)\.")
+    stem = arrays.get("conv1.weight", arrays.get("conv1.6.weight"))  # its last convolution
+    middle, shortcut = (
+        arrays.get(key) for key in ("layer1.0.conv2.weight", "layer2.0.downsample.1.weight")
+    )
+    if stem is None or stem.ndim != 4 or middle is None or middle.ndim != 4:
         return []
-    stem = "small" if arrays["conv1.weight"].shape[-1] == 3 else "imagenet"
-    is_bottleneck = "layer1.0.conv3.weight" in arrays
+    channels = len(stem)
+    found = Variant(
+        depths,
+        bottleneck="layer1.0.conv3.weight" in arrays,
+        deep=shortcut is not None and shortcut.ndim == 4,
+        squeeze="layer1.0.se.fc1.weight" in arrays,
+    )
+    is_small = "conv1.weight" in arrays and stem.shape[-1] == 3
     shape = middle.shape[0], middle.shape[0] // middle.shape[1]  # channels and groups
     return [
-        {"name": name, "width": channels / 64, "stem": stem}
-        for name, (block, known) in VARIANTS.items()
-        if known == depths
-        and (
-            shape == (block.inner(channels), block.groups)
-            if issubclass(block, Bottleneck)
-            else not is_bottleneck
-        )
+        {"name": name, "width": channels / 64, "stem": "small" if is_small else "imagenet"}
+        for name, variant in VARIANTS.items()
+        if variant._replace(groups=1, group_width=64) == found
+        and (not found.bottleneck or shape == (variant.inner(channels), variant.groups))
     ]
 
 

@@ -34,7 +34,7 @@ _TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}  # of kernels, by their number of dim
 _COUNTER = "num_batches_tracked"  # of each batch norm in torch; unused at a fixed momentum
 
 # The first convolution of a model, and what may stand before its name.
-_FIRST = rf"(?:{'|'.join(re.escape(family.first) for family in families())})\.weight$"
+_FIRST = rf"(?:{'|'.join(re.escape(family.first) for family in families())})(?:\.0)?\.weight$"
 _PREFIX = r"((?:(?:model|net|network|backbone|resnet|vgg|encoder_q|base_encoder|encoder)\.)+)"
 _HEAD = r"(?:fc|last_linear|classifier|head)\.(?:weight|bias)$"
 _SHOWN = 3  # names in a message

@@ -176,7 +176,7 @@ def test_one_value_per_channel_is_refused():
 )
 def test_a_network_has_the_same_variables_outputs_and_gradients(fields, monkeypatch):
     """In float64, so that only a real difference shows; one block in each stage."""
-    monkeypatch.setitem(resnet.VARIANTS, "resnet50", (resnet.Bottleneck, (1, 1, 1, 1)))
+    monkeypatch.setitem(resnet.VARIANTS, "resnet50", resnet.Variant((1, 1, 1, 1)))
     images = np.random.default_rng(0).normal(size=(4, 32, 32, 3))
 
     def compute(norm_impl):

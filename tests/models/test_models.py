@@ -26,6 +26,13 @@ PARAMETERS = {
     "resnext101_64x4d": 83_455_272,
     "wide_resnet50_2": 68_883_240,
     "wide_resnet101_2": 126_886_696,
+    # ResNet-D and squeeze-and-excitation: timm's.
+    "resnet18d": 11_708_744,
+    "resnet34d": 21_816_904,
+    "resnet50d": 25_576_264,
+    "resnet101d": 44_568_392,
+    "resnet152d": 60_212_040,
+    "seresnet50": 28_088_024,
     "mobilenet_v2": 3_504_872,
     "vgg11": 132_863_336,
     "vgg13": 133_047_848,

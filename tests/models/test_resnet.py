@@ -14,6 +14,14 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.models import resnet
 from imagenet_jax.models.layers import ConvNorm
 
+BASIC = {"resnet18", "resnet34", "resnet18d", "resnet34d"}
+# One of each kind; the others differ in depths and channels.
+KINDS = {"resnet18", "resnet50", "resnext50_32x4d", "resnet18d", "seresnet50"}
+NAMES = [
+    name if name in KINDS else pytest.param(name, marks=pytest.mark.full)
+    for name in resnet.VARIANTS
+]
+
 
 def shapes(config, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
     def stages(images):
@@ -29,11 +37,11 @@ def halved(size: int) -> int:
     return (size - 1) // 2 + 1
 
 
-@pytest.mark.parametrize("name", resnet.VARIANTS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [(224, 224), (225, 225), (97, 131), (32, 32), (1, 1)])
 def test_stage_shapes(name, size):
     got = shapes(tiny_model(name, width=1.0), size)
-    expansion = 1 if name in ("resnet18", "resnet34") else 4
+    expansion = 1 if name in BASIC else 4
     side = tuple(halved(halved(s)) for s in size)
     want = {"stem": (*side, 64)}
     for i in range(4):
@@ -65,7 +73,7 @@ def test_the_stride_of_a_bottleneck_is_on_its_3x3():
 @pytest.mark.parametrize("stride", [1, 2])
 def test_zero_init_residual_makes_a_block_its_shortcut(kind, stride):
     make = partial(ConvNorm.make, rngs=nnx.Rngs(0))
-    block = kind(4 * kind.expansion, 4, stride, make)
+    block = kind(4 * kind.expansion, 4, stride, make, resnet.Variant(()))
     images = np.random.default_rng(0).uniform(0, 1, (2, 6, 6, 4 * kind.expansion))
     x = jnp.asarray(images, jnp.float32)
     shortcut = x
@@ -77,7 +85,7 @@ def test_zero_init_residual_makes_a_block_its_shortcut(kind, stride):
     np.testing.assert_array_equal(block(x, train=False), shortcut)
 
 
-@pytest.mark.parametrize("name", resnet.VARIANTS)
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("zero", [True, False])
 def test_zero_init_residual_is_of_the_last_norm_of_every_block(name, zero):
     config = tiny_model(name, zero_init_residual=zero)
@@ -89,7 +97,7 @@ def test_zero_init_residual_is_of_the_last_norm_of_every_block(name, zero):
         paths = jax.tree_util.tree_flatten_with_path(flat)[0]
         return {jax.tree_util.keystr(p): v for p, v in paths if "scale" in str(p[-1])}
 
-    last = "bn2" if name in ("resnet18", "resnet34") else "bn3"
+    last = "bn2" if name in BASIC else "bn3"
     for path, scale in scales().items():
         assert (scale == (0.0 if zero and f"'{last}'" in path else 1.0)).all(), path
 

@@ -124,7 +124,9 @@ def test_which_convolutions_still_stride():
 
 
 def test_a_shift_by_the_stride_shifts_the_output_by_one():
-    block = resnet.Bottleneck(4, 4, 2, partial(ConvNorm.make, rngs=nnx.Rngs(0)))
+    block = resnet.Bottleneck(
+        4, 4, 2, partial(ConvNorm.make, rngs=nnx.Rngs(0)), resnet.VARIANTS["resnet50"]
+    )
     rows = np.sin(np.arange(40) * 1.7)[None, :, None, None] * np.ones((1, 1, 40, 4))
     x = jnp.asarray(rows + np.cos(np.arange(40) * 2.1)[None, None, :, None], jnp.float32)
     here, there = (np.asarray(block(jnp.roll(x, s, 2), train=False)) for s in (0, 2))
