@@ -24,6 +24,8 @@ _MODULES = {
     "vgg": ("vgg",),
     "bit": ("bit",),
     "squeezenet": ("squeezenet",),
+    "densenet": ("densenet",),
+    "small_cnn": ("small_cnn",),
     "mobilenet": ("mobilenet",),
 }
 

@@ -29,13 +29,14 @@ class Model(nnx.Module):
     def run(
         self,
         block: Callable[..., jax.Array],
-        x: jax.Array,
+        x: Any,
         *,
         rngs: nnx.Rngs | None = None,
         **options: Any,
     ) -> jax.Array:
         """Return `block(x, **options)`, given `rngs` too unless they are None.
 
+        `x` is an array or a tuple of arrays. An array that several blocks read is kept once.
         Families call their blocks through this method, so that `remat` applies: the backward pass
         computes again what it does not keep (Chen et al. 2016, arXiv:1604.06174).
         """
@@ -44,7 +45,7 @@ class Model(nnx.Module):
             return block(x, **random, **options)
         kept = _is_product if self.remat == "dots" else None
 
-        def call(block: Callable[..., jax.Array], x: jax.Array, random: Any) -> jax.Array:
+        def call(block: Callable[..., jax.Array], x: Any, random: Any) -> jax.Array:
             return block(x, **random, **options)
 
         return nnx.remat(call, policy=kept)(block, x, random)

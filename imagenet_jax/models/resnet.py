@@ -101,6 +101,7 @@ class Block(nnx.Module):
 
     expansion: int  # output channels over `features`
     last_norm: str  # of the branch
+    downsample: nnx.List[Any] | None
     se: SqueezeExcite | None = None  # at the end of the branch
     rate = 0.0  # probability of drop path to skip the block
 
@@ -108,11 +109,12 @@ class Block(nnx.Module):
         outputs = self.expansion * features
         self.add_branch(inputs, features, stride, make, variant)
         self.pools = variant.deep and stride > 1
-        self.downsample: nnx.List[Any] | None = None
         if stride > 1 or inputs != outputs:
             layers = make(inputs, outputs, 1, 1 if variant.deep else stride)
             # timm numbers the pool of a ResNet-D, also where there is none.
             self.downsample = nnx.List([None, *layers] if variant.deep else layers)
+        else:
+            self.downsample = None
 
     def add_branch(
         self, inputs: int, features: int, stride: int, make: Make, variant: Variant

@@ -59,6 +59,8 @@ _RULES = (
     _Rule(r"(?:^|(?<=\.))(?:(?:module|_orig_mod)\.)+", ""),
     # AveragedModel's counter of updates, a profiler's counters of operations.
     _Rule(r"(?:^|\.)(?:n_averaged|total_ops|total_params)$", None),
+    # torchvision's published DenseNets
+    _Rule(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2"),
     # transformers
     _Rule(r"^(?:resnet\.)?embedder\.embedder\.convolution\.", "conv1."),
     _Rule(r"^(?:resnet\.)?embedder\.embedder\.normalization\.", "bn1."),

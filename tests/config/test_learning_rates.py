@@ -136,7 +136,9 @@ SOURCES = {
     "alexnet.py": v1(0.01),
     "bit.py": bit,
     **{f"squeezenet.py:squeezenet1_{minor}": caffe_linear(0.04) for minor in (0, 1)},
+    **{f"densenet.py:densenet{depth}": v1(0.1) for depth in (121, 169, 201, 161)},
     "quickstart.py": own_cosine(0.1),
+    "small_cnn.py": own_cosine(0.02),
     "transfer.py": own_cosine(0.01 * 64 / 256),
     "resnet50.py:v1": v1(0.1),
     "resnet50.py:goyal8k": goyal,
@@ -161,7 +163,7 @@ def test_every_recipe_has_a_source():
 
 @pytest.mark.parametrize("spec", SOURCES)
 def test_the_whole_curve_is_that_of_the_source(spec):
-    images = {"quickstart.py": 1437, "transfer.py": 3680}.get(spec, IMAGES)
+    images = {"quickstart.py": 1437, "small_cnn.py": 1437, "transfer.py": 3680}.get(spec, IMAGES)
     rates, epochs, per_epoch = curve(spec, images)
     want = np.asarray(SOURCES[spec](epochs, per_epoch))
     assert len(rates) == len(want)

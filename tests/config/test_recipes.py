@@ -152,6 +152,15 @@ def test_torchvisions_recipes_are_those_of_its_readme(spec, epochs, rate, decay)
     assert (c.optim.base_lr, c.optim.weight_decay, c.optim.momentum) == (rate, decay, 0.9)
 
 
+@pytest.mark.parametrize("depth", [121, 169, 201, 161])
+def test_densenets_train_as_in_their_paper(depth):
+    """Huang et al. 2016, section 4.2: 90 epochs of batch 256, Nesterov momentum."""
+    c = load(f"densenet.py:densenet{depth}")
+    assert (c.model.name, c.batch_size, c.epochs) == (f"densenet{depth}", 256, 90)
+    assert (c.optim.name, c.optim.momentum, c.optim.nesterov) == ("sgd", 0.9, True)
+    assert (c.optim.weight_decay, c.optim.decay_bias_and_norm) == (1e-4, True)
+
+
 @pytest.mark.parametrize("depth", [11, 13, 16, 19])
 def test_vggs_train_at_0_01_without_and_0_1_with_batch_norm(depth):
     """torchvision's references/classification: --lr 1e-2 for VGG, the default for its _bn."""

@@ -31,6 +31,7 @@ def norms(model):
     [
         name if name in FIRST else pytest.param(name, marks=pytest.mark.full)
         for name in models.names()
+        if not name.startswith("densenet")  # its norms come before convolutions, and stay
     ],
 )
 def test_no_batch_norm_is_left(name):

@@ -44,6 +44,12 @@ PARAMETERS = {
     "vgg19_bn": 143_678_248,
     "squeezenet1_0": 1_248_424,
     "squeezenet1_1": 1_235_496,
+    "densenet121": 7_978_856,
+    "densenet169": 14_149_480,
+    "densenet201": 20_013_928,
+    "densenet161": 28_681_000,
+    # 896 + 18,496 + 803,072 + 257,000, for color images
+    "small_cnn": 1_079_464,
     # BiT: of timm's resnetv2_50x1_bit, ...
     "bit_r50x1": 25_549_352,
     "bit_r50x3": 217_319_080,

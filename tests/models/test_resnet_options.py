@@ -41,8 +41,11 @@ def test_the_rate_rises_linearly_from_0():
     np.testing.assert_allclose([b.rate for s in stages for b in s], np.linspace(0, 0.3, 16))
 
 
-def basic_block(**options) -> resnet.BasicBlock:
-    return resnet.BasicBlock(8, 8, 1, partial(ConvNorm.make, rngs=nnx.Rngs(0)), **options)
+def basic_block(rate: float = 0.0) -> resnet.BasicBlock:
+    make = partial(ConvNorm.make, rngs=nnx.Rngs(0))
+    block = resnet.BasicBlock(8, 8, 1, make, resnet.VARIANTS["resnet18"])
+    block.rate = rate
+    return block
 
 
 def test_a_dropped_row_of_a_block_is_its_shortcut():

@@ -26,12 +26,15 @@ datasets = pytest.importorskip("sklearn.datasets")
 pytestmark = pytest.mark.parity
 
 # torchvision has no BiT: test_model_options.py compares it.
-LARGE = {"resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2"}
+LARGE = {"densenet161", "densenet169", "densenet201"}
+LARGE |= {"resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2"}
 NAMES = [
     pytest.param(name, marks=pytest.mark.full) if name in LARGE else name
     for name in models.names()
     if hasattr(torchvision.models, name)
 ]
+TIMMS = ["resnet50d", "seresnet50"]
+TIMMS += [pytest.param(f"resnet{n}d", marks=pytest.mark.full) for n in (18, 34, 101, 152)]
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # of the largest magnitude in the array compared
 SIDE = 64
 
@@ -60,7 +63,8 @@ def reference(name: str, *, branch: tuple[float, float]):
     torch.manual_seed(0)
     calibration = np.random.default_rng(1).normal(size=(8, SIDE, SIDE, 3)).astype(np.float32)
     options = {"dropout": 0.0} if "dropout" in fields.defaults(name).model else {}
-    model = getattr(torchvision.models, name)(**options)
+    make = getattr(torchvision.models, name, None)
+    model = make(**options) if make else pytest.importorskip("timm").create_model(name)
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     with torch.no_grad():
         for module in model.modules():
@@ -70,10 +74,9 @@ def reference(name: str, *, branch: tuple[float, float]):
             norm.weight.uniform_(0.5, 1.5)
             norm.momentum = 1.0
         for module in model.modules():
-            if isinstance(module, torchvision.models.resnet.BasicBlock):
-                module.bn2.weight.uniform_(*branch)
-            elif isinstance(module, torchvision.models.resnet.Bottleneck):
-                module.bn3.weight.uniform_(*branch)
+            if type(module).__name__ in ("BasicBlock", "Bottleneck"):
+                last = module.bn3 if hasattr(module, "bn3") else module.bn2
+                last.weight.uniform_(*branch)
         model.train()(to_torch(calibration))
         for norm in norms:
             norm.running_mean += 0.1 * norm.running_var.sqrt() * torch.randn(norm.num_features)
@@ -99,7 +102,7 @@ def reference_stages(name: str, model, images: np.ndarray) -> dict[str, np.ndarr
     if name.startswith("vgg"):
         pools = [m for m in model.features if isinstance(m, torch.nn.MaxPool2d)]
         points = {f"stage{i + 1}": pool for i, pool in enumerate(pools)}
-    elif name.startswith("resnet"):
+    elif "resnet" in name:
         points = {"stem": model.maxpool} | {
             f"layer{i}": getattr(model, f"layer{i}") for i in (1, 2, 3, 4)
         }
@@ -119,12 +122,12 @@ def relative(ours, theirs: np.ndarray) -> float:
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + TIMMS)
 def test_forward(name, images, parity_table):
     compare(name, reference(name, branch=(0.1, 0.5)), images, parity_table)
 
 
-@pytest.mark.parametrize("name", [n for n in models.names() if n.startswith("resnet")])
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])
 def test_forward_in_float64(name, images, parity_table):
     theirs = reference(name, branch=(0.5, 1.5)).double()
     with jax.enable_x64(True):

@@ -153,6 +153,11 @@ def test_pickles_without_torch_say_what_to_do(tmp_path, monkeypatch):
         ("encoder.stages.3.layers.1.layer.2.normalization.running_var", "layer4.1.bn3.running_var"),
         ("encoder.stages.0.layers.0.shortcut.convolution.weight", "layer1.0.downsample.0.weight"),
         ("encoder.stages.1.layers.0.shortcut.normalization.bias", "layer2.0.downsample.1.bias"),
+        (
+            "features.denseblock1.denselayer6.norm.2.running_mean",
+            "features.denseblock1.denselayer6.norm2.running_mean",
+        ),
+        ("features.transition1.norm.weight", "features.transition1.norm.weight"),
         # These are names of our own models.
         ("stages.0.blocks.0.conv1.weight", "stages.0.blocks.0.conv1.weight"),
         ("head.fc.weight", "head.fc.weight"),
