@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     c.model.update(dropout=0.2, dtype="bfloat16")
     c.update(batch_size=256, epochs=300.0)
     c.optim.update(name="sgd", base_lr=0.045, momentum=0.9)
-    c.optim.update(schedule="step", milestones=tuple(map(float, range(1, 300))), decay_factor=0.98)
+    c.optim.update(schedule="exponential", decay_factor=0.98, decay_every_epochs=1.0)
     c.optim.update(weight_decay=4e-5, decay_bias_and_norm=True)
     c.augment.update(image_size=224)
     c.eval.update(resize=256, image_size=224)

@@ -212,6 +212,12 @@ def _check_schedule(value: Values) -> None:
                 f"config.{name} = {value[name]} leaves nothing of config.epochs = {epochs}; set "
                 f"--config.{name}={usual} or less than the epochs"
             )
+    every = value["optim.decay_every_epochs"]
+    if value["optim.schedule"] == "exponential" and epochs > _MOST_RATES * every:
+        raise UserError(
+            f"config.optim.decay_every_epochs = {every} makes more than {_MOST_RATES:,} milestones "
+            f"in config.epochs = {epochs}; set --config.optim.decay_every_epochs=1"
+        )
     if value["optim.schedule_by"] == "epoch" and epochs > _MOST_RATES:
         raise UserError(
             f"config.epochs = {epochs} is more than the {_MOST_RATES:,} epochs that "
@@ -227,13 +233,13 @@ def use_multiple(field: str, batch_size: int, unit: int) -> str:
 
 
 def resolve_lr_scaling(optimizer: str, rule: str = "auto") -> str:
-    """Return config.optim.lr_scaling without "auto": "none" for forms of Adam, else "linear".
+    """Return config.optim.lr_scaling without "auto": "linear" for forms of SGD, else "none".
 
-    Papers on Adam give the learning rate itself.
+    Papers on Adam, Lion and Muon give the learning rate itself.
     """
     if rule != "auto":
         return rule
-    return "none" if optimizer in ADAM else "linear"
+    return "none" if optimizer in (*ADAM, "lion", "muon") else "linear"
 
 
 def step_window(text: str) -> tuple[int, int] | None:

@@ -30,6 +30,14 @@ def map_groups(function: Callable[[int], Any], params: Any, model: str) -> Any:
     return jax.tree_util.tree_map_with_path(value, params)
 
 
+def head_mask(params: Any, model: str) -> Any:
+    """Return a tree with True for the parameters of the head of `model`; "": no layer is a head."""
+    if not model:
+        return jax.tree.map(lambda _: False, params)
+    last = len(models.family(model).groups) - 1
+    return map_groups(lambda group: group == last, params, model)
+
+
 def named_groups(tree: Any, model: str) -> dict[str, list[Any]]:
     """Return the leaves of a tree like the parameters, by group: {"conv1": [...], "layer1": ...}.
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from ml_collections import ConfigDict
 
 from imagenet_jax.config.rules import resolve_lr_scaling
@@ -18,6 +19,7 @@ from imagenet_jax.training.layer_groups import (
     NO_TUNING,
     FineTuning,
     head_first,
+    head_mask,
     scale_layers,
     zero_frozen,
 )  # fmt: skip
@@ -50,6 +52,7 @@ def make_schedule(
 
     With w warm-up steps, start s, peak p, end e and T total steps, the rate at step t >= w is
         step        p * decay_factor ** (number of milestones m with t >= m * steps_per_epoch)
+        exponential p * decay_factor ** floor(t / (decay_every_epochs * steps_per_epoch))
         cosine      e + (p - e) * (1 + cos(pi * u)) / 2   (arXiv:1608.03983)
         polynomial  e + (p - e) * (1 - u) ** power
         constant    p
@@ -65,7 +68,7 @@ def make_schedule(
         epochs = (in_steps(epoch, steps_per_epoch) for epoch in itertools.count())
         begun = itertools.takewhile(lambda first: math.ceil(first) < total_steps, epochs)
         starts = [math.ceil(first - shift) for first in begun]
-        milestones = [m for m in optim.milestones if m < len(starts)]
+        milestones = [float(m) for m in _milestones(optim, 1, len(starts))]
         times = _Times(len(starts), optim.warmup_epochs, optim.decay_from, milestones)
         rates = jax.vmap(_curve(optim, batch_size, times))(jnp.arange(len(starts)))
         first_steps = jnp.array(starts, int)
@@ -75,14 +78,20 @@ def make_schedule(
         round(in_steps(optim.warmup_epochs, steps_per_epoch)),
         round(in_steps(optim.decay_from, steps_per_epoch)) if optim.decay_from >= 0 else -1,
         # Integers, so that float32 rounding cannot move a milestone.
-        [
-            math.ceil(begin - shift)
-            for begin in (in_steps(m, steps_per_epoch) for m in optim.milestones)
-            if begin < total_steps
-        ],
+        [math.ceil(m - shift) for m in _milestones(optim, steps_per_epoch, total_steps)],
         float(shift),
     )
     return _curve(optim, batch_size, times)
+
+
+def _milestones(optim: ConfigDict, steps_per_epoch: Fraction | float, total: int) -> list[Fraction]:
+    """Return the steps below `total` at which "step" and "exponential" multiply the rate."""
+    if optim.schedule != "exponential":
+        begins = (in_steps(epoch, steps_per_epoch) for epoch in optim.milestones)
+        return [begin for begin in begins if begin < total]
+    every = optim.decay_every_epochs
+    begins = (in_steps(i * every, steps_per_epoch) for i in itertools.count(1))
+    return list(itertools.takewhile(lambda begin: begin < total, begins))
 
 
 class _Times(NamedTuple):
@@ -109,7 +118,7 @@ def _curve(optim: ConfigDict, batch_size: int, times: _Times) -> optax.Schedule:
     # How long before the end of the warm-up the decay begins.
     early = 0 if times.decay_from < 0 else warmup - times.decay_from
     decay = max(1, times.total - warmup + early)
-    if optim.schedule == "step":
+    if optim.schedule in ("step", "exponential"):
         at = jnp.array(times.milestones)
 
         def decayed(step: Any) -> jax.Array:
@@ -160,26 +169,26 @@ def make_optimizer(
 
     In order: gradient clipping, L1, L2 decay, SGD or Adam, decoupled decay, learning rate. With
     "l2" decay this is torch.optim.SGD / Adam (the decay enters the momentum); with "decoupled" it
-    is SGDW / AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), scaled by the learning rate.
+    is SGDW / AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), scaled by the learning rate. The
+    other optimizers are described at `lars`, `lamb`, `rmsprop`, `muon` and, for Lion, in Chen et
+    al. 2023 (arXiv:2302.06675).
 
     `tuning`: layers to freeze at first, and scales of their learning rates.
     """
     mask = None if optim.decay_bias_and_norm else decay_mask
-    parts = []
-    if optim.grad_clip_norm:
-        if tuning.frozen_steps:
-            parts.append(zero_frozen(tuning))
-        parts.append(optax.clip_by_global_norm(optim.grad_clip_norm))
+    parts = clipping(optim, tuning)
     l1 = optax.stateless_with_tree_map(lambda g, w: g + optim.l1 * jnp.sign(w))  # 0 at w = 0
     first = [_masked(l1, mask)] if optim.l1 else []
     if optim.name in ("lars", "lamb"):
         make_rule = lars if optim.name == "lars" else lamb
         parts.append(optax.chain(*first, make_rule(optim, schedule, mask)))
     else:
-        rule = optax.chain(*first, *_decayed_rule(optim, mask))
+        rule = optax.chain(*first, *_decayed_rule(optim, mask, tuning))
         parts.append(head_first(rule, tuning) if tuning.frozen_steps else rule)
         # Not in `rule`, which counts steps: a frozen layer does not run it.
         parts.append(optax.scale_by_learning_rate(schedule))
+        if _is_tensorflow_rmsprop(optim):
+            parts.append(optax.trace(decay=optim.momentum))
     if tuning.layer_decay != 1.0:
         parts.append(scale_layers(tuning))
     return optax.chain(*parts)
@@ -190,20 +199,108 @@ def _masked(inner: optax.GradientTransformation, mask: Any) -> optax.GradientTra
     return inner if mask is None else optax.masked(inner, mask)
 
 
-def _decayed_rule(optim: ConfigDict, mask: Any) -> list[optax.GradientTransformation]:
-    """Return SGD or Adam, with weight decay before (L2) or after it (decoupled)."""
+def clipping(
+    optim: ConfigDict, tuning: FineTuning = NO_TUNING
+) -> list[optax.GradientTransformation]:
+    """Return the clipping of gradients: by value, then by global norm, then adaptive.
+
+    Adaptive gradient clipping (Brock et al. 2021, arXiv:2102.06171, equation 3) replaces the
+    gradient g of each unit by
+        g * min(1, c * max(|w|, 0.001) / |g|)
+    with c = config.optim.agc. A unit is what makes one output of a layer: the weights w of one
+    output channel, or all of a bias or of a norm parameter. The head is not clipped, as in the
+    paper and in timm.
+    """
+    parts = []
+    if optim.grad_clip_value:
+        parts.append(optax.clip(optim.grad_clip_value))
+    if optim.grad_clip_norm:
+        if tuning.frozen_steps:
+            parts.append(zero_frozen(tuning))
+        parts.append(optax.clip_by_global_norm(optim.grad_clip_norm))
+    if optim.agc:
+        clip = optax.adaptive_grad_clip(optim.agc, eps=1e-3)
+        parts.append(optax.masked(clip, lambda params: _body_mask(params, tuning)))
+    return parts
+
+
+def _body_mask(params: Any, tuning: FineTuning) -> Any:
+    """Return a tree with False for the parameters of the head and True for all others."""
+    head = head_mask(params, tuning.model)
+    return jax.tree.map(lambda is_head: not is_head, head)
+
+
+def _decayed_rule(
+    optim: ConfigDict, mask: Any, tuning: FineTuning
+) -> list[optax.GradientTransformation]:
+    """Return the update rule, with weight decay before (L2) or after it (decoupled)."""
     if optim.name == "sgd":
         rule = optax.trace(decay=optim.momentum, nesterov=optim.nesterov)
     elif optim.name in ("adam", "adamw"):
         rule = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
+    elif optim.name == "rmsprop":
+        rule = rmsprop(optim)
+    elif optim.name == "lion":
+        rule = optax.scale_by_lion(b1=optim.b1, b2=optim.b2)
+    elif optim.name == "muon":
+        rule = muon(optim, tuning)
     else:
         raise UserError(f"config.optim.name = {optim.name!r} is not an optimizer")
     if not optim.weight_decay:
         return [rule]
     decay = optax.add_decayed_weights(optim.weight_decay, mask=mask)
-    # As in torch, AdamW is decoupled by definition.
-    decoupled = optim.weight_decay_form == "decoupled" or optim.name == "adamw"
+    # As in torch, AdamW is decoupled by definition, as are Lion and Muon.
+    decoupled = optim.weight_decay_form == "decoupled" or optim.name in ("adamw", "lion", "muon")
     return [rule, decay] if decoupled else [decay, rule]
+
+
+def rmsprop(optim: ConfigDict) -> optax.GradientTransformation:
+    """Return RMSprop (Tieleman & Hinton 2012) without the learning rate.
+
+    With gradient g, weights w, rate r, and s the average of g ** 2 with decay b2,
+        tensorflow  s = 1 at first, v <- momentum * v + r * g / sqrt(s + eps),    w <- w - v
+        torch       s = 0 at first, v <- momentum * v + g / (sqrt(s) + eps),      w <- w - r * v
+    for config.optim.rmsprop_form. The first is tf.train.RMSPropOptimizer and timm's RMSpropTF, with
+    which EfficientNets were trained, the second torch.optim.RMSprop. The momentum of the first is
+    not in the returned rule: it follows the learning rate.
+    """
+    if _is_tensorflow_rmsprop(optim):
+        return optax.scale_by_rms(optim.b2, optim.eps, initial_scale=1.0, eps_in_sqrt=True)
+    scale = optax.scale_by_rms(optim.b2, optim.eps, initial_scale=0.0, eps_in_sqrt=False)
+    return optax.chain(scale, optax.trace(decay=optim.momentum))
+
+
+def _is_tensorflow_rmsprop(optim: ConfigDict) -> bool:
+    return optim.name == "rmsprop" and optim.rmsprop_form == "tensorflow"
+
+
+def muon(optim: ConfigDict, tuning: FineTuning = NO_TUNING) -> optax.GradientTransformation:
+    """Return Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) as in optax.
+
+    The Nesterov momentum of a kernel, a matrix of inputs (of all pixels of the window) by outputs,
+    is replaced by the nearest semi-orthogonal matrix, times sqrt(max(1, outputs / inputs)).
+    The head, depthwise kernels, biases and norm parameters take steps of Adam with Nesterov
+    momentum, with b1, b2 and the same learning rate.
+    """
+    conv = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+    linear = optax.contrib.MuonDimensionNumbers(reduction_axis=0, output_axis=1)
+
+    def axes(params: Any) -> Any:
+        def of(p: jax.Array, is_head: bool) -> optax.contrib.MuonDimensionNumbers | None:
+            if is_head or p.ndim not in (2, 4) or (p.ndim == 4 and p.shape[2] == 1):
+                return None
+            return linear if p.ndim == 2 else conv
+
+        return jax.tree.map(of, params, head_mask(params, tuning.model))
+
+    return optax.contrib.muon(
+        -1.0,  # `make_optimizer` applies the learning rate, and the sign with it
+        beta=optim.momentum,
+        eps=optim.eps,
+        adam_b1=optim.b1,
+        adam_b2=optim.b2,
+        muon_weight_dimension_numbers=axes,
+    )
 
 
 def lars(

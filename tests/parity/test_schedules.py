@@ -1,11 +1,16 @@
 """Learning rates of recipes, epoch by epoch, against the schedulers that they were trained with."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from config.test_learning_rates import SOURCES, curve  # noqa: E402
+
+from imagenet_jax.config.fields import defaults  # noqa: E402
+from imagenet_jax.training import optim  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -40,8 +45,9 @@ def of_torch(rate, scheduler, epochs):
 def test_step_lr(spec):
     plain_vgg = "vgg" in spec and "bn" not in spec
     rate = 0.001 if "adam" in spec else 0.01 if plain_vgg or spec == "alexnet.py" else 0.1
-    want = of_torch(rate, lambda o: torch.optim.lr_scheduler.StepLR(o, 30, 0.1), 90)
-    np.testing.assert_allclose(ours(spec), want, rtol=1e-5)
+    got = ours(spec)
+    want = of_torch(rate, lambda o: torch.optim.lr_scheduler.StepLR(o, 30, 0.1), len(got))
+    np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
 def test_v2_is_torchvisions_sequence_of_linear_and_cosine():
@@ -55,6 +61,39 @@ def test_v2_is_torchvisions_sequence_of_linear_and_cosine():
 
     want = of_torch(0.5, sequence, 600)
     np.testing.assert_allclose(ours("resnet50.py:v2"), want, rtol=2e-5, atol=1e-7)
+
+
+def exponential(epochs, factor, every, **changes):
+    """f32[epochs]: the rate of config.optim.schedule = "exponential" in each epoch of 100 steps."""
+    config = defaults().optim
+    config.update(base_lr=0.1, decay_factor=factor, decay_every_epochs=every, **changes)
+    config.schedule = "exponential"
+    schedule = optim.make_schedule(
+        config, batch_size=256, steps_per_epoch=100, total_steps=100 * epochs
+    )
+    return np.asarray(jax.vmap(schedule)(100 * jnp.arange(epochs)))
+
+
+def test_exponential_is_step_lr_of_torch():
+    """torchvision's MobileNetV3: --lr-step-size 2 --lr-gamma 0.973."""
+    want = of_torch(0.1, lambda o: torch.optim.lr_scheduler.StepLR(o, 2, 0.973), 600)
+    np.testing.assert_allclose(exponential(600, 0.973, 2.0), want, rtol=3e-5)
+
+
+@pytest.mark.parametrize("unit", ["step", "epoch"])
+def test_exponential_is_timms_step(unit):
+    """timm's EfficientNet-B0: --sched step --decay-epochs 2.4 --decay-rate .97."""
+    factory = pytest.importorskip("timm.scheduler")
+    schedule, epochs = factory.create_scheduler_v2(
+        tuned := optimizer(0.1), "step", num_epochs=450, decay_epochs=2.4, decay_rate=0.97,
+        warmup_lr=1e-6, warmup_epochs=3,
+    )  # fmt: skip
+    want = []
+    for epoch in range(epochs):
+        want.append(tuned.param_groups[0]["lr"])
+        schedule.step(epoch + 1)
+    got = exponential(450, 0.97, 2.4, warmup_epochs=3.0, warmup_start_lr=1e-6, schedule_by=unit)
+    np.testing.assert_allclose(got, want, rtol=3e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize(

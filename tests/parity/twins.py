@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import timm.optim
 import torch
 import torchvision
 from ml_collections import ConfigDict
@@ -18,7 +19,7 @@ from imagenet_jax.training.step import StepParts, train_step
 from imagenet_jax.weights import torch_names
 
 CLASSES = 10
-WIDTH = {"resnet18": 1.0, "vgg11_bn": 0.125}
+WIDTH = {"resnet18": 1.0, "vgg11_bn": 0.125, "mobilenet_v2": 1.0}
 
 
 def config_of(name: str, side: int) -> ConfigDict:
@@ -32,7 +33,7 @@ def config_of(name: str, side: int) -> ConfigDict:
     # pixels and so in everything that is compared; test_one_step.py looks at those alone.
     c.data.std = (64 / 255,) * 3
     c.data.mean = (128 / 255,) * 3
-    if name.startswith("vgg"):
+    if "dropout" in c.model:
         c.model.dropout = 0.0
     return c
 
@@ -42,6 +43,8 @@ def torch_model(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
     if name.startswith("resnet"):
         model = getattr(torchvision.models, name)(num_classes=CLASSES)
+    elif name == "mobilenet_v2":
+        model = torchvision.models.mobilenet_v2(num_classes=CLASSES, dropout=0.0)
     else:
         channels = [
             c if c == "M" else int(c * WIDTH[name]) for c in torchvision.models.vgg.cfgs["A"]
@@ -88,6 +91,12 @@ def torch_optimizer(optim: ConfigDict, model: torch.nn.Module) -> torch.optim.Op
     if optim.name == "sgd":
         return torch.optim.SGD(
             groups, lr=optim.base_lr, momentum=optim.momentum, nesterov=optim.nesterov
+        )
+    if optim.name == "rmsprop":
+        is_tf = optim.rmsprop_form == "tensorflow"
+        rule = timm.optim.RMSpropTF if is_tf else torch.optim.RMSprop
+        return rule(
+            groups, lr=optim.base_lr, alpha=optim.b2, eps=optim.eps, momentum=optim.momentum
         )
     rule = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
     return rule(groups, lr=optim.base_lr, betas=(optim.b1, optim.b2), eps=optim.eps)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.training import optim
+from imagenet_jax.training.layer_groups import FineTuning
 
 
 def _optim(**changes):
@@ -72,6 +73,20 @@ def test_constant_is_the_peak_after_the_warm_up():
     np.testing.assert_allclose(
         _rates(_optim(schedule="constant", warmup_epochs=2.0), 50), want, rtol=1e-6
     )
+
+
+@settings(max_examples=25)
+@given(spe=st.floats(0.7, 9.0), every=st.sampled_from([0.3, 1.0, 2.4, 20.0]))
+def test_exponential_decay_is_a_staircase_from_the_start_of_the_run(spe, every):
+    config = _optim(
+        schedule="exponential", decay_factor=0.9, decay_every_epochs=every, warmup_epochs=2.0
+    )
+    warm = round(2 * spe)
+    want = [
+        0.1 * t / warm if t < warm else 0.1 * 0.9 ** math.floor(t / (every * spe) + 1e-9)
+        for t in range(math.ceil(8 * spe))
+    ]
+    np.testing.assert_allclose(_rates(config, len(want), steps_per_epoch=spe), want, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -162,3 +177,58 @@ def test_clipping_bounds_the_global_norm_before_the_update():
     updates, _ = tx.update(grads, tx.init(params), params)
     norm = math.sqrt(sum(float(jnp.sum(u**2)) for u in jax.tree.leaves(updates)))
     assert norm == pytest.approx(0.5, rel=1e-5)
+
+
+def _orthogonalized(matrix):
+    """Five steps of Newton-Schulz's quintic iteration, with Jordan's coefficients."""
+    transposed = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if transposed else matrix
+    x = x / (np.linalg.norm(x) + 1e-8)
+    for _ in range(5):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x.T if transposed else x
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_muon_orthogonalizes_kernels_outside_the_head(name):
+    config = _optim(name="muon", momentum=0.95, weight_decay=0.1, decay_bias_and_norm=False)
+    tuning = FineTuning(name, layer_decay=1.0, frozen_steps=0)
+    tx = optim.make_optimizer(config, lambda step: 0.01, tuning)
+    if name == "resnet18":
+        params = {
+            "conv1": {"kernel": (3, 3, 2, 4)},
+            "bn1": {"scale": (4,)},
+            "fc": {"kernel": (4, 3)},
+        }
+        matrix, others = ("conv1", "kernel"), [("fc", "kernel"), ("bn1", "scale")]
+    else:
+        depthwise, pointwise = {"kernel": (3, 3, 1, 4)}, {"kernel": (1, 1, 4, 8)}
+        params = {"features": {1: {"conv": {0: {0: depthwise}, 1: pointwise}}}}
+        matrix = ("features", 1, "conv", 1, "kernel")
+        others = [("features", 1, "conv", 0, 0, "kernel")]
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda shape: rng.normal(size=shape), params, is_leaf=lambda x: isinstance(x, tuple)
+    )
+    grads = jax.tree.map(lambda p: rng.normal(size=p.shape), params)
+    updates, _ = tx.update(
+        jax.tree.map(jnp.float32, grads), tx.init(params), jax.tree.map(jnp.float32, params)
+    )
+
+    def at(tree, path):
+        for key in path:
+            tree = tree[key]
+        return np.asarray(tree, np.float64)
+
+    p, g = at(params, matrix), at(grads, matrix)
+    # The first Nesterov step points along the gradient, whose size Newton-Schulz removes.
+    step = _orthogonalized(g.reshape(-1, g.shape[-1]))
+    step = step * max(1.0, step.shape[1] / step.shape[0]) ** 0.5
+    want = -0.01 * (step.reshape(g.shape) + 0.1 * p)
+    np.testing.assert_allclose(at(updates, matrix), want, rtol=1e-3, atol=1e-5)
+    for path in others:  # the first step of Adam has the sign of the gradient
+        p, g = at(params, path), at(grads, path)
+        decay = 0.1 * p if path[-1] == "kernel" else 0.0
+        size = np.abs(at(updates, path) / -0.01 - decay)
+        np.testing.assert_allclose(size, size.flat[0], rtol=1e-4)
