@@ -3,12 +3,14 @@
 
   python -m imagenet_jax.convert --from=resnet50.pth --to=resnet50.safetensors
   python -m imagenet_jax.convert --from=runs/resnet50 --to=resnet50.safetensors --checkpoint=best
+  python -m imagenet_jax.convert --from=runs/resnet50 --to=resnet50.safetensors --average=3
   python -m imagenet_jax.convert --from=torchvision/resnet50.v2 --to=resnet50.safetensors
 
 The first reads a state dict with the names of torchvision, timm, transformers or mmpretrain:
 .safetensors, or what torch.save writes, which needs torch. No code in a file is run. The second
-reads a workdir, and takes its EMA weights if the run keeps them. The result has torchvision's keys
-and layouts in float32 and, if they are known, the class names. Every key and shape is checked
+reads a workdir, and takes its EMA weights if the run keeps them. The third takes the mean of the
+last three checkpoints, or of the best three with --checkpoint=best. The result has torchvision's
+keys and layouts in float32 and, if they are known, the class names. Every key and shape is checked
 against the model. --weights of main, eval, predict and explain takes it, and so does torch:
 
   model.load_state_dict(safetensors.torch.load_file("resnet50.safetensors"))
@@ -40,10 +42,16 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--checkpoint", metavar="latest|best|STEP", help="of a workdir (default: latest)"
     )
+    parser.add_argument(
+        "--average", type=int, default=1, metavar="N",
+        help="mean of the N latest or best checkpoints of a workdir (default: 1)",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     source, target = catalog.locate(args.source), expand_user(args.target)
     if args.checkpoint and not source.is_dir():
         raise UserError(f"--checkpoint needs a workdir, and {source} is not a folder")
+    if args.average < 1 or (args.average > 1 and not source.is_dir()):
+        raise UserError(f"--average={args.average} must be 1 or more, and above 1 needs a workdir")
     if args.weights_key and source.is_dir():
         raise UserError(f"--weights_key goes with a file, and {source} is a folder")
 
@@ -51,7 +59,8 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.weights import torch_names, weight_file
 
     if source.is_dir():
-        config, trees, names = _read_workdir(source, args.model, args.checkpoint or "latest")
+        checkpoint = args.checkpoint or "latest"
+        config, trees, names = _read_workdir(source, args.model, checkpoint, args.average)
     else:
         config, trees, names = _read_file(source, args.model, args.weights_key or "")
     params, batch_stats = trees
@@ -64,13 +73,13 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _read_workdir(source: Path, name: str, checkpoint: str) -> tuple:
+def _read_workdir(source: Path, name: str, checkpoint: str, average: int) -> tuple:
     """Return (config.model, (params, batch_stats), class names) of a workdir."""
     import jax
 
     from imagenet_jax.training.load_weights import load_run_weights
 
-    weights = load_run_weights(source, checkpoint)
+    weights = load_run_weights(source, checkpoint, average=average)
     config = weights.config.model
     if name and name != config.name:
         raise UserError(f"--model={name}, but {weights.origin} is of {config.name}")

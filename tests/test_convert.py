@@ -1,8 +1,10 @@
 """The convert command: files and workdirs in, torchvision's layout out."""
 
 import json
+import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -11,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from imagenet_jax import convert, models
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.errors import UserError
+from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.weights import torch_names, weight_file
 
 
@@ -90,6 +93,55 @@ def test_a_workdir_comes_out_with_its_average_and_its_class_names(saved_run, tmp
     again = tmp_path / "again.safetensors"  # a conversion of the conversion keeps them
     convert.main([f"--from={target}", f"--to={again}"])
     assert weight_file.load_class_names(again) == tuple(names)
+
+
+@pytest.fixture(scope="module")
+def several(saved_run, tmp_path_factory):
+    """(workdir, {step: EMA kernel of the stem}) of four checkpoints, the last not evaluated."""
+    workdir = tmp_path_factory.mktemp("several") / "run"
+    shutil.copytree(saved_run.workdir, workdir, ignore=shutil.ignore_patterns("checkpoints"))
+    checkpoints, kernels = Checkpoints(workdir / "checkpoints", keep=9), {}
+    for step, top1 in ((10, 0.3), (20, 0.1), (30, 0.2), (40, None)):
+        ema = jax.tree.map(lambda x, step=step: x * step + step / 7, saved_run.state.ema)
+        state = saved_run.state.replace(step=jnp.int32(step), ema=ema)
+        metrics = None if top1 is None else {"top1": top1}
+        position = Position(data={}, interval={})
+        checkpoints.save(state, position, config={}, provenance={}, metrics=metrics)
+        kernels[step] = np.asarray(ema["params"]["conv1"]["kernel"], np.float64)
+    checkpoints.close()
+    assert not checkpoints.failures()
+    return workdir, kernels
+
+
+@pytest.mark.parametrize(
+    ("args", "steps"),
+    [
+        (["--average=3"], [20, 30, 40]),
+        (["--average=2", "--checkpoint=best"], [10, 30]),
+        (["--average=1", "--checkpoint=best"], [10]),
+    ],
+)
+def test_the_mean_of_checkpoints(args, steps, several, tmp_path):
+    workdir, kernels = several
+    target = tmp_path / "w.safetensors"
+    assert convert.main([f"--from={workdir}", f"--to={target}", *args]) == 0
+    want = np.mean([kernels[step] for step in steps], axis=0)
+    got = load_file(target)["conv1.weight"]
+    np.testing.assert_allclose(got, np.einsum("hwio->oihw", want), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["--average=5"], "has 4 checkpoints, fewer than 5"),
+        (["--average=4", "--checkpoint=best"], "has 3 checkpoints with a finite top1"),
+        (["--average=2", "--checkpoint=20"], "'latest' or 'best'"),
+        (["--average=0"], "--average=0 must be 1 or more"),
+    ],
+)
+def test_checkpoints_that_cannot_be_averaged(args, words, several, tmp_path):
+    with pytest.raises(UserError, match=words):
+        convert.main([f"--from={several[0]}", f"--to={tmp_path}/w.safetensors", *args])
 
 
 def test_metadata_of_other_programs_is_not_used_as_class_names(tmp_path):

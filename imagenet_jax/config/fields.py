@@ -92,6 +92,9 @@ FIELDS = {
     "model.dtype": Field("float32", "Type of the computation; parameters stay float32",
         choices=("float32", "bfloat16"),
         aliases=("precision", "amp", "bf16", "half_precision", "mixed_precision")),
+    "model.head_bias": Field(0.0, "Added to the initial bias of the head. For binary cross-"
+        "entropy, -log(num_classes - 1) makes the first probabilities 1 / num_classes",
+        example=-6.9),
     "model.remat": Field("none", "What the backward pass computes again, to save memory. blocks: "
         "all but inputs of blocks; dots: all but results of convolutions and matrix products",
         choices=("none", "blocks", "dots"), operational=True,

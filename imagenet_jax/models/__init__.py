@@ -16,7 +16,7 @@ from flax import nnx
 from imagenet_jax.config.fields import fields_of_model
 from imagenet_jax.config.rules import check_fields
 from imagenet_jax.errors import check_choice
-from imagenet_jax.models.base import Config, Family, Model
+from imagenet_jax.models.base import Config, Family, Model, submodule
 
 _MODULES = {
     "alexnet": ("alexnet",),
@@ -79,9 +79,13 @@ def build(config: Config, *, rngs: nnx.Rngs) -> Model:
     options = dict(resolve_norm_impl(config))
     options["dtype"] = jnp.bfloat16 if options["dtype"] == "bfloat16" else None
     blur_pool, remat = options.pop("blur_pool", "none"), options.pop("remat", "none")
+    head_bias = options.pop("head_bias", 0.0)
     make: Any = family(options["name"]).model
     model = make(**options, rngs=rngs)
     model.remat = remat
+    if head_bias:
+        bias = submodule(model, family(options["name"]).head).bias
+        bias[...] += head_bias
     if blur_pool == "ffcv":
         from imagenet_jax.models.blur_pool import blur_strided
 

@@ -261,6 +261,29 @@ class Checkpoints:
 
         return run_on_first(find_step)
 
+    def find_several(self, which: str, count: int) -> list[int]:
+        """Return the steps of the `count` "latest" or "best" checkpoints, in order.
+
+        Raises UserError if `which` is a number, or if there are not as many checkpoints.
+        """
+
+        def find_steps() -> list[int]:
+            steps, kind = self.steps(), "checkpoints"
+            if which == "best":
+                scores = {s: score(self._manager.metrics(s) or {}, self._metric) for s in steps}
+                steps = sorted((s for s in steps if scores[s] > -math.inf), key=scores.__getitem__)
+                kind = f"checkpoints with a finite {self._metric}"
+            elif which != "latest":
+                raise UserError(f"--checkpoint={which} is one; several are 'latest' or 'best'")
+            if len(steps) < count:
+                raise UserError(
+                    f"{self.directory} has {len(steps)} {kind}, fewer than {count}; "
+                    "config.checkpoint.keep says how many of the last a run keeps"
+                )
+            return sorted(steps[-count:])
+
+        return run_on_first(find_steps)
+
 
 def weights_tree(state: TrainState) -> dict[str, Any]:
     """Return the item "weights" of a checkpoint of `state`."""

@@ -1,6 +1,7 @@
 """Loading of trained weights: from a weights file, from checkpoints, and as initial weights."""
 
 import dataclasses
+import functools
 import hashlib
 import sys
 from collections.abc import Iterable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
@@ -106,11 +108,15 @@ def read_file(
 
 
 def load_run_weights(
-    workdir: Path, checkpoint: str = "latest", overrides: Iterable[tuple[str, str]] = ()
+    workdir: Path,
+    checkpoint: str = "latest",
+    overrides: Iterable[tuple[str, str]] = (),
+    average: int = 1,
 ) -> Weights:
     """Load a checkpoint ("latest", "best" or a step): its EMA weights if the run keeps them.
 
-    The data is not needed. Raises UserError if there is no such checkpoint.
+    If `average` is above 1, they are the mean of so many latest or best checkpoints: parameters and
+    batch-norm statistics. The data is not needed. Raises UserError if there is no such checkpoint.
     """
     config = read_config(workdir, overrides)
     mesh = make_mesh(config.mesh.fsdp)
@@ -119,10 +125,18 @@ def load_run_weights(
     checkpoints = open_to_read(workdir, config)
     has_ema = config.ema.decay > 0
     abstract = abstract_state(config.model, optax.identity(), has_ema, mesh)
-    state, step = checkpoints.restore_chosen(abstract, checkpoint)
-    tree = state.weights("ema" if has_ema else "raw")
+    kind = "ema" if has_ema else "raw"
+    if average == 1:
+        state, step = checkpoints.restore_chosen(abstract, checkpoint)
+        tree, name = state.weights(kind), str(step)
+    else:
+        steps = checkpoints.find_several(checkpoint, average)
+        trees = (checkpoints.restore_weights(abstract, step).weights(kind) for step in steps)
+        total = functools.reduce(lambda one, other: jax.tree.map(jnp.add, one, other), trees)
+        tree = jax.tree.map(lambda x: x / average, total)
+        name = f"{{{','.join(map(str, steps))}}}"
     known = known_to_run(workdir, config)
-    origin = f"checkpoint {workdir / 'checkpoints' / str(step)}"
+    origin = f"checkpoint {workdir / 'checkpoints' / name}"
     return Weights(config, tree, mesh, _readable(known.names, config), origin, known)
 
 

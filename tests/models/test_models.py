@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from imagenet_jax import models
 from imagenet_jax.config.fields import FIELDS, defaults
 from imagenet_jax.errors import UserError
+from imagenet_jax.runtime import xla
 
 # Trainable parameters for 1,000 classes, from the model table of torchvision's documentation.
 PARAMETERS = {
@@ -75,6 +77,35 @@ def test_names_are_the_published_variants():
 def test_a_model_is_found_without_importing_other_families():
     for name in PARAMETERS:
         assert name in next(models.families(name)).variants
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        family.variants[0]
+        if family.variants[0] in ("alexnet", "squeezenet1_0")  # a linear head and a convolution
+        else pytest.param(family.variants[0], marks=pytest.mark.full)
+        for family in models.families()
+    ],
+)
+def test_the_head_bias_is_added_to_the_bias_of_the_head_alone(name):
+    config = small(name)
+    if name.startswith("bit"):
+        config.width = 0.5  # 32 groups of channels must have one each
+
+    def params(head_bias):
+        config.head_bias = head_bias
+        model = models.build(config, rngs=nnx.Rngs(0))
+        return flatten_dict(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+
+    both = jax.jit(
+        lambda: (params(0.0), params(-6.9)), compiler_options=xla.options(optimize=False)
+    )
+    plain, biased = both()
+    changed = {path for path in plain if not np.array_equal(plain[path], biased[path])}
+    assert changed == {(*models.family(name).head, "bias")}
+    (path,) = changed
+    np.testing.assert_allclose(biased[path] - plain[path], -6.9, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import timm.optim
 import torch
 import torchvision
 from ml_collections import ConfigDict
@@ -19,7 +18,7 @@ from imagenet_jax.training.step import StepParts, train_step
 from imagenet_jax.weights import torch_names
 
 CLASSES = 10
-WIDTH = {"resnet18": 1.0, "vgg11_bn": 0.125, "mobilenet_v2": 1.0}
+WIDTH = {"resnet18": 1.0, "vgg11_bn": 0.125}
 
 
 def config_of(name: str, side: int) -> ConfigDict:
@@ -33,7 +32,7 @@ def config_of(name: str, side: int) -> ConfigDict:
     # pixels and so in everything that is compared; test_one_step.py looks at those alone.
     c.data.std = (64 / 255,) * 3
     c.data.mean = (128 / 255,) * 3
-    if "dropout" in c.model:
+    if name.startswith("vgg"):
         c.model.dropout = 0.0
     return c
 
@@ -43,8 +42,6 @@ def torch_model(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
     if name.startswith("resnet"):
         model = getattr(torchvision.models, name)(num_classes=CLASSES)
-    elif name == "mobilenet_v2":
-        model = torchvision.models.mobilenet_v2(num_classes=CLASSES, dropout=0.0)
     else:
         channels = [
             c if c == "M" else int(c * WIDTH[name]) for c in torchvision.models.vgg.cfgs["A"]
@@ -91,12 +88,6 @@ def torch_optimizer(optim: ConfigDict, model: torch.nn.Module) -> torch.optim.Op
     if optim.name == "sgd":
         return torch.optim.SGD(
             groups, lr=optim.base_lr, momentum=optim.momentum, nesterov=optim.nesterov
-        )
-    if optim.name == "rmsprop":
-        is_tf = optim.rmsprop_form == "tensorflow"
-        rule = timm.optim.RMSpropTF if is_tf else torch.optim.RMSprop
-        return rule(
-            groups, lr=optim.base_lr, alpha=optim.b2, eps=optim.eps, momentum=optim.momentum
         )
     rule = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
     return rule(groups, lr=optim.base_lr, betas=(optim.b1, optim.b2), eps=optim.eps)
