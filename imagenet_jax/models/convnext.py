@@ -1,0 +1,179 @@
+"""ConvNeXt (Liu et al. 2022, arXiv:2201.03545).
+
+Semantics, initial weights and module names of torchvision.models.convnext, in NHWC.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from imagenet_jax.config.fields import Field
+from imagenet_jax.models.base import (
+    Family,
+    Model,
+    Path,
+    count_blocks,
+    count_outputs,
+    require_pixels,
+)  # fmt: skip
+from imagenet_jax.models.layers import drop_path
+
+# name -> blocks in each of the four stages, channels of the first; each stage doubles them
+VARIANTS = {
+    "convnext_tiny": ((3, 3, 9, 3), 96),
+    "convnext_small": ((3, 3, 27, 3), 96),
+    "convnext_base": ((3, 3, 27, 3), 128),
+    "convnext_large": ((3, 3, 27, 3), 192),
+}
+STRIDE = 32  # of the whole network: no padding, so smaller images have no output
+LAYER_SCALE = 1e-6  # initial value
+# torch.nn.init.trunc_normal_ cuts at -2 and 2, which are 100 standard deviations.
+INIT = nnx.initializers.normal(0.02)
+NORM = partial(nnx.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+# Places in torch's nn.Sequential; permutations and GELU have the others.
+_IN_BLOCK = {"conv": "block.0", "norm": "block.2", "fc1": "block.3", "fc2": "block.5"}
+
+
+class Block(nnx.Module):
+    """Depthwise 7x7, layer norm, two linear layers with GELU, layer scale, and a shortcut."""
+
+    def __init__(self, channels: int, rate: float, *, dtype: jnp.dtype | None, rngs: nnx.Rngs):
+        """`rate` is the probability to drop the branch of an image in training."""
+        self.conv = nnx.Conv(
+            channels,
+            channels,
+            (7, 7),
+            padding=3,
+            feature_group_count=channels,
+            kernel_init=INIT,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.norm = NORM(channels, dtype=dtype, rngs=rngs)
+        linear = partial(nnx.Linear, kernel_init=INIT, dtype=dtype, rngs=rngs)
+        self.fc1, self.fc2 = linear(channels, 4 * channels), linear(4 * channels, channels)
+        self.layer_scale = nnx.Param(jnp.full((channels,), LAYER_SCALE, jnp.float32))
+        self.rate = rate
+
+    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """f[B, H, W, C] -> f[B, H, W, C]."""
+        y = nnx.gelu(self.fc1(self.norm(self.conv(x))), approximate=False)
+        y = self.fc2(y)
+        y = y * self.layer_scale[...].astype(y.dtype)
+        if train and self.rate and rngs is not None:
+            y = drop_path(y, self.rate, rngs.dropout())
+        return x + y
+
+
+class ConvNeXt(Model):
+    """4x4 patches, four stages of blocks with 2x2 convolutions between, pool, linear classifier."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        num_classes: int,
+        width: float,
+        drop_path: float,
+        dtype: jnp.dtype | None,
+        rngs: nnx.Rngs,
+    ):
+        """`dtype` is the compute dtype of hidden layers; None: that of images and parameters."""
+        self.name = name
+        depths, channels = VARIANTS[name]
+        channels = round(channels * width)
+        rates = iter(drop_path * i / (sum(depths) - 1) for i in range(sum(depths)))
+        norm = partial(NORM, dtype=dtype, rngs=rngs)
+
+        def patches(inputs: int, outputs: int, size: int) -> nnx.Conv:
+            return nnx.Conv(
+                inputs,
+                outputs,
+                (size, size),
+                strides=size,
+                padding="VALID",
+                kernel_init=INIT,
+                dtype=dtype,
+                rngs=rngs,
+            )
+
+        features: list[Any] = [nnx.List([patches(3, channels, 4), norm(channels)])]
+        for i, depth in enumerate(depths):
+            if i:
+                shrink = [norm(channels), patches(channels, 2 * channels, 2)]
+                features.append(nnx.List(shrink))
+                channels *= 2
+            blocks = [Block(channels, next(rates), dtype=dtype, rngs=rngs) for _ in range(depth)]
+            features.append(nnx.List(blocks))
+        self.features: nnx.List[Any] = nnx.List(features)
+        self.norm = NORM(channels, rngs=rngs)
+        self.head = nnx.Linear(channels, num_classes, kernel_init=INIT, rngs=rngs)
+
+    def activations(
+        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
+    ) -> Iterator[tuple[str, jax.Array]]:
+        require_pixels(images, STRIDE, self.name)
+        x = images
+        for i in range(0, len(self.features), 2):
+            first, second = self.features[i]
+            x = second(first(x))
+            if i == 0:
+                yield "stem", x
+            for block in self.features[i + 1]:
+                x = self.run(block, x, train=train, rngs=rngs)
+            yield f"stage{i // 2 + 1}", x
+        # float32 from here: the mean over 7x7 and the logits are cheap and should not round.
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        yield "logits", self.head(self.norm(x))
+
+
+def _torch_name(name: str, path: Path) -> str:
+    if path == ("norm",):
+        return "classifier.0"
+    if path == ("head",):
+        return "classifier.2"
+    return ".".join(_IN_BLOCK.get(key, str(key)) for key in path)
+
+
+def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return the ConvNeXt of a state dict: see Family.
+
+    The three larger ones differ only in their width.
+    """
+    depths = count_blocks(arrays, r"features\.([1357])\.(\d+)\.block\.0\.weight$")
+    channels = count_outputs(arrays, "features.0.0.weight")
+    found = [
+        {"name": name, "width": channels / first}
+        for name, (known, first) in VARIANTS.items()
+        if known == depths and channels
+    ]
+    return sorted(found, key=lambda fields: fields["width"] != 1)
+
+
+FAMILY = Family(
+    model=ConvNeXt,
+    variants=tuple(VARIANTS),
+    fields={
+        "drop_path": Field(
+            0.0, "Probability to drop the branch of the last block in training; earlier blocks: "
+            "proportionally less, the first never", at_least=0, below=1,
+            aliases=("drop_path_rate", "stochastic_depth"),
+        ),
+    },
+    groups=(
+        (("features", 0),),
+        (("features", 1),),
+        (("features", 2), ("features", 3)),
+        (("features", 4), ("features", 5)),
+        (("features", 6), ("features", 7), ("norm",)),
+        (("head",),),
+    ),
+    first="features.0.0",
+    identify=identify,
+    torch_name=_torch_name,
+)  # fmt: skip

@@ -1,0 +1,263 @@
+"""Swin Transformer (Liu et al. 2021, arXiv:2103.14030).
+
+Semantics, initial weights and module names of torchvision.models.swin_transformer, in NHWC. Sides
+that are no multiples of the window or odd before a merge are padded with zeros, as there.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from imagenet_jax.config.fields import Field
+from imagenet_jax.models.base import Family, Model, Path, count_blocks, require_pixels
+from imagenet_jax.models.layers import drop_path, uniform_conv
+
+# name -> blocks and heads of attention in each of the four stages
+VARIANTS = {
+    "swin_t": ((2, 2, 6, 2), (3, 6, 12, 24)),
+    "swin_s": ((2, 2, 18, 2), (3, 6, 12, 24)),
+    "swin_b": ((2, 2, 18, 2), (4, 8, 16, 32)),
+}
+PATCH, WINDOW = 4, 7  # pixels, patches
+HEAD = 32  # channels of each head
+MASKED = -100.0  # added to the logits of pixels that are not neighbors in the image
+# torch.nn.init.trunc_normal_ cuts at -2 and 2, which are 100 standard deviations.
+INIT = nnx.initializers.normal(0.02)
+NORM = partial(nnx.LayerNorm, epsilon=1e-5, use_fast_variance=False)
+
+
+class WindowAttention(nnx.Module):
+    """Self-attention inside windows of 7x7, shifted by `shift`, with relative position bias."""
+
+    def __init__(
+        self, channels: int, heads: int, shift: int, *, dtype: jnp.dtype | None, rngs: nnx.Rngs
+    ):
+        linear = partial(nnx.Linear, kernel_init=INIT, dtype=dtype, rngs=rngs)
+        self.qkv, self.proj = linear(channels, 3 * channels), linear(channels, channels)
+        table = INIT(rngs.params(), ((2 * WINDOW - 1) ** 2, heads), jnp.float32)
+        self.relative_position_bias_table = nnx.Param(table)
+        self.heads, self.shift = heads, shift
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[B, H, W, C] -> f[B, H, W, C]."""
+        height, width = x.shape[1:3]
+        x = jnp.pad(x, ((0, 0), (0, -height % WINDOW), (0, -width % WINDOW), (0, 0)))
+        batch, rows, columns, channels = x.shape
+        # A side with one window only has nothing to shift.
+        shifts = tuple(self.shift if side > WINDOW else 0 for side in (rows, columns))
+        x = jnp.roll(x, tuple(-shift for shift in shifts), (1, 2))
+        grid = (batch, rows // WINDOW, WINDOW, columns // WINDOW, WINDOW, channels)
+        x = x.reshape(grid).swapaxes(2, 3).reshape(batch, -1, WINDOW**2, channels)
+        qkv = self.qkv(x).reshape(*x.shape[:3], 3, self.heads, channels // self.heads)
+        table = self.relative_position_bias_table[...]
+        bias = jnp.moveaxis(table[position_index()].reshape(WINDOW**2, WINDOW**2, -1), 2, 0)
+        if any(shifts):
+            bias = bias + window_mask(rows, columns, shifts)[:, None].astype(bias.dtype)
+        else:
+            bias = bias[None]
+        attend = jax.vmap(partial(jax.nn.dot_product_attention, bias=bias))  # over images
+        x = attend(qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :])
+        x = self.proj(x.reshape(batch, -1, WINDOW**2, channels))
+        x = x.reshape(batch, grid[1], grid[3], WINDOW, WINDOW, channels).swapaxes(2, 3)
+        x = jnp.roll(x.reshape(batch, rows, columns, channels), shifts, (1, 2))
+        return x[:, :height, :width]
+
+
+def position_index() -> np.ndarray:
+    """Return i64[49 * 49]: for each query and key of a window, the row of the table of biases."""
+    places = np.stack(np.meshgrid(*2 * [np.arange(WINDOW)], indexing="ij"), -1).reshape(-1, 2)
+    down, right = np.moveaxis(places[:, None] - places[None] + WINDOW - 1, 2, 0)
+    return (down * (2 * WINDOW - 1) + right).reshape(-1)
+
+
+def window_mask(rows: int, columns: int, shifts: tuple[int, ...]) -> np.ndarray:
+    """Return f32[windows, 49, 49]: MASKED if query and key were apart before the shift, else 0."""
+
+    def parts(side: int, shift: int) -> np.ndarray:
+        """i64[side]: windows before the last, and the two parts of the last."""
+        place = np.arange(side)
+        # With no shift all of the last window is one part.
+        return (place >= side - WINDOW).astype(int) + ((place >= side - shift) & (shift > 0))
+
+    part = 3 * parts(rows, shifts[0])[:, None] + parts(columns, shifts[1])
+    part = part.reshape(rows // WINDOW, WINDOW, columns // WINDOW, WINDOW).swapaxes(1, 2)
+    part = part.reshape(-1, WINDOW**2)
+    return np.where(part[:, :, None] == part[:, None], 0, MASKED).astype(np.float32)
+
+
+class Block(nnx.Module):
+    """Window attention, then two linear layers with GELU, each after a norm, with a shortcut."""
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        shift: int,
+        rate: float,
+        *,
+        dtype: jnp.dtype | None,
+        rngs: nnx.Rngs,
+    ):
+        """`rate` is the probability to drop a branch of an image in training."""
+        linear = partial(nnx.Linear, kernel_init=INIT, dtype=dtype, rngs=rngs)
+        self.norm1 = NORM(channels, dtype=dtype, rngs=rngs)
+        self.attn = WindowAttention(channels, heads, shift, dtype=dtype, rngs=rngs)
+        self.norm2 = NORM(channels, dtype=dtype, rngs=rngs)
+        self.fc1, self.fc2 = linear(channels, 4 * channels), linear(4 * channels, channels)
+        self.rate = rate
+
+    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """f[B, H, W, C] -> f[B, H, W, C]."""
+
+        def drop(y: jax.Array) -> jax.Array:
+            if train and self.rate and rngs is not None:
+                return drop_path(y, self.rate, rngs.dropout())
+            return y
+
+        x = x + drop(self.attn(self.norm1(x)))
+        y = nnx.gelu(self.fc1(self.norm2(x)), approximate=False)
+        return x + drop(self.fc2(y))
+
+
+class PatchMerging(nnx.Module):
+    """The four pixels of each 2x2 side by side, a norm, and a linear layer to twice the channels."""
+
+    def __init__(self, channels: int, *, dtype: jnp.dtype | None, rngs: nnx.Rngs):
+        self.norm = NORM(4 * channels, dtype=dtype, rngs=rngs)
+        self.reduction = nnx.Linear(
+            4 * channels, 2 * channels, use_bias=False, kernel_init=INIT, dtype=dtype, rngs=rngs
+        )
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[B, H, W, C] -> f[B, ceil(H / 2), ceil(W / 2), 2 C]."""
+        x = jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, x.shape[2] % 2), (0, 0)))
+        pixels = [x[:, i::2, j::2] for j in (0, 1) for i in (0, 1)]  # down first
+        return self.reduction(self.norm(jnp.concatenate(pixels, -1)))
+
+
+class SwinTransformer(Model):
+    """4x4 patches, four stages of blocks with merges between, norm, pool, linear classifier."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        num_classes: int,
+        width: float,
+        drop_path: float,
+        dtype: jnp.dtype | None,
+        rngs: nnx.Rngs,
+    ):
+        """`dtype` is the compute dtype of hidden layers; None: that of images and parameters.
+
+        `width` scales the channels of each head, so that they divide evenly.
+        """
+        self.name = name
+        depths, heads = VARIANTS[name]
+        channels = heads[0] * max(1, round(HEAD * width))
+        rates = iter(drop_path * i / (sum(depths) - 1) for i in range(sum(depths)))
+        stem = nnx.Dict(
+            conv=uniform_conv(3, channels, PATCH, PATCH, dtype=dtype, rngs=rngs),
+            norm=NORM(channels, dtype=dtype, rngs=rngs),
+        )
+        features: list[Any] = [stem]
+        for i, depth in enumerate(depths):
+            if i:
+                features.append(PatchMerging(channels, dtype=dtype, rngs=rngs))
+                channels *= 2
+            blocks = [
+                Block(
+                    channels,
+                    heads[i],
+                    WINDOW // 2 if j % 2 else 0,
+                    next(rates),
+                    dtype=dtype,
+                    rngs=rngs,
+                )
+                for j in range(depth)
+            ]
+            features.append(nnx.List(blocks))
+        self.features: nnx.List[Any] = nnx.List(features)
+        self.norm = NORM(channels, dtype=dtype, rngs=rngs)
+        self.head = nnx.Linear(channels, num_classes, kernel_init=INIT, rngs=rngs)
+
+    def activations(
+        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
+    ) -> Iterator[tuple[str, jax.Array]]:
+        require_pixels(images, PATCH, self.name)
+        stem, *rest = self.features
+        x = stem.norm(stem.conv(images))
+        yield "stem", x
+        for i in range(4):
+            if i:
+                x = rest[2 * i - 1](x)
+            for block in rest[2 * i]:
+                x = self.run(block, x, train=train, rngs=rngs)
+            yield f"stage{i + 1}", x
+        x = self.norm(x)
+        # float32 from here: the mean over 7x7 and the logits are cheap and should not round.
+        x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        yield "logits", self.head(x)
+
+
+# Places in torch's nn.Sequential; permutations, GELU and dropout have the others.
+_PLACES = {"fc1": "mlp.0", "fc2": "mlp.3"}
+
+
+def _torch_name(name: str, path: Path) -> str:
+    if path[:2] == ("features", 0):
+        return f"features.0.{ {'conv': 0, 'norm': 2}[str(path[2])] }"
+    return ".".join(_PLACES.get(str(key), str(key)) for key in path)
+
+
+def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return the Swin Transformer of a state dict: see Family."""
+    key = "features.1.0.attn.relative_position_bias_table"
+    if key not in arrays or arrays[key].ndim != 2 or "features.0.2.weight" not in arrays:
+        return []
+    depths = count_blocks(arrays, r"features\.([1357])\.(\d+)\.norm1\.weight$")
+    heads, channels = arrays[key].shape[1], len(arrays["features.0.2.weight"])
+    return [
+        {"name": name, "width": channels / (HEAD * heads)}
+        for name, (known, known_heads) in VARIANTS.items()
+        if (known, known_heads[0]) == (depths, heads)
+    ]
+
+
+def _constants(name: str) -> dict[str, np.ndarray]:
+    """Return the buffers of torchvision's model."""
+    return {
+        f"features.{2 * i + 1}.{j}.attn.relative_position_index": position_index()
+        for i, depth in enumerate(VARIANTS[name][0])
+        for j in range(depth)
+    }
+
+
+FAMILY = Family(
+    model=SwinTransformer,
+    variants=tuple(VARIANTS),
+    fields={
+        "drop_path": Field(
+            0.0, "Probability to drop each branch of the last block in training; earlier blocks: "
+            "proportionally less, the first never", at_least=0, below=1,
+            aliases=("drop_path_rate", "stochastic_depth"),
+        ),
+    },
+    groups=(
+        (("features", 0),),
+        (("features", 1),),
+        (("features", 2), ("features", 3)),
+        (("features", 4), ("features", 5)),
+        (("features", 6), ("features", 7), ("norm",)),
+        (("head",),),
+    ),
+    first="features.0.0",
+    identify=identify,
+    torch_name=_torch_name,
+    constants=_constants,
+)  # fmt: skip
