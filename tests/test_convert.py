@@ -33,11 +33,24 @@ def state_dict_of(name, classes=7, width=1 / 8, **fields):
     return torch_names.to_torch(*trees, config)
 
 
-@pytest.mark.parametrize("name", [n for n in models.names() if not n.startswith("bit")])
+AMBIGUOUS = {"convnext_base", "convnext_large"}  # at other widths: a wider convnext_small
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in models.names() if not n.startswith("bit") and n not in AMBIGUOUS]
+)
 def test_every_model_is_identified_by_its_keys(name):
     found = torch_names.identify(state_dict_of(name))
     assert found.pop("stem", "imagenet") == "imagenet"
     assert found == {"name": name, "num_classes": 7, "width": 1 / 8}
+
+
+@pytest.mark.parametrize(("name", "channels"), [("small", 96), ("base", 128), ("large", 192)])
+def test_large_convnexts_are_identified_by_their_stem(name, channels):
+    arrays = state_dict_of("convnext_small")
+    arrays["features.0.0.weight"] = np.zeros((channels, 3, 4, 4))
+    want = {"name": f"convnext_{name}", "num_classes": 7, "width": 1}
+    assert torch_names.identify(arrays) == want
 
 
 @pytest.mark.parametrize("name", [n for n in models.names() if n.startswith("bit")])

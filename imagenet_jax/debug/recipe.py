@@ -31,10 +31,11 @@ def describe_recipe(
       steps: of the whole run; None if it is not known.
     """
     # Only shapes: this machine may have different devices from the run's.
-    params = jax.tree.leaves(abstract_params(config.model))
-    masked = not config.optim.decay_bias_and_norm
-    decayed = [p for p in params if optim.decay_mask(p)] if masked else params
+    params = abstract_params(config.model)
     count, length = count_parameters(params), f"{config.epochs:g} epochs"
+    decayed = params
+    if not config.optim.decay_bias_and_norm:
+        decayed = jax.tree.map(lambda p, yes: p if yes else None, params, optim.decay_mask(params))
     if config.optim.warmup_epochs:
         length += f", {config.optim.warmup_epochs:g} of warm-up"
     length += " in" if steps is None else f" = {steps:,}"

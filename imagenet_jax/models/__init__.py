@@ -27,6 +27,8 @@ _MODULES = {
     "densenet": ("densenet",),
     "small_cnn": ("small_cnn",),
     "mobilenet": ("mobilenet",),
+    "convnext": ("convnext",),
+    "swin": ("swin",),
 }
 
 

@@ -97,6 +97,8 @@ class Family:
         need not look at every key.
       torch_name: returns torch's name of the module at a path of the model of that name.
       flattened: linear layers that read a flattened feature map, and the side of that map.
+      constants: returns the entries of torch's state dict of the model of that name that are no
+        weights: reading a state dict skips them, writing one adds them.
     """
 
     model: type[Model]
@@ -107,6 +109,7 @@ class Family:
     identify: Callable[[Mapping[str, np.ndarray]], list[dict[str, Any]]]
     torch_name: Callable[[str, Path], str] = _join
     flattened: Mapping[Path, int] = dataclasses.field(default_factory=dict)
+    constants: Callable[[str], Mapping[str, np.ndarray]] = lambda name: {}
 
     @property
     def head(self) -> Path:

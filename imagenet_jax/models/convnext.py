@@ -21,7 +21,7 @@ from imagenet_jax.models.base import (
     count_outputs,
     require_pixels,
 )  # fmt: skip
-from imagenet_jax.models.layers import drop_path
+from imagenet_jax.models.layers import LayerNorm, Mlp, drop_path
 
 # name -> blocks in each of the four stages, channels of the first; each stage doubles them
 VARIANTS = {
@@ -34,9 +34,9 @@ STRIDE = 32  # of the whole network: no padding, so smaller images have no outpu
 LAYER_SCALE = 1e-6  # initial value
 # torch.nn.init.trunc_normal_ cuts at -2 and 2, which are 100 standard deviations.
 INIT = nnx.initializers.normal(0.02)
-NORM = partial(nnx.LayerNorm, epsilon=1e-6, use_fast_variance=False)
+EPSILON = 1e-6  # of layer norms
 # Places in torch's nn.Sequential; permutations and GELU have the others.
-_IN_BLOCK = {"conv": "block.0", "norm": "block.2", "fc1": "block.3", "fc2": "block.5"}
+_IN_BLOCK = {"conv": "0", "norm": "2", "fc1": "3", "fc2": "5"}
 
 
 class Block(nnx.Module):
@@ -54,16 +54,14 @@ class Block(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.norm = NORM(channels, dtype=dtype, rngs=rngs)
-        linear = partial(nnx.Linear, kernel_init=INIT, dtype=dtype, rngs=rngs)
-        self.fc1, self.fc2 = linear(channels, 4 * channels), linear(4 * channels, channels)
+        self.norm = LayerNorm(channels, eps=EPSILON)
+        self.mlp = Mlp(channels, 4 * channels, kernel_init=INIT, dtype=dtype, rngs=rngs)
         self.layer_scale = nnx.Param(jnp.full((channels,), LAYER_SCALE, jnp.float32))
         self.rate = rate
 
     def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
         """f[B, H, W, C] -> f[B, H, W, C]."""
-        y = nnx.gelu(self.fc1(self.norm(self.conv(x))), approximate=False)
-        y = self.fc2(y)
+        y = self.mlp(self.norm(self.conv(x)), train=train)
         y = y * self.layer_scale[...].astype(y.dtype)
         if train and self.rate and rngs is not None:
             y = drop_path(y, self.rate, rngs.dropout())
@@ -88,7 +86,7 @@ class ConvNeXt(Model):
         depths, channels = VARIANTS[name]
         channels = round(channels * width)
         rates = iter(drop_path * i / (sum(depths) - 1) for i in range(sum(depths)))
-        norm = partial(NORM, dtype=dtype, rngs=rngs)
+        norm = partial(LayerNorm, eps=EPSILON)
 
         def patches(inputs: int, outputs: int, size: int) -> nnx.Conv:
             return nnx.Conv(
@@ -111,7 +109,7 @@ class ConvNeXt(Model):
             blocks = [Block(channels, next(rates), dtype=dtype, rngs=rngs) for _ in range(depth)]
             features.append(nnx.List(blocks))
         self.features: nnx.List[Any] = nnx.List(features)
-        self.norm = NORM(channels, rngs=rngs)
+        self.norm = norm(channels)
         self.head = nnx.Linear(channels, num_classes, kernel_init=INIT, rngs=rngs)
 
     def activations(
@@ -137,7 +135,11 @@ def _torch_name(name: str, path: Path) -> str:
         return "classifier.0"
     if path == ("head",):
         return "classifier.2"
-    return ".".join(_IN_BLOCK.get(key, str(key)) for key in path)
+    *stage, layer = path
+    if layer in _IN_BLOCK:
+        stage = [*path[:3], "block"]
+        layer = _IN_BLOCK[layer]
+    return ".".join(map(str, (*stage, layer)))
 
 
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:

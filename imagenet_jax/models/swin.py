@@ -15,7 +15,7 @@ from flax import nnx
 
 from imagenet_jax.config.fields import Field
 from imagenet_jax.models.base import Family, Model, Path, count_blocks, require_pixels
-from imagenet_jax.models.layers import drop_path, uniform_conv
+from imagenet_jax.models.layers import Attention, LayerNorm, Mlp, drop_path, uniform_conv
 
 # name -> blocks and heads of attention in each of the four stages
 VARIANTS = {
@@ -28,22 +28,20 @@ HEAD = 32  # channels of each head
 MASKED = -100.0  # added to the logits of pixels that are not neighbors in the image
 # torch.nn.init.trunc_normal_ cuts at -2 and 2, which are 100 standard deviations.
 INIT = nnx.initializers.normal(0.02)
-NORM = partial(nnx.LayerNorm, epsilon=1e-5, use_fast_variance=False)
 
 
-class WindowAttention(nnx.Module):
+class WindowAttention(Attention):
     """Self-attention inside windows of 7x7, shifted by `shift`, with relative position bias."""
 
     def __init__(
         self, channels: int, heads: int, shift: int, *, dtype: jnp.dtype | None, rngs: nnx.Rngs
     ):
-        linear = partial(nnx.Linear, kernel_init=INIT, dtype=dtype, rngs=rngs)
-        self.qkv, self.proj = linear(channels, 3 * channels), linear(channels, channels)
+        super().__init__(channels, heads, qkv_init=INIT, proj_init=INIT, dtype=dtype, rngs=rngs)
         table = INIT(rngs.params(), ((2 * WINDOW - 1) ** 2, heads), jnp.float32)
         self.relative_position_bias_table = nnx.Param(table)
-        self.heads, self.shift = heads, shift
+        self.shift = shift
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
         """f[B, H, W, C] -> f[B, H, W, C]."""
         height, width = x.shape[1:3]
         x = jnp.pad(x, ((0, 0), (0, -height % WINDOW), (0, -width % WINDOW), (0, 0)))
@@ -52,18 +50,13 @@ class WindowAttention(nnx.Module):
         shifts = tuple(self.shift if side > WINDOW else 0 for side in (rows, columns))
         x = jnp.roll(x, tuple(-shift for shift in shifts), (1, 2))
         grid = (batch, rows // WINDOW, WINDOW, columns // WINDOW, WINDOW, channels)
-        x = x.reshape(grid).swapaxes(2, 3).reshape(batch, -1, WINDOW**2, channels)
-        qkv = self.qkv(x).reshape(*x.shape[:3], 3, self.heads, channels // self.heads)
-        table = self.relative_position_bias_table[...]
-        bias = jnp.moveaxis(table[position_index()].reshape(WINDOW**2, WINDOW**2, -1), 2, 0)
+        windows = x.reshape(grid).swapaxes(2, 3).reshape(batch, -1, WINDOW**2, channels)
+        bias = self.relative_position_bias_table[...][position_index()]
+        bias = bias.reshape(1, WINDOW**2, WINDOW**2, self.heads).transpose(0, 3, 1, 2)
         if any(shifts):
-            bias = bias + window_mask(rows, columns, shifts)[:, None].astype(bias.dtype)
-        else:
-            bias = bias[None]
-        attend = jax.vmap(partial(jax.nn.dot_product_attention, bias=bias))  # over images
-        x = attend(qkv[..., 0, :, :], qkv[..., 1, :, :], qkv[..., 2, :, :])
-        x = self.proj(x.reshape(batch, -1, WINDOW**2, channels))
-        x = x.reshape(batch, grid[1], grid[3], WINDOW, WINDOW, channels).swapaxes(2, 3)
+            bias = bias + window_mask(rows, columns, shifts)[:, None]
+        windows = jax.vmap(partial(super().__call__, bias=bias))(windows)  # over images
+        x = windows.reshape(batch, grid[1], grid[3], WINDOW, WINDOW, channels).swapaxes(2, 3)
         x = jnp.roll(x.reshape(batch, rows, columns, channels), shifts, (1, 2))
         return x[:, :height, :width]
 
@@ -104,11 +97,10 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """`rate` is the probability to drop a branch of an image in training."""
-        linear = partial(nnx.Linear, kernel_init=INIT, dtype=dtype, rngs=rngs)
-        self.norm1 = NORM(channels, dtype=dtype, rngs=rngs)
+        self.norm1 = LayerNorm(channels)
         self.attn = WindowAttention(channels, heads, shift, dtype=dtype, rngs=rngs)
-        self.norm2 = NORM(channels, dtype=dtype, rngs=rngs)
-        self.fc1, self.fc2 = linear(channels, 4 * channels), linear(4 * channels, channels)
+        self.norm2 = LayerNorm(channels)
+        self.mlp = Mlp(channels, 4 * channels, kernel_init=INIT, dtype=dtype, rngs=rngs)
         self.rate = rate
 
     def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -120,15 +112,14 @@ class Block(nnx.Module):
             return y
 
         x = x + drop(self.attn(self.norm1(x)))
-        y = nnx.gelu(self.fc1(self.norm2(x)), approximate=False)
-        return x + drop(self.fc2(y))
+        return x + drop(self.mlp(self.norm2(x), train=train))
 
 
 class PatchMerging(nnx.Module):
-    """The four pixels of each 2x2 side by side, a norm, and a linear layer to twice the channels."""
+    """The pixels of each 2x2 side by side, a norm, and a linear layer to twice the channels."""
 
     def __init__(self, channels: int, *, dtype: jnp.dtype | None, rngs: nnx.Rngs):
-        self.norm = NORM(4 * channels, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(4 * channels)
         self.reduction = nnx.Linear(
             4 * channels, 2 * channels, use_bias=False, kernel_init=INIT, dtype=dtype, rngs=rngs
         )
@@ -163,7 +154,7 @@ class SwinTransformer(Model):
         rates = iter(drop_path * i / (sum(depths) - 1) for i in range(sum(depths)))
         stem = nnx.Dict(
             conv=uniform_conv(3, channels, PATCH, PATCH, dtype=dtype, rngs=rngs),
-            norm=NORM(channels, dtype=dtype, rngs=rngs),
+            norm=LayerNorm(channels),
         )
         features: list[Any] = [stem]
         for i, depth in enumerate(depths):
@@ -183,7 +174,7 @@ class SwinTransformer(Model):
             ]
             features.append(nnx.List(blocks))
         self.features: nnx.List[Any] = nnx.List(features)
-        self.norm = NORM(channels, dtype=dtype, rngs=rngs)
+        self.norm = LayerNorm(channels)
         self.head = nnx.Linear(channels, num_classes, kernel_init=INIT, rngs=rngs)
 
     def activations(
@@ -206,12 +197,12 @@ class SwinTransformer(Model):
 
 
 # Places in torch's nn.Sequential; permutations, GELU and dropout have the others.
-_PLACES = {"fc1": "mlp.0", "fc2": "mlp.3"}
+_PLACES = {"fc1": "0", "fc2": "3", "conv": "0"}
 
 
 def _torch_name(name: str, path: Path) -> str:
-    if path[:2] == ("features", 0):
-        return f"features.0.{ {'conv': 0, 'norm': 2}[str(path[2])] }"
+    if path == ("features", 0, "norm"):
+        return "features.0.2"
     return ".".join(_PLACES.get(str(key), str(key)) for key in path)
 
 

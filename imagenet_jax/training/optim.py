@@ -155,11 +155,8 @@ def _add(step: Any, more: float) -> Any:
 
 
 def decay_mask(params: Any) -> Any:
-    """Return a tree with True for kernels and False for biases and norm parameters.
-
-    In these models, biases and norm parameters are exactly the one-dimensional parameters.
-    """
-    return jax.tree.map(lambda p: p.ndim > 1, params)
+    """Return a tree with True for kernels, False for biases, norm parameters and embeddings."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
 def make_optimizer(

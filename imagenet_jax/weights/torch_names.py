@@ -6,8 +6,8 @@ values: both store the unbiased running variance. timm's ResNets have the same k
 have a convolutional classifier and are refused.
 
 `rename` gives the weights of other libraries torchvision's names. Sources of their names: torch's
-DataParallel, AveragedModel and compile; transformers' ResNet (modeling_resnet.py); mmpretrain's
-ImageClassifier; the published code of MoCo, SimSiam, SimCLR, DINO, SwAV and Barlow Twins.
+DataParallel, AveragedModel and compile; transformers' ResNet and ConvNeXt (modeling_resnet.py,
+modeling_convnext.py); mmpretrain's ImageClassifier; github.com/facebookresearch/ConvNeXt; the published code of MoCo, SimSiam, SimCLR, DINO, SwAV and Barlow Twins.
 """
 
 import re
@@ -30,6 +30,7 @@ Tree = dict[Any, Any]  # nested dicts of arrays by module path, as nnx.to_pure_d
 HEADLESS = "train one: python -m imagenet_jax.main --weights=FILE --config=FILE --workdir=DIR"
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias",
            "mean": "running_mean", "var": "running_var"}  # fmt: skip
+_TRAILING_AXES = {"layer_scale": 2}  # of size 1, for height and width, that torch has
 _TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}  # of kernels, by their number of dimensions
 _COUNTER = "num_batches_tracked"  # of each batch norm in torch; unused at a fixed momentum
 
@@ -54,6 +55,12 @@ class _Rule(NamedTuple):
     unless: str = ""
 
 
+# Blocks of ConvNeXt, under other names and under torchvision's.
+_CONVNEXT = r"stages\.\d+\.(?:(?:blocks|layers)\.)?\d+\.(?:dwconv|conv_dw)\.weight$"
+_CONVNEXT_PARTS = r"features\.\d+\.\d+\.(?:dwconv|conv_dw)\.weight$"
+_TORCHVISION_CONVNEXT = r"features\.1\.0\.block\.0\.weight$"
+_BLOCK = r"(?<=features)(\.\d+\.\d+)\."
+
 _RULES = (
     # torch: DataParallel, DistributedDataParallel, AveragedModel and compile, of any submodule.
     _Rule(r"(?:^|(?<=\.))(?:(?:module|_orig_mod)\.)+", ""),
@@ -61,6 +68,36 @@ _RULES = (
     _Rule(r"(?:^|\.)(?:n_averaged|total_ops|total_params)$", None),
     # torchvision's published DenseNets
     _Rule(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2"),
+    # ConvNeXt of its authors, of timm and of transformers.
+    _Rule(r"(?:convnext\.)?encoder\.(?=stages\.)", "", where=_CONVNEXT),
+    _Rule(r"(?:convnext\.)?embeddings\.patch_embeddings\.", "features.0.0.", where=_CONVNEXT),
+    _Rule(r"(?:convnext\.)?embeddings\.layernorm\.", "features.0.1.", where=_CONVNEXT),
+    _Rule(r"(?:downsample_layers\.0|stem)\.(?=[01]\.)", "features.0.", where=_CONVNEXT),
+    _Rule(
+        r"(?:downsample_layers\.(\d)|stages\.(\d)\.downsampl(?:e|ing_layer))\.(?=[01]\.)",
+        lambda m: f"features.{2 * int(m[1] or m[2])}.",
+        where=_CONVNEXT,
+    ),
+    _Rule(
+        r"stages\.(\d+)\.(?:(?:blocks|layers)\.)?(?=\d+\.)",
+        lambda m: f"features.{2 * int(m[1]) + 1}.",
+        where=_CONVNEXT,
+    ),
+    _Rule(_BLOCK + "(?:gamma|layer_scale_parameter)$", r"\1.layer_scale", where=_CONVNEXT_PARTS),
+    _Rule(_BLOCK + r"(?:layer)?norm\.", r"\1.block.2.", where=_CONVNEXT_PARTS),
+    _Rule(_BLOCK + r"(?:pwconv|mlp\.fc)1\.", r"\1.block.3.", where=_CONVNEXT_PARTS),
+    _Rule(_BLOCK + r"(?:pwconv|mlp\.fc)2\.", r"\1.block.5.", where=_CONVNEXT_PARTS),
+    _Rule(_BLOCK + r"(?:dwconv|conv_dw)\.", r"\1.block.0."),
+    _Rule(
+        r"(?:^|(?<=\.))(?:convnext\.)?(?:head\.norm|norm|layernorm)\.(?=\w+$)",
+        "classifier.0.",
+        where=_TORCHVISION_CONVNEXT,
+    ),
+    _Rule(
+        r"(?:^|(?<=\.))(?:head\.fc|head|classifier)\.(?=[a-z]+$)",
+        "classifier.2.",
+        where=_TORCHVISION_CONVNEXT,
+    ),
     # transformers
     _Rule(r"^(?:resnet\.)?embedder\.embedder\.convolution\.", "conv1."),
     _Rule(r"^(?:resnet\.)?embedder\.embedder\.normalization\.", "bn1."),
@@ -115,11 +152,18 @@ def from_torch(
         for path, leaf in _leaves(models.outline(config)[1:])
         if has_head or path[: len(family.head)] != family.head
     }
-    given = {k: np.asarray(v) for k, v in state_dict.items() if not k.endswith(_COUNTER)}
+    constants = family.constants(config["name"])
+    given = {
+        key: np.asarray(value)
+        for key, value in state_dict.items()
+        if not key.endswith(_COUNTER) and key not in constants
+    }
     misshapen = [
         f"{key} {given[key].shape}, not {expected}"
         for key, (path, shape) in wanted.items()
-        if key in given and given[key].shape != (expected := _torch_shape(path, shape))
+        if key in given
+        and given[key].shape != (expected := _torch_shape(path, shape))
+        and (path[-1] not in _TRAILING_AXES or given[key].shape != shape)  # as in timm
     ]
     problems = (
         ("missing", [key for key in wanted if key not in given]),
@@ -139,8 +183,8 @@ def from_torch(
         if path[-1] == "kernel":
             if side := family.flattened.get(path[:-1]):  # as a convolution of this size
                 array = array.reshape(len(array), -1, side, side)
-            array = array.transpose(np.argsort(_TORCH_AXES[array.ndim])).reshape(shape)
-        arrays[path] = np.ascontiguousarray(array)
+            array = array.transpose(np.argsort(_TORCH_AXES[array.ndim]))
+        arrays[path] = np.ascontiguousarray(array.reshape(shape))
     stats = {path: array for path, array in arrays.items() if path[-1] in ("mean", "var")}
     params = {path: array for path, array in arrays.items() if path not in stats}
     return unflatten_dict(params), unflatten_dict(stats)
@@ -148,16 +192,16 @@ def from_torch(
 
 def to_torch(params: Tree, batch_stats: Tree, config: Config) -> dict[str, np.ndarray]:
     """Return a state dict that torchvision's model of this name loads strictly: f32, counters 0."""
-    state_dict = {}
     family = models.family(config["name"])
+    state_dict = dict(family.constants(config["name"]))
     for path, leaf in _leaves((params, batch_stats)):
         key, array = torch_key(config["name"], path), np.asarray(leaf)
+        shape = _torch_shape(path, array.shape)
         if path[-1] == "kernel":
-            shape = _torch_shape(path, array.shape)
             if side := family.flattened.get(path[:-1]):
                 array = array.reshape(side, side, -1, array.shape[-1])
-            array = array.transpose(_TORCH_AXES[array.ndim]).reshape(shape)
-        state_dict[key] = np.ascontiguousarray(array)
+            array = array.transpose(_TORCH_AXES[array.ndim])
+        state_dict[key] = np.ascontiguousarray(array.reshape(shape))
         if path[-1] == "var":
             state_dict[key.replace("running_var", _COUNTER)] = np.zeros((), np.int64)
     return state_dict
@@ -168,7 +212,8 @@ def torch_key(name: str, path: Path) -> str:
 
     Of a ResNet, ("layer1", 0, "bn1", "scale") is layer1.0.bn1.weight.
     """
-    return f"{models.family(name).torch_name(name, path[:-1])}.{_LEAVES[str(path[-1])]}"
+    leaf = str(path[-1])
+    return f"{models.family(name).torch_name(name, path[:-1])}.{_LEAVES.get(leaf, leaf)}"
 
 
 def identify(
@@ -245,7 +290,9 @@ def _leaves(trees: tuple[Tree, Tree]) -> list[tuple[Path, Any]]:
 
 
 def _torch_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(shape[i] for i in _TORCH_AXES[len(shape)]) if path[-1] == "kernel" else shape
+    if path[-1] == "kernel":
+        return tuple(shape[i] for i in _TORCH_AXES[len(shape)])
+    return (*shape, *[1] * _TRAILING_AXES.get(str(path[-1]), 0))
 
 
 def _check_floats(array: np.ndarray, origin: str) -> np.ndarray:

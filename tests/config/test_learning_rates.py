@@ -103,6 +103,24 @@ def timm(peak, length):
     return rates
 
 
+def convnext(epochs, per_epoch):
+    """cosine_scheduler of utils.py: warm-up in steps from 0, then a cosine to 1e-6."""
+    step, warmup, total = np.arange(len(epochs)), int(20 * per_epoch), len(epochs)
+    decayed = cosine(4e-3, (step - warmup) / (total - warmup), 1e-6)
+    return np.where(step < warmup, 4e-3 * step / warmup, decayed)
+
+
+def torchvision_adamw(length, warmup, end=0.0):
+    """LinearLR from 0.01, then CosineAnnealingLR, both by epoch, at a peak of 1e-3."""
+
+    def rates(epochs, _):
+        epoch = np.floor(epochs)
+        decayed = cosine(1e-3, (epoch - warmup) / (length - warmup), end)
+        return np.where(epoch < warmup, 1e-3 * (0.01 + 0.99 * epoch / warmup), decayed)
+
+    return rates
+
+
 def bit(epochs, _):
     """Kolesnikov et al. 2020: 0.03 for 256 images, 5,000 steps of warm-up, down at 30, 60, 80."""
     step = np.arange(len(epochs))
@@ -135,6 +153,12 @@ SOURCES = {
     **{f"vgg.py:vgg{depth}_bn": v1(0.1) for depth in (11, 13, 16, 19)},
     "alexnet.py": v1(0.01),
     "bit.py": bit,
+    **{f"convnext.py:{size}": convnext for size in ("tiny", "small", "base", "large")},
+    **{
+        f"convnext.py:torchvision_{size}": torchvision_adamw(600, 5)
+        for size in ("tiny", "small", "base", "large")
+    },
+    **{f"swin.py:swin_{size}": torchvision_adamw(300, 20, 1e-5) for size in "tsb"},
     **{f"squeezenet.py:squeezenet1_{minor}": caffe_linear(0.04) for minor in (0, 1)},
     **{f"densenet.py:densenet{depth}": v1(0.1) for depth in (121, 169, 201, 161)},
     "quickstart.py": own_cosine(0.1),

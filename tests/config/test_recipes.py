@@ -168,3 +168,39 @@ def test_vggs_train_at_0_01_without_and_0_1_with_batch_norm(depth):
         c = load(f"vgg.py:vgg{depth}{suffix}")
         assert c.model.name == f"vgg{depth}{suffix}"
         assert (c.optim.base_lr, c.optim.schedule, c.model.dropout) == (rate, "step", 0.5)
+
+
+# TRAINING.md of ConvNeXt and the defaults of its main.py; torchvision's command lines and
+# builders: batch, epochs, peak rate, warm-up, clipping, mixup, erasing, repeats, drop path, crop,
+# resize.
+TRANSFORMERS = {
+    "convnext.py:tiny": (4096, 300, 4e-3, 20, 0, 0.8, 0.25, 1, 0.1, 224, 256),
+    "convnext.py:small": (4096, 300, 4e-3, 20, 0, 0.8, 0.25, 1, 0.4, 224, 256),
+    "convnext.py:base": (4096, 300, 4e-3, 20, 0, 0.8, 0.25, 1, 0.5, 224, 256),
+    "convnext.py:large": (4096, 300, 4e-3, 20, 0, 0.8, 0.25, 1, 0.5, 224, 256),
+    "convnext.py:torchvision_tiny": (1024, 600, 1e-3, 5, 0, 0.2, 0.1, 4, 0.1, 176, 236),
+    "convnext.py:torchvision_small": (1024, 600, 1e-3, 5, 0, 0.2, 0.1, 4, 0.4, 176, 230),
+    "convnext.py:torchvision_base": (1024, 600, 1e-3, 5, 0, 0.2, 0.1, 4, 0.5, 176, 232),
+    "convnext.py:torchvision_large": (1024, 600, 1e-3, 5, 0, 0.2, 0.1, 4, 0.5, 176, 232),
+    "swin.py:swin_t": (1024, 300, 1e-3, 20, 5, 0.8, 0.25, 4, 0.2, 224, 232),
+    "swin.py:swin_s": (1024, 300, 1e-3, 20, 5, 0.8, 0.25, 4, 0.3, 224, 246),
+    "swin.py:swin_b": (1024, 300, 1e-3, 20, 5, 0.8, 0.25, 4, 0.5, 224, 238),
+}
+
+
+@pytest.mark.parametrize("spec", TRANSFORMERS)
+def test_convnext_and_swin_have_the_published_hyper_parameters(spec):
+    c = load(spec)
+    got = (
+        c.batch_size, c.epochs, optim.peak_learning_rate(c.optim, c.batch_size),
+        c.optim.warmup_epochs, c.optim.grad_clip_norm, c.augment.mixup, c.augment.random_erase,
+        c.data.repeated_aug, c.model.drop_path, c.augment.image_size, c.eval.resize,
+    )  # fmt: skip
+    assert got == TRANSFORMERS[spec]
+    assert (c.optim.name, c.optim.weight_decay) == ("adamw", 0.05)
+    assert (c.loss.label_smoothing, c.augment.cutmix, c.eval.image_size) == (0.1, 1.0, 224)
+    by_paper = c.batch_size == 4096
+    kind = ("randaugment_timm", 9, 0.5) if by_paper else ("trivialaugment", 9, 0.0)
+    a = c.augment
+    assert (a.auto_augment, a.auto_magnitude, a.auto_magnitude_std) == kind
+    assert (c.ema.decay, c.ema.every_steps) == ((0.9999, 1) if by_paper else (0.99998, 32))

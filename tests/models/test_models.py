@@ -52,6 +52,13 @@ PARAMETERS = {
     "densenet161": 28_681_000,
     # 896 + 18,496 + 803,072 + 257,000, for color images
     "small_cnn": 1_079_464,
+    "convnext_tiny": 28_589_128,
+    "convnext_small": 50_223_688,
+    "convnext_base": 88_591_464,
+    "convnext_large": 197_767_336,
+    "swin_t": 28_288_354,
+    "swin_s": 49_606_258,
+    "swin_b": 87_768_224,
     # BiT: of timm's resnetv2_50x1_bit, ...
     "bit_r50x1": 25_549_352,
     "bit_r50x3": 217_319_080,
