@@ -7,7 +7,8 @@ have a convolutional classifier and are refused.
 
 `rename` gives the weights of other libraries torchvision's names. Sources of their names: torch's
 DataParallel, AveragedModel and compile; transformers' ResNet and ConvNeXt (modeling_resnet.py,
-modeling_convnext.py); mmpretrain's ImageClassifier; github.com/facebookresearch/ConvNeXt; the published code of MoCo, SimSiam, SimCLR, DINO, SwAV and Barlow Twins.
+modeling_convnext.py); mmpretrain's ImageClassifier; github.com/facebookresearch/ConvNeXt;
+the published code of MoCo, SimSiam, SimCLR, DINO, SwAV and Barlow Twins.
 """
 
 import re

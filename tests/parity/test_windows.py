@@ -89,7 +89,8 @@ def names_of_the_authors(name):
 def names_of_transformers(name):
     """The names of ConvNextForImageClassification, of timm's."""
     for old, new in (
-        ("stem.0", "convnext.embeddings.patch_embeddings"), ("stem.1", "convnext.embeddings.layernorm"),
+        ("stem.0", "convnext.embeddings.patch_embeddings"),
+        ("stem.1", "convnext.embeddings.layernorm"),
         ("stages", "convnext.encoder.stages"), ("blocks", "layers"), ("conv_dw", "dwconv"),
         ("downsample", "downsampling_layer"), ("head.norm", "convnext.layernorm"),
         ("norm", "layernorm"), ("layerlayernorm", "layernorm"), ("mlp.fc", "pwconv"),
