@@ -24,30 +24,28 @@ from ml_collections import ConfigDict
 from imagenet_jax.config import pick_variant
 from imagenet_jax.config.fields import defaults
 
-# Drop path of the paper's (table 5) and torchvision's models, resize of torchvision's evaluation.
-MODELS = {
-    "tiny": (0.1, 0.1, 236),
-    "small": (0.4, 0.4, 230),
-    "base": (0.5, 0.5, 232),
-    "large": (0.5, 0.5, 232),
-}
+# Drop path, and resize in torchvision's evaluation.
+MODELS = {"tiny": (0.1, 236), "small": (0.4, 230), "base": (0.5, 232), "large": (0.5, 232)}
 VARIANTS = {prefix + size: size for prefix in ("", "torchvision_") for size in MODELS}
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:
     size = pick_variant(variant, VARIANTS)
+    drop_path, resize = MODELS[size]
     c = defaults(f"convnext_{size}")
-    c.model.dtype = "bfloat16"
+    c.model.update(drop_path=drop_path, dtype="bfloat16")
     c.optim.update(name="adamw", b1=0.9, b2=0.999, eps=1e-8, schedule="cosine")
     c.optim.update(weight_decay=0.05, weight_decay_form="decoupled", decay_bias_and_norm=False)
     c.loss.update(label_smoothing=0.1)
-    (torchvision if variant != size else paper)(c, *MODELS[size])
+    if variant == size:
+        paper(c)
+    else:
+        torchvision(c, resize)
     return c
 
 
-def paper(c: ConfigDict, drop_path: float, _: float, __: int) -> None:
+def paper(c: ConfigDict) -> None:
     c.update(batch_size=4096, epochs=300.0)
-    c.model.update(drop_path=drop_path)
     c.optim.update(base_lr=4e-3, base_batch_size=4096, warmup_epochs=20.0, end_lr=1e-6)
     c.data.update(interpolation="bicubic", remainder="drop")
     c.augment.update(auto_augment="randaugment_timm", auto_magnitude=9, auto_magnitude_std=0.5)
@@ -56,9 +54,8 @@ def paper(c: ConfigDict, drop_path: float, _: float, __: int) -> None:
     c.eval.update(resize=256, image_size=224)
 
 
-def torchvision(c: ConfigDict, _: float, drop_path: float, resize: int) -> None:
+def torchvision(c: ConfigDict, resize: int) -> None:
     c.update(batch_size=1024, epochs=600.0)
-    c.model.update(drop_path=drop_path)
     c.optim.update(base_lr=1e-3, base_batch_size=1024, schedule_by="epoch")
     c.optim.update(warmup_epochs=5.0, warmup_start_lr=1e-5)
     c.data.update(repeated_aug=4)
