@@ -31,8 +31,8 @@ _CALLS = ("jit", "pjit")  # JAX's names, new and old, for a call of a compiled f
 def conv_layers(model: Model) -> tuple[str, ...]:
     """Return the name of each convolution from input to output: "conv1", "layer1.0.conv1", ...
 
-    These are torchvision's module names (timm's for BiT). A classifier that is a 1x1 convolution is
-    left out.
+    These are torchvision's module names (timm's for BiT). Convolutions of the classifier and of
+    auxiliary heads are left out.
     """
     return tuple(_paths(model))
 
@@ -115,7 +115,7 @@ def _paths(model: Model) -> dict[str, Path]:
         return inside.index(True), path
 
     ordered = sorted(paths, key=position)
-    return {own.torch_name(model.name, path): path for path in ordered if path != own.head}
+    return {own.torch_name(model.name, path): path for path in ordered if not own.in_heads(path)}
 
 
 @nnx.jit(static_argnames="layer")

@@ -29,6 +29,8 @@ _MODULES = {
     "mobilenet": ("mobilenet",),
     "convnext": ("convnext",),
     "swin": ("swin",),
+    "googlenet": ("googlenet",),
+    "inception": ("inception",),
 }
 
 

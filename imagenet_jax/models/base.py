@@ -20,11 +20,13 @@ Config: TypeAlias = ConfigDict | Mapping[str, Any]  # a config.model
 class Model(nnx.Module):
     """An image classifier with nnx.Param and nnx.BatchStat variables only, all float32.
 
-    `name` is the name of its variant, `remat` is `config.model.remat`.
+    `name` is the name of its variant, `remat` is `config.model.remat`. `aux_weight` is the factor
+    of the losses of its auxiliary heads, if it has any.
     """
 
     name: str
     remat: str = "none"
+    aux_weight: float = 0.0
 
     def run(
         self,
@@ -55,6 +57,8 @@ class Model(nnx.Module):
     ) -> Iterator[tuple[str, jax.Array]]:
         """Yield (name, value) of the output of each stage, from input to output, then the logits.
 
+        In training, a model with auxiliary heads also yields their logits, named "aux...".
+
         Arguments and errors are those of `__call__`.
         """
         raise NotImplementedError
@@ -71,6 +75,16 @@ class Model(nnx.Module):
         """
         *_, (_, logits) = self.activations(images, train=train, rngs=rngs)
         return logits
+
+    def training_logits(
+        self, images: jax.Array, *, rngs: nnx.Rngs
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """Return the logits in training: of the head, and of each auxiliary head.
+
+        Arguments and errors are those of `__call__`.
+        """
+        *stages, (_, logits) = self.activations(images, train=True, rngs=rngs)
+        return logits, [value for name, value in stages if name.startswith("aux")]
 
 
 def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -90,7 +104,8 @@ class Family:
       variants: the names of its models.
       fields: the fields of `config.model` that only this family has, by name.
       groups: the parameters from input to output: for each group, the paths where they are. Every
-        parameter is in one group; the last group is the head, the layer that num_classes shapes.
+        parameter is in one group; the last group is the head, the layer that num_classes shapes,
+        and the auxiliary heads.
       first: torch's name of the first convolution.
       identify: returns what a state dict in torch's layout can be of: for each candidate, name,
         width and other fields of `config.model`, the likeliest first; [] for another family. It
@@ -99,6 +114,8 @@ class Family:
       flattened: linear layers that read a flattened feature map, and the side of that map.
       constants: returns the entries of torch's state dict of the model of that name that are no
         weights: reading a state dict skips them, writing one adds them.
+      auxiliary: where the heads are that only training uses (config.model.aux_weight). A model may
+        lack them. Their last layers have num_classes outputs too.
     """
 
     model: type[Model]
@@ -110,11 +127,16 @@ class Family:
     torch_name: Callable[[str, Path], str] = _join
     flattened: Mapping[Path, int] = dataclasses.field(default_factory=dict)
     constants: Callable[[str], Mapping[str, np.ndarray]] = lambda name: {}
+    auxiliary: tuple[Path, ...] = ()
 
     @property
     def head(self) -> Path:
         """The path of the last linear layer."""
         return self.groups[-1][0]
+
+    def in_heads(self, path: Path) -> bool:
+        """Return whether a module or an array is part of the head or of an auxiliary head."""
+        return any(path[: len(head)] == head for head in (self.head, *self.auxiliary))
 
 
 def require_pixels(images: jax.Array, least: int, who: str) -> None:

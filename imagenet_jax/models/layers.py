@@ -415,11 +415,21 @@ class SqueezeExcite(nnx.Module):
 
 
 def uniform_linear(
-    inputs: int, outputs: int, *, dtype: jnp.dtype | None = None, rngs: nnx.Rngs
+    inputs: int,
+    outputs: int,
+    *,
+    kernel_init: nnx.Initializer | None = None,
+    dtype: jnp.dtype | None = None,
+    rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """Return torch's default linear layer: weights and bias uniform within 1 / sqrt(inputs)."""
+    """Return torch's default linear layer: weights and bias uniform within 1 / sqrt(inputs).
+
+    `kernel_init` replaces the initial weights, not the bias.
+    """
     init = _uniform(inputs)
-    return nnx.Linear(inputs, outputs, kernel_init=init, bias_init=init, dtype=dtype, rngs=rngs)
+    return nnx.Linear(
+        inputs, outputs, kernel_init=kernel_init or init, bias_init=init, dtype=dtype, rngs=rngs
+    )
 
 
 def uniform_conv(

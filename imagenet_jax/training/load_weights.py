@@ -223,7 +223,7 @@ class InitialWeights:
     """The content of a weights file that training starts from.
 
     Attributes:
-      params, batch_stats: nested dicts of f32 NumPy arrays; `params` lacks the head if the file
+      params, batch_stats: nested dicts of f32 NumPy arrays; `params` lacks all heads if the file
         has no classifier or one of another number of classes.
       sha256: of the file, in hexadecimal.
       summary: one line for the console.
@@ -254,8 +254,8 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights:
     if not classes:
         head = ", which has no classifier: the head starts from random values"
     elif classes != config.model.num_classes or config.init.new_head:
-        path_of_head, flat = models.family(config.model.name).head, flatten_dict(params)
-        kept = {k: v for k, v in flat.items() if k[: len(path_of_head)] != path_of_head}
+        in_heads = models.family(config.model.name).in_heads
+        kept = {path: v for path, v in flatten_dict(params).items() if not in_heads(path)}
         params = unflatten_dict(kept)
         head = (
             f", except for the head: it has {classes} classes there and "

@@ -50,7 +50,8 @@ def train_step(state: TrainState, batch: Batch, parts: StepParts) -> tuple[Train
         "mask" f32[B]: rows with mask 0 count in neither the loss nor the metrics.
 
     Returns:
-      The state after the step, and f32[] scalars: loss and the metrics with `in_training`, means
+      The state after the step, and f32[] scalars: loss, with those of auxiliary heads, and the
+      metrics with `in_training`, means
       over the batch before the update, grad_norm (before clipping), param_norm (after the update)
       and learning_rate; with config.log.group_norms also those of `group_norms`. The label of a
       mixed image is the class with the larger weight (the lower class index if both are 0.5).
@@ -124,8 +125,11 @@ def gradient(state: TrainState, batch: Batch, parts: StepParts) -> Gradient:
     ):
         weight, loss_weight = weights
         model = nnx.merge(graph, params, stats)
-        logits = model(pixels, train=True, rngs=nnx.Rngs(dropout=key))
+        logits, auxiliary = model.training_logits(pixels, rngs=nnx.Rngs(dropout=key))
         loss = mean(losses.per_image(logits, targets, config.loss), loss_weight)
+        for other in auxiliary:
+            per_image = losses.per_image(other, targets, config.loss)
+            loss += model.aux_weight * mean(per_image, loss_weight)
         labels = targets if targets.ndim == 1 else jnp.argmax(targets, axis=-1)
         metrics = {
             metric.name: mean(metric.per_image(logits, labels), weight)

@@ -142,7 +142,8 @@ def from_torch(
     """Return (params, batch_stats) of the model of `config`, float32 NumPy arrays.
 
     Narrower floats are widened, wider ones rounded. Without `has_head`, neither the state dict nor
-    the result has the classifier.
+    the result has the classifier. Auxiliary heads that the model lacks are dropped, as torchvision
+    does.
 
     Raises UserError, naming `origin`, if the state dict is of another model, has missing or unknown
     keys or other shapes, or holds anything but finite floats.
@@ -151,13 +152,16 @@ def from_torch(
     wanted = {
         torch_key(config["name"], path): (path, leaf.shape)
         for path, leaf in _leaves(models.outline(config)[1:])
-        if has_head or path[: len(family.head)] != family.head
+        if has_head or not family.in_heads(path)
     }
+    dropped = tuple(f"{family.torch_name(config['name'], path)}." for path in family.auxiliary)
+    if any(key.startswith(dropped) for key in wanted):
+        dropped = ()
     constants = family.constants(config["name"])
     given = {
         key: np.asarray(value)
         for key, value in state_dict.items()
-        if not key.endswith(_COUNTER) and key not in constants
+        if not key.endswith(_COUNTER) and key not in constants and not key.startswith(dropped)
     }
     misshapen = [
         f"{key} {given[key].shape}, not {expected}"

@@ -36,6 +36,9 @@ PARAMETERS = {
     "resnet152d": 60_212_040,
     "seresnet50": 28_088_024,
     "mobilenet_v2": 3_504_872,
+    # With auxiliary heads; without them see test_auxiliary_heads.py.
+    "googlenet": 13_004_888,
+    "inception_v3": 27_161_264,
     "vgg11": 132_863_336,
     "vgg13": 133_047_848,
     "vgg16": 138_357_544,
