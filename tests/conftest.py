@@ -62,6 +62,11 @@ def tiny_model(name, **fields):
     return config
 
 
+def image_side(name):
+    """Return a small side of images that the model can train on, with its auxiliary heads."""
+    return 299 if name == "inception_v3" else 64
+
+
 def tiny_config(path, model="resnet18"):
     """Return a config with batches of 48 digits, 16x16 pixels and 4 channels: fast steps."""
     from imagenet_jax.config.fields import defaults

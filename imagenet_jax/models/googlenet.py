@@ -131,8 +131,10 @@ class GoogLeNet(Model):
                 setattr(self, stage + letter, block)
                 inputs = block.outputs
                 if aux_weight and (head := HEADS.get(stage + letter)):
-                    options = {"width": width, "dropout": aux_dropout, "make": make}
-                    auxiliary = Auxiliary(inputs, num_classes, **options, dtype=dtype, rngs=rngs)
+                    auxiliary = Auxiliary(
+                        inputs, num_classes, width=width, dropout=aux_dropout, make=make,
+                        dtype=dtype, rngs=rngs,
+                    )  # fmt: skip
                     setattr(self, head, auxiliary)
         self.dropout = nnx.Dropout(dropout)
         self.fc = uniform_linear(inputs, num_classes, kernel_init=INIT, rngs=rngs)

@@ -132,6 +132,11 @@ def caffe_linear(peak):
     return lambda epochs, _: peak * (1 - np.arange(len(epochs)) / len(epochs))
 
 
+def caffe_root(epochs, _):
+    """The same with power 0.5: quick_solver.prototxt of bvlc_googlenet."""
+    return 0.01 * np.sqrt(1 - np.arange(len(epochs)) / len(epochs))
+
+
 def own_cosine(peak):
     """This project's own recipes: one epoch of warm-up, then a cosine."""
 
@@ -148,6 +153,8 @@ SOURCES = {
     **{f"resnet.py:wide_resnet{depth}_2": v1(0.1) for depth in (50, 101)},
     "resnet.py:resnext50_32x4d": v1(0.1),
     "resnet.py:resnext101_32x8d": v1(0.1),
+    "googlenet.py": caffe_root,
+    "inception.py": lambda epochs, _: 0.045 * 0.94 ** (epochs // 2),
     "mobilenet.py": lambda epochs, _: 0.045 * 0.98 ** np.floor(epochs),
     **{f"vgg.py:vgg{depth}": v1(0.01) for depth in (11, 13, 16, 19)},
     **{f"vgg.py:vgg{depth}_bn": v1(0.1) for depth in (11, 13, 16, 19)},
@@ -193,7 +200,8 @@ def test_the_whole_curve_is_that_of_the_source(spec):
     assert len(rates) == len(want)
     # Warm-ups end with a whole step; the cosine is computed in float32.
     tolerance = 1e-3 if spec.endswith("goyal8k") else 2e-5
-    np.testing.assert_allclose(rates, want, rtol=tolerance, atol=2e-7 * want.max())
+    floor = 1e-4 if spec == "googlenet.py" else 2e-7  # a root magnifies the last roundings
+    np.testing.assert_allclose(rates, want, rtol=tolerance, atol=floor * want.max())
 
 
 def test_a3_is_half_way_down_at_epoch_50():

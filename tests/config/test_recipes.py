@@ -161,6 +161,24 @@ def test_densenets_train_as_in_their_paper(depth):
     assert (c.optim.weight_decay, c.optim.decay_bias_and_norm) == (1e-4, True)
 
 
+def test_googlenet_trains_as_in_caffe():
+    """quick_solver.prototxt and train_val.prototxt of bvlc_googlenet."""
+    c = load("googlenet.py")
+    assert round(c.epochs * 1_281_167 / c.batch_size, -4) == 2_400_000
+    assert (c.batch_size, c.optim.base_lr, c.optim.momentum) == (32, 0.01, 0.9)
+    assert (c.optim.weight_decay, c.optim.decay_bias_and_norm) == (2e-4, False)
+    assert (c.model.aux_weight, c.model.dropout, c.model.aux_dropout) == (0.3, 0.4, 0.7)
+
+
+def test_inception_trains_as_in_section_8_of_its_paper():
+    """50 replicas with batches of 32; aux_weight and dropout of TF-slim's inception_v3."""
+    c = load("inception.py")
+    assert (c.batch_size, c.epochs, c.optim.momentum) == (50 * 32, 100, 0.9)
+    assert (c.optim.grad_clip_norm, c.loss.label_smoothing) == (2.0, 0.1)
+    assert (c.model.aux_weight, c.model.dropout) == (0.4, 0.2)
+    assert (c.augment.image_size, c.eval.resize, c.data.mean) == (299, 342, (0.5, 0.5, 0.5))
+
+
 @pytest.mark.parametrize("depth", [11, 13, 16, 19])
 def test_vggs_train_at_0_01_without_and_0_1_with_batch_norm(depth):
     """torchvision's references/classification: --lr 1e-2 for VGG, the default for its _bn."""

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import image_side
 from flax import nnx
 
 from imagenet_jax import models
@@ -59,7 +60,8 @@ def test_logits_are_those_of_the_unfolded_model_in_float64(name, fields, filled)
     graph, state = nnx.split(filled(small(name, **fields)))
     with jax.enable_x64(True):
         state = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), state)
-        images = np.random.default_rng(0).normal(size=(2, 64, 64, 3))
+        side = image_side(name)
+        images = np.random.default_rng(0).normal(size=(2, side, side, 3))
 
         @jax.jit
         def both(state, images):

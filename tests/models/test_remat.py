@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_model
+from conftest import image_side, tiny_model
 from flax import nnx
 
 from imagenet_jax import models
@@ -26,15 +26,16 @@ def gradient(name, remat, dtype, **fields):
         config.width = 0.5  # the least that 32 groups divide
     graph, *states = nnx.split(models.build(config, rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat)
     params, stats = (jax.tree.map(lambda x: x.astype(dtype), nnx.to_pure_dict(s)) for s in states)
-    images = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(dtype)
+    side = image_side(name)
+    images = np.random.default_rng(0).normal(size=(4, side, side, 3)).astype(dtype)
 
     @jax.jit
     def compute(params, stats, images):
         def loss(params):
             model = nnx.merge(graph, params, stats)
-            logits = model(images, train=True, rngs=nnx.Rngs(dropout=7))
+            logits, auxiliary = model.training_logits(images, rngs=nnx.Rngs(dropout=7))
             moved = nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
-            return jnp.mean(jnp.square(logits)), moved
+            return sum(jnp.mean(jnp.square(x)) for x in (logits, *auxiliary)), moved
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
