@@ -25,13 +25,12 @@ datasets = pytest.importorskip("sklearn.datasets")
 
 pytestmark = pytest.mark.parity
 
-# torchvision has no BiT: test_model_options.py compares it.
-LARGE = {"densenet161", "densenet169", "densenet201"}
-LARGE |= {"resnext101_32x8d", "resnext101_64x4d", "wide_resnet101_2"}
-LARGE |= {"convnext_small", "convnext_base", "convnext_large", "swin_s", "swin_b"}
+# In CI: the smallest of each family, and the ResNet and VGG that are used most. torchvision has no
+# BiT: test_model_options.py compares it.
+IN_CI = {family.variants[0] for family in models.families()} | {"resnet50", "vgg16_bn"}
 DEEP = "inception_v3"  # without shortcuts: float32 is not enough in training mode
 NAMES = [
-    pytest.param(name, marks=pytest.mark.full) if name in LARGE else name
+    name if name in IN_CI else pytest.param(name, marks=pytest.mark.full)
     for name in models.names()
     if hasattr(torchvision.models, name)
 ]
