@@ -20,8 +20,7 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.config.fields import Field
-from imagenet_jax.errors import UserError
-from imagenet_jax.models.base import Family, Model, count_blocks
+from imagenet_jax.models.base import Family, Model, count_blocks, require_pixels
 from imagenet_jax.models.layers import (
     BN_GROUP,
     NORM_IMPL,
@@ -101,24 +100,20 @@ class Block(nnx.Module):
 
     expansion: int  # output channels over `features`
     last_norm: str  # of the branch
-    downsample: nnx.List[Any] | None
+    downsample: nnx.List[Any] | None = None
     se: SqueezeExcite | None = None  # at the end of the branch
     rate = 0.0  # probability of drop path to skip the block
 
     def __init__(self, inputs: int, features: int, stride: int, make: Make, variant: Variant):
         outputs = self.expansion * features
-        self.add_branch(inputs, features, stride, make, variant)
+        self.build(inputs, features, stride, make, variant)
         self.pools = variant.deep and stride > 1
         if stride > 1 or inputs != outputs:
             layers = make(inputs, outputs, 1, 1 if variant.deep else stride)
             # timm numbers the pool of a ResNet-D, also where there is none.
             self.downsample = nnx.List([None, *layers] if variant.deep else layers)
-        else:
-            self.downsample = None
 
-    def add_branch(
-        self, inputs: int, features: int, stride: int, make: Make, variant: Variant
-    ) -> None:
+    def build(self, inputs: int, features: int, stride: int, make: Make, variant: Variant) -> None:
         """Create the layers of the branch."""
         raise NotImplementedError
 
@@ -139,16 +134,12 @@ class Block(nnx.Module):
                 raise ValueError("drop path needs rngs=nnx.Rngs(dropout=key) in training")
             y = drop_path(y, self.rate, rngs.dropout())
         if self.downsample is not None:
+            if self.pools:
+                odd = tuple((0, side % 2) for side in x.shape[1:3])  # windows of fewer pixels
+                x = nnx.avg_pool(x, (2, 2), (2, 2), odd, count_include_pad=False)  # pyright: ignore
             *_, conv, norm = self.downsample
-            x = ConvNorm(conv, norm)(self.pool(x), train=train, activation=None)
+            x = ConvNorm(conv, norm)(x, train=train, activation=None)
         return nnx.relu(y + x)
-
-    def pool(self, x: jax.Array) -> jax.Array:
-        """f[B, H, W, I] -> f[B, h, w, I], what the convolution of the shortcut reads."""
-        if not self.pools:
-            return x
-        odd = tuple((0, side % 2) for side in x.shape[1:3])  # these windows have fewer pixels
-        return nnx.avg_pool(x, (2, 2), (2, 2), odd, count_include_pad=False)  # pyright: ignore
 
     def zero_last_scale(self) -> None:
         """Start as the shortcut (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
@@ -161,9 +152,7 @@ class BasicBlock(Block):
 
     expansion, last_norm = 1, "bn2"
 
-    def add_branch(
-        self, inputs: int, features: int, stride: int, make: Make, variant: Variant
-    ) -> None:
+    def build(self, inputs: int, features: int, stride: int, make: Make, variant: Variant) -> None:
         self.conv1, self.bn1 = make(inputs, features, 3, stride)
         self.conv2, self.bn2 = make(features, features, 3)
 
@@ -177,9 +166,7 @@ class Bottleneck(Block):
 
     expansion, last_norm = 4, "bn3"
 
-    def add_branch(
-        self, inputs: int, features: int, stride: int, make: Make, variant: Variant
-    ) -> None:
+    def build(self, inputs: int, features: int, stride: int, make: Make, variant: Variant) -> None:
         inner = variant.inner(features)
         self.conv1, self.bn1 = make(inputs, inner, 1)
         self.conv2, self.bn2 = make(inner, inner, 3, stride, groups=variant.groups)
@@ -250,8 +237,7 @@ class ResNet(Model):
     def activations(
         self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
     ) -> Iterator[tuple[str, jax.Array]]:
-        if min(images.shape[1:3]) < 1:
-            raise UserError(f"images of {images.shape[1]}x{images.shape[2]} pixels are empty")
+        require_pixels(images, 1, "a ResNet")
         x, last = images, self.conv1
         if isinstance(last, nnx.List):
             conv, bn, _, conv2, bn2, _, last = last
@@ -275,9 +261,7 @@ def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Return the ResNet of a state dict: see Family."""
     depths = count_blocks(arrays, r"layer(\d+)\.(\d+)\.")
     stem = arrays.get("conv1.weight", arrays.get("conv1.6.weight"))  # its last convolution
-    middle, shortcut = (
-        arrays.get(key) for key in ("layer1.0.conv2.weight", "layer2.0.downsample.1.weight")
-    )
+    middle, shortcut = map(arrays.get, ("layer1.0.conv2.weight", "layer2.0.downsample.1.weight"))
     if stem is None or stem.ndim != 4 or middle is None or middle.ndim != 4:
         return []
     channels = len(stem)
