@@ -80,7 +80,7 @@ class ConvNorm(NamedTuple):
             outputs,
             (height, width),
             strides=stride,
-            padding=[(side, side) for side in sides],
+            padding=tuple((side, side) for side in sides),
             feature_group_count=groups,
             use_bias=bias,
             kernel_init=kernel_init,

@@ -118,6 +118,12 @@ def test_the_head_bias_is_added_to_the_bias_of_the_head_alone(name):
     np.testing.assert_allclose(biased[path] - plain[path], -6.9, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", [family.variants[0] for family in models.families()])
+def test_the_structure_can_be_an_argument_of_jit(name):
+    """jax.jit(static_argnames="graph") hashes it, which a list among a layer's options prevents."""
+    assert isinstance(hash(models.outline(small(name, width=0.5))[0]), int)
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameter_count(name):
     model = nnx.eval_shape(lambda: models.build(defaults(name).model, rngs=nnx.Rngs(0)))
