@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from imagenet_jax.config.fields import Field
 from imagenet_jax.models.base import (
     Family,
     Model,
@@ -21,7 +20,7 @@ from imagenet_jax.models.base import (
     count_outputs,
     require_pixels,
 )  # fmt: skip
-from imagenet_jax.models.layers import LayerNorm, Mlp, drop_path
+from imagenet_jax.models.layers import DROP_PATH, FOUR_STAGES, LayerNorm, Mlp, drop_path
 
 # name -> blocks in each of the four stages, channels of the first; each stage doubles them
 VARIANTS = {
@@ -160,22 +159,9 @@ def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 FAMILY = Family(
     model=ConvNeXt,
     variants=tuple(VARIANTS),
-    fields={
-        "drop_path": Field(
-            0.0, "Probability to drop the branch of the last block in training; earlier blocks: "
-            "proportionally less, the first never", at_least=0, below=1,
-            aliases=("drop_path_rate", "stochastic_depth"),
-        ),
-    },
-    groups=(
-        (("features", 0),),
-        (("features", 1),),
-        (("features", 2), ("features", 3)),
-        (("features", 4), ("features", 5)),
-        (("features", 6), ("features", 7), ("norm",)),
-        (("head",),),
-    ),
+    fields={"drop_path": DROP_PATH},
+    groups=FOUR_STAGES,
     first="features.0.0",
     identify=identify,
     torch_name=_torch_name,
-)  # fmt: skip
+)

@@ -23,6 +23,20 @@ NORM_IMPL = Field(
     "GPUs and TPUs, plain on CPUs. Results differ by rounding",
     choices=("auto", "plain", "moments"), operational=True,
 )  # fmt: skip
+DROP_PATH = Field(
+    0.0, "Probability to skip the last block in training; it rises linearly from 0 at the first "
+    "block", at_least=0, below=1, aliases=("drop_path_rate", "stochastic_depth"),
+)  # fmt: skip
+# Layer groups of a network whose `features` are a stem and four stages, each after the first behind
+# a layer that shrinks the image, and whose `norm` comes before the `head`.
+FOUR_STAGES = (
+    (("features", 0),),
+    (("features", 1),),
+    (("features", 2), ("features", 3)),
+    (("features", 4), ("features", 5)),
+    (("features", 6), ("features", 7), ("norm",)),
+    (("head",),),
+)
 GROUPS = 32  # of channels in group norm: the default of its paper, and BiT's
 STANDARDIZATION_EPSILON = 1e-10
 # He et al. 2015, arXiv:1502.01852, over the fan-out, as in torchvision.

@@ -23,6 +23,7 @@ from imagenet_jax.config.fields import Field
 from imagenet_jax.models.base import Family, Model, count_blocks, require_pixels
 from imagenet_jax.models.layers import (
     BN_GROUP,
+    DROP_PATH,
     NORM_IMPL,
     ConvNorm,
     SqueezeExcite,
@@ -40,10 +41,7 @@ FIELDS = {
     "zero_init_residual": Field(
         False, "Start the scale of the last norm of each block at 0 (Goyal 2017)"
     ),
-    "drop_path": Field(
-        0.0, "Probability to skip the last block; it rises linearly from 0 at the first block",
-        at_least=0, below=1, aliases=("drop_path_rate", "stochastic_depth"),
-    ),
+    "drop_path": DROP_PATH,
     "blur_pool": Field(
         "none", "ffcv: low-pass filter before strided convolutions", choices=("none", "ffcv")
     ),

@@ -13,9 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from imagenet_jax.config.fields import Field
 from imagenet_jax.models.base import Family, Model, Path, count_blocks, require_pixels
-from imagenet_jax.models.layers import Attention, LayerNorm, Mlp, drop_path, uniform_conv
+from imagenet_jax.models.layers import (
+    DROP_PATH,
+    FOUR_STAGES,
+    Attention,
+    LayerNorm,
+    Mlp,
+    drop_path,
+    uniform_conv,
+)
 
 # name -> blocks and heads of attention in each of the four stages
 VARIANTS = {
@@ -232,23 +239,10 @@ def _constants(name: str) -> dict[str, np.ndarray]:
 FAMILY = Family(
     model=SwinTransformer,
     variants=tuple(VARIANTS),
-    fields={
-        "drop_path": Field(
-            0.0, "Probability to drop each branch of the last block in training; earlier blocks: "
-            "proportionally less, the first never", at_least=0, below=1,
-            aliases=("drop_path_rate", "stochastic_depth"),
-        ),
-    },
-    groups=(
-        (("features", 0),),
-        (("features", 1),),
-        (("features", 2), ("features", 3)),
-        (("features", 4), ("features", 5)),
-        (("features", 6), ("features", 7), ("norm",)),
-        (("head",),),
-    ),
+    fields={"drop_path": DROP_PATH},
+    groups=FOUR_STAGES,
     first="features.0.0",
     identify=identify,
     torch_name=_torch_name,
     constants=_constants,
-)  # fmt: skip
+)
