@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from imagenet_jax.errors import UserError
-from imagenet_jax.models.base import Family, Model, count_blocks, count_outputs
-from imagenet_jax.models.layers import GroupNorm, StandardizedConv
+from imagenet_jax.models.base import Family, Model, count_blocks, count_outputs, require_pixels
+from imagenet_jax.models.layers import GroupNorm, StandardizedConv, global_average_pool
 
 # name -> (blocks in each of the four stages, factor on ResNet's channels)
 VARIANTS: dict[str, tuple[tuple[int, ...], int]] = {
@@ -66,8 +65,7 @@ class BiT(Model):
     def activations(
         self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
     ) -> Iterator[tuple[str, jax.Array]]:
-        if min(images.shape[1:3]) < 1:
-            raise UserError(f"images of {images.shape[1]}x{images.shape[2]} pixels are empty")
+        require_pixels(images, 1, "BiT")
         x = jnp.pad(self.stem["conv"](images), ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = nnx.max_pool(x, (3, 3), strides=(2, 2))
         yield "stem", x
@@ -76,10 +74,7 @@ class BiT(Model):
                 x = self.run(block, x)
             yield f"stage{i + 1}", x
         x = nnx.relu(self.norm(x))
-        # float32 from here: the mean over 7x7 and the logits are cheap and should not round.
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        x = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=wide)
-        yield "logits", self.head["fc"](x)[:, 0, 0]
+        yield "logits", self.head["fc"](global_average_pool(x, keepdims=True))[:, 0, 0]
 
 
 class PreActivation(nnx.Module):

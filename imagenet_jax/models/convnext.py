@@ -20,7 +20,15 @@ from imagenet_jax.models.base import (
     count_outputs,
     require_pixels,
 )  # fmt: skip
-from imagenet_jax.models.layers import DROP_PATH, FOUR_STAGES, LayerNorm, Mlp, drop_path
+from imagenet_jax.models.layers import (
+    DROP_PATH,
+    FOUR_STAGES,
+    LayerNorm,
+    Mlp,
+    drop_branch,
+    drop_path_rates,
+    global_average_pool,
+)
 
 # name -> blocks in each of the four stages, channels of the first; each stage doubles them
 VARIANTS = {
@@ -59,12 +67,10 @@ class Block(nnx.Module):
         self.rate = rate
 
     def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """f[B, H, W, C] -> f[B, H, W, C]."""
+        """f[B, H, W, C] -> f[B, H, W, C]; errors are those of `drop_branch`."""
         y = self.mlp(self.norm(self.conv(x)), train=train)
         y = y * self.layer_scale[...].astype(y.dtype)
-        if train and self.rate and rngs is not None:
-            y = drop_path(y, self.rate, rngs.dropout())
-        return x + y
+        return x + drop_branch(y, self.rate, train=train, rngs=rngs)
 
 
 class ConvNeXt(Model):
@@ -84,7 +90,7 @@ class ConvNeXt(Model):
         self.name = name
         depths, channels = VARIANTS[name]
         channels = round(channels * width)
-        rates = iter(drop_path * i / (sum(depths) - 1) for i in range(sum(depths)))
+        rates = drop_path_rates(drop_path, sum(depths))
         norm = partial(LayerNorm, eps=EPSILON)
 
         def patches(inputs: int, outputs: int, size: int) -> nnx.Conv:
@@ -124,8 +130,7 @@ class ConvNeXt(Model):
             for block in self.features[i + 1]:
                 x = self.run(block, x, train=train, rngs=rngs)
             yield f"stage{i // 2 + 1}", x
-        # float32 from here: the mean over 7x7 and the logits are cheap and should not round.
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        x = global_average_pool(x)
         yield "logits", self.head(self.norm(x))
 
 

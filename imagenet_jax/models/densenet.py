@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.models.base import Family, Model, count_blocks, count_outputs, require_pixels
-from imagenet_jax.models.layers import BN_GROUP, BatchNorm, ConvNorm
+from imagenet_jax.models.layers import BN_GROUP, BatchNorm, ConvNorm, global_average_pool
 
 LEAST = 29  # pixels on a side: smaller images leave nothing to the last pool
 BOTTLENECK = 4  # channels between the two convolutions of a layer, over the growth
@@ -121,8 +121,7 @@ class DenseNet(Model):
             yield f"denseblock{i}", x
             if i < len(depths):
                 x = self.run(parts[f"transition{i}"], x, train=train)
-        # float32 from here: the mean over 7x7 and the logits are cheap and should not round.
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        x = global_average_pool(x)
         yield "logits", self.classifier(x)
 
 

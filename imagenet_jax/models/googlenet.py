@@ -15,7 +15,13 @@ from flax import nnx
 
 from imagenet_jax.config.fields import Field
 from imagenet_jax.models.base import Family, Model, Path, count_outputs, require_pixels
-from imagenet_jax.models.layers import BN_GROUP, ConvNorm, adaptive_average_pool, uniform_linear
+from imagenet_jax.models.layers import (
+    BN_GROUP,
+    ConvNorm,
+    adaptive_average_pool,
+    global_average_pool,
+    uniform_linear,
+)
 
 STEM = 64  # channels of the first convolution
 # Output channels of the convolutions of each block (table 1): 1x1; 1x1 and 3x3; 1x1 and "5x5"; 1x1
@@ -154,8 +160,7 @@ class GoogLeNet(Model):
             yield stage, x
             if stage in POOLS:
                 x = _max_pool(x, POOLS[stage])
-        # float32 from here: the mean over pixels and the logits are cheap and should not round.
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        x = global_average_pool(x)
         x = self.dropout(x, deterministic=not train, rngs=rngs)
         yield "logits", self.fc(x)
 

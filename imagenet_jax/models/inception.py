@@ -15,7 +15,7 @@ from flax import nnx
 from imagenet_jax.config.fields import Field
 from imagenet_jax.models.base import Family, Model, count_outputs, require_pixels
 from imagenet_jax.models.googlenet import ConvBlock, scaled
-from imagenet_jax.models.layers import BN_GROUP, uniform_linear
+from imagenet_jax.models.layers import BN_GROUP, global_average_pool, uniform_linear
 
 # Output channels, kernel size, stride and padding of the first convolutions.
 STEM = {
@@ -146,7 +146,7 @@ class Auxiliary(nnx.Module):
         """f[B, H, W, I] -> logits f32[B, num_classes]."""
         x = self.conv0(nnx.avg_pool(x, (5, 5), strides=(3, 3)), train=train)
         x = self.conv1(x, train=train)
-        return self.fc(jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32)))
+        return self.fc(global_average_pool(x))
 
 
 class InceptionV3(Model):
@@ -201,8 +201,7 @@ class InceptionV3(Model):
             yield stage, x
             if stage == "Mixed_6" and has_head:
                 yield "aux", self.run(self.AuxLogits, x, train=train)
-        # float32 from here: the mean over pixels and the logits are cheap and should not round.
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        x = global_average_pool(x)
         x = self.dropout(x, deterministic=not train, rngs=rngs)
         yield "logits", self.fc(x)
 

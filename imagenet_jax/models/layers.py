@@ -1,6 +1,6 @@
 """Layers that the model families share: convolutions, norms, attention, drop path, initializers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -294,18 +294,6 @@ class LayerNorm(nnx.Module):
         return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
-class LayerScale(nnx.Module):
-    """A factor for each channel of a residual branch (Touvron et al. 2021, arXiv:2103.17239)."""
-
-    def __init__(self, features: int, value: float):
-        """`value` is the initial factor."""
-        self.gamma = nnx.Param(jnp.full((features,), value, jnp.float32))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """f[..., C] -> f[..., C] in the dtype of x."""
-        return (x * self.gamma[...]).astype(x.dtype)
-
-
 class Mlp(nnx.Module):
     """Linear, GELU (exact, as in torch), linear, with dropout after each."""
 
@@ -423,8 +411,7 @@ class SqueezeExcite(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[B, H, W, C] -> f[B, H, W, C]; the mean over pixels is in float32 at least."""
-        wide = jnp.promote_types(x.dtype, jnp.float32)
-        mean = jnp.mean(x, axis=(1, 2), keepdims=True, dtype=wide).astype(x.dtype)
+        mean = global_average_pool(x, keepdims=True).astype(x.dtype)
         return x * self.gate(self.fc2(self.activation(self.fc1(mean))))
 
 
@@ -490,6 +477,36 @@ def drop_path(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)
     kept = jax.random.bernoulli(key, keep, shape)
     return jnp.where(kept, x / keep, jnp.zeros((), x.dtype)).astype(x.dtype)
+
+
+def drop_branch(x: jax.Array, rate: float, *, train: bool, rngs: nnx.Rngs | None) -> jax.Array:
+    """Return `drop_path` of the residual branch x in training, x itself in evaluation.
+
+    Raises ValueError in training if there is a rate but no `rngs`.
+    """
+    if not (train and rate):
+        return x
+    if rngs is None:
+        raise ValueError("drop path needs rngs=nnx.Rngs(dropout=key) in training")
+    return drop_path(x, rate, rngs.dropout())
+
+
+def drop_path_rates(last: float, blocks: int) -> Iterator[float]:
+    """Yield the drop path rate of each block, from 0 to `last`.
+
+    This is timm's rule, whose recipes the configs follow; the linear rule of the paper of
+    `drop_path` drops the first block too.
+    """
+    return (last * i / max(1, blocks - 1) for i in range(blocks))
+
+
+def global_average_pool(x: jax.Array, *, keepdims: bool = False) -> jax.Array:
+    """f[B, H, W, C] -> f[B, C], or f[B, 1, 1, C] with `keepdims`, in float32 or wider.
+
+    The mean and what follows it, the logits, are cheap and should not round.
+    """
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return jnp.mean(x, axis=(1, 2), keepdims=keepdims, dtype=wide)
 
 
 def adaptive_average_pool(x: jax.Array, side: int) -> jax.Array:

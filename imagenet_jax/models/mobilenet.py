@@ -13,9 +13,8 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.config.fields import Field
-from imagenet_jax.errors import UserError
-from imagenet_jax.models.base import Family, Model, Path, count_outputs
-from imagenet_jax.models.layers import BN_GROUP, NORM_IMPL, ConvNorm
+from imagenet_jax.models.base import Family, Model, Path, count_outputs, require_pixels
+from imagenet_jax.models.layers import BN_GROUP, NORM_IMPL, ConvNorm, global_average_pool
 
 STEM, LAST = 32, 1280  # channels after the first and the last convolution
 # Expansion, output channels, blocks and stride of the first block of each stage (table 2).
@@ -90,8 +89,7 @@ class MobileNetV2(Model):
     def activations(
         self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
     ) -> Iterator[tuple[str, jax.Array]]:
-        if min(images.shape[1:3]) < 1:
-            raise UserError(f"images of {images.shape[1]}x{images.shape[2]} pixels are empty")
+        require_pixels(images, 1, "MobileNetV2")
         first, *rest, last = self.features
         x = ConvNorm(first.conv, first.bn)(images, train=train, activation=nnx.relu6)
         yield "stem", x
@@ -101,8 +99,7 @@ class MobileNetV2(Model):
                 x = self.run(next(blocks), x, train=train)
             yield f"stage{i + 1}", x
         x = ConvNorm(last.conv, last.bn)(x, train=train, activation=nnx.relu6)
-        # float32 from here: the mean over 7x7 and the logits are cheap and should not round.
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        x = global_average_pool(x)
         x = self.dropout(x, deterministic=not train, rngs=rngs)
         yield "logits", self.classifier(x)
 

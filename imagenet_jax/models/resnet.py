@@ -27,7 +27,9 @@ from imagenet_jax.models.layers import (
     NORM_IMPL,
     ConvNorm,
     SqueezeExcite,
-    drop_path,
+    drop_branch,
+    drop_path_rates,
+    global_average_pool,
     uniform_linear,
 )
 
@@ -127,10 +129,7 @@ class Block(nnx.Module):
         y = self.branch(x, train=train)
         if self.se is not None:
             y = self.se(y)
-        if train and self.rate:
-            if rngs is None:
-                raise ValueError("drop path needs rngs=nnx.Rngs(dropout=key) in training")
-            y = drop_path(y, self.rate, rngs.dropout())
+        y = drop_branch(y, self.rate, train=train, rngs=rngs)
         if self.downsample is not None:
             if self.pools:
                 odd = tuple((0, side % 2) for side in x.shape[1:3])  # windows of fewer pixels
@@ -200,10 +199,7 @@ class ResNet(Model):
         make = partial(
             ConvNorm.make, bn_group=bn_group, norm_impl=norm_impl, dtype=dtype, rngs=rngs
         )
-        # From 0 to `drop_path`, as in timm, whose recipes the configs follow; the paper's linear
-        # rule drops the first block too.
-        blocks_in_all = sum(variant.depths)
-        rates = iter(drop_path * i / max(1, blocks_in_all - 1) for i in range(blocks_in_all))
+        rates = drop_path_rates(drop_path, sum(variant.depths))
         channels = features = round(64 * width)
         if variant.deep and not self.small_stem:
             half = max(1, channels // 2)
@@ -250,8 +246,7 @@ class ResNet(Model):
             for block in stage:
                 x = self.run(block, x, train=train, rngs=rngs)
             yield f"layer{i + 1}", x
-        # float32 from here: the mean over 7x7 and the logits are cheap and should not round.
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        x = global_average_pool(x)
         yield "logits", self.fc(x)
 
 

@@ -20,7 +20,9 @@ from imagenet_jax.models.layers import (
     Attention,
     LayerNorm,
     Mlp,
-    drop_path,
+    drop_branch,
+    drop_path_rates,
+    global_average_pool,
     uniform_conv,
 )
 
@@ -111,13 +113,8 @@ class Block(nnx.Module):
         self.rate = rate
 
     def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """f[B, H, W, C] -> f[B, H, W, C]."""
-
-        def drop(y: jax.Array) -> jax.Array:
-            if train and self.rate and rngs is not None:
-                return drop_path(y, self.rate, rngs.dropout())
-            return y
-
+        """f[B, H, W, C] -> f[B, H, W, C]; errors are those of `drop_branch`."""
+        drop = partial(drop_branch, rate=self.rate, train=train, rngs=rngs)
         x = x + drop(self.attn(self.norm1(x)))
         return x + drop(self.mlp(self.norm2(x), train=train))
 
@@ -158,7 +155,7 @@ class SwinTransformer(Model):
         self.name = name
         depths, heads = VARIANTS[name]
         channels = heads[0] * max(1, round(HEAD * width))
-        rates = iter(drop_path * i / (sum(depths) - 1) for i in range(sum(depths)))
+        rates = drop_path_rates(drop_path, sum(depths))
         stem = nnx.Dict(
             conv=uniform_conv(3, channels, PATCH, PATCH, dtype=dtype, rngs=rngs),
             norm=LayerNorm(channels),
@@ -198,8 +195,7 @@ class SwinTransformer(Model):
                 x = self.run(block, x, train=train, rngs=rngs)
             yield f"stage{i + 1}", x
         x = self.norm(x)
-        # float32 from here: the mean over 7x7 and the logits are cheap and should not round.
-        x = jnp.mean(x, axis=(1, 2), dtype=jnp.promote_types(x.dtype, jnp.float32))
+        x = global_average_pool(x)
         yield "logits", self.head(x)
 
 
