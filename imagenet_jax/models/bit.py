@@ -17,7 +17,8 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.models.base import Family, Model, count_blocks, count_outputs, require_pixels
-from imagenet_jax.models.layers import GroupNorm, StandardizedConv, global_average_pool
+from imagenet_jax.models.layers import StandardizedConv, global_average_pool
+from imagenet_jax.models.norms import GroupNorm
 
 # name -> (blocks in each of the four stages, factor on ResNet's channels)
 VARIANTS: dict[str, tuple[tuple[int, ...], int]] = {

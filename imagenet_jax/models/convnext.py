@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from imagenet_jax.models.attention import Mlp
 from imagenet_jax.models.base import (
     Family,
     Model,
@@ -23,12 +24,11 @@ from imagenet_jax.models.base import (
 from imagenet_jax.models.layers import (
     DROP_PATH,
     FOUR_STAGES,
-    LayerNorm,
-    Mlp,
     drop_branch,
     drop_path_rates,
     global_average_pool,
 )
+from imagenet_jax.models.norms import LayerNorm
 
 # name -> blocks in each of the four stages, channels of the first; each stage doubles them
 VARIANTS = {

@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.models.base import Family, Model, count_blocks, count_outputs, require_pixels
-from imagenet_jax.models.layers import BN_GROUP, BatchNorm, ConvNorm, global_average_pool
+from imagenet_jax.models.layers import BN_GROUP, ConvNorm, global_average_pool
+from imagenet_jax.models.norms import BatchNorm
 
 LEAST = 29  # pixels on a side: smaller images leave nothing to the last pool
 BOTTLENECK = 4  # channels between the two convolutions of a layer, over the growth

@@ -4,7 +4,8 @@ import jax
 from flax import nnx
 
 from imagenet_jax.models.base import Model, Path, submodule
-from imagenet_jax.models.layers import BatchNorm, StandardizedConv
+from imagenet_jax.models.layers import StandardizedConv
+from imagenet_jax.models.norms import BatchNorm
 
 
 def fold_batch_norm(model: Model) -> Model:

@@ -1,4 +1,4 @@
-"""Layers that the model families share: convolutions, norms, attention, drop path, initializers."""
+"""Layers that the model families share: convolutions, pools, drop path, initializers."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -10,8 +10,7 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.config.fields import Field
-from imagenet_jax.errors import UserError
-from imagenet_jax.models.fused_norm import product_norm
+from imagenet_jax.models.norms import BatchNorm
 
 # Config fields of every family with batch norm.
 BN_GROUP = Field(
@@ -37,11 +36,9 @@ FOUR_STAGES = (
     (("features", 6), ("features", 7), ("norm",)),
     (("head",),),
 )
-GROUPS = 32  # of channels in group norm: the default of its paper, and BiT's
 STANDARDIZATION_EPSILON = 1e-10
 # He et al. 2015, arXiv:1502.01852, over the fan-out, as in torchvision.
 HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-ZEROS = nnx.initializers.zeros_init()
 
 
 class ConvNorm(NamedTuple):
@@ -52,7 +49,7 @@ class ConvNorm(NamedTuple):
     """
 
     conv: nnx.Conv
-    norm: "BatchNorm | None"
+    norm: BatchNorm | None
 
     @classmethod
     def make(
@@ -152,207 +149,6 @@ class PointwiseConv(nnx.Conv):
         """f[B, H, W, I] -> f[B, h, w, O]."""
         pixels, kernel = self.operands(x)
         return pixels @ kernel.astype(pixels.dtype)
-
-
-class BatchNorm(nnx.Module):
-    """Batch norm (Ioffe & Szegedy 2015, arXiv:1502.03167) over all axes but the last.
-
-    Training divides by the biased variance of the batch but keeps a running average of the
-    unbiased one, n / (n - 1) times larger, as torch does and flax.nnx.BatchNorm does not. So
-    statistics can be exchanged with torch. In a jitted step whose batch is sharded, the means are
-    over the global batch.
-
-    With `images_per_group` the batch is normalized in groups of that many consecutive images, as on
-    devices that do not share statistics (Goyal et al. 2017, arXiv:1706.02677, section 2.3: 32
-    images, whatever the batch size), and the running statistics follow the mean over groups.
-
-    Moments are computed in float32 or wider, in one pass (E[x^2] - E[x]^2) that XLA fuses into the
-    producer of x.
-    """
-
-    def __init__(
-        self,
-        features: int,
-        *,
-        eps: float = 1e-5,
-        momentum: float = 0.9,
-        images_per_group: int = 0,
-    ):
-        """`momentum` is flax's: new = momentum * old + (1 - momentum) * batch; torch's is 0.1.
-
-        `images_per_group` = 0: the whole batch is one group.
-        """
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
-        self.mean = nnx.BatchStat(jnp.zeros((features,), jnp.float32))
-        self.var = nnx.BatchStat(jnp.ones((features,), jnp.float32))
-        self.eps, self.momentum = eps, momentum
-        self.images_per_group = images_per_group
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """f[B, ..., C] -> f[B, ..., C] in the dtype of x; training updates the statistics.
-
-        Raises UserError in training if a channel has only one value, whose variance is undefined,
-        or if the batch is not a multiple of the group.
-        """
-        if not train:
-            return self._normalize(x, self.mean[...], self.var[...])
-        grouped, n = self._grouped(x)
-        wide = grouped.astype(jnp.promote_types(x.dtype, jnp.float32))
-        axes = tuple(range(grouped.ndim - x.ndim, grouped.ndim - 1))
-        mean = jnp.mean(wide, axes, keepdims=grouped.ndim > x.ndim)
-        square = jnp.mean(jnp.square(wide), axes, keepdims=grouped.ndim > x.ndim)
-        var = jnp.maximum(square - jnp.square(mean), 0.0)
-        self._track(mean, var, n)
-        return self._normalize(grouped, mean, var).reshape(x.shape)
-
-    def of_product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """Return `self(x @ kernel, train=True)`, computed without `x @ kernel` (fused_norm.py)."""
-        grouped, n = self._grouped(x)
-        norm = partial(product_norm, eps=self.eps)
-        if grouped.ndim > x.ndim:
-            norm = jax.vmap(norm, in_axes=(0, None, None, None))
-        out, mean, var = norm(grouped, kernel, self.scale[...], self.bias[...])
-        self._track(mean, var, n)
-        return out.reshape(*x.shape[:-1], -1)
-
-    def _grouped(self, x: jax.Array) -> tuple[jax.Array, int]:
-        """Return f[groups, images, ..., C], and the number of values per channel of a group."""
-        size = self.images_per_group or x.shape[0]
-        if x.shape[0] % size:
-            raise UserError(
-                f"a batch of {x.shape[0]} images cannot be normalized in groups of "
-                f"config.model.bn_group = {size}"
-            )
-        groups = x.shape[0] // size
-        n = x.size // x.shape[-1] // groups
-        if n < 2:
-            raise UserError(
-                "batch norm sees one value per channel (one image, reduced to 1x1): use a "
-                "larger config.batch_size, config.augment.image_size or config.model.bn_group"
-            )
-        # A single group adds no axis: it would keep XLA from seeing one plain sum.
-        return (x if groups == 1 else x.reshape(groups, size, *x.shape[1:])), n
-
-    def _track(self, mean: jax.Array, var: jax.Array, n: int) -> None:
-        """Move the running statistics toward those of a batch of `n` values per channel."""
-        for average, value in ((self.mean, mean), (self.var, var * (n / (n - 1)))):
-            value = jnp.mean(value.reshape(-1, value.shape[-1]), 0) if value.ndim > 1 else value
-            average[...] = self.momentum * average[...] + (1 - self.momentum) * value
-
-    def _normalize(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-        scale = self.scale[...] * jax.lax.rsqrt(var + self.eps)
-        shift = self.bias[...] - mean * scale
-        return (x * scale + shift).astype(x.dtype)
-
-
-class GroupNorm(nnx.Module):
-    """Group norm (Wu & He 2018, arXiv:1803.08494) of each image over its pixels and 32 channels.
-
-    Each of the 32 groups is a run of consecutive channels. Epsilon 1e-5 is torch's and BiT's.
-    """
-
-    def __init__(self, features: int, *, eps: float = 1e-5):
-        """Raises UserError unless `features` is a multiple of 32."""
-        if features % GROUPS:
-            raise UserError(
-                f"group norm needs a multiple of {GROUPS} channels, not {features}: use a larger "
-                "config.model.width, such as 1.0"
-            )
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
-        self.eps = eps
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """f[B, H, W, C] -> f[B, H, W, C] in the dtype of x."""
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        grouped = wide.reshape(x.shape[0], -1, GROUPS, x.shape[-1] // GROUPS)
-        mean = jnp.mean(grouped, (1, 3), keepdims=True)
-        var = jnp.mean(jnp.square(grouped - mean), (1, 3), keepdims=True)
-        normal = ((grouped - mean) * jax.lax.rsqrt(var + self.eps)).reshape(x.shape)
-        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
-
-
-class LayerNorm(nnx.Module):
-    """Layer norm (Ba et al. 2016, arXiv:1607.06450) over the last axis, with torch's variance.
-
-    Moments are computed in float32 or wider.
-    """
-
-    def __init__(self, features: int, *, eps: float = 1e-5):
-        """`eps` is added to the biased variance; torch's default is 1e-5, most models take 1e-6."""
-        self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
-        self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
-        self.eps = eps
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """f[..., C] -> f[..., C] in the dtype of x."""
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        centered = wide - jnp.mean(wide, -1, keepdims=True)
-        var = jnp.mean(jnp.square(centered), -1, keepdims=True)
-        normal = centered * jax.lax.rsqrt(var + self.eps)
-        return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
-
-
-class Mlp(nnx.Module):
-    """Linear, GELU (exact, as in torch), linear, with dropout after each."""
-
-    def __init__(
-        self,
-        features: int,
-        hidden: int,
-        *,
-        dropout: float = 0.0,
-        kernel_init: nnx.Initializer,
-        bias_init: nnx.Initializer = ZEROS,
-        dtype: jnp.dtype | None = None,
-        rngs: nnx.Rngs,
-    ):
-        make = partial(
-            nnx.Linear, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs
-        )
-        self.fc1, self.fc2 = make(features, hidden), make(hidden, features)
-        self.dropout = nnx.Dropout(dropout)
-
-    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """f[..., C] -> f[..., C]."""
-        x = nnx.gelu(self.fc1(x), approximate=False)
-        x = self.fc2(self.dropout(x, deterministic=not train, rngs=rngs))
-        return self.dropout(x, deterministic=not train, rngs=rngs)
-
-
-class Attention(nnx.Module):
-    """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762).
-
-    One linear layer makes queries, keys and values, in this order, each head after head.
-    """
-
-    def __init__(
-        self,
-        features: int,
-        heads: int,
-        *,
-        qkv_init: nnx.Initializer,
-        proj_init: nnx.Initializer,
-        dtype: jnp.dtype | None = None,
-        rngs: nnx.Rngs,
-    ):
-        """`features` is a multiple of `heads`; biases start at 0."""
-        make = partial(nnx.Linear, dtype=dtype, rngs=rngs)
-        self.qkv = make(features, 3 * features, kernel_init=qkv_init)
-        self.proj = make(features, features, kernel_init=proj_init)
-        self.heads = heads
-
-    def __call__(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-        """f[B, N, C] -> f[B, N, C].
-
-        `bias`, f[B or 1, heads, N, N], is added to the products of queries and keys.
-        """
-        batch, tokens, features = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, features // self.heads)
-        query, key, value = (qkv[:, :, i] for i in range(3))
-        y = jax.nn.dot_product_attention(query, key, value, bias=bias)
-        return self.proj(y.reshape(batch, tokens, features))
 
 
 def standardize(kernel: jax.Array) -> jax.Array:

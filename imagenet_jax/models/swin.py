@@ -13,18 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from imagenet_jax.models.attention import Attention, Mlp
 from imagenet_jax.models.base import Family, Model, Path, count_blocks, require_pixels
 from imagenet_jax.models.layers import (
     DROP_PATH,
     FOUR_STAGES,
-    Attention,
-    LayerNorm,
-    Mlp,
     drop_branch,
     drop_path_rates,
     global_average_pool,
     uniform_conv,
 )
+from imagenet_jax.models.norms import LayerNorm
 
 # name -> blocks and heads of attention in each of the four stages
 VARIANTS = {

@@ -11,7 +11,7 @@ from imagenet_jax import models
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.explain.methods import add_tap, conv_layers
 from imagenet_jax.models.folding import fold_batch_norm
-from imagenet_jax.models.layers import BatchNorm
+from imagenet_jax.models.norms import BatchNorm
 
 FIRST = [family.variants[0] for family in models.families()]
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.models.layers import BatchNorm
+from imagenet_jax.models.norms import BatchNorm
 
 
 def made(channels: int, rng: np.random.Generator) -> BatchNorm:

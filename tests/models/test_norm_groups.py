@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagenet_jax.errors import UserError
-from imagenet_jax.models.layers import BatchNorm, GroupNorm, StandardizedConv, standardize
+from imagenet_jax.models.layers import StandardizedConv, standardize
+from imagenet_jax.models.norms import BatchNorm, GroupNorm
 
 
 @settings(max_examples=8)

@@ -7,7 +7,7 @@ comes out as a full step in a direction that no two programs share. For the same
 epsilon of 1e-4 here: it magnifies the difference of two small gradients by up to 1 / epsilon, and
 with 1e-8 even float64's rounding shows.
 
-Batch norm's running variance is the unbiased one on both sides (see imagenet_jax/models/layers.py).
+Batch norm's running variance is the unbiased one on both sides (see imagenet_jax/models/norms.py).
 """
 
 import dataclasses

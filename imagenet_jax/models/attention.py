@@ -1,0 +1,70 @@
+"""Layers of transformers: multi-head attention, and the two linear layers that follow it."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+ZEROS = nnx.initializers.zeros_init()
+
+
+class Mlp(nnx.Module):
+    """Linear, GELU (exact, as in torch), linear, with dropout after each."""
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        dropout: float = 0.0,
+        kernel_init: nnx.Initializer,
+        bias_init: nnx.Initializer = ZEROS,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        make = partial(
+            nnx.Linear, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs
+        )
+        self.fc1, self.fc2 = make(features, hidden), make(hidden, features)
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """f[..., C] -> f[..., C]."""
+        x = nnx.gelu(self.fc1(x), approximate=False)
+        x = self.fc2(self.dropout(x, deterministic=not train, rngs=rngs))
+        return self.dropout(x, deterministic=not train, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762).
+
+    One linear layer makes queries, keys and values, in this order, each head after head.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        *,
+        qkv_init: nnx.Initializer,
+        proj_init: nnx.Initializer,
+        dtype: jnp.dtype | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """`features` is a multiple of `heads`; biases start at 0."""
+        make = partial(nnx.Linear, dtype=dtype, rngs=rngs)
+        self.qkv = make(features, 3 * features, kernel_init=qkv_init)
+        self.proj = make(features, features, kernel_init=proj_init)
+        self.heads = heads
+
+    def __call__(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+        """f[B, N, C] -> f[B, N, C].
+
+        `bias`, f[B or 1, heads, N, N], is added to the products of queries and keys.
+        """
+        batch, tokens, features = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, features // self.heads)
+        query, key, value = (qkv[:, :, i] for i in range(3))
+        y = jax.nn.dot_product_attention(query, key, value, bias=bias)
+        return self.proj(y.reshape(batch, tokens, features))
