@@ -16,7 +16,7 @@ from imagenet_jax.errors import UserError, writing
 from imagenet_jax.files import write_atomically
 from imagenet_jax.formatting import counted
 from imagenet_jax.runtime.provenance import describe_code
-from imagenet_jax.training import optim
+from imagenet_jax.training import schedules
 from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS, shown_metrics
 
 BEGIN = "<!-- results: python -m imagenet_jax.publish --table -->"
@@ -211,7 +211,7 @@ def find_baselines(folder: Path) -> list[Baseline]:
 
 def _row(published: Baseline, folder: str) -> tuple[str, ...]:
     config, result = published.config, published.result
-    rate = optim.peak_learning_rate(config.optim, config.batch_size)
+    rate = schedules.peak_learning_rate(config.optim, config.batch_size)
     width = "" if config.model.width == 1 else f", width {config.model.width:g}"
     revision = describe_code(published.provenance, 7) or "unknown"
     return (

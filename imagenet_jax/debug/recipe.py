@@ -4,7 +4,7 @@ import jax
 from ml_collections import ConfigDict
 
 from imagenet_jax.config import fields, flatten
-from imagenet_jax.training import optim
+from imagenet_jax.training import optim, schedules
 from imagenet_jax.training.state import abstract_params, count_parameters
 
 # Fields and groups that have a row of their own, or that do not change what is trained.
@@ -79,7 +79,7 @@ def _learning_rate(config: ConfigDict) -> str:
     scaling = f"{o.lr_scaling} scaling of {o.base_lr:g} at {o.base_batch_size}"
     if o.lr_scaling == "none":
         scaling = "at any batch size"
-    return f"{optim.peak_learning_rate(o, config.batch_size):g} ({scaling}), {o.schedule}"
+    return f"{schedules.peak_learning_rate(o, config.batch_size):g} ({scaling}), {o.schedule}"
 
 
 def _weight_decay(config: ConfigDict, count: int, decayed: int) -> str:

@@ -31,8 +31,8 @@ from imagenet_jax.training.data_position import (
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.metric_window import Interval, MetricWindow
 from imagenet_jax.training.metrics import shown_metrics
-from imagenet_jax.training.optim import peak_learning_rate
 from imagenet_jax.training.run_context import Start
+from imagenet_jax.training.schedules import peak_learning_rate
 from imagenet_jax.training.state import TrainState, count_parameters
 
 # Steps whose own loss and gradient norm are kept in first_steps.jsonl, to compare runs.

@@ -16,7 +16,7 @@ from imagenet_jax.data.classes import KnownClasses, find_outputs
 from imagenet_jax.data.sampler import Sampler, in_steps
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import resolve_norm_impl
-from imagenet_jax.training import optim
+from imagenet_jax.training import optim, schedules
 from imagenet_jax.training.layer_groups import make_fine_tuning
 from imagenet_jax.training.sharding import check_batch_size, check_train_batch, make_mesh
 from imagenet_jax.training.state import (
@@ -171,7 +171,7 @@ def make_step_parts(
     `mesh` has the devices that the step is compiled for; None: those of the default backend.
     `shift` is `Sampler.shift` in steps: not 0 if an earlier part of the run had another batch size.
     """
-    schedule = optim.make_schedule(
+    schedule = schedules.make_schedule(
         config.optim,
         batch_size=config.batch_size,
         steps_per_epoch=steps_per_epoch,

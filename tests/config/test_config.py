@@ -14,7 +14,7 @@ from imagenet_jax import config as config_io
 from imagenet_jax import models
 from imagenet_jax.config import fields as defaults
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import optim
+from imagenet_jax.training import optim, schedules
 from imagenet_jax.training.state import initial_state
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("configs/*.py"))
@@ -24,7 +24,7 @@ RESNET50 = str(Path(__file__).parents[2] / "configs/resnet50.py")
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_config_builds_its_model_and_schedule(path):
     config = config_io.load(str(path))
-    schedule = optim.make_schedule(
+    schedule = schedules.make_schedule(
         config.optim, batch_size=config.batch_size, steps_per_epoch=5004.57, total_steps=450_411
     )
     tx = optim.make_optimizer(config.optim, schedule)
@@ -35,7 +35,7 @@ def test_every_config_builds_its_model_and_schedule(path):
     assert config.model.num_classes in [s for p in jax.tree.leaves(state.params) for s in p.shape]
     assert head.dtype == "float32"
     rate = float(schedule(200_000))
-    assert 0 < rate <= optim.peak_learning_rate(config.optim, config.batch_size)
+    assert 0 < rate <= schedules.peak_learning_rate(config.optim, config.batch_size)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

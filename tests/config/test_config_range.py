@@ -23,7 +23,7 @@ from imagenet_jax.data.sources import open_source
 from imagenet_jax.debug.recipe import describe_recipe
 from imagenet_jax.errors import UserError, expand_user
 from imagenet_jax.logs import recorder
-from imagenet_jax.training import losses, optim
+from imagenet_jax.training import losses, optim, schedules
 from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.layer_groups import make_fine_tuning
 from imagenet_jax.training.state import make_ema_step_size
@@ -49,7 +49,7 @@ FIELDS = sorted({(model, field) for model in FAMILIES for field in numeric_field
 def use(config):
     """Compute what a run computes from the numbers of a config before it reads data."""
     per_epoch = steps_per_epoch(1000, config.batch_size)
-    schedule = optim.make_schedule(
+    schedule = schedules.make_schedule(
         config.optim, batch_size=config.batch_size, steps_per_epoch=per_epoch,
         total_steps=min(max(1, math.ceil(config.epochs * per_epoch)), 2**31 - 1),
     )  # fmt: skip
@@ -189,7 +189,7 @@ def test_learning_rates_of_adam_are_not_scaled(name, rule):
     config.optim.update({"name": name, "base_lr": 0.001})
     assert config_io.check(config).optim.lr_scaling == rule
     factor = 32 / 256 if rule == "linear" else 1
-    assert optim.peak_learning_rate(config.optim, 32) == 0.001 * factor
+    assert schedules.peak_learning_rate(config.optim, 32) == 0.001 * factor
     config.optim.lr_scaling = "sqrt"
     assert config_io.check(config).optim.lr_scaling == "sqrt"
 
@@ -256,7 +256,7 @@ def test_a_warning_if_the_evaluation_size_does_not_follow_the_training_size():
         ("loss", {"name": "softmx"}, lambda c: losses.per_image(None, None, c.loss)),
         ("ema", {"form": "tim"}, lambda c: make_ema_step_size(c, 1)),
         ("optim", {"name": "sdg"}, lambda c: optim.make_optimizer(c.optim, lambda t: 0.1)),
-        ("optim", {"schedule": "cos"}, lambda c: optim.make_schedule(
+        ("optim", {"schedule": "cos"}, lambda c: schedules.make_schedule(
             c.optim, batch_size=1, steps_per_epoch=1, total_steps=1)),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 from imagenet_jax import config as config_io
 from imagenet_jax.config.python_files import list_configs
 from imagenet_jax.data.sampler import steps_per_epoch
-from imagenet_jax.training import optim
+from imagenet_jax.training import schedules
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 IMAGES = 1_281_167
@@ -24,7 +24,7 @@ def curve(spec, images=IMAGES):
     config = config_io.load(str(CONFIGS / spec))
     per_epoch = steps_per_epoch(images, config.batch_size, config.data.remainder)
     total = math.ceil(Fraction(config.epochs) * per_epoch)
-    schedule = optim.make_schedule(
+    schedule = schedules.make_schedule(
         config.optim, batch_size=config.batch_size, steps_per_epoch=per_epoch, total_steps=total
     )
     steps = np.arange(total)

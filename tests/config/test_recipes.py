@@ -12,7 +12,7 @@ from configs import resnet50
 from imagenet_jax import config as config_io
 from imagenet_jax.config.python_files import list_configs
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import optim
+from imagenet_jax.training import optim, schedules
 from imagenet_jax.training.state import initial_state
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -68,7 +68,7 @@ def test_hyper_parameters_are_the_published_ones(variant):
         variant
     ]
     assert (c.batch_size, c.epochs) == (batch, epochs)
-    assert optim.peak_learning_rate(c.optim, c.batch_size) == pytest.approx(rate)
+    assert schedules.peak_learning_rate(c.optim, c.batch_size) == pytest.approx(rate)
     if momentum is not None:
         assert c.optim.momentum == momentum
     assert (c.optim.weight_decay, c.optim.decay_bias_and_norm) == (decay, norms)
@@ -210,7 +210,7 @@ TRANSFORMERS = {
 def test_convnext_and_swin_have_the_published_hyper_parameters(spec):
     c = load(spec)
     got = (
-        c.batch_size, c.epochs, optim.peak_learning_rate(c.optim, c.batch_size),
+        c.batch_size, c.epochs, schedules.peak_learning_rate(c.optim, c.batch_size),
         c.optim.warmup_epochs, c.optim.grad_clip_norm, c.augment.mixup, c.augment.random_erase,
         c.data.repeated_aug, c.model.drop_path, c.augment.image_size, c.eval.resize,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from imagenet_jax import main as command
 from imagenet_jax.debug import dry_run
 from imagenet_jax.debug.recipe import describe_recipe
 from imagenet_jax.errors import UserError
-from imagenet_jax.training import optim
+from imagenet_jax.training import schedules
 from imagenet_jax.training.experiment import make_experiment
 
 
@@ -56,7 +56,7 @@ def test_the_picture_shows_warm_up_peak_and_end():
         f"{REPOSITORY}/configs/resnet.py",
         [("optim.schedule", "cosine"), ("optim.warmup_epochs", "30")],
     )
-    schedule = optim.make_schedule(
+    schedule = schedules.make_schedule(
         config.optim, batch_size=256, steps_per_epoch=10, total_steps=900
     )
     lines = dry_run.draw_schedule(schedule, 900, 90.0)

@@ -10,7 +10,6 @@ torch = pytest.importorskip("torch")
 from config.test_learning_rates import SOURCES, curve  # noqa: E402
 
 from imagenet_jax.config.fields import defaults  # noqa: E402
-from imagenet_jax.training import optim  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -68,7 +67,7 @@ def exponential(epochs, factor, every, **changes):
     config = defaults().optim
     config.update(base_lr=0.1, decay_factor=factor, decay_every_epochs=every, **changes)
     config.schedule = "exponential"
-    schedule = optim.make_schedule(
+    schedule = schedules.make_schedule(
         config, batch_size=256, steps_per_epoch=100, total_steps=100 * epochs
     )
     return np.asarray(jax.vmap(schedule)(100 * jnp.arange(epochs)))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.data.pipeline import Resolution
 from imagenet_jax.data.sampler import Sampler
-from imagenet_jax.training import optim
+from imagenet_jax.training import schedules
 from imagenet_jax.training.experiment import Experiment
 from imagenet_jax.training.layer_groups import make_fine_tuning
 
@@ -25,12 +25,12 @@ PER_EPOCH = SAMPLER.steps_per_epoch
 def test_a_milestone_and_a_warm_up_of_60_epochs():
     config = defaults().optim
     config.milestones = (60.0,)
-    schedule = optim.make_schedule(
+    schedule = schedules.make_schedule(
         config, batch_size=256, steps_per_epoch=PER_EPOCH, total_steps=373
     )
     assert [float(schedule(t)) for t in (248, 249)] == pytest.approx([0.1, 0.01])
     config.update({"warmup_epochs": 60.0, "milestones": ()})
-    schedule = optim.make_schedule(
+    schedule = schedules.make_schedule(
         config, batch_size=256, steps_per_epoch=PER_EPOCH, total_steps=373
     )
     assert float(schedule(248)) == pytest.approx(0.1 * 248 / 249)
@@ -73,7 +73,7 @@ def test_schedule_by_epoch_is_constant_within_an_epoch():
     """With batches of 320 of 1,328 images, epochs begin at steps 0, 5, 9, 13 and 17."""
     config = defaults().optim
     config.update({"schedule": "polynomial", "schedule_by": "epoch"})
-    schedule = optim.make_schedule(
+    schedule = schedules.make_schedule(
         config, batch_size=256, steps_per_epoch=PER_EPOCH, total_steps=17
     )
     rates = [float(schedule(jnp.int32(t))) for t in range(17)]
@@ -94,7 +94,7 @@ def test_milestone_keeps_its_epoch_after_a_batch_size_change(length, old, new, s
     config.update({"milestones": (2.0, 3.5, 9.0), "decay_factor": 0.5, "schedule_by": by})
     sampler = Sampler(length, seed=0, batch_size=new)
     end = math.ceil(10 * sampler.steps_per_epoch)
-    schedule = optim.make_schedule(
+    schedule = schedules.make_schedule(
         config, batch_size=256, steps_per_epoch=sampler.steps_per_epoch, total_steps=end,
         shift=Fraction(switch * old, new) - switch,
     )  # fmt: skip

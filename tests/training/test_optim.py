@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagenet_jax.config.fields import defaults
-from imagenet_jax.training import optim
+from imagenet_jax.training import optim, schedules
 from imagenet_jax.training.layer_groups import FineTuning
 
 
@@ -21,7 +21,7 @@ def _optim(**changes):
 
 
 def _rates(config, steps, *, batch_size=256, steps_per_epoch=10.0):
-    schedule = optim.make_schedule(
+    schedule = schedules.make_schedule(
         config, batch_size=batch_size, steps_per_epoch=steps_per_epoch, total_steps=steps
     )
     return np.array([float(schedule(jnp.int32(t))) for t in range(steps)])
@@ -94,7 +94,7 @@ def test_exponential_decay_is_a_staircase_from_the_start_of_the_run(spe, every):
 )
 def test_learning_rate_scales_with_the_batch_size(scaling, want):
     config = _optim(lr_scaling=scaling, schedule="constant")
-    assert optim.peak_learning_rate(config, 8192) == pytest.approx(want)
+    assert schedules.peak_learning_rate(config, 8192) == pytest.approx(want)
     assert _rates(config, 2, batch_size=8192)[0] == pytest.approx(want)
 
 
@@ -148,7 +148,7 @@ def test_optimizer_equals_the_textbook_updates(rule, everything):
     config = _optim(
         **rule, schedule="constant", base_lr=0.05, weight_decay=0.1, decay_bias_and_norm=everything
     )
-    schedule = optim.make_schedule(config, batch_size=256, steps_per_epoch=10, total_steps=100)
+    schedule = schedules.make_schedule(config, batch_size=256, steps_per_epoch=10, total_steps=100)
     tx = optim.make_optimizer(config, schedule)
     rng = np.random.default_rng(0)
     grads = [jax.tree.map(lambda p: rng.normal(size=p.shape), PARAMS) for _ in range(4)]
