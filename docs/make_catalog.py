@@ -18,7 +18,7 @@ import numpy as np
 from imagenet_jax.config.fields import IMAGENET_MEAN, IMAGENET_STD, defaults
 from imagenet_jax.errors import UserError
 from imagenet_jax.files import write_atomically
-from imagenet_jax.weights.catalog import _FILE
+from imagenet_jax.weights.catalog import FILE
 from imagenet_jax.weights.torch_names import identify, rename
 
 # Weight, image size, crop share and top-1 and top-5 accuracy at the size where timm's top-1 is
@@ -106,16 +106,10 @@ _TIMM = """
 """
 _TIMM_SOURCE = "timm results/results-imagenet.csv, 2026-08-08"
 
-# Repository, the library's model with the same arrays, resize, top-1, source of the accuracy.
-# Preprocessing is that of preprocessor_config.json: 224 pixels, bicubic with ImageNet's mean and
-# deviation. No accuracy is published for microsoft/resnet-*.
-_TRANSFORMERS = """
-    microsoft/resnet-18 torchvision/resnet18 256 - -
-    microsoft/resnet-34 torchvision/resnet34 256 - -
-    microsoft/resnet-50 torchvision/resnet50 256 - -
-    microsoft/resnet-101 torchvision/resnet101 256 - -
-    microsoft/resnet-152 torchvision/resnet152 256 - -
-"""
+# Depths of the repositories microsoft/resnet-N, which have the arrays of torchvision's ResNets.
+# Preprocessing is that of preprocessor_config.json: 224 pixels of 256, bicubic with ImageNet's mean
+# and deviation. No accuracy is published for them.
+_TRANSFORMERS_RESNETS = (18, 34, 50, 101, 152)
 # torchvision's models normalize again (transform_input) to (x - 0.5) / 0.5 of RGB in [0, 1].
 _TRANSFORM_INPUT = ("googlenet", "inception_v3")
 
@@ -177,23 +171,23 @@ def _timm() -> Iterator[dict[str, Any]]:
 
 
 def _transformers() -> Iterator[dict[str, Any]]:
-    for row in _TRANSFORMERS.strip().splitlines():
-        name, like, resize, top1, source = row.split(maxsplit=4)
-        if (found := _identify(like)) is not None:
-            half = name.startswith("google/vit")
-            yield found | {
-                "name": name,
-                "url": f"https://huggingface.co/{name}",
-                "sha256": "",
-                "resize": int(resize),
-                "image_size": 224,
-                "interpolation": "bilinear" if half else "bicubic",
-                "mean": [0.5] * 3 if half else list(IMAGENET_MEAN),
-                "std": [0.5] * 3 if half else list(IMAGENET_STD),
-                "top1": None if top1 == "-" else float(top1),
-                "top5": None,
-                "source": "" if source == "-" else source,
-            }
+    for depth in _TRANSFORMERS_RESNETS:
+        name = f"microsoft/resnet-{depth}"
+        yield {
+            "model": f"resnet{depth}",
+            "fields": {},
+            "name": name,
+            "url": f"https://huggingface.co/{name}",
+            "sha256": "",
+            "resize": 256,
+            "image_size": 224,
+            "interpolation": "bicubic",
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+            "top1": None,
+            "top5": None,
+            "source": "",
+        }
 
 
 def empty_state_dict(name: str) -> dict[str, np.ndarray]:
@@ -222,10 +216,6 @@ def _identify(name: str) -> dict[str, Any] | None:
         found = identify(state_dict)
     except UserError:
         return None
-    return _config_fields(found)
-
-
-def _config_fields(found: dict[str, Any]) -> dict[str, Any]:
     usual = defaults(found["name"]).model
     fields = {k: v for k, v in found.items() if k != "name" and usual.get(k) != v}
     return {"model": found["name"], "fields": fields}
@@ -233,7 +223,7 @@ def _config_fields(found: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     rows = ",\n".join(json.dumps(row) for row in make())
-    write_atomically(_FILE, f"[\n{rows}\n]\n")
+    write_atomically(FILE, f"[\n{rows}\n]\n")
 
 
 if __name__ == "__main__":

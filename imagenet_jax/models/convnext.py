@@ -68,7 +68,7 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
         """f[B, H, W, C] -> f[B, H, W, C]; errors are those of `drop_branch`."""
-        y = self.mlp(self.norm(self.conv(x)), train=train)
+        y = self.mlp(self.norm(self.conv(x)))
         y = y * self.layer_scale[...].astype(y.dtype)
         return x + drop_branch(y, self.rate, train=train, rngs=rngs)
 

@@ -110,7 +110,7 @@ class Block(nnx.Module):
         self.pools = variant.deep and stride > 1
         if stride > 1 or inputs != outputs:
             layers = make(inputs, outputs, 1, 1 if variant.deep else stride)
-            # timm numbers the pool of a ResNet-D, also where there is none.
+            # In timm's ResNet-D, layer 0 is the pool, or nothing.
             self.downsample = nnx.List([None, *layers] if variant.deep else layers)
 
     def build(self, inputs: int, features: int, stride: int, make: Make, variant: Variant) -> None:

@@ -115,7 +115,7 @@ class Block(nnx.Module):
         """f[B, H, W, C] -> f[B, H, W, C]; errors are those of `drop_branch`."""
         drop = partial(drop_branch, rate=self.rate, train=train, rngs=rngs)
         x = x + drop(self.attn(self.norm1(x)))
-        return x + drop(self.mlp(self.norm2(x), train=train))
+        return x + drop(self.mlp(self.norm2(x)))
 
 
 class PatchMerging(nnx.Module):

@@ -115,8 +115,9 @@ def load_run_weights(
 ) -> Weights:
     """Load a checkpoint ("latest", "best" or a step): its EMA weights if the run keeps them.
 
-    If `average` is above 1, they are the mean of so many latest or best checkpoints: parameters and
-    batch-norm statistics. The data is not needed. Raises UserError if there is no such checkpoint.
+    With `average` = N above 1, parameters and batch-norm statistics are the mean of those of the N
+    latest or N best checkpoints. The data is not needed. Raises UserError if there is no such
+    checkpoint.
     """
     config = read_config(workdir, overrides)
     mesh = make_mesh(config.mesh.fsdp)

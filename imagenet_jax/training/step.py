@@ -51,10 +51,10 @@ def train_step(state: TrainState, batch: Batch, parts: StepParts) -> tuple[Train
 
     Returns:
       The state after the step, and f32[] scalars: loss, with those of auxiliary heads, and the
-      metrics with `in_training`, means
-      over the batch before the update, grad_norm (before clipping), param_norm (after the update)
-      and learning_rate; with config.log.group_norms also those of `group_norms`. The label of a
-      mixed image is the class with the larger weight (the lower class index if both are 0.5).
+      metrics with `in_training`, means over the batch before the update, grad_norm (before
+      clipping), param_norm (after the update) and learning_rate; with config.log.group_norms also
+      those of `group_norms`. The label of a mixed image is the class with the larger weight (the
+      lower class index if both are 0.5).
     """
     config = parts.config
     grads, stats, means = gradient(state, batch, parts)

@@ -14,7 +14,7 @@ from typing import Any
 from imagenet_jax.errors import check_choice, expand_user
 from imagenet_jax.files import read_json
 
-_FILE = Path(__file__).with_name("catalog.json")
+FILE = Path(__file__).with_name("catalog.json")
 _Z = 1.96  # standard errors of a 95 % confidence interval
 _HUB = "https://huggingface.co/"
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # by preference
@@ -66,16 +66,14 @@ class Entry:
 @functools.cache
 def entries() -> dict[str, Entry]:
     """Return every entry by name."""
-    rows = (
-        row | {"mean": tuple(row["mean"]), "std": tuple(row["std"])} for row in read_json(_FILE)
-    )
+    rows = (row | {"mean": tuple(row["mean"]), "std": tuple(row["std"])} for row in read_json(FILE))
     return {row["name"]: Entry(**row) for row in rows}
 
 
 def find(text: str) -> Entry | None:
     """Return the entry that --weights=TEXT names; None if it is a file.
 
-    Raises UserError, with the nearest name, if TEXT begins as a name does but is none.
+    Raises UserError, with the nearest name, if TEXT looks like a name but is not in the catalog.
     """
     path = expand_user(text)
     if path.exists():

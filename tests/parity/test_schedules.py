@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 from config.test_learning_rates import SOURCES, curve  # noqa: E402
 
 from imagenet_jax.config.fields import defaults  # noqa: E402
+from imagenet_jax.training import schedules  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
