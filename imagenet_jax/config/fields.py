@@ -161,12 +161,13 @@ FIELDS = {
         above=0, aliases=("augment.ratio", "aspect_ratio")),
     "augment.flip": Field(True, "Mirror half of the images", aliases=("hflip", "horizontal_flip")),
     "augment.auto_augment": Field("none", "randaugment (Cubuk 2020, as in torchvision), "
-        "randaugment_timm (as in timm) or trivialaugment (Mueller 2021)",
-        choices=("none", *_RAND, "trivialaugment"), was="auto",
+        "randaugment_timm (as in timm), trivialaugment (Mueller 2021) or autoaugment (Cubuk 2018, "
+        "the ImageNet policy)",
+        choices=("none", *_RAND, "trivialaugment", "autoaugment"), was="auto",
         aliases=("randaugment", "autoaugment", "rand_augment", "trivialaugment", "aa")),
     "augment.auto_interpolation": Field("bilinear", "Interpolation of shears and rotations",
         choices=("nearest", "bilinear"),
-        read_by={"augment.auto_augment": (*_RAND, "trivialaugment")}),
+        read_by={"augment.auto_augment": (*_RAND, "trivialaugment", "autoaugment")}),
     "augment.auto_num_ops": Field(2, "Operations on each image; timm applies each with probability "
         "0.5", above=0, was="rand_num_ops", read_by={"augment.auto_augment": _RAND}),
     "augment.auto_magnitude": Field(9, "Magnitude of the operations: from 0 to 30 in torchvision's "

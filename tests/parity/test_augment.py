@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagenet_jax.data.augment import erasing, mixing, operations
+from imagenet_jax.data.augment import autoaugment, erasing, mixing, operations
 from imagenet_jax.data.augment import randaugment as policies
 from imagenet_jax.training.losses import cross_entropy
 
@@ -182,6 +182,40 @@ def test_each_operation_of_a_policy(images, policy, operation, interpolation):
                 rare=HALF_WAY if moved and interpolation == "bilinear" else RARE,
                 exact=operation not in ("color", "contrast", "sharpness") and not moved,
             )
+
+
+def test_autoaugment_is_torchvisions_with_the_same_draws(images, monkeypatch):
+    """Each image's sub-policy, steps and signs are given to torchvision for what it would draw."""
+    transform = v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)
+    rows = images[np.arange(300) % len(images)]
+    draws = autoaugment.draw(jax.random.key(0), len(rows))
+    assert len(np.unique(draws.sub_policy)) == len(transform._policies) == 25
+    ours = np.asarray(jax.jit(autoaugment.run, static_argnums=2)(rows, draws, "nearest"))
+    inexact = np.zeros(len(rows), bool)
+    difference = np.zeros(ours.shape, int)
+    for i, (sub_policy, done, negative) in enumerate(zip(*map(np.asarray, draws), strict=True)):
+        randoms = []
+        for step, theirs in enumerate(transform._policies[sub_policy]):
+            name, probability, bin = autoaugment.SUB_POLICIES[sub_policy][step]
+            assert (name.replace("_", ""), probability, bin) == (
+                theirs[0].lower(), theirs[1], theirs[2] or 0
+            )  # fmt: skip
+            randoms.append(0.0 if done[step] else 1.1)
+            if done[step] and transform._AUGMENTATION_SPACE[theirs[0]][1]:
+                randoms.append(0.0 if negative[step] else 1.0)
+            inexact[i] |= done[step] and name in ("color", "contrast", "sharpness")
+        replay = iter(randoms)
+        monkeypatch.setattr(torch, "randint", lambda *_, value=sub_policy: value)
+        monkeypatch.setattr(torch, "rand", lambda *_, replay=replay: next(replay))
+        want = transform(to_torch(rows[i : i + 1]))[0].permute(1, 2, 0).numpy()
+        assert next(replay, None) is None
+        difference[i] = np.abs(ours[i].astype(int) - want)
+    assert inexact.sum() > 30
+    # A rotation may differ at a point half-way between two pixels.
+    assert (difference[~inexact] > 0).mean() < 1e-4
+    # What follows a blend may enlarge its last bit.
+    assert (difference[inexact] > 0).mean() < RARE
+    assert (difference[inexact] > 2).mean() < 1e-3
 
 
 def matrix_of(operation: str, value: float) -> np.ndarray:

@@ -36,21 +36,20 @@ def mixes(augment: Any) -> bool:
     return augment.mixup > 0 or augment.cutmix > 0
 
 
+def _policy(function: str, *arguments: str) -> Augmentation:
+    """Return the entry of a policy, whose function has the name that `auto_augment` gives it."""
+    name = function.split(".")[1]
+    return Augmentation(function, 2**31, lambda augment: augment.auto_augment == name, arguments)
+
+
 ON_BYTES = (  # u8[B, H, W, 3]
-    Augmentation(
-        "randaugment.randaugment", 2**31, lambda augment: augment.auto_augment == "randaugment",
-        ("auto_num_ops", "auto_magnitude", "auto_interpolation"),
+    _policy("randaugment.randaugment", "auto_num_ops", "auto_magnitude", "auto_interpolation"),
+    _policy(
+        "randaugment.randaugment_timm",
+        "auto_num_ops", "auto_magnitude", "auto_magnitude_std", "auto_interpolation", "mean_color",
     ),
-    Augmentation(
-        "randaugment.randaugment_timm", 2**31,
-        lambda augment: augment.auto_augment == "randaugment_timm",
-        ("auto_num_ops", "auto_magnitude", "auto_magnitude_std", "auto_interpolation",
-         "mean_color"),
-    ),
-    Augmentation(
-        "randaugment.trivialaugment", 2**31,
-        lambda augment: augment.auto_augment == "trivialaugment", ("auto_interpolation",),
-    ),
+    _policy("randaugment.trivialaugment", "auto_interpolation"),
+    _policy("autoaugment.autoaugment", "auto_interpolation"),
     Augmentation(
         "operations.jitter", 2**31 + 1, lambda augment: any(augment.color_jitter),
         ("color_jitter",),
@@ -101,7 +100,7 @@ def apply(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the augmented and normalized batch that the model is trained on.
 
-    The order is torchvision's: flip, RandAugment or TrivialAugment, color jitter, lighting,
+    The order is torchvision's: flip, the policy of `auto_augment`, color jitter, lighting,
     normalization, erasing, mixup or cutmix. Pixels are bytes up to the jitter, then float32.
 
     Args:

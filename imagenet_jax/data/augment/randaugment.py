@@ -37,8 +37,8 @@ BINS = 31  # magnitudes 0, the weakest, to 30
 TIMM_HIGHEST = 10.0  # magnitude
 
 
-def magnitudes(policy: str, height: int, width: int) -> np.ndarray:
-    """Return the magnitude of each of OPERATIONS at each bin, without its sign: f32[14, 31].
+def magnitudes(policy: str, height: int, width: int, bins: int = BINS) -> np.ndarray:
+    """Return the magnitude of each of OPERATIONS at each bin, without its sign: f32[14, bins].
 
     Shears are slopes, translations pixels, rotations degrees; brightness, color, contrast and
     sharpness are changes of a factor from 1; posterize is bits kept, solarize a fraction of 255.
@@ -53,23 +53,25 @@ def magnitudes(policy: str, height: int, width: int) -> np.ndarray:
         shear, turn, factor, lost_bits = 0.99, 135.0, 0.99, 6
         shift_x = shift_y = 32.0
     rows = {
-        **dict.fromkeys(("shear_x", "shear_y"), _linspace(0.0, shear)),
-        "translate_x": np.trunc(_linspace(0.0, shift_x)),  # whole pixels
-        "translate_y": np.trunc(_linspace(0.0, shift_y)),
-        "rotate": _linspace(0.0, turn),
-        **dict.fromkeys(("brightness", "color", "contrast", "sharpness"), _linspace(0.0, factor)),
-        "posterize": 8 - np.round(np.arange(BINS) * lost_bits / (BINS - 1)),
-        "solarize": _linspace(1.0, 0.0),
+        **dict.fromkeys(("shear_x", "shear_y"), _linspace(0.0, shear, bins)),
+        "translate_x": np.trunc(_linspace(0.0, shift_x, bins)),  # whole pixels
+        "translate_y": np.trunc(_linspace(0.0, shift_y, bins)),
+        "rotate": _linspace(0.0, turn, bins),
+        **dict.fromkeys(
+            ("brightness", "color", "contrast", "sharpness"), _linspace(0.0, factor, bins)
+        ),
+        "posterize": 8 - np.round(np.arange(bins) * lost_bits / (bins - 1)),
+        "solarize": _linspace(1.0, 0.0, bins),
     }
-    return np.array([rows.get(name, np.zeros(BINS)) for name in OPERATIONS], np.float32)
+    return np.array([rows.get(name, np.zeros(bins)) for name in OPERATIONS], np.float32)
 
 
-def _linspace(start: float, end: float) -> np.ndarray:
-    """Return f32[31], rounded as by torch.linspace: in float32 steps from the nearer end."""
-    step = float(np.float32(end - start) / np.float32(BINS - 1))
-    at = np.arange(BINS)
-    up, down = start + step * at, float(np.float32(end)) - step * (BINS - 1 - at)
-    return np.where(at < BINS // 2, up, down).astype(np.float32)
+def _linspace(start: float, end: float, bins: int) -> np.ndarray:
+    """Return f32[bins], rounded as by torch.linspace: in float32 steps from the nearer end."""
+    step = float(np.float32(end - start) / np.float32(bins - 1))
+    at = np.arange(bins)
+    up, down = start + step * at, float(np.float32(end)) - step * (bins - 1 - at)
+    return np.where(at < bins // 2, up, down).astype(np.float32)
 
 
 def apply(

@@ -109,6 +109,7 @@ def test_everything_at_once_sharded_and_in_bfloat16():
             {"auto_augment": "trivialaugment", "auto_magnitude": 7},
             r"auto_magnitude = 7 does nothing",
         ),
+        ({"auto_augment": "autoaugment", "auto_num_ops": 3}, r"auto_num_ops = 3 does nothing"),
         (
             {"auto_interpolation": "nearest"},
             r"does nothing with config\.augment\.auto_augment = 'none'",

@@ -1,4 +1,4 @@
-"""RandAugment and TrivialAugment: geometry against Pillow, tables against the papers, draws.
+"""The policies: geometry against Pillow, tables against the papers, draws.
 
 Each operation is compared with torchvision's in tests/parity.
 """
@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 from scipy import stats
 
-from imagenet_jax.data.augment import operations
+from imagenet_jax.data.augment import autoaugment, operations
 from imagenet_jax.data.augment import randaugment as policies
 from imagenet_jax.training.sharding import batch_sharding, make_mesh
 
@@ -164,7 +164,25 @@ def test_operations_and_signs_are_drawn_evenly():
     assert (np.asarray(magnitude)[np.asarray(operation) >= 10] >= 0).all()
 
 
-@pytest.mark.parametrize("policy", [policies.randaugment, policies.trivialaugment])
+def test_sub_policies_and_their_steps_are_drawn_by_their_probabilities():
+    draws = autoaugment.draw(jax.random.key(0), 25000)
+    sub_policy, done = np.asarray(draws.sub_policy), np.asarray(draws.done)
+    assert stats.chisquare(np.bincount(sub_policy, minlength=25)).pvalue > 1e-3
+    assert abs(np.asarray(draws.negative).mean() - 0.5) < 0.01
+    for index, steps in enumerate(autoaugment.SUB_POLICIES):
+        for step, (_, probability, _) in enumerate(steps):
+            rate = done[sub_policy == index, step].mean()
+            assert abs(rate - probability) < (0 < probability < 1) * 0.07 + 1e-9
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        policies.randaugment,
+        policies.trivialaugment,
+        pytest.param(autoaugment.autoaugment, marks=pytest.mark.full),
+    ],
+)
 def test_a_sharded_batch_is_augmented_where_it_lies(policy):
     key = jax.random.key(5)
     function = jax.jit(lambda images: policy(images, key))
