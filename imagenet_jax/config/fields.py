@@ -69,7 +69,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]; torchvision's published 
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 ADAM = ("adam", "adamw", "lamb")  # the optimizers with Adam's moments
-_RAND = ("randaugment", "randaugment_timm")
+_RAND = ("randaugment", "randaugment_timm", "randaugment_plain")
 
 # One line for each entry, or a few if it does not fit.
 # fmt: off
@@ -161,18 +161,18 @@ FIELDS = {
         above=0, aliases=("augment.ratio", "aspect_ratio")),
     "augment.flip": Field(True, "Mirror half of the images", aliases=("hflip", "horizontal_flip")),
     "augment.auto_augment": Field("none", "randaugment (Cubuk 2020, as in torchvision), "
-        "randaugment_timm (as in timm), trivialaugment (Mueller 2021) or autoaugment (Cubuk 2018, "
-        "the ImageNet policy)",
+        "randaugment_timm (as in timm), randaugment_plain (as in big_vision), trivialaugment "
+        "(Mueller 2021) or autoaugment (Cubuk 2018, the ImageNet policy)",
         choices=("none", *_RAND, "trivialaugment", "autoaugment"), was="auto",
         aliases=("randaugment", "autoaugment", "rand_augment", "trivialaugment", "aa")),
     "augment.auto_interpolation": Field("bilinear", "Interpolation of shears and rotations",
-        choices=("nearest", "bilinear"),
-        read_by={"augment.auto_augment": (*_RAND, "trivialaugment", "autoaugment")}),
+        choices=("nearest", "bilinear"), read_by={"augment.auto_augment":
+            ("randaugment", "randaugment_timm", "trivialaugment", "autoaugment")}),
     "augment.auto_num_ops": Field(2, "Operations on each image; timm applies each with probability "
         "0.5", above=0, was="rand_num_ops", read_by={"augment.auto_augment": _RAND}),
     "augment.auto_magnitude": Field(9, "Magnitude of the operations: from 0 to 30 in torchvision's "
-        "31 bins; randaugment_timm: from 0 to 10", at_least=0, at_most=30, was="rand_magnitude",
-        read_by={"augment.auto_augment": _RAND}),
+        "31 bins; randaugment_timm and randaugment_plain: from 0 to 10", at_least=0, at_most=30,
+        was="rand_magnitude", read_by={"augment.auto_augment": _RAND}),
     "augment.auto_magnitude_std": Field(0.0, "Standard deviation of the magnitude between images",
         at_least=0, was="rand_deviation", read_by={"augment.auto_augment": ("randaugment_timm",)}),
     "augment.color_jitter": Field((0.0, 0.0, 0.0, 0.0), "Strength of random brightness, contrast, "

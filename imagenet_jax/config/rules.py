@@ -107,10 +107,10 @@ def _check_augment(value: Values) -> None:
             f"config.augment.color_jitter = {jitter!r} must be (brightness, contrast, saturation, "
             "hue), with a hue of at most 0.5"
         )
-    magnitude = value["augment.auto_magnitude"]
-    if value["augment.auto_augment"] == "randaugment_timm" and magnitude > 10:
+    magnitude, policy = value["augment.auto_magnitude"], value["augment.auto_augment"]
+    if policy in ("randaugment_timm", "randaugment_plain") and magnitude > 10:
         raise UserError(
-            f"config.augment.auto_magnitude = {magnitude} must be from 0 to 10 for randaugment_timm"
+            f"config.augment.auto_magnitude = {magnitude} must be from 0 to 10 for {policy}"
         )
     mixes = value["augment.mixup"] or value["augment.cutmix"]
     if not mixes and value["augment.mix_prob"] != 1:

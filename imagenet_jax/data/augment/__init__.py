@@ -48,6 +48,7 @@ ON_BYTES = (  # u8[B, H, W, 3]
         "randaugment.randaugment_timm",
         "auto_num_ops", "auto_magnitude", "auto_magnitude_std", "auto_interpolation", "mean_color",
     ),
+    _policy("randaugment_plain.randaugment_plain", "auto_num_ops", "auto_magnitude"),
     _policy("randaugment.trivialaugment", "auto_interpolation"),
     _policy("autoaugment.autoaugment", "auto_interpolation"),
     Augmentation(

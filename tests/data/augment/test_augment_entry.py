@@ -109,6 +109,11 @@ def test_everything_at_once_sharded_and_in_bfloat16():
             {"auto_augment": "trivialaugment", "auto_magnitude": 7},
             r"auto_magnitude = 7 does nothing",
         ),
+        ({"auto_augment": "randaugment_plain", "auto_magnitude": 11}, r"must be from 0 to 10"),
+        (
+            {"auto_augment": "randaugment_plain", "auto_interpolation": "nearest"},
+            r"auto_interpolation = 'nearest' does nothing",
+        ),
         ({"auto_augment": "autoaugment", "auto_num_ops": 3}, r"auto_num_ops = 3 does nothing"),
         (
             {"auto_interpolation": "nearest"},
