@@ -162,8 +162,9 @@ FIELDS = {
     "augment.flip": Field(True, "Mirror half of the images", aliases=("hflip", "horizontal_flip")),
     "augment.auto_augment": Field("none", "randaugment (Cubuk 2020, as in torchvision), "
         "randaugment_timm (as in timm), randaugment_plain (as in big_vision), trivialaugment "
-        "(Mueller 2021) or autoaugment (Cubuk 2018, the ImageNet policy)",
-        choices=("none", *_RAND, "trivialaugment", "autoaugment"), was="auto",
+        "(Mueller 2021), autoaugment (Cubuk 2018, the ImageNet policy) or three_augment (Touvron "
+        "2022; DeiT III adds color_jitter)",
+        choices=("none", *_RAND, "trivialaugment", "autoaugment", "three_augment"), was="auto",
         aliases=("randaugment", "autoaugment", "rand_augment", "trivialaugment", "aa")),
     "augment.auto_interpolation": Field("bilinear", "Interpolation of shears and rotations",
         choices=("nearest", "bilinear"), read_by={"augment.auto_augment":

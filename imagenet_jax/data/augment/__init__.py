@@ -51,6 +51,7 @@ ON_BYTES = (  # u8[B, H, W, 3]
     _policy("randaugment_plain.randaugment_plain", "auto_num_ops", "auto_magnitude"),
     _policy("randaugment.trivialaugment", "auto_interpolation"),
     _policy("autoaugment.autoaugment", "auto_interpolation"),
+    _policy("three_augment.three_augment"),
     Augmentation(
         "operations.jitter", 2**31 + 1, lambda augment: any(augment.color_jitter),
         ("color_jitter",),

@@ -36,12 +36,12 @@ class Draws(NamedTuple):
     """What one step draws for each image.
 
     Attributes:
-      index: i32[B], of OPERATIONS.
+      operation: i32[B], an index of OPERATIONS.
       negative: bool[B], whether operations with a sign go the other way.
       row, column: i32[B], the center of cutout's box.
     """
 
-    index: jax.Array
+    operation: jax.Array
     negative: jax.Array
     row: jax.Array
     column: jax.Array
@@ -78,18 +78,18 @@ def step(images: jax.Array, draws: Draws, magnitude: float) -> jax.Array:
     """Return each image u8[B, H, W, 3] after the operation that was drawn for it."""
     height, width = images.shape[1:3]
     table = amounts(magnitude)
-    amount = jnp.asarray([table[name] for name in OPERATIONS], jnp.float32)[draws.index]
+    amount = jnp.asarray([table[name] for name in OPERATIONS], jnp.float32)[draws.operation]
     here = ("contrast", "cutout")  # the others are those of `apply`
     numbers = [EVERY.index("identity" if name in here else name) for name in OPERATIONS]
-    signed = jnp.asarray([name in SIGNED for name in OPERATIONS])[draws.index]
+    signed = jnp.asarray([name in SIGNED for name in OPERATIONS])[draws.operation]
     moved = apply(
         images,
-        jnp.asarray(numbers)[draws.index],
+        jnp.asarray(numbers)[draws.operation],
         jnp.where(signed & draws.negative, -amount, amount),
         fill=(GRAY,) * 3,
     )
     is_contrast, is_cutout = (
-        operations.per_image(draws.index == OPERATIONS.index(name)) for name in here
+        operations.per_image(draws.operation == OPERATIONS.index(name)) for name in here
     )
     level = jnp.float32(min(height * width // 256, 255))
     contrasted = operations.to_bytes(operations.mixture(images, level, amount))

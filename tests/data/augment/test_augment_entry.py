@@ -114,6 +114,10 @@ def test_everything_at_once_sharded_and_in_bfloat16():
             {"auto_augment": "randaugment_plain", "auto_interpolation": "nearest"},
             r"auto_interpolation = 'nearest' does nothing",
         ),
+        (
+            {"auto_augment": "three_augment", "auto_interpolation": "nearest"},
+            r"auto_interpolation = 'nearest' does nothing",
+        ),
         ({"auto_augment": "autoaugment", "auto_num_ops": 3}, r"auto_num_ops = 3 does nothing"),
         (
             {"auto_interpolation": "nearest"},

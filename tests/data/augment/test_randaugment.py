@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 from scipy import stats
 
-from imagenet_jax.data.augment import autoaugment, operations, randaugment_plain
+from imagenet_jax.data.augment import autoaugment, operations, randaugment_plain, three_augment
 from imagenet_jax.data.augment import randaugment as policies
 from imagenet_jax.training.sharding import batch_sharding, make_mesh
 
@@ -182,6 +182,7 @@ def test_sub_policies_and_their_steps_are_drawn_by_their_probabilities():
         policies.trivialaugment,
         pytest.param(autoaugment.autoaugment, marks=pytest.mark.full),
         pytest.param(randaugment_plain.randaugment_plain, marks=pytest.mark.full),
+        pytest.param(three_augment.three_augment, marks=pytest.mark.full),
     ],
 )
 def test_a_sharded_batch_is_augmented_where_it_lies(policy):

@@ -99,7 +99,7 @@ def test_each_operation_is_big_visions(level):
 
 def test_operations_signs_and_centers_are_drawn_evenly():
     draws = plain.draw(jax.random.key(0), 16000, HEIGHT, WIDTH)
-    for values, size in ((draws.index, 16), (draws.row, HEIGHT), (draws.column, WIDTH)):
+    for values, size in ((draws.operation, 16), (draws.row, HEIGHT), (draws.column, WIDTH)):
         assert stats.chisquare(np.bincount(values, minlength=size)).pvalue > 1e-3
     assert abs(np.asarray(draws.negative).mean() - 0.5) < 0.02
 
