@@ -169,7 +169,8 @@ def guided_backpropagation(model: Model, images: jax.Array, labels: Array) -> ja
     """Return the guided gradient f32[B, H, W, 3] of the class's logit with respect to the pixels.
 
     Each ReLU passes back only positive gradients, and only where its input was positive
-    (Springenberg et al. 2015, arXiv:1412.6806, section 3.4).
+    (Springenberg et al. 2015, arXiv:1412.6806, section 3.4). Without ReLUs, as in a transformer,
+    this is the plain gradient.
     """
 
     folded = fold_batch_norm(model)

@@ -31,6 +31,7 @@ _MODULES = {
     "swin": ("swin",),
     "googlenet": ("googlenet",),
     "inception": ("inception",),
+    "vit": ("vit",),
 }
 
 

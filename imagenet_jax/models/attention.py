@@ -6,25 +6,36 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+ZEROS = nnx.initializers.zeros_init()
+
 
 class Mlp(nnx.Module):
-    """Linear, GELU (exact, as in torch), linear; biases start at 0."""
+    """Linear, GELU (exact, as in torch), linear, with dropout after each linear layer."""
 
     def __init__(
         self,
         features: int,
         hidden: int,
         *,
+        dropout: float = 0.0,
         kernel_init: nnx.Initializer,
+        bias_init: nnx.Initializer = ZEROS,
         dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ):
-        make = partial(nnx.Linear, kernel_init=kernel_init, dtype=dtype, rngs=rngs)
+        make = partial(
+            nnx.Linear, kernel_init=kernel_init, bias_init=bias_init, dtype=dtype, rngs=rngs
+        )
         self.fc1, self.fc2 = make(features, hidden), make(hidden, features)
+        self.dropout = nnx.Dropout(dropout)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """f[..., C] -> f[..., C]."""
-        return self.fc2(nnx.gelu(self.fc1(x), approximate=False))
+    def __call__(
+        self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
+    ) -> jax.Array:
+        """f[..., C] -> f[..., C]; training draws what is dropped from `rngs.dropout`."""
+        x = nnx.gelu(self.fc1(x), approximate=False)
+        x = self.fc2(self.dropout(x, deterministic=not train, rngs=rngs))
+        return self.dropout(x, deterministic=not train, rngs=rngs)
 
 
 class Attention(nnx.Module):

@@ -95,6 +95,10 @@ def _join(name: str, path: Path) -> str:
     return ".".join(map(str, path))
 
 
+def _same(path: Path, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return array
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Family:
     """What the rest of the package knows about the models of one file.
@@ -105,7 +109,7 @@ class Family:
       fields: the fields of `config.model` that only this family has, by name.
       groups: the parameters from input to output: for each group, the paths where they are. Every
         parameter is in one group; the last group is the head, the layer that num_classes shapes,
-        and the auxiliary heads.
+        and the auxiliary heads. Groups in which a variant has no parameters do not count.
       first: torch's name of the first convolution.
       identify: returns what a state dict in torch's layout can be of: for each candidate, name,
         width and other fields of `config.model`, the likeliest first; [] for another family. It
@@ -116,6 +120,8 @@ class Family:
         weights: reading a state dict skips them, writing one adds them.
       auxiliary: where the heads are that only training uses (config.model.aux_weight). A model may
         lack them. Their last layers have num_classes outputs too.
+      fit: given a path, the array of a state dict and the shape of the model's array there, returns
+        the array in that shape if it only belongs to another image size, else the array as it is.
     """
 
     model: type[Model]
@@ -128,6 +134,7 @@ class Family:
     flattened: Mapping[Path, int] = dataclasses.field(default_factory=dict)
     constants: Callable[[str], Mapping[str, np.ndarray]] = lambda name: {}
     auxiliary: tuple[Path, ...] = ()
+    fit: Callable[[Path, np.ndarray, tuple[int, ...]], np.ndarray] = _same
 
     @property
     def head(self) -> Path:

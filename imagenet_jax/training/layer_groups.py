@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from imagenet_jax import models
 from imagenet_jax.data.sampler import in_steps
+from imagenet_jax.models.base import Path
 
 
 def map_groups(function: Callable[[int], Any], params: Any, model: str) -> Any:
@@ -18,13 +19,10 @@ def map_groups(function: Callable[[int], Any], params: Any, model: str) -> Any:
 
     Groups count from 0, at the input; the last is the head.
     """
-    groups = models.family(model).groups
+    groups = _groups(params, model)
 
     def value(path: tuple[Any, ...], _: Any) -> Any:
-        keys = tuple(entry.key for entry in path)
-        (index,) = (  # every parameter is in exactly one group
-            i for i, group in enumerate(groups) for prefix in group if keys[: len(prefix)] == prefix
-        )
+        (index,) = (i for i, group in enumerate(groups) if _is_in(group, path))  # exactly one
         return function(index)
 
     return jax.tree_util.tree_map_with_path(value, params)
@@ -34,8 +32,20 @@ def head_mask(params: Any, model: str) -> Any:
     """Return a tree with True for the parameters of the head of `model`; "": no layer is a head."""
     if not model:
         return jax.tree.map(lambda _: False, params)
-    last = len(models.family(model).groups) - 1
+    last = len(_groups(params, model)) - 1
     return map_groups(lambda group: group == last, params, model)
+
+
+def _groups(params: Any, model: str) -> list[tuple[Path, ...]]:
+    """Return the groups of the family that have parameters, and the head."""
+    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    *body, head = models.family(model).groups
+    return [*(group for group in body if any(_is_in(group, path) for path in paths)), head]
+
+
+def _is_in(group: tuple[Path, ...], path: tuple[Any, ...]) -> bool:
+    keys = tuple(entry.key for entry in path)
+    return any(keys[: len(prefix)] == prefix for prefix in group)
 
 
 def named_groups(tree: Any, model: str) -> dict[str, list[Any]]:
@@ -43,7 +53,7 @@ def named_groups(tree: Any, model: str) -> dict[str, list[Any]]:
 
     A group has the name of its first module: conv1 and bn1, a ResNet's stem, are "conv1".
     """
-    names = [".".join(map(str, places[0])) for places in models.family(model).groups]
+    names = [".".join(map(str, places[0])) for places in _groups(tree, model)]
     groups: dict[str, list[Any]] = {name: [] for name in names}
     owners = map_groups(lambda index: names[index], tree, model)
     for name, leaf in zip(jax.tree.leaves(owners), jax.tree.leaves(tree), strict=True):
@@ -108,7 +118,7 @@ def layer_scales(params: Any, model: str, decay: float) -> Any:
     fine-tuning" (Howard & Ruder 2018, arXiv:1801.06146) in the form of Clark et al. 2020,
     arXiv:2003.10555.
     """
-    last = len(models.family(model).groups) - 1
+    last = len(_groups(params, model)) - 1
     return map_groups(lambda group: decay ** (last - group), params, model)
 
 
@@ -130,9 +140,9 @@ def head_first(
     Until then other layers do not change: no decay, no momentum. Only the statistics of batch norm
     are updated.
     """
-    last = len(models.family(tuning.model).groups) - 1
 
     def labels(params: Any) -> Any:
+        last = len(_groups(params, tuning.model)) - 1
         return map_groups(lambda group: "head" if group == last else "rest", params, tuning.model)
 
     rules = {"head": rule, "rest": _freeze_until(tuning.frozen_steps, rule)}

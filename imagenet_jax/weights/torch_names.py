@@ -112,6 +112,24 @@ _RULES = (
         r"^(layer\d+\.\d+)\.layer\.(\d+)\.normalization\.", lambda m: f"{m[1]}.bn{int(m[2]) + 1}."
     ),
     _Rule(r"^classifier\.1\.", "fc.", where=r"^conv1\.weight$"),
+    # torchvision's ViT, in timm's names
+    *(
+        _Rule(rf"(?:^|(?<=\.)){pattern}", to, where=r"(?:^|\.)conv_proj\.weight$")
+        for pattern, to in (
+            (r"class_token$", "cls_token"),
+            (r"encoder\.pos_embedding$", "pos_embed"),
+            (r"encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+            (r"encoder\.ln\.", "norm."),
+            (r"self_attention\.in_proj_", "attn.qkv."),
+            (r"self_attention\.out_proj\.", "attn.proj."),
+            (r"ln_([12])\.", r"norm\1."),
+            (r"mlp\.(?:0|linear_1)\.", "mlp.fc1."),
+            (r"mlp\.(?:3|linear_2)\.", "mlp.fc2."),
+            (r"heads\.head\.", "head."),
+            (r"heads\.pre_logits\.", "pre_logits.fc."),
+            (r"conv_proj\.", "patch_embed.proj."),
+        )
+    ),
     # mmpretrain
     _Rule(r"^head\.fc\.", "backbone.fc.", where=r"^backbone\.conv1\.weight$"),
     # Contrastive learning: this fc is a projection, not a classifier.
@@ -163,6 +181,9 @@ def from_torch(
         for key, value in state_dict.items()
         if not key.endswith(_COUNTER) and key not in constants and not key.startswith(dropped)
     }
+    for key, (path, shape) in wanted.items():
+        if key in given:
+            given[key] = family.fit(path, given[key], shape)
     misshapen = [
         f"{key} {given[key].shape}, not {expected}"
         for key, (path, shape) in wanted.items()
@@ -217,8 +238,8 @@ def torch_key(name: str, path: Path) -> str:
 
     Of a ResNet, ("layer1", 0, "bn1", "scale") is layer1.0.bn1.weight.
     """
-    leaf = str(path[-1])
-    return f"{models.family(name).torch_name(name, path[:-1])}.{_LEAVES.get(leaf, leaf)}"
+    module, leaf = models.family(name).torch_name(name, path[:-1]), str(path[-1])
+    return f"{module}.{_LEAVES.get(leaf, leaf)}" if module else leaf
 
 
 def identify(

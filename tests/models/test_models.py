@@ -47,6 +47,12 @@ PARAMETERS = {
     "vgg13_bn": 133_053_736,
     "vgg16_bn": 138_365_992,
     "vgg19_bn": 143_678_248,
+    # ViT: torchvision's vit_b_16, ...; timm's vit_tiny_patch16_224 and vit_small_patch16_224
+    "vit_ti16": 5_717_416,
+    "vit_s16": 22_050_664,
+    "vit_b16": 86_567_656,
+    "vit_b32": 88_224_232,
+    "vit_l16": 304_326_632,
     "squeezenet1_0": 1_248_424,
     "squeezenet1_1": 1_235_496,
     "densenet121": 7_978_856,

@@ -36,7 +36,7 @@ def test_groups_hold_each_parameter_once_and_scales_fall_from_the_head(name):
         head = head[key]
     assert set(jax.tree.leaves(head)) == {1.0}
     assert sorted(set(jax.tree.leaves(scales))) == [
-        0.5**i for i in reversed(range(len(models.family(name).groups)))
+        0.5**i for i in reversed(range(len(layer_groups.named_groups(params, name))))
     ]
 
 

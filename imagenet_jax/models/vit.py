@@ -1,0 +1,372 @@
+"""Vision Transformer (Dosovitskiy et al. 2020, arXiv:2010.11929) and its common variations.
+
+Module names are those of timm's vision_transformer.py. `config.model` chooses among three forms:
+
+- torchvision's vit_b_16, ...: the defaults. The class token and every patch have learned positions.
+- DeiT (arXiv:2012.12877): init=timm, drop_path. DeiT-III (arXiv:2204.07118): also
+  positions=learned_patches and layer_scale.
+- The plain ViT of Beyer et al. 2022, arXiv:2205.01580 (big_vision's models/vit.py, whose GELU is
+  the tanh approximation; it is exact here): pool=mean, positions=sincos2d, head=mlp,
+  init=big_vision.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from imagenet_jax.config.fields import Field
+from imagenet_jax.errors import UserError
+from imagenet_jax.models.attention import ZEROS, Attention, Mlp
+from imagenet_jax.models.base import Family, Model, Path
+from imagenet_jax.models.layers import (
+    DROP_PATH,
+    LayerScale,
+    drop_branch,
+    drop_path_rates,
+    uniform_conv,
+)
+from imagenet_jax.models.norms import LayerNorm
+
+HEAD_CHANNELS = 64  # channels of each attention head
+EPSILON = 1e-6  # of layer norm, in all three forms
+TEMPERATURE = 10_000.0  # of the sine and cosine positions
+
+
+class Variant(NamedTuple):
+    """Side of a patch in pixels, number of blocks, heads of each attention."""
+
+    patch: int
+    depth: int
+    heads: int
+
+
+VARIANTS = {
+    "vit_ti16": Variant(16, 12, 3),
+    "vit_s16": Variant(16, 12, 6),
+    "vit_b16": Variant(16, 12, 12),
+    "vit_b32": Variant(32, 12, 12),
+    "vit_l16": Variant(16, 24, 16),
+}
+DEEPEST = max(variant.depth for variant in VARIANTS.values())
+
+
+_scaled = nnx.initializers.variance_scaling
+_small, _tiny = nnx.initializers.normal(0.02), nnx.initializers.normal(1e-6)
+_lecun, _xavier = nnx.initializers.lecun_normal(), nnx.initializers.xavier_uniform()
+
+
+class Init(NamedTuple):
+    """Initial weights of each part; `patch` None: torch's default. Other biases start at 0."""
+
+    patch: nnx.Initializer | None
+    qkv: nnx.Initializer
+    proj: nnx.Initializer
+    mlp: nnx.Initializer
+    mlp_bias: nnx.Initializer = ZEROS
+    token: nnx.Initializer = ZEROS
+    head: nnx.Initializer = ZEROS
+
+
+INITS = {
+    "torchvision": Init(
+        patch=_scaled(1.0, "fan_in", "normal"),
+        qkv=_xavier,
+        proj=_scaled(1 / 3, "fan_in", "uniform"),  # torch's default
+        mlp=_xavier,
+        mlp_bias=_tiny,
+    ),
+    "timm": Init(patch=None, qkv=_small, proj=_small, mlp=_small, token=_tiny, head=_small),
+    "big_vision": Init(
+        patch=_lecun,
+        qkv=_scaled(1.0, "fan_in", "uniform"),  # Xavier's, of three matrices side by side
+        proj=_xavier,
+        mlp=_xavier,
+        mlp_bias=_tiny,
+    ),
+}
+FIELDS = {
+    "image_size": Field(
+        224, "Side of the images that learned positions are for; they are interpolated for others",
+        above=0,
+    ),
+    "pool": Field(
+        "token", "What the head reads. token: the class token; mean: the mean of all patches",
+        choices=("token", "mean"),
+    ),
+    "positions": Field(
+        "learned", "Position embedding. learned_patches: none for the class token; sincos2d: sines "
+        "and cosines of row and column", choices=("learned", "learned_patches", "sincos2d"),
+    ),
+    "head": Field(
+        "linear", "mlp: a hidden layer with tanh before the last layer", choices=("linear", "mlp")
+    ),
+    "layer_scale": Field(
+        0.0, "Initial factor of each channel of a residual branch (Touvron 2021); 0: no factors",
+        at_least=0,
+    ),
+    "init": Field("torchvision", "Whose initial weights", choices=tuple(INITS)),
+    "dropout": Field(
+        0.0, "Dropout rate after the position embedding, attention and both layers of an MLP",
+        at_least=0, below=1,
+    ),
+    "drop_path": DROP_PATH,
+}  # fmt: skip
+
+
+class Block(nnx.Module):
+    """Attention and an MLP, each after a layer norm and with a shortcut around both."""
+
+    def __init__(
+        self,
+        features: int,
+        heads: int,
+        *,
+        init: Init,
+        dropout: float,
+        rate: float,
+        layer_scale: float,
+        dtype: jnp.dtype | None,
+        rngs: nnx.Rngs,
+    ):
+        """`rate` is the probability to drop a branch of an image in training."""
+        self.norm1 = LayerNorm(features, eps=EPSILON)
+        self.attn = Attention(
+            features, heads, qkv_init=init.qkv, proj_init=init.proj, dtype=dtype, rngs=rngs
+        )
+        self.ls1 = LayerScale(features, layer_scale) if layer_scale else None
+        self.norm2 = LayerNorm(features, eps=EPSILON)
+        self.mlp = Mlp(
+            features,
+            4 * features,
+            dropout=dropout,
+            kernel_init=init.mlp,
+            bias_init=init.mlp_bias,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.ls2 = LayerScale(features, layer_scale) if layer_scale else None
+        self.dropout = nnx.Dropout(dropout)
+        self.rate = rate
+
+    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """f[B, N, C] -> f[B, N, C]; errors are those of `drop_branch`."""
+        y = self.dropout(self.attn(self.norm1(x)), deterministic=not train, rngs=rngs)
+        y = self.ls1(y) if self.ls1 else y
+        x = x + drop_branch(y, self.rate, train=train, rngs=rngs)
+        y = self.mlp(self.norm2(x), train=train, rngs=rngs)
+        y = self.ls2(y) if self.ls2 else y
+        return x + drop_branch(y, self.rate, train=train, rngs=rngs)
+
+
+class VisionTransformer(Model):
+    """Linear embedding of patches, transformer blocks, layer norm and a head."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        num_classes: int,
+        width: float,
+        image_size: int,
+        pool: str,
+        positions: str,
+        head: str,
+        layer_scale: float,
+        init: str,
+        dropout: float,
+        drop_path: float,
+        dtype: jnp.dtype | None,
+        rngs: nnx.Rngs,
+    ):
+        """`dtype` is the compute dtype of all but the last layer; None: that of the operands.
+
+        `width` scales the channels of each attention head, and thereby all layers.
+
+        Raises UserError if the patches do not tile the images, or sincos2d the channels.
+        """
+        self.name = name
+        patch, depth, heads = VARIANTS[name]
+        start = INITS[init]
+        features = heads * max(1, round(HEAD_CHANNELS * width))
+        if positions == "sincos2d" and (features % 4 or features < 8):
+            raise UserError(
+                "config.model.positions = 'sincos2d' needs a multiple of 4 channels, at least 8, "
+                f"not {features}: use another config.model.width, such as 1.0"
+            )
+        proj = uniform_conv(3, features, patch, patch, dtype=dtype, rngs=rngs)
+        if start.patch is not None:
+            proj = nnx.Conv(
+                3,
+                features,
+                (patch, patch),
+                strides=patch,
+                padding="VALID",
+                kernel_init=start.patch,
+                dtype=dtype,
+                rngs=rngs,
+            )
+        self.patch_embed = nnx.Dict(proj=proj)
+        patches = _count_patches(image_size, patch, "config.model.image_size") ** 2
+        normal = nnx.initializers.normal(features**-0.5 if init == "big_vision" else 0.02)
+
+        def embedding(init: nnx.Initializer, count: int) -> nnx.Param[jax.Array]:
+            return nnx.Param(init(rngs.params(), (1, count, features), jnp.float32))
+
+        has_token = pool == "token"
+        self.cls_token = embedding(start.token, 1) if has_token else None
+        count = patches + (has_token and positions == "learned")
+        self.pos_embed = embedding(normal, count) if positions != "sincos2d" else None
+        self.dropout = nnx.Dropout(dropout)
+        self.blocks: nnx.List[Block] = nnx.List(
+            Block(
+                features,
+                heads,
+                init=start,
+                dropout=dropout,
+                rate=rate,
+                layer_scale=layer_scale,
+                dtype=dtype,
+                rngs=rngs,
+            )
+            for rate in drop_path_rates(drop_path, depth)
+        )
+        self.norm = LayerNorm(features, eps=EPSILON)
+        self.pre_logits = (
+            nnx.Dict(fc=nnx.Linear(features, features, kernel_init=_lecun, rngs=rngs))
+            if head == "mlp"
+            else None
+        )
+        self.head = nnx.Linear(features, num_classes, kernel_init=start.head, rngs=rngs)
+
+    def activations(
+        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
+    ) -> Iterator[tuple[str, jax.Array]]:
+        """See Model. Raises UserError unless sides of images are multiples of the patch's."""
+        patch = VARIANTS[self.name].patch
+        fields = "config.augment.image_size or eval.image_size"
+        rows, columns = (_count_patches(side, patch, fields) for side in images.shape[1:3])
+        x = self.patch_embed["proj"](images)
+        x = x.reshape(len(x), rows * columns, x.shape[-1])
+        if self.pos_embed is None:
+            positions = jnp.asarray(sincos2d(rows, columns, x.shape[-1]))
+        else:
+            positions = resize_positions(self.pos_embed[...], rows, columns)
+        positions = positions.astype(x.dtype)
+        before = positions.shape[1] - x.shape[1]  # 1 if the class token has a position, else 0
+        x = x + positions[:, before:]
+        if self.cls_token is not None:
+            token = self.cls_token[...].astype(x.dtype)
+            if before:
+                token = token + positions[:, :1]
+            x = jnp.concatenate([jnp.broadcast_to(token, (len(x), 1, x.shape[-1])), x], 1)
+        x = self.dropout(x, deterministic=not train, rngs=rngs)
+        yield "embedding", x
+        for i, block in enumerate(self.blocks):
+            x = self.run(block, x, train=train, rngs=rngs)
+            yield f"block{i}", x
+        # float32 from here: the mean over patches and the logits are cheap and should not round.
+        x = self.norm(x).astype(jnp.promote_types(x.dtype, jnp.float32))
+        x = jnp.mean(x, axis=1) if self.cls_token is None else x[:, 0]
+        if self.pre_logits is not None:
+            x = jnp.tanh(self.pre_logits["fc"](x))
+        yield "logits", self.head(x)
+
+
+def _count_patches(side: int, patch: int, field: str) -> int:
+    """Return the patches along a side of `side` pixels; UserError if they do not fill it."""
+    if side % patch:
+        near = max(patch, round(side / patch) * patch)
+        raise UserError(
+            f"{field} = {side} is not a multiple of the {patch} pixels of a patch; use {near}"
+        )
+    return side // patch
+
+
+def sincos2d(rows: int, columns: int, features: int) -> np.ndarray:
+    """Return f64[1, rows * columns, features]: sin and cos of the column, then of the row.
+
+    The form of MoCo v3 (Chen et al. 2021, arXiv:2104.02057) that big_vision uses.
+    """
+    y, x = (grid.reshape(-1, 1) for grid in np.mgrid[:rows, :columns])
+    frequencies = TEMPERATURE ** -np.linspace(0, 1, features // 4)
+    angles = (x * frequencies, y * frequencies)
+    return np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], 1)[None]
+
+
+def resize_positions(positions: jax.Array, rows: int, columns: int) -> jax.Array:
+    """f[1, T + N, C], of a square of N patches -> f[1, T + rows * columns, C].
+
+    Bicubic with antialiasing, as timm's resample_abs_pos_embed. A first token (T = 1) keeps its
+    embedding; it is there if the number of positions is no square.
+    """
+    count = positions.shape[1]
+    side = math.isqrt(count)
+    tokens = count - side**2
+    if (side, side) == (rows, columns):
+        return positions
+    grid = positions[:, tokens:].reshape(1, side, side, -1)
+    grid = jax.image.resize(grid, (1, rows, columns, grid.shape[-1]), "cubic", antialias=True)
+    return jnp.concatenate([positions[:, :tokens], grid.reshape(1, rows * columns, -1)], 1)
+
+
+def _fit(path: Path, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return learned positions of weights of another image size, interpolated: see Family."""
+    if path != ("pos_embed",) or array.ndim != 3 or array.shape[2] != shape[2]:
+        return array
+    (old, old_tokens), (new, new_tokens) = (
+        (math.isqrt(size[1]), size[1] - math.isqrt(size[1]) ** 2) for size in (array.shape, shape)
+    )
+    if old_tokens != new_tokens or old_tokens > 1 or old == new:
+        return array
+    return np.asarray(resize_positions(jnp.asarray(array), new, new))
+
+
+def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return the ViTs of a state dict: see Family.
+
+    The number of heads, and so the variant of a width other than 1, cannot be read from it.
+    """
+    kernel = arrays.get("patch_embed.proj.weight")
+    if kernel is None or kernel.ndim != 4 or "blocks.0.attn.qkv.weight" not in arrays:
+        return []
+    blocks = {m[1] for key in arrays if (m := re.match(r"blocks\.(\d+)\.", key))}
+    features, patch = len(kernel), kernel.shape[-1]
+    form: dict[str, Any] = {
+        "pool": "token" if "cls_token" in arrays else "mean",
+        "positions": "sincos2d",
+        "head": "mlp" if "pre_logits.fc.weight" in arrays else "linear",
+        # The initial factor is not stored: DeiT-III's.
+        "layer_scale": 1e-4 if "blocks.0.ls1.gamma" in arrays else 0.0,
+    }
+    if (positions := arrays.get("pos_embed")) is not None and positions.ndim == 3:
+        side = math.isqrt(positions.shape[1])
+        has_token = form["pool"] == "mean" or side**2 < positions.shape[1]
+        form["positions"] = "learned" if has_token else "learned_patches"
+        form["image_size"] = side * patch
+    candidates = [
+        {"name": name, "width": features / (heads * HEAD_CHANNELS), **form}
+        for name, (known_patch, depth, heads) in VARIANTS.items()
+        if (known_patch, depth) == (patch, len(blocks)) and features % heads == 0
+    ]
+    return sorted(candidates, key=lambda fields: fields["width"] != 1)
+
+
+FAMILY = Family(
+    model=VisionTransformer,
+    variants=tuple(VARIANTS),
+    fields=FIELDS,
+    groups=(
+        (("patch_embed",), ("cls_token",), ("pos_embed",)),
+        *((("blocks", i),) for i in range(DEEPEST)),
+        (("head",), ("norm",), ("pre_logits",)),
+    ),
+    first="patch_embed.proj",
+    identify=identify,
+    fit=_fit,
+)
