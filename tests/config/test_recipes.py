@@ -193,7 +193,9 @@ def test_googlenet_trains_as_in_caffe():
 def test_inception_trains_as_in_section_8_of_its_paper():
     """50 replicas with batches of 32; aux_weight and dropout of TF-slim's inception_v3."""
     c = load("inception.py")
-    assert (c.batch_size, c.epochs, c.optim.momentum) == (50 * 32, 100, 0.9)
+    assert (c.batch_size, c.epochs) == (50 * 32, 100)
+    assert (c.optim.name, c.optim.rmsprop_form) == ("rmsprop", "tensorflow")
+    assert (c.optim.b2, c.optim.momentum, c.optim.eps) == (0.9, 0.9, 1.0)
     assert (c.optim.grad_clip_norm, c.loss.label_smoothing) == (2.0, 0.1)
     assert (c.model.aux_weight, c.model.dropout) == (0.4, 0.2)
     assert (c.augment.image_size, c.eval.resize, c.data.mean) == (299, 342, (0.5, 0.5, 0.5))
