@@ -19,7 +19,14 @@ from sklearn.datasets import load_sample_images
 from imagenet_jax import cli
 from imagenet_jax.config.fields import IMAGENET_MEAN, IMAGENET_STD
 from imagenet_jax.data import augment
-from imagenet_jax.data.augment import erasing, mixing, operations
+from imagenet_jax.data.augment import (
+    autoaugment,
+    erasing,
+    mixing,
+    operations,
+    randaugment_plain,
+    three_augment,
+)
 from imagenet_jax.data.augment import randaugment as policies
 
 matplotlib.use("Agg")
@@ -76,6 +83,9 @@ def _other_operations(images: np.ndarray) -> dict[str, np.ndarray]:
         "flip": lambda: images[:, :, ::-1],
         "invert": lambda: np.asarray(operations.invert(x)),
         "hue +0.3": lambda: np.asarray(operations.hue(x, jnp.full(len(images), 0.3))),
+        "Gaussian blur, radius 2": lambda: np.asarray(
+            three_augment.gaussian_blur(x, jnp.full(len(images), 2.0))
+        ),
         "color jitter 0.4, hue 0.1": lambda: np.asarray(
             operations.jitter(x, key, (0.4, 0.4, 0.4, 0.1))
         ),
@@ -94,7 +104,10 @@ def _other_operations(images: np.ndarray) -> dict[str, np.ndarray]:
     crowd = jnp.broadcast_to(x[:1], (2, *x.shape[1:]))
     for title, policy in (
         ("RandAugment 2, 9", policies.randaugment),
+        ("big_vision's 2, 10", randaugment_plain.randaugment_plain),
         ("TrivialAugment wide", policies.trivialaugment),
+        ("AutoAugment", autoaugment.autoaugment),
+        ("3-Augment", three_augment.three_augment),
     ):
         for i, out in enumerate(np.asarray(policy(crowd, jax.random.key(29)))):
             pictures[f"{title}, draw {i + 1}"] = out

@@ -30,5 +30,5 @@ def test_the_picture_is_drawn(tmp_path, capsys, monkeypatch):
     assert Image.open(out).width > 800
     for name in randaugment.OPERATIONS[1:]:
         assert any(title.startswith(name.replace("_", " ")) for title in titles)
-    for name in ("mixup", "cutmix", "random erasing", "color jitter", "lighting"):
+    for name in ("mixup", "cutmix", "random erasing", "color jitter", "lighting", "AutoAugment"):
         assert any(title.startswith(name) for title in titles)
