@@ -59,7 +59,7 @@ class ConvNorm(NamedTuple):
         size: int | tuple[int, int],
         stride: int = 1,
         *,
-        padding: int | None = None,
+        padding: int | str | None = None,
         norm: bool = True,
         bias: bool = False,
         groups: int = 1,
@@ -75,15 +75,16 @@ class ConvNorm(NamedTuple):
 
         Args:
           size: of the kernel; one number is that of a square.
-          padding: pixels on each side; None: size // 2, which keeps the size at stride 1.
+          padding: pixels on each side; None: size // 2, which keeps the size at stride 1; "SAME":
+            TensorFlow's, which pads a strided convolution more at the bottom and right.
           groups: of channels that are convolved apart; `inputs` of them: a depthwise convolution.
           eps, momentum, bn_group: of the norm, see BatchNorm.
           norm_impl: "plain" or "moments".
           dtype: of the computation; None: that of images and parameters.
         """
         height, width = (size, size) if isinstance(size, int) else size
-        # Symmetric, as in torch; "SAME" would shift strided convolutions.
-        sides = (height // 2, width // 2) if padding is None else (padding, padding)
+        # Symmetric, as in torch.
+        sides = (padding, padding) if isinstance(padding, int) else (height // 2, width // 2)
         pointwise = (height, width, groups) == (1, 1, 1) and sides == (0, 0)
         as_product = norm_impl == "moments" and norm and pointwise and not bias
         conv = (PointwiseConv if as_product else nnx.Conv)(
@@ -91,7 +92,7 @@ class ConvNorm(NamedTuple):
             outputs,
             (height, width),
             strides=stride,
-            padding=tuple((side, side) for side in sides),
+            padding=padding if isinstance(padding, str) else tuple((s, s) for s in sides),
             feature_group_count=groups,
             use_bias=bias,
             kernel_init=kernel_init,

@@ -14,7 +14,14 @@ from flax import nnx
 
 from imagenet_jax.config.fields import Field
 from imagenet_jax.models.base import Family, Model, Path, count_outputs, require_pixels
-from imagenet_jax.models.layers import BN_GROUP, NORM_IMPL, ConvNorm, global_average_pool
+from imagenet_jax.models.layers import (
+    BN_GROUP,
+    NORM_IMPL,
+    ConvNorm,
+    SqueezeExcite,
+    drop_branch,
+    global_average_pool,
+)
 
 STEM, LAST = 32, 1280  # channels after the first and the last convolution
 # Expansion, output channels, blocks and stride of the first block of each stage (table 2).
@@ -26,24 +33,61 @@ BLOCKS = sum(blocks for _, _, blocks, _ in STAGES)
 
 
 class InvertedResidual(nnx.Module):
-    """1x1 to `expansion` times the channels, depthwise 3x3, linear 1x1, and a shortcut."""
+    """1x1 convolution to `wide` channels, depthwise convolution, linear 1x1, and a shortcut.
+
+    With `squeezed`, a squeeze-and-excitation of that many hidden channels follows the depthwise
+    convolution (Howard et al. 2019, arXiv:1905.02244). If `fused`, one dense convolution replaces
+    the first two, and the third too unless the block is wide (Tan & Le 2021, arXiv:2104.00298).
+    `rate` is the probability of dropping the branch of an image in training.
+    """
 
     def __init__(
-        self, inputs: int, outputs: int, stride: int, expansion: int, make: Callable[..., ConvNorm]
+        self,
+        inputs: int,
+        wide: int,
+        outputs: int,
+        make: Callable[..., ConvNorm],
+        *,
+        size: int = 3,
+        stride: int = 1,
+        activation: Callable[[jax.Array], jax.Array] = nnx.relu6,
+        gate: Callable[..., SqueezeExcite] = SqueezeExcite,
+        squeezed: int = 0,
+        fused: bool = False,
+        rate: float = 0.0,
     ):
-        wide = inputs * expansion
-        parts = [make(inputs, wide, 1)] if expansion > 1 else []
-        parts += [make(wide, wide, 3, stride, groups=wide), make(wide, outputs, 1)]
-        self.conv: nnx.List[Any] = nnx.List([nnx.Dict(conv=conv, bn=bn) for conv, bn in parts])
+        """`make` makes convolutions, `gate` the squeeze-and-excitation."""
+        layers: list[Any] = []
+        if fused:
+            layers.append(make(inputs, wide if wide != inputs else outputs, size, stride))
+        else:
+            layers += [make(inputs, wide, 1)] if wide != inputs else []
+            layers.append(make(wide, wide, size, stride, groups=wide))
+        if squeezed:
+            layers.append(gate(wide, squeezed))
+        if wide != inputs or not fused:
+            layers.append(make(wide, outputs, 1))
+        self.block: nnx.List[Any] = nnx.List(
+            [
+                nnx.Dict(conv=layer.conv, bn=layer.norm) if isinstance(layer, ConvNorm) else layer
+                for layer in layers
+            ]
+        )
+        self.activation, self.rate = activation, rate
         self.has_shortcut = stride == 1 and inputs == outputs
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
         """f[B, H, W, I] -> f[B, h, w, O]."""
-        y = x
-        for i, layer in enumerate(self.conv):
-            activation = nnx.relu6 if i < len(self.conv) - 1 else None
-            y = ConvNorm(layer.conv, layer.bn)(y, train=train, activation=activation)
-        return x + y if self.has_shortcut else y
+        y, last = x, len(self.block) - 1
+        for i, layer in enumerate(self.block):
+            if isinstance(layer, SqueezeExcite):
+                y = layer(y)
+            else:
+                activation = None if 0 < i == last else self.activation
+                y = ConvNorm(layer.conv, layer.bn)(y, train=train, activation=activation)
+        if not self.has_shortcut:
+            return y
+        return x + drop_branch(y, self.rate, train=train, rngs=rngs)
 
 
 class MobileNetV2(Model):
@@ -76,7 +120,9 @@ class MobileNetV2(Model):
             for i in range(blocks):
                 outputs = round(channels * width)
                 features.append(
-                    InvertedResidual(inputs, outputs, 1 if i else stride, expansion, make)
+                    InvertedResidual(
+                        inputs, inputs * expansion, outputs, make, stride=1 if i else stride
+                    )
                 )
                 inputs = outputs
         conv, bn = make(inputs, round(LAST * width), 1)

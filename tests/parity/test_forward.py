@@ -90,11 +90,15 @@ def reference(name: str, *, branch: tuple[float, float]):
                 module.bias.normal_(0, 0.1)
         for norm in norms:
             norm.weight.uniform_(0.5, 1.5)
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
             norm.momentum = 1.0
         for module in model.modules():
             if type(module).__name__ in ("BasicBlock", "Bottleneck"):
                 last = module.bn3 if hasattr(module, "bn3") else module.bn2
                 last.weight.uniform_(*branch)
+            if type(module).__name__ in ("MBConv", "FusedMBConv") and module.use_res_connect:
+                module.block[-1][1].weight.uniform_(*branch)
             if isinstance(module, torchvision.ops.StochasticDepth):
                 module.p = 0.0
             elif isinstance(module, torch.nn.LayerNorm):
@@ -104,10 +108,10 @@ def reference(name: str, *, branch: tuple[float, float]):
             elif hasattr(module, "relative_position_bias_table"):
                 module.relative_position_bias_table.normal_()
         model.train()(to_torch(calibration))
-        for norm in norms:
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.running_mean += 0.1 * norm.running_var.sqrt() * torch.randn(norm.num_features)
             norm.running_var *= torch.empty(norm.num_features).uniform_(0.8, 1.25)
-            norm.momentum = 0.1
+            norm.momentum = momentum
     return model
 
 

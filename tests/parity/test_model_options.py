@@ -154,3 +154,25 @@ def test_bit():
     want = bit_in_torch(weights, to_torch(IMAGES))
     for train in (True, False):
         assert_close(ours(weights, name="bit_r50x1", train=train), want)
+
+
+@pytest.mark.parametrize(
+    "size", [0, *(pytest.param(i, marks=pytest.mark.full) for i in (1, 2, 3, 4))]
+)
+def test_efficientnet_lite(size):
+    """Padding is asymmetric at 24, 12 and 6 pixels, but not at 3."""
+    package = pytest.importorskip("efficientnet_lite_pytorch")
+    theirs = package.EfficientNet.from_name(
+        f"efficientnet-lite{size}", image_size=None, drop_connect_rate=0.0, dropout_rate=0.0
+    )
+    theirs = perturbed(theirs).train()
+    norms = [m for m in theirs.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 0.9  # leaves something of the initial statistics
+    theirs(to_torch(IMAGES[::-1]))
+    name = f"efficientnet_lite{size}"
+    for train in (False, True):
+        got = ours(theirs.state_dict(), train=train, name=name, dropout=0.0)
+        assert_close(got, theirs.train(train)(to_torch(IMAGES)))
+    found = torch_names.identify({k: v.numpy() for k, v in theirs.state_dict().items()})
+    assert found["name"] == name

@@ -1,0 +1,261 @@
+"""EfficientNet (Tan & Le 2019, arXiv:1905.11946), EfficientNetV2 (arXiv:2104.00298) and Lite.
+
+B0-B7 and V2 have the semantics, initial weights and module names of torchvision, in NHWC. Lite (Liu
+2020, github.com/tensorflow/tpu, models/official/efficientnet/lite) has ReLU6, no
+squeeze-and-excitation, TensorFlow's padding and the module names of the package
+efficientnet_lite_pytorch.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from imagenet_jax.config.fields import Field
+from imagenet_jax.models.base import Family, Model, Path, count_blocks, require_pixels
+from imagenet_jax.models.layers import (
+    BN_GROUP,
+    DROP_PATH,
+    NORM_IMPL,
+    ConvNorm,
+    SqueezeExcite,
+    drop_path_rates,
+    global_average_pool,
+)
+from imagenet_jax.models.mobilenet import InvertedResidual
+from imagenet_jax.models.mobilenet_v3 import round_channels
+
+
+class Stage(NamedTuple):
+    """Blocks of one width: expansion, kernel size, stride of the first block, output channels."""
+
+    expansion: int
+    size: int
+    stride: int
+    channels: int
+    blocks: int
+    fused: bool = False
+
+
+class Variant(NamedTuple):
+    """Channels of the first and the last convolution, stages, and constants of batch norm."""
+
+    stem: int
+    stages: tuple[Stage, ...]
+    last: int
+    eps: float
+    momentum: float
+    lite: bool = False
+
+
+# EfficientNet-B0: table 1.
+B0 = tuple(
+    Stage(*row)
+    for row in (
+        (1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3), (6, 5, 1, 112, 3),
+        (6, 5, 2, 192, 4), (6, 3, 1, 320, 1),
+    )
+)  # fmt: skip
+
+
+def _scaled(width: float, depth: float, eps: float, momentum: float) -> Variant:
+    """Return B0 with more channels and blocks (section 3.3)."""
+    stages = tuple(
+        stage._replace(
+            channels=round_channels(stage.channels * width),
+            blocks=math.ceil(stage.blocks * depth),
+        )
+        for stage in B0
+    )
+    return Variant(round_channels(32 * width), stages, 4 * stages[-1].channels, eps, momentum)
+
+
+def _lite(width: float, depth: float) -> Variant:
+    """Return a Lite variant: first and last convolution and depth of both end stages are B0's."""
+    first, *middle, last = _scaled(width, depth, 1e-3, 0.99).stages
+    stages = (first._replace(blocks=1), *middle, last._replace(blocks=1))
+    return Variant(32, stages, 1280, 1e-3, 0.99, lite=True)
+
+
+def _v2(*rows: tuple[int, ...]) -> Variant:
+    """Return an EfficientNetV2 of rows (expansion, stride, channels, blocks); three are fused."""
+    stages = tuple(
+        Stage(expansion, 3, stride, channels, blocks, fused=i < 3)
+        for i, (expansion, stride, channels, blocks) in enumerate(rows)
+    )
+    return Variant(stages[0].channels, stages, 1280, 1e-3, 0.9)
+
+
+# torchvision's B5-B7 have the constants of the TensorFlow networks they were converted from.
+VARIANTS = {
+    "efficientnet_b0": _scaled(1.0, 1.0, 1e-5, 0.9),
+    "efficientnet_b1": _scaled(1.0, 1.1, 1e-5, 0.9),
+    "efficientnet_b2": _scaled(1.1, 1.2, 1e-5, 0.9),
+    "efficientnet_b3": _scaled(1.2, 1.4, 1e-5, 0.9),
+    "efficientnet_b4": _scaled(1.4, 1.8, 1e-5, 0.9),
+    "efficientnet_b5": _scaled(1.6, 2.2, 1e-3, 0.99),
+    "efficientnet_b6": _scaled(1.8, 2.6, 1e-3, 0.99),
+    "efficientnet_b7": _scaled(2.0, 3.1, 1e-3, 0.99),
+    "efficientnet_v2_s": _v2(
+        (1, 1, 24, 2), (4, 2, 48, 4), (4, 2, 64, 4), (4, 2, 128, 6), (6, 1, 160, 9),
+        (6, 2, 256, 15),
+    ),
+    "efficientnet_v2_m": _v2(
+        (1, 1, 24, 3), (4, 2, 48, 5), (4, 2, 80, 5), (4, 2, 160, 7), (6, 1, 176, 14),
+        (6, 2, 304, 18), (6, 1, 512, 5),
+    ),
+    "efficientnet_v2_l": _v2(
+        (1, 1, 32, 4), (4, 2, 64, 7), (4, 2, 96, 7), (4, 2, 192, 10), (6, 1, 224, 19),
+        (6, 2, 384, 25), (6, 1, 640, 7),
+    ),
+    "efficientnet_lite0": _lite(1.0, 1.0),
+    "efficientnet_lite1": _lite(1.0, 1.1),
+    "efficientnet_lite2": _lite(1.1, 1.2),
+    "efficientnet_lite3": _lite(1.2, 1.4),
+    "efficientnet_lite4": _lite(1.4, 1.8),
+}  # fmt: skip
+
+
+class EfficientNet(Model):
+    """A 3x3 convolution, inverted residuals, a 1x1 convolution, pool and linear classifier."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        num_classes: int,
+        width: float,
+        dropout: float,
+        drop_path: float,
+        bn_group: int,
+        norm_impl: str,
+        dtype: jnp.dtype | None,
+        rngs: nnx.Rngs,
+    ):
+        """`dtype` is the compute dtype of convolutions; None: that of images and parameters.
+
+        `width` scales the channels of the variant, which are not rounded to multiples of 8 again.
+        """
+        self.name = name
+        stem, stages, last, eps, momentum, lite = VARIANTS[name]
+        make = partial(
+            ConvNorm.make, padding="SAME" if lite else None, eps=eps, momentum=momentum,
+            bn_group=bn_group, norm_impl=norm_impl, dtype=dtype, rngs=rngs,
+        )  # fmt: skip
+        self.activation = nnx.relu6 if lite else nnx.silu
+        gate = partial(SqueezeExcite, activation=nnx.silu, dtype=dtype, rngs=rngs)
+        inputs = max(1, round(stem * width))
+        conv, bn = make(3, inputs, 3, 2)
+        features: list[Any] = [nnx.Dict(conv=conv, bn=bn)]
+        # In torchvision, timm and TensorFlow the rates reach `drop_path` one block after the last.
+        total = sum(stage.blocks for stage in stages)
+        rates = drop_path_rates(drop_path * (total - 1) / total, total)
+        for stage in stages:
+            outputs = max(1, round(stage.channels * width))
+            blocks = []
+            for i in range(stage.blocks):
+                block = InvertedResidual(
+                    inputs, inputs * stage.expansion, outputs, make, size=stage.size,
+                    stride=1 if i else stage.stride, activation=self.activation, gate=gate,
+                    squeezed=0 if lite or stage.fused else max(1, inputs // 4),
+                    fused=stage.fused, rate=next(rates),
+                )  # fmt: skip
+                blocks.append(block)
+                inputs = outputs
+            features.append(nnx.List(blocks))
+        conv, bn = make(inputs, max(1, round(last * width)), 1)
+        features.append(nnx.Dict(conv=conv, bn=bn))
+        self.features: nnx.List[Any] = nnx.List(features)
+        self.dropout = nnx.Dropout(dropout)
+        # Uniform within 1 / sqrt(num_classes).
+        init = nnx.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+        self.classifier = nnx.Linear(conv.out_features, num_classes, kernel_init=init, rngs=rngs)
+
+    def activations(
+        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
+    ) -> Iterator[tuple[str, jax.Array]]:
+        require_pixels(images, 1, "EfficientNet")
+        first, *stages, last = self.features
+        x = ConvNorm(first.conv, first.bn)(images, train=train, activation=self.activation)
+        yield "stem", x
+        for i, blocks in enumerate(stages):
+            for block in blocks:
+                x = self.run(block, x, train=train, rngs=rngs)
+            yield f"stage{i + 1}", x
+        x = ConvNorm(last.conv, last.bn)(x, train=train, activation=self.activation)
+        x = global_average_pool(x)
+        x = self.dropout(x, deterministic=not train, rngs=rngs)
+        yield "logits", self.classifier(x)
+
+
+def _torch_name(name: str, path: Path) -> str:
+    variant = VARIANTS[name]
+    if variant.lite:
+        return _lite_name(variant, path)
+    if path[0] == "classifier":
+        return "classifier.1"
+    return ".".join({"conv": "0", "bn": "1"}.get(part, str(part)) for part in path)
+
+
+def _lite_name(variant: Variant, path: Path) -> str:
+    """efficientnet_lite_pytorch numbers blocks across stages, and norms within a block."""
+    if path[0] == "classifier":
+        return "_fc"
+    _, index, *place, kind = path
+    if not place:
+        names = ("_conv_stem", "_bn0") if index == 0 else ("_conv_head", "_bn1")
+        return names[kind == "bn"]
+    block, _, layer = place
+    layer += variant.stages[index - 1].expansion == 1  # then there is no first 1x1 convolution
+    number = block + sum(stage.blocks for stage in variant.stages[: index - 1])
+    conv = ("_expand_conv", "_depthwise_conv", "_project_conv")[layer]
+    return f"_blocks.{number}.{conv if kind == 'conv' else f'_bn{layer}'}"
+
+
+def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Return the EfficientNet of a state dict: see Family.
+
+    Variants of equal depth differ by the ratios of their widths.
+    """
+    lite = "_conv_stem.weight" in arrays
+    depths = count_blocks(arrays, r"features\.(\d+)\.(\d+)\.block")
+    depth = len({key.split(".")[1] for key in arrays if key.startswith("_blocks.")})
+    found = []
+    for name, variant in VARIANTS.items():
+        blocks = tuple(stage.blocks for stage in variant.stages)
+        if variant.lite != lite or (depth != sum(blocks) if lite else depths != blocks):
+            continue
+        inner = variant.stages[-1].channels
+        kernel = arrays.get("_conv_head.weight" if lite else f"features.{len(blocks) + 1}.0.weight")
+        if kernel is None:
+            continue
+        width = len(kernel) / variant.last
+        if abs(kernel.shape[1] - inner * width) <= 1:
+            found.append({"name": name, "width": width})
+    return sorted(found, key=lambda fields: abs(math.log(fields["width"])))
+
+
+FAMILY = Family(
+    model=EfficientNet,
+    variants=tuple(VARIANTS),
+    fields={
+        "dropout": Field(0.2, "Dropout rate before the last layer", at_least=0, below=1),
+        "drop_path": DROP_PATH,
+        "bn_group": BN_GROUP,
+        "norm_impl": NORM_IMPL,
+    },
+    # V2 has six stages or seven, so that its last convolution is number 7 or 8.
+    groups=(
+        *((("features", i),) for i in range(7)),
+        (("features", 7), ("features", 8)),
+        (("classifier",),),
+    ),
+    first="features.0.0",
+    identify=identify,
+    torch_name=_torch_name,
+)
