@@ -140,10 +140,13 @@ def check(config: ConfigDict) -> ConfigDict:
 
     Raises UserError unless it has every field, and every value is allowed and has an effect.
     """
+    from imagenet_jax import models  # imports jax and flax, which take seconds
+
     value = flatten(config)
     model = value.get("model.name", "")
     rules.check_fields(value, fields_of_model(model), model)
     rules.check_across(value)
+    rules.check_sides(value, models.family(model).multiple(model))
     config.optim.lr_scaling = rules.resolve_lr_scaling(config.optim.name, config.optim.lr_scaling)
     return config.lock()
 

@@ -137,6 +137,19 @@ def _check_augment(value: Values) -> None:
         )
 
 
+def check_sides(value: Values, multiple: int) -> None:
+    """Raise UserError unless sides of images are multiples of `multiple`, as the model needs."""
+    sides = ("augment.image_size", "augment.start_size", "augment.size_multiple",
+             "eval.image_size", "model.image_size")  # fmt: skip
+    for leaf in sides:
+        side = value.get(leaf, 0)
+        if side % multiple:
+            raise UserError(
+                f"config.{leaf} = {side} is not a multiple of {multiple}, as "
+                f"{value['model.name']} needs; {use_multiple(leaf, side, multiple)}"
+            )
+
+
 def _check_batch(value: Values) -> None:
     size, parts = value["batch_size"], value["optim.grad_accum_steps"]
     if size % parts:
@@ -225,9 +238,9 @@ def _check_schedule(value: Values) -> None:
         )
 
 
-def use_multiple(field: str, batch_size: int, unit: int) -> str:
-    """Return the advice to use a multiple of `unit` near `batch_size`."""
-    below = batch_size // unit * unit
+def use_multiple(field: str, number: int, unit: int) -> str:
+    """Return the advice to use a multiple of `unit` near `number`."""
+    below = number // unit * unit
     above = f"--config.{field}={below + unit}"
     return f"set --config.{field}={below} or {above}" if below else f"set {above}"
 

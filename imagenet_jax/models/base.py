@@ -95,10 +95,6 @@ def _join(name: str, path: Path) -> str:
     return ".".join(map(str, path))
 
 
-def _same(path: Path, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return array
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class Family:
     """What the rest of the package knows about the models of one file.
@@ -120,6 +116,7 @@ class Family:
         weights: reading a state dict skips them, writing one adds them.
       auxiliary: where the heads are that only training uses (config.model.aux_weight). A model may
         lack them. Their last layers have num_classes outputs too.
+      multiple: returns the number of pixels of which sides of images must be multiples.
       fit: given a path, the array of a state dict and the shape of the model's array there, returns
         the array in that shape if it only belongs to another image size, else the array as it is.
     """
@@ -134,7 +131,10 @@ class Family:
     flattened: Mapping[Path, int] = dataclasses.field(default_factory=dict)
     constants: Callable[[str], Mapping[str, np.ndarray]] = lambda name: {}
     auxiliary: tuple[Path, ...] = ()
-    fit: Callable[[Path, np.ndarray, tuple[int, ...]], np.ndarray] = _same
+    multiple: Callable[[str], int] = lambda name: 1
+    fit: Callable[[Path, np.ndarray, tuple[int, ...]], np.ndarray] = lambda path, array, shape: (
+        array
+    )
 
     @property
     def head(self) -> Path:
@@ -146,12 +146,16 @@ class Family:
         return any(path[: len(head)] == head for head in (self.head, *self.auxiliary))
 
 
-def require_pixels(images: jax.Array, least: int, who: str) -> None:
-    """Raise UserError, which names `who`, unless each side of f[B, H, W, 3] has `least` pixels."""
+def require_pixels(images: jax.Array, least: int, who: str, *, multiple: bool = False) -> None:
+    """Raise UserError, which names `who`, unless each side of f[B, H, W, 3] has `least` pixels.
+
+    With `multiple`, sides must be multiples of `least`.
+    """
     height, width = images.shape[1:3]
-    if min(height, width) < least:
+    if min(height, width) < least or (multiple and (height % least or width % least)):
+        what = "multiples of" if multiple else "at least"
         raise UserError(
-            f"images of {height}x{width} pixels: {who} needs at least {least}x{least} "
+            f"images of {height}x{width} pixels: {who} needs {what} {least}x{least} "
             "(config.augment.image_size, eval.image_size)"
         )
 

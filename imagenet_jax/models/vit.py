@@ -3,8 +3,8 @@
 Module names are those of timm's vision_transformer.py. `config.model` chooses among three forms:
 
 - torchvision's vit_b_16, ...: the defaults. The class token and every patch have learned positions.
-- DeiT (arXiv:2012.12877): init=timm, drop_path. DeiT-III (arXiv:2204.07118): also
-  positions=learned_patches and layer_scale.
+- DeiT (arXiv:2012.12877): init=timm, drop_path. DeiT III (arXiv:2204.07118): also
+  positions=learned_patches, layer_scale and drop_path_form=constant.
 - The plain ViT of Beyer et al. 2022, arXiv:2205.01580 (big_vision's models/vit.py, whose GELU is
   the tanh approximation; it is exact here): pool=mean, positions=sincos2d, head=mlp,
   init=big_vision.
@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from imagenet_jax.config.fields import Field
+from imagenet_jax.config.fields import ON, Field
 from imagenet_jax.errors import UserError
 from imagenet_jax.models.attention import ZEROS, Attention, Mlp
-from imagenet_jax.models.base import Family, Model, Path
+from imagenet_jax.models.base import Family, Model, Path, require_pixels
 from imagenet_jax.models.layers import (
     DROP_PATH,
     LayerScale,
@@ -116,6 +116,10 @@ FIELDS = {
         at_least=0, below=1,
     ),
     "drop_path": DROP_PATH,
+    "drop_path_form": Field(
+        "linear", "constant: all blocks have the same probability (DeiT III)",
+        choices=("linear", "constant"), read_by={"model.drop_path": ON},
+    ),
 }  # fmt: skip
 
 
@@ -181,6 +185,7 @@ class VisionTransformer(Model):
         init: str,
         dropout: float,
         drop_path: float,
+        drop_path_form: str,
         dtype: jnp.dtype | None,
         rngs: nnx.Rngs,
     ):
@@ -188,7 +193,7 @@ class VisionTransformer(Model):
 
         `width` scales the channels of each attention head, and thereby all layers.
 
-        Raises UserError if the patches do not tile the images, or sincos2d the channels.
+        Raises UserError if sincos2d cannot be divided among the channels.
         """
         self.name = name
         patch, depth, heads = VARIANTS[name]
@@ -212,7 +217,6 @@ class VisionTransformer(Model):
                 rngs=rngs,
             )
         self.patch_embed = nnx.Dict(proj=proj)
-        patches = _count_patches(image_size, patch, "config.model.image_size") ** 2
         normal = nnx.initializers.normal(features**-0.5 if init == "big_vision" else 0.02)
 
         def embedding(init: nnx.Initializer, count: int) -> nnx.Param[jax.Array]:
@@ -220,9 +224,11 @@ class VisionTransformer(Model):
 
         has_token = pool == "token"
         self.cls_token = embedding(start.token, 1) if has_token else None
-        count = patches + (has_token and positions == "learned")
+        count = (image_size // patch) ** 2 + (has_token and positions == "learned")
         self.pos_embed = embedding(normal, count) if positions != "sincos2d" else None
         self.dropout = nnx.Dropout(dropout)
+        constant = drop_path_form == "constant"
+        rates = [drop_path] * depth if constant else drop_path_rates(drop_path, depth)
         self.blocks: nnx.List[Block] = nnx.List(
             Block(
                 features,
@@ -234,7 +240,7 @@ class VisionTransformer(Model):
                 dtype=dtype,
                 rngs=rngs,
             )
-            for rate in drop_path_rates(drop_path, depth)
+            for rate in rates
         )
         self.norm = LayerNorm(features, eps=EPSILON)
         self.pre_logits = (
@@ -247,11 +253,9 @@ class VisionTransformer(Model):
     def activations(
         self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
     ) -> Iterator[tuple[str, jax.Array]]:
-        """See Model. Raises UserError unless sides of images are multiples of the patch's."""
-        patch = VARIANTS[self.name].patch
-        fields = "config.augment.image_size or eval.image_size"
-        rows, columns = (_count_patches(side, patch, fields) for side in images.shape[1:3])
+        require_pixels(images, VARIANTS[self.name].patch, self.name, multiple=True)
         x = self.patch_embed["proj"](images)
+        rows, columns = x.shape[1:3]
         x = x.reshape(len(x), rows * columns, x.shape[-1])
         if self.pos_embed is None:
             positions = jnp.asarray(sincos2d(rows, columns, x.shape[-1]))
@@ -276,16 +280,6 @@ class VisionTransformer(Model):
         if self.pre_logits is not None:
             x = jnp.tanh(self.pre_logits["fc"](x))
         yield "logits", self.head(x)
-
-
-def _count_patches(side: int, patch: int, field: str) -> int:
-    """Return the patches along a side of `side` pixels; UserError if they do not fill it."""
-    if side % patch:
-        near = max(patch, round(side / patch) * patch)
-        raise UserError(
-            f"{field} = {side} is not a multiple of the {patch} pixels of a patch; use {near}"
-        )
-    return side // patch
 
 
 def sincos2d(rows: int, columns: int, features: int) -> np.ndarray:
@@ -368,5 +362,6 @@ FAMILY = Family(
     ),
     first="patch_embed.proj",
     identify=identify,
+    multiple=lambda name: VARIANTS[name].patch,
     fit=_fit,
 )

@@ -92,13 +92,13 @@ def torchvision_v2(epochs, _):
     return np.where(epoch < 5, warmup, cosine(0.5, (epoch - 5) / 595))
 
 
-def timm(peak, length):
+def timm(peak, length, start=1e-4, end=1e-6):
     """CosineLRScheduler with warmup_prefix=False, by epoch."""
 
     def rates(epochs, _):
         epoch = np.floor(epochs)
-        warmup = 1e-4 + (peak - 1e-4) * epoch / 5
-        return np.where(epoch < 5, warmup, cosine(peak, epoch / length, 1e-6))
+        warmup = start + (peak - start) * epoch / 5
+        return np.where(epoch < 5, warmup, cosine(peak, epoch / length, end))
 
     return rates
 
@@ -110,15 +110,23 @@ def convnext(epochs, per_epoch):
     return np.where(step < warmup, 4e-3 * step / warmup, decayed)
 
 
-def torchvision_adamw(length, warmup, end=0.0):
-    """LinearLR from 0.01, then CosineAnnealingLR, both by epoch, at a peak of 1e-3."""
+def torchvision_adamw(length, warmup, end=0.0, peak=1e-3, start=0.01):
+    """LinearLR from a share of the peak, then CosineAnnealingLR, both by epoch."""
 
     def rates(epochs, _):
         epoch = np.floor(epochs)
-        decayed = cosine(1e-3, (epoch - warmup) / (length - warmup), end)
-        return np.where(epoch < warmup, 1e-3 * (0.01 + 0.99 * epoch / warmup), decayed)
+        decayed = cosine(peak, (epoch - warmup) / (length - warmup), end)
+        rising = peak * (start + (1 - start) * epoch / warmup)
+        return np.where(epoch < warmup, rising, decayed)
 
     return rates
+
+
+def big_vision(epochs, _):
+    """create_learning_rate_schedule of utils.py with 10,000 steps of warm-up."""
+    step = np.arange(len(epochs))
+    decayed = cosine(1e-3, (step - 10_000) / (len(epochs) - 10_000))
+    return np.where(step < 10_000, 1e-3 * step / 10_000, decayed)
 
 
 def bit(epochs, _):
@@ -166,6 +174,11 @@ SOURCES = {
         for size in ("tiny", "small", "base", "large")
     },
     **{f"swin.py:swin_{size}": torchvision_adamw(300, 20, 1e-5) for size in "tsb"},
+    "vit.py:vit_s16_90ep": big_vision,
+    "vit.py:vit_s16_300ep": big_vision,
+    "vit.py:vit_b16": torchvision_adamw(300, 30, peak=3e-3, start=0.033),
+    "vit.py:deit_s": timm(5e-4 * 1024 / 512, 300, 1e-6, 1e-5),
+    "vit.py:deit3_s": timm(4e-3, 800, 1e-6, 1e-5),
     **{f"squeezenet.py:squeezenet1_{minor}": caffe_linear(0.04) for minor in (0, 1)},
     **{f"densenet.py:densenet{depth}": v1(0.1) for depth in (121, 169, 201, 161)},
     "quickstart.py": own_cosine(0.1),

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from configs import resnet50
 from imagenet_jax import config as config_io
@@ -244,3 +245,49 @@ def test_convnext_and_swin_have_the_published_hyper_parameters(spec):
     a = c.augment
     assert (a.auto_augment, a.auto_magnitude, a.auto_magnitude_std) == kind
     assert (c.ema.decay, c.ema.every_steps) == ((0.9999, 1) if by_paper else (0.99998, 32))
+
+
+# vit_s16_i1k.py of big_vision, whose weight decay is not multiplied by the learning rate; command
+# lines of torchvision, DeiT and DeiT III: optimizer, batch, epochs, weight decay, of all
+# parameters, clipping, mixup, cutmix, policy, erasing, repeats, drop path, last rate.
+VITS = {
+    "vit_s16_90ep": ("adamw", 1024, 90, 0.1, False, 1, 0.2, 0, "randaugment_plain", 0, 1, 0, 0),
+    "vit_s16_300ep": ("adamw", 1024, 300, 0.1, False, 1, 0.2, 0, "randaugment_plain", 0, 1, 0, 0),
+    "vit_b16": ("adamw", 4096, 300, 0.3, True, 1, 0.2, 1, "randaugment", 0, 3, 0, 0),
+    "deit_s": ("adamw", 1024, 300, 0.05, False, 0, 0.8, 1, "randaugment_timm", 0.25, 3, 0.1, 1e-5),
+    "deit3_s": ("lamb", 2048, 800, 0.05, False, 1, 0.8, 1, "three_augment", 0, 3, 0.05, 1e-5),
+}
+
+
+@pytest.mark.parametrize("variant", VITS)
+def test_vits_have_the_published_hyper_parameters(variant):
+    c = load(f"vit.py:{variant}")
+    o, a = c.optim, c.augment
+    assert (
+        o.name, c.batch_size, c.epochs, pytest.approx(o.weight_decay), o.decay_bias_and_norm,
+        o.grad_clip_norm, a.mixup, a.cutmix, a.auto_augment, a.random_erase, c.data.repeated_aug,
+        c.model.drop_path, o.end_lr,
+    ) == VITS[variant]  # fmt: skip
+    smoothing = {"vit_b16": 0.11, "deit_s": 0.1}.get(variant, 0.0)
+    assert (c.loss.label_smoothing, c.loss.name == "bce") == (smoothing, variant == "deit3_s")
+    assert (c.ema.decay > 0, a.image_size, c.eval.image_size) == (variant == "vit_b16", 224, 224)
+    assert c.eval.resize == (224 if variant == "deit3_s" else 256)
+    assert (a.auto_num_ops, a.auto_magnitude) == (2, 10 if "plain" in a.auto_augment else 9)
+
+
+def test_vits_have_the_published_forms():
+    """rep_size, gap and sincos2d of big_vision; models_v2.py of DeiT III."""
+    plain, deit3 = (load(f"vit.py:{variant}").model for variant in ("vit_s16_90ep", "deit3_s"))
+    assert (plain.pool, plain.positions, plain.head) == ("mean", "sincos2d", "mlp")
+    assert (deit3.positions, deit3.layer_scale) == ("learned_patches", 1e-4)
+    rising = {**deit3, "drop_path_form": "linear"}, [0.05 * i / 11 for i in range(12)]
+    for config, rates in ((deit3, [0.05] * 12), rising):
+        model = nnx.eval_shape(lambda config=config: models.build(config, rngs=nnx.Rngs(0)))
+        assert [block.rate for block in model.blocks] == pytest.approx(rates)
+
+
+@pytest.mark.parametrize("field", ["augment.image_size", "eval.image_size", "model.image_size"])
+def test_patches_that_do_not_fill_the_image_are_one_line(field):
+    words = rf"config\.{field} = 220 is not a multiple of 16.*config\.{field}=224"
+    with pytest.raises(UserError, match=words):
+        config_io.load(str(CONFIGS / "vit.py"), [(field, "220")])
