@@ -3,14 +3,7 @@
     python -m imagenet_jax.main --config=configs/vit.py             vit_s16_90ep
     python -m imagenet_jax.main --config=configs/vit.py:deit3_s
 
-Sources and published top-1, with a single center crop of 224:
-
-    vit_s16_90ep   76.5   Beyer et al. 2022, arXiv:2205.01580; big_vision, vit_s16_i1k.py, where the
-    vit_s16_300ep  80.0   last 1 % of the training images is held out and the GELU approximated
-    vit_b16        81.07  torchvision, references/classification (top-5 95.32)
-    deit_s         79.9   Touvron et al. 2020, arXiv:2012.12877; facebookresearch/deit, main.py
-    deit3_s        81.4   Touvron et al. 2022, arXiv:2204.07118; README_revenge.md. Clipping and
-                          the crop of evaluation are those of the paper's table, from memory
+Sources and published top-1, with a single center crop of 224, are at the recipes below.
 
              batch  peak lr  warm-up       weight decay  mixup, cutmix  other augmentation  epochs
     vit_s16  1024   1e-3     10,000 steps  1e-4 / lr     0.2, 0         RandAugment 2, 10   90, 300
@@ -39,22 +32,30 @@ def get_config(variant: str = "vit_s16_90ep") -> ConfigDict:
 
 
 def vit_s16_90ep(c: ConfigDict) -> None:
+    """ViT-S/16: 76.5 %, Beyer et al. 2022, arXiv:2205.01580, 90 epochs.
+
+    Source: big_vision, configs/vit_s16_i1k.py, where the last 1 % of the training images is held
+    out and GELU is approximated.
+    """
     c.update(batch_size=1024, epochs=90.0)
     c.model.update(pool="mean", positions="sincos2d", head="mlp", init="big_vision")
     c.optim.update(name="adamw", base_lr=1e-3, base_batch_size=1024, grad_clip_norm=1.0)
     c.optim.update(warmup_epochs=10_000 * 1024 / 1_281_167)
-    c.optim.update(weight_decay=1e-4 / 1e-3, decay_bias_and_norm=False)  # not times lr there
+    # There it is 1e-4, which the learning rate does not multiply.
+    c.optim.update(weight_decay=1e-4 / 1e-3, decay_bias_and_norm=False)
     c.data.update(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     c.augment.update(crop_scale=(0.05, 1.0), mixup=0.2)
     c.augment.update(auto_augment="randaugment_plain", auto_num_ops=2, auto_magnitude=10)
 
 
 def vit_s16_300ep(c: ConfigDict) -> None:
+    """ViT-S/16: 80.0 %, Beyer et al. 2022, 300 epochs."""
     vit_s16_90ep(c)
     c.epochs = 300.0
 
 
 def vit_b16(c: ConfigDict) -> None:
+    """ViT-B/16: 81.07 %, top-5 95.32 %, torchvision, references/classification."""
     c.update(batch_size=4096, epochs=300.0)
     c.optim.update(name="adamw", base_lr=3e-3, base_batch_size=4096, grad_clip_norm=1.0)
     c.optim.update(schedule_by="epoch", warmup_epochs=30.0, warmup_start_lr=0.033 * 3e-3)
@@ -66,9 +67,14 @@ def vit_b16(c: ConfigDict) -> None:
 
 
 def deit_s(c: ConfigDict) -> None:
+    """ViT-S/16: 79.9 %, DeiT without distillation (Touvron et al. 2020, arXiv:2012.12877).
+
+    Source: facebookresearch/deit, main.py.
+    """
     c.update(batch_size=1024, epochs=300.0)
     c.model.update(init="timm", drop_path=0.1)
     c.optim.update(name="adamw", base_lr=5e-4 * 1024 / 512, base_batch_size=1024)
+    c.optim.lr_scaling = "linear"
     _cosine_of_timm(c)
     c.augment.update(auto_augment="randaugment_timm", auto_magnitude=9, auto_magnitude_std=0.5)
     c.augment.update(random_erase=0.25, random_erase_fill="noise")
@@ -76,6 +82,11 @@ def deit_s(c: ConfigDict) -> None:
 
 
 def deit3_s(c: ConfigDict) -> None:
+    """ViT-S/16: 81.4 %, DeiT III (Touvron et al. 2022, arXiv:2204.07118).
+
+    Source: facebookresearch/deit, README_revenge.md. Clipping and the crop of evaluation are those
+    of the paper's table, from memory.
+    """
     c.update(batch_size=2048, epochs=800.0)
     c.model.update(init="timm", positions="learned_patches", layer_scale=1e-4)
     c.model.update(drop_path=0.05, drop_path_form="constant")
