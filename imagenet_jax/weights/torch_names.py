@@ -6,8 +6,8 @@ values: both store the unbiased running variance. timm's ResNets have the same k
 have a convolutional classifier and are refused.
 
 `rename` gives the weights of other libraries torchvision's names. Sources of their names: torch's
-DataParallel, AveragedModel and compile; transformers' ResNet and ConvNeXt (modeling_resnet.py,
-modeling_convnext.py); mmpretrain's ImageClassifier; github.com/facebookresearch/ConvNeXt;
+DataParallel, AveragedModel and compile; transformers' ResNet, ConvNeXt and ViT
+(modeling_resnet.py, ...); mmpretrain's ImageClassifier; github.com/facebookresearch/ConvNeXt;
 the published code of MoCo, SimSiam, SimCLR, DINO, SwAV and Barlow Twins.
 """
 
@@ -39,6 +39,7 @@ _COUNTER = "num_batches_tracked"  # of each batch norm in torch; unused at a fix
 _FIRST = rf"(?:{'|'.join(re.escape(family.first) for family in families())})(?:\.0)?\.weight$"
 _PREFIX = r"((?:(?:model|net|network|backbone|resnet|vgg|encoder_q|base_encoder|encoder)\.)+)"
 _HEAD = r"(?:fc|last_linear|classifier|head)\.(?:weight|bias)$"
+_PART = re.compile(r"(.+)\[\d\]")  # name of a part of an array, see `join_parts`
 _SHOWN = 3  # names in a message
 
 
@@ -54,6 +55,14 @@ class _Rule(NamedTuple):
     to: str | Callable[[re.Match[str]], str] | None
     where: str = ""
     unless: str = ""
+
+
+def _renamed(where: str, *changes: tuple[str, str | None]) -> list[_Rule]:
+    """Return rules with one `where`, for names and parts of names that begin with each pattern.
+
+    The last rule renames what `where` matches.
+    """
+    return [_Rule(rf"(?:^|(?<=\.)){pattern}", to, where=where) for pattern, to in changes]
 
 
 # Blocks of ConvNeXt, under other names and under torchvision's.
@@ -112,23 +121,41 @@ _RULES = (
         r"^(layer\d+\.\d+)\.layer\.(\d+)\.normalization\.", lambda m: f"{m[1]}.bn{int(m[2]) + 1}."
     ),
     _Rule(r"^classifier\.1\.", "fc.", where=r"^conv1\.weight$"),
-    # torchvision's ViT, in timm's names
-    *(
-        _Rule(rf"(?:^|(?<=\.)){pattern}", to, where=r"(?:^|\.)conv_proj\.weight$")
-        for pattern, to in (
-            (r"class_token$", "cls_token"),
-            (r"encoder\.pos_embedding$", "pos_embed"),
-            (r"encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
-            (r"encoder\.ln\.", "norm."),
-            (r"self_attention\.in_proj_", "attn.qkv."),
-            (r"self_attention\.out_proj\.", "attn.proj."),
-            (r"ln_([12])\.", r"norm\1."),
-            (r"mlp\.(?:0|linear_1)\.", "mlp.fc1."),
-            (r"mlp\.(?:3|linear_2)\.", "mlp.fc2."),
-            (r"heads\.head\.", "head."),
-            (r"heads\.pre_logits\.", "pre_logits.fc."),
-            (r"conv_proj\.", "patch_embed.proj."),
-        )
+    # ViT of torchvision, of DeiT III's authors and of transformers, in timm's names.
+    *_renamed(
+        r"(?:^|\.)conv_proj\.weight$",
+        (r"class_token$", "cls_token"),
+        (r"encoder\.pos_embedding$", "pos_embed"),
+        (r"encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+        (r"encoder\.ln\.", "norm."),
+        (r"self_attention\.in_proj_", "attn.qkv."),
+        (r"self_attention\.out_proj\.", "attn.proj."),
+        (r"ln_([12])\.", r"norm\1."),
+        (r"mlp\.(?:0|linear_1)\.", "mlp.fc1."),
+        (r"mlp\.(?:3|linear_2)\.", "mlp.fc2."),
+        (r"heads\.head\.", "head."),
+        (r"heads\.pre_logits\.", "pre_logits.fc."),
+        (r"conv_proj\.", "patch_embed.proj."),
+    ),
+    *_renamed(r"(?:^|\.)blocks\.0\.gamma_1$", (r"gamma_([12])$", r"ls\1.gamma")),
+    *_renamed(
+        r"(?:^|\.)embeddings\.patch_embeddings\.projection\.weight$",
+        (r"vit\.", ""),
+        (r"embeddings\.cls_token$", "cls_token"),
+        (r"embeddings\.position_embeddings$", "pos_embed"),
+        (r"encoder\.layer\.(\d+)\.", r"blocks.\1."),
+        (r"attention\.attention\.query\.(\w+)$", r"attn.qkv.\1[0]"),
+        (r"attention\.attention\.key\.(\w+)$", r"attn.qkv.\1[1]"),
+        (r"attention\.attention\.value\.(\w+)$", r"attn.qkv.\1[2]"),
+        (r"attention\.output\.dense\.", "attn.proj."),
+        (r"intermediate\.dense\.", "mlp.fc1."),
+        (r"output\.dense\.", "mlp.fc2."),
+        (r"layernorm_before\.", "norm1."),
+        (r"layernorm_after\.", "norm2."),
+        (r"layernorm\.", "norm."),
+        (r"classifier\.", "head."),
+        (r"pooler\.dense\.", None),
+        (r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
     ),
     # mmpretrain
     _Rule(r"^head\.fc\.", "backbone.fc.", where=r"^backbone\.conv1\.weight$"),
@@ -217,7 +244,10 @@ def from_torch(
 
 
 def to_torch(params: Tree, batch_stats: Tree, config: Config) -> dict[str, np.ndarray]:
-    """Return a state dict that torchvision's model of this name loads strictly: f32, counters 0."""
+    """Return a state dict that torchvision's model of this name loads strictly: f32, counters 0.
+
+    BiT, ViT and the ResNets that torchvision lacks are loaded by timm's models instead.
+    """
     family = models.family(config["name"])
     state_dict = dict(family.constants(config["name"]))
     for path, leaf in _leaves((params, batch_stats)):
@@ -337,6 +367,8 @@ def _check_floats(array: np.ndarray, origin: str) -> np.ndarray:
 def rename(names: Iterable[str], *, origin: str) -> tuple[dict[str, str], str]:
     """Return ({name: its name in torchvision}, a note on what was renamed or skipped, or "").
 
+    NAME[0], NAME[1], ... are parts of one array of torchvision or timm: see `join_parts`.
+
     Raises UserError, naming `origin`, if two entries get one name.
     """
     current = {name: name for name in names}
@@ -371,6 +403,23 @@ def rename(names: Iterable[str], *, origin: str) -> tuple[dict[str, str], str]:
     if skipped:
         notes.append(f"skipped {len(skipped)}: {shorten(skipped)}")
     return current, "; ".join(notes)
+
+
+def join_parts(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the arrays, those that `rename` named NAME[0], NAME[1], ... as one array NAME.
+
+    Parts are joined along the first axis. Parts of different shapes stay apart, as no model has
+    them.
+    """
+    parts: dict[str, list[str]] = {}
+    for key in sorted(arrays):
+        if match := _PART.fullmatch(key):
+            parts.setdefault(match[1], []).append(key)
+    joined = dict(arrays)
+    for name, keys in parts.items():
+        if arrays[keys[0]].ndim and len({arrays[key].shape for key in keys}) == 1:
+            joined[name] = np.concatenate([joined.pop(key) for key in keys])
+    return joined
 
 
 def shorten(names: list[str]) -> str:

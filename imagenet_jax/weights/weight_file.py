@@ -18,7 +18,7 @@ import numpy as np
 
 from imagenet_jax.errors import UserError, expand_user, one_line, writing
 from imagenet_jax.files import dump_json, parse_json, write_atomically
-from imagenet_jax.weights.torch_names import rename, shorten
+from imagenet_jax.weights.torch_names import join_parts, rename, shorten
 
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
@@ -120,7 +120,7 @@ def read(path: str | Path, key: str = "") -> WeightsFile:
     if others:
         notes.append(f"skipped what is not a tensor: {shorten(others)}")
     arrays = {new: _to_numpy(state_dict[old], f"{origin}: {old}") for old, new in renamed.items()}
-    return WeightsFile(arrays, f"{origin}: {'; '.join(notes)}" if notes else "", is_ema)
+    return WeightsFile(join_parts(arrays), f"{origin}: {'; '.join(notes)}" if notes else "", is_ema)
 
 
 def load_class_names(path: str | Path) -> tuple[str, ...]:

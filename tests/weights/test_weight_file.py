@@ -2,13 +2,17 @@
 
 import io
 import json
+import re
 import sys
 import tarfile
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 
+from imagenet_jax import models
+from imagenet_jax.config.fields import defaults
 from imagenet_jax.errors import UserError
 from imagenet_jax.weights import torch_names, weight_file
 
@@ -195,6 +199,75 @@ def test_entries_beside_the_network_are_skipped_and_reported():
         "renamed 2, such as model.conv1.weight to conv1.weight; skipped 2: n_averaged, "
         "criterion.weight"
     )
+
+
+def vit_ti16(**fields):
+    """Random arrays of a narrow ViT by timm's names, and its config."""
+    config = defaults("vit_ti16").model
+    config.update(width=1 / 16, **fields)
+    rng = np.random.default_rng(0)
+    trees = jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(np.float32), models.outline(config)[1:]
+    )
+    return torch_names.to_torch(*trees, config), config
+
+
+def read_back(arrays, path):
+    weight_file.save(arrays, path)
+    return weight_file.read(path)
+
+
+def assert_same(arrays, want):
+    assert arrays.keys() == want.keys()
+    for name, array in want.items():
+        np.testing.assert_array_equal(arrays[name], array)
+
+
+def test_layer_scales_of_the_authors_of_deit_3(tmp_path):
+    want, _ = vit_ti16(layer_scale=1e-4)
+    given = {re.sub(r"ls(\d)\.gamma", r"gamma_\1", name): array for name, array in want.items()}
+    assert "blocks.11.gamma_2" in given
+    assert_same(read_back(given, tmp_path / "w.safetensors").arrays, want)
+
+
+def test_vit_of_transformers(tmp_path):
+    """Names of ViTModel and ViTForImageClassification in modeling_vit.py."""
+    want, config = vit_ti16()
+    given = {
+        "vit.embeddings.cls_token": want["cls_token"],
+        "vit.embeddings.position_embeddings": want["pos_embed"],
+        "vit.pooler.dense.weight": np.zeros((12, 12), np.float32),
+    }
+    for leaf in ("weight", "bias"):
+        for theirs, ours in (
+            ("vit.embeddings.patch_embeddings.projection", "patch_embed.proj"),
+            ("vit.layernorm", "norm"),
+            ("classifier", "head"),
+        ):
+            given[f"{theirs}.{leaf}"] = want[f"{ours}.{leaf}"]
+        for i in range(12):
+            layer, block = f"vit.encoder.layer.{i}", f"blocks.{i}"
+            for theirs, ours in (
+                ("layernorm_before", "norm1"),
+                ("attention.output.dense", "attn.proj"),
+                ("layernorm_after", "norm2"),
+                ("intermediate.dense", "mlp.fc1"),
+                ("output.dense", "mlp.fc2"),
+            ):
+                given[f"{layer}.{theirs}.{leaf}"] = want[f"{block}.{ours}.{leaf}"]
+            thirds = np.split(want[f"{block}.attn.qkv.{leaf}"], 3)
+            for part, third in zip(("query", "key", "value"), thirds, strict=True):
+                given[f"{layer}.attention.attention.{part}.{leaf}"] = third
+    file = read_back(given, tmp_path / "w.safetensors")
+    assert_same(file.arrays, want)
+    assert "skipped 1: vit.pooler.dense.weight" in file.note
+    del given["vit.encoder.layer.3.attention.attention.key.bias"]
+    arrays = read_back(given, tmp_path / "w.safetensors").arrays
+    with pytest.raises(UserError, match=r"blocks\.3\.attn\.qkv\.bias \(24,\), not \(36,\)"):
+        torch_names.from_torch(arrays, config)
+    backbone = {name: array for name, array in given.items() if not name.startswith("classifier")}
+    found = torch_names.identify(read_back(backbone, tmp_path / "w.safetensors").arrays)
+    assert (found["name"], found["num_classes"]) == ("vit_ti16", 0)
 
 
 def test_two_entries_of_one_name_are_refused():
