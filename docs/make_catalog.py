@@ -106,10 +106,29 @@ _TIMM = """
 """
 _TIMM_SOURCE = "timm results/results-imagenet.csv, 2026-08-08"
 
-# Depths of the repositories microsoft/resnet-N, which have the arrays of torchvision's ResNets.
-# Preprocessing is that of preprocessor_config.json: 224 pixels of 256, bicubic with ImageNet's mean
-# and deviation. No accuracy is published for them.
-_TRANSFORMERS_RESNETS = (18, 34, 50, 101, 152)
+# Repository, model, image size, shorter side before the center crop, interpolation, and whose mean
+# and deviation, by preprocessor_config.json. No accuracy is published for them. transformers makes
+# images of google/vit square without a crop.
+_TRANSFORMERS = """
+    microsoft/resnet-18 resnet18 224 256 bicubic imagenet
+    microsoft/resnet-34 resnet34 224 256 bicubic imagenet
+    microsoft/resnet-50 resnet50 224 256 bicubic imagenet
+    microsoft/resnet-101 resnet101 224 256 bicubic imagenet
+    microsoft/resnet-152 resnet152 224 256 bicubic imagenet
+    facebook/convnext-tiny-224 convnext_tiny 224 256 bicubic imagenet
+    facebook/convnext-small-224 convnext_small 224 256 bicubic imagenet
+    facebook/convnext-base-224 convnext_base 224 256 bicubic imagenet
+    facebook/convnext-large-224 convnext_large 224 256 bicubic imagenet
+    facebook/deit-tiny-patch16-224 vit_ti16 224 256 bicubic imagenet
+    facebook/deit-small-patch16-224 vit_s16 224 256 bicubic imagenet
+    facebook/deit-base-patch16-224 vit_b16 224 256 bicubic imagenet
+    google/vit-base-patch16-224 vit_b16 224 224 bilinear half
+    google/vit-base-patch16-384 vit_b16 384 384 bilinear half
+    google/vit-base-patch32-384 vit_b32 384 384 bilinear half
+    google/vit-large-patch16-224 vit_l16 224 224 bilinear half
+    google/vit-large-patch16-384 vit_l16 384 384 bilinear half
+"""
+_NORMALIZATION = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": ([0.5] * 3, [0.5] * 3)}
 # torchvision's models normalize again (transform_input) to (x - 0.5) / 0.5 of RGB in [0, 1].
 _TRANSFORM_INPUT = ("googlenet", "inception_v3")
 
@@ -132,7 +151,9 @@ def _torchvision() -> Iterator[dict[str, Any]]:
             if math.isnan(metrics["acc@1"]):  # VGG-16's features, without a classifier
                 continue
             half = model in _TRANSFORM_INPUT
+            size = _learned_size(found["model"], transforms.crop_size[0])
             yield found | {
+                "fields": found["fields"] | size,
                 "name": f"torchvision/{model}.{tag}",
                 "url": weight.url,
                 "sha256": weight.url.rpartition("-")[2].removesuffix(".pth"),
@@ -171,23 +192,30 @@ def _timm() -> Iterator[dict[str, Any]]:
 
 
 def _transformers() -> Iterator[dict[str, Any]]:
-    for depth in _TRANSFORMERS_RESNETS:
-        name = f"microsoft/resnet-{depth}"
+    for row in _TRANSFORMERS.strip().splitlines():
+        name, model, size, resize, interpolation, normalization = row.split()
+        mean, std = _NORMALIZATION[normalization]
         yield {
-            "model": f"resnet{depth}",
-            "fields": {},
+            "model": model,
+            "fields": _learned_size(model, int(size)),
             "name": name,
             "url": f"https://huggingface.co/{name}",
             "sha256": "",
-            "resize": 256,
-            "image_size": 224,
-            "interpolation": "bicubic",
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
+            "resize": int(resize),
+            "image_size": int(size),
+            "interpolation": interpolation,
+            "mean": list(mean),
+            "std": list(std),
             "top1": None,
             "top5": None,
             "source": "",
         }
+
+
+def _learned_size(model: str, size: int) -> dict[str, int]:
+    """Return the field of models with position embeddings, which are for images of that size."""
+    usual = defaults(model).model.get("image_size", size)
+    return {} if usual == size else {"image_size": size}
 
 
 def empty_state_dict(name: str) -> dict[str, np.ndarray]:

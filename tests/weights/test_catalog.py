@@ -23,7 +23,8 @@ def test_every_entry_is_of_a_model_of_ours_and_can_be_evaluated():
     names = set(models.names())
     for entry in ENTRIES.values():
         assert entry.model in names
-        assert set(entry.fields) <= set(fields.fields_of_model(entry.model))
+        names_of_fields = {f"model.{field}" for field in entry.fields}
+        assert names_of_fields <= set(fields.fields_of_model(entry.model))
         assert entry.resize >= entry.image_size >= 160
         assert entry.interpolation in ("bilinear", "bicubic")
         for accuracy in (entry.top1, entry.top5):
@@ -44,6 +45,12 @@ KNOWN = {
     "timm/resnetv2_50x1_bit.goog_in21k_ft_in1k": (
         "bit_r50x1", 448, 448, "bilinear", 0.5, 80.386,
     ),
+    "torchvision/vit_b_16.v1": ("vit_b16", 256, 224, "bilinear", 0.485, 81.072),
+    "timm/vit_base_patch16_224.augreg2_in21k_ft_in1k": (
+        "vit_b16", 248, 224, "bicubic", 0.5, 85.108,
+    ),
+    "timm/deit3_small_patch16_224.fb_in1k": ("vit_s16", 248, 224, "bicubic", 0.485, 81.382),
+    "google/vit-base-patch16-384": ("vit_b16", 384, 384, "bilinear", 0.5, None),
     "microsoft/resnet-50": ("resnet50", 256, 224, "bicubic", 0.485, None),
 }  # fmt: skip
 
@@ -53,6 +60,19 @@ def test_known_entries(name):
     e = ENTRIES[name]
     found = (e.model, e.resize, e.image_size, e.interpolation, e.mean[0], e.top1)
     assert found == KNOWN[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields_found"),
+    [
+        ("torchvision/vit_b_16.swag_e2e_v1", {"image_size": 384}),
+        ("google/vit-large-patch16-384", {"image_size": 384}),
+        ("timm/deit3_base_patch16_224.fb_in1k",
+         {"positions": "learned_patches", "layer_scale": 1e-4}),
+    ],
+)  # fmt: skip
+def test_fields_of_vits(name, fields_found):
+    assert ENTRIES[name].fields == fields_found
 
 
 def test_the_list_has_filters(capsys):
