@@ -9,6 +9,7 @@ from imagenet_jax import config as configs
 from imagenet_jax.config.fields import IMAGENET_MEAN, IMAGENET_STD, defaults
 from imagenet_jax.data import augment
 from imagenet_jax.errors import UserError
+from imagenet_jax.runtime import xla
 from imagenet_jax.training.sharding import batch_sharding, make_mesh
 
 ROWS, SIDE, CLASSES = 16, 24, 10
@@ -39,7 +40,8 @@ def _compiled(dtype="float32", **fields):
             mean=IMAGENET_MEAN,
             std=IMAGENET_STD,
             dtype=dtype,
-        )
+        ),
+        compiler_options=xla.options(optimize=False),
     )
 
 

@@ -6,14 +6,18 @@ and one more for the cutting off.
 """
 
 import colorsys
+import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from imagenet_jax.data.augment import operations
+from imagenet_jax.runtime import xla
+
+unoptimized = functools.partial(jax.jit, compiler_options=xla.options(optimize=False))
+compiled = functools.cache(unoptimized)  # one program for all amounts
 
 
 def _images():
@@ -40,8 +44,16 @@ def _by_pillow(operation):
 
 
 def _apply(operation, *amounts):
-    amounts = [jnp.full(len(IMAGES), amount) for amount in amounts]
-    return np.asarray(operation(jnp.asarray(IMAGES), *amounts))
+    amounts = [np.full(len(IMAGES), amount) for amount in amounts]
+    return np.asarray(compiled(operation)(IMAGES, *amounts))
+
+
+def _equalize(images):
+    return operations.lookup(images, operations.equalize_table(images))
+
+
+def _autocontrast(images):
+    return operations.lookup(images, operations.autocontrast_table(images))
 
 
 def _difference(ours, theirs):
@@ -67,21 +79,9 @@ def test_blends_are_pillows(operation, pillow, factor):
 
 def test_tables_are_pillows():
     assert _difference(_apply(operations.invert), _by_pillow(ImageOps.invert)) == 0
-    assert (
-        _difference(
-            _apply(lambda x: operations.lookup(x, operations.equalize_table(x))),
-            _by_pillow(ImageOps.equalize),
-        )
-        == 0
-    )
+    assert _difference(_apply(_equalize), _by_pillow(ImageOps.equalize)) == 0
     # torchvision divides in float32, which may end one below a whole number.
-    assert (
-        _difference(
-            _apply(lambda x: operations.lookup(x, operations.autocontrast_table(x))),
-            _by_pillow(ImageOps.autocontrast),
-        )
-        <= 1
-    )
+    assert _difference(_apply(_autocontrast), _by_pillow(ImageOps.autocontrast)) <= 1
     for bits in (1, 4, 8):
         theirs = _by_pillow(lambda image, b=bits: ImageOps.posterize(image, b))
         assert _difference(_apply(operations.posterize, bits), theirs) == 0
@@ -104,43 +104,43 @@ def test_hue_is_that_of_colorsys(turn):
 
 
 def test_each_image_has_its_own_amount():
-    change = jnp.linspace(-1, 1, len(IMAGES))
+    change = np.linspace(-1, 1, len(IMAGES))
     for operation in (
         operations.brightness,
         operations.contrast,
         operations.saturation,
         operations.sharpness,
     ):
-        together = operation(jnp.asarray(IMAGES), change)
+        together = compiled(operation)(IMAGES, change)
         for i in range(len(IMAGES)):
-            alone = operation(jnp.asarray(IMAGES[i : i + 1]), change[i : i + 1])
+            alone = compiled(operation)(np.stack([IMAGES[i]] * 5), np.full(5, change[i]))
             np.testing.assert_array_equal(together[i], alone[0])
 
 
 def test_jitter_draws_factors_within_its_bounds():
-    gray = jnp.full((512, 4, 4, 3), 100, jnp.uint8)
-    out = np.asarray(operations.jitter(gray, jax.random.key(0), (0.4, 0.0, 0.0, 0.0)))[:, 0, 0, 0]
+    gray = np.full((512, 4, 4, 3), 100, np.uint8)
+    jitter = unoptimized(operations.jitter, static_argnums=2)
+    out = np.asarray(jitter(gray, jax.random.key(0), (0.4, 0.0, 0.0, 0.0)))[:, 0, 0, 0]
     assert 59 <= out.min() < 65 and 135 < out.max() <= 140
     assert abs(out.mean() - 100) < 4
-    halves = np.asarray(operations.jitter(gray, jax.random.key(0), (2.0, 0.0, 0.0, 0.0)))[
-        :, 0, 0, 0
-    ]
+    halves = np.asarray(jitter(gray, jax.random.key(0), (2.0, 0.0, 0.0, 0.0)))[:, 0, 0, 0]
     assert halves.max() == 255 and 0 <= halves.min() < 10  # factors in [0, 3]
 
 
 def test_jitter_takes_the_operations_in_different_orders():
-    images = jnp.asarray(IMAGES[:1])
-    jitter = jax.jit(lambda key: operations.jitter(images, key, (0.9, 0.0, 0.9, 0.5)))
-    keys = jax.random.split(jax.random.key(1), 12)
-    assert len({np.asarray(jitter(key)).tobytes() for key in keys}) == 12
+    @unoptimized
+    def jitter(seeds):
+        keys = jax.vmap(jax.random.key)(seeds)
+        return jax.lax.map(lambda key: operations.jitter(IMAGES[:1], key, (0.9, 0, 0.9, 0.5)), keys)
+
+    assert len({images.tobytes() for images in np.asarray(jitter(np.arange(12)))}) == 12
 
 
 def test_lighting_has_alexnets_covariance():
     vectors, values = np.array(operations.EIGENVECTORS), np.array(operations.EIGENVALUES)
     np.testing.assert_allclose(vectors.T @ vectors, np.eye(3), atol=2e-4)
-    shift = np.asarray(
-        operations.lighting(jnp.zeros((50000, 1, 1, 3)), jax.random.key(0), 0.1, (1, 1, 1))
-    )
+    lighting = unoptimized(lambda x, key: operations.lighting(x, key, 0.1, (1, 1, 1)))
+    shift = np.asarray(lighting(np.zeros((50000, 1, 1, 3), np.float32), jax.random.key(0)))
     assert shift.shape == (50000, 1, 1, 3)
     want = vectors @ np.diag((0.1 * values) ** 2) @ vectors.T
     np.testing.assert_allclose(np.cov(shift[:, 0, 0].T), want, atol=0.03 * want.max())

@@ -3,6 +3,8 @@
 Each operation is compared with torchvision's in tests/parity.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from scipy import stats
 
 from imagenet_jax.data.augment import autoaugment, operations, randaugment_plain, three_augment
 from imagenet_jax.data.augment import randaugment as policies
+from imagenet_jax.runtime import xla
 from imagenet_jax.training.sharding import batch_sharding, make_mesh
 
 ROWS, HEIGHT, WIDTH = 16, 31, 42  # the batch divides over eight devices
@@ -28,7 +31,7 @@ def _images():
 
 
 IMAGES = _images()
-APPLY = jax.jit(policies.apply, static_argnames="interpolation")
+unoptimized = partial(jax.jit, compiler_options=xla.options(optimize=False))
 
 
 def _pillow_affine(image, matrix, resample):
@@ -43,8 +46,11 @@ def _pillow_affine(image, matrix, resample):
     )
 
 
-def _matrices():
-    amounts = jnp.asarray([0.0, 0.21, -0.47, 7.0, -31.3, 118.0, 0.3, -0.77])
+AMOUNTS = np.float32([0.0, 0.21, -0.47, 7.0, -31.3, 118.0, 0.3, -0.77])
+
+
+@unoptimized
+def _matrices(amounts):
     zero = jnp.zeros_like(amounts)
     return {
         "shear_x": operations.shear_x(amounts / 50, HEIGHT),
@@ -55,14 +61,19 @@ def _matrices():
     }
 
 
-@pytest.mark.parametrize("name", _matrices())
+@unoptimized
+def _moved(images, matrix):
+    """Move the first half with "nearest", the second with "bilinear"; say what of it is inside."""
+    bilinear = partial(operations.affine, matrix=matrix, interpolation="bilinear")
+    inside = bilinear(jnp.full_like(images[8:], 255)) == 255
+    return operations.affine(images[:8], matrix), bilinear(images[8:]), inside
+
+
+@pytest.mark.parametrize("name", ["shear_x", "shear_y", "translate_x", "translate_y", "rotate"])
 def test_geometry_is_pillows(name):
-    matrix = _matrices()[name]
-    nearest = np.asarray(operations.affine(jnp.asarray(IMAGES[:8]), matrix))
-    smooth = np.asarray(operations.affine(jnp.asarray(IMAGES[8:]), matrix, "bilinear")).astype(int)
-    inside = (
-        np.asarray(operations.affine(jnp.full_like(IMAGES[8:], 255), matrix, "bilinear")) == 255
-    )
+    matrix = _matrices(AMOUNTS)[name]
+    nearest, smooth, inside = map(np.asarray, _moved(IMAGES, matrix))
+    smooth = smooth.astype(int)
     for i in range(8):
         m = np.asarray(matrix[i], np.float64)
         theirs = _pillow_affine(IMAGES[i], m, Image.Resampling.NEAREST)
@@ -73,7 +84,7 @@ def test_geometry_is_pillows(name):
 
 
 def test_rotation_turns_as_pillow_rotates():
-    turned = operations.affine(jnp.asarray(IMAGES[:1]), operations.rotate(jnp.asarray([30.0])))
+    turned, _, _ = _moved(IMAGES, _matrices(np.full(8, 30, np.float32))["rotate"])
     theirs = np.asarray(Image.fromarray(IMAGES[0]).rotate(30))
     assert (np.asarray(turned)[0] != theirs).any(axis=-1).mean() < 0.01
 
@@ -81,24 +92,30 @@ def test_rotation_turns_as_pillow_rotates():
 def test_shear_and_translation_move_as_their_names_say():
     image = np.zeros((1, 9, 9, 3), np.uint8)
     image[0, 4, 4] = 255
-    one = jnp.ones(1)
-    moves = {
-        (4, 6): operations.translate(2 * one, 0 * one),
-        (7, 4): operations.translate(0 * one, 3 * one),
-        (4, 2): operations.shear_x(0.5 * one, 9),  # row 4.5 times 0.5, to the left
-        (2, 4): operations.shear_y(0.5 * one, 9),
-    }
-    for place, matrix in moves.items():
-        out = np.asarray(operations.affine(jnp.asarray(image), matrix))[0, :, :, 0]
+
+    @unoptimized
+    def move(image, one):
+        matrices = (
+            operations.translate(2 * one, 0 * one),
+            operations.translate(0 * one, 3 * one),
+            operations.shear_x(0.5 * one, 9),  # row 4.5 times 0.5, to the left
+            operations.shear_y(0.5 * one, 9),
+        )
+        return operations.affine(jnp.concatenate([image] * 4), jnp.concatenate(matrices))
+
+    moved = np.asarray(move(image, np.ones(1, np.float32)))[..., 0]
+    for out, place in zip(moved, [(4, 6), (7, 4), (4, 2), (2, 4)], strict=True):
         assert [tuple(p) for p in np.argwhere(out)] == [place]
 
 
 def test_outside_is_black_or_the_fill():
-    matrix = operations.translate(jnp.asarray([50.0]), jnp.zeros(1))
-    for interpolation in ("nearest", "bilinear"):
-        black = operations.affine(jnp.asarray(IMAGES[:1]), matrix, interpolation)
+    @unoptimized
+    def move(images, x):
+        affine = partial(operations.affine, images, operations.translate(x, 0 * x))
+        return [(affine(how), affine(how, (1.0, 2.0, 3.0))) for how in ("nearest", "bilinear")]
+
+    for black, filled in move(IMAGES[:1], np.float32([50])):
         assert not black.any()
-        filled = operations.affine(jnp.asarray(IMAGES[:1]), matrix, interpolation, (1.0, 2.0, 3.0))
         assert (np.asarray(filled) == [1, 2, 3]).all()
 
 
@@ -107,9 +124,20 @@ def test_each_image_gets_its_own_operation():
     table = policies.magnitudes("randaugment", HEIGHT, WIDTH)
     operation = np.arange(ROWS) % len(policies.OPERATIONS)
     magnitude = table[operation, 9]
-    together = np.asarray(APPLY(IMAGES, operation, magnitude, interpolation="bilinear"))
-    images, m = jnp.asarray(IMAGES), jnp.asarray(magnitude)
-    alone = {
+    apply = unoptimized(partial(policies.apply, interpolation="bilinear"))
+    together = np.asarray(apply(IMAGES, operation, magnitude))
+    alone = _alone(IMAGES, magnitude)
+    assert set(alone) == set(policies.OPERATIONS)
+    for i, op in enumerate(operation):
+        theirs = np.asarray(alone[policies.OPERATIONS[op]][i]).astype(int)
+        # Compiled together, products and sums may be fused: one level, on the edge of two.
+        assert np.abs(together[i] - theirs).max() <= 1, policies.OPERATIONS[op]
+        assert (together[i] != theirs).mean() < 0.01, policies.OPERATIONS[op]
+
+
+@unoptimized
+def _alone(images, m):
+    return {
         "identity": images,
         "shear_x": operations.affine(images, operations.shear_x(m, HEIGHT), "bilinear"),
         "shear_y": operations.affine(images, operations.shear_y(m, WIDTH), "bilinear"),
@@ -125,12 +153,6 @@ def test_each_image_gets_its_own_operation():
         "autocontrast": operations.lookup(images, operations.autocontrast_table(images)),
         "equalize": operations.lookup(images, operations.equalize_table(images)),
     }
-    assert tuple(alone) == policies.OPERATIONS
-    for i, op in enumerate(operation):
-        theirs = np.asarray(alone[policies.OPERATIONS[op]][i]).astype(int)
-        # Compiled together, products and sums may be fused: one level, on the edge of two.
-        assert np.abs(together[i] - theirs).max() <= 1, policies.OPERATIONS[op]
-        assert (together[i] != theirs).mean() < 0.01, policies.OPERATIONS[op]
 
 
 def test_magnitudes_are_the_papers():
@@ -156,7 +178,8 @@ def test_magnitudes_are_the_papers():
 
 def test_operations_and_signs_are_drawn_evenly():
     table = policies.magnitudes("randaugment", HEIGHT, WIDTH)
-    operation, magnitude = policies._draw(jax.random.key(0), table, jnp.full(14000, 9))
+    draw = unoptimized(policies._draw)
+    operation, magnitude = draw(jax.random.key(0), table, np.full(14000, 9))
     counts = np.bincount(operation, minlength=14)
     assert stats.chisquare(counts).pvalue > 1e-3
     signed = np.asarray(magnitude)[(np.asarray(operation) >= 1) & (np.asarray(operation) < 10)]
@@ -165,7 +188,7 @@ def test_operations_and_signs_are_drawn_evenly():
 
 
 def test_sub_policies_and_their_steps_are_drawn_by_their_probabilities():
-    draws = autoaugment.draw(jax.random.key(0), 25000)
+    draws = unoptimized(autoaugment.draw, static_argnums=1)(jax.random.key(0), 25000)
     sub_policy, done = np.asarray(draws.sub_policy), np.asarray(draws.done)
     assert stats.chisquare(np.bincount(sub_policy, minlength=25)).pvalue > 1e-3
     assert abs(np.asarray(draws.negative).mean() - 0.5) < 0.01
@@ -187,7 +210,7 @@ def test_sub_policies_and_their_steps_are_drawn_by_their_probabilities():
 )
 def test_a_sharded_batch_is_augmented_where_it_lies(policy):
     key = jax.random.key(5)
-    function = jax.jit(lambda images: policy(images, key))
+    function = unoptimized(lambda images: policy(images, key))
     images = jax.device_put(IMAGES, batch_sharding(make_mesh()))
     assert isinstance(images.sharding, NamedSharding) and images.sharding.spec != PartitionSpec()
     compiled = function.lower(images).compile()
