@@ -9,9 +9,9 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from conftest import REPOSITORY
 from PIL import Image
 
+REPOSITORY = Path(__file__).parents[2]  # of conftest, whose import takes seconds
 SIDE = 1280
 BEFORE_THE_END = b"junk" * 20 + b"\xff\xd9"
 SLACK = 4e6  # bytes: buffers of constant size, the file, the pages of libraries
@@ -102,7 +102,7 @@ def test_memory_is_within_what_is_checked():
         [sys.executable, "-P", __file__], cwd=REPOSITORY, capture_output=True, text=True,
         timeout=300,
         env=os.environ | {
-            "PYTHONPATH": f"{REPOSITORY}:{REPOSITORY}/tests",
+            "PYTHONPATH": str(REPOSITORY),
             "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536",
         },
     )  # fmt: skip

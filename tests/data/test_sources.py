@@ -141,14 +141,10 @@ def test_digits_are_scikit_learns_in_a_fixed_stratified_split(digits_path):
         assert abs(share - 0.2) < 0.006
 
 
-def _prepare(path):
-    builtin.write_digits(path)
-
-
 def test_two_processes_may_prepare_at_once(tmp_path):
     path = tmp_path / "digits" / "1.0.0"
     context = multiprocessing.get_context("spawn")
-    both = [context.Process(target=_prepare, args=(path,)) for _ in range(2)]
+    both = [context.Process(target=builtin.write_digits, args=(path,)) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:

@@ -24,15 +24,14 @@ path = pathlib.Path(sys.argv[1])
 builtin.write_digits(path)
 config = defaults("resnet18")
 config.data.source, config.data.path, config.data.workers = "digits", str(path), 2
-config.eval.batch_size, config.eval.image_size, config.eval.resize = 30, 16, 16
-source = sources.open_source(config.data, "validation")
-batches = pipeline.eval_batches(source, config)
-count = len(next(batches)["label"])
+config.augment.image_size = 16
+source = sources.open_source(config.data, "train")
+sampler = pipeline.make_sampler(source, config.data, seed=0, batch_size=4)
+batches = pipeline.train_batches(source, sampler, config, total_steps=10_000)
+next(batches)
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 sys.stdin.readline()
-print(count + sum(len(batch["label"]) for batch in batches), flush=True)
-again = pipeline.eval_batches(source, config)
-next(again)
+print(sum(len(next(batches)["label"]) for _ in range(200)), flush=True)  # a few wait by now
 print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 sys.stdin.readline()
 """
@@ -67,9 +66,9 @@ def test_workers_outlast_stop_signals_and_end_with_their_parent(tmp_path):
         os.killpg(parent.pid, signal.SIGINT)
         parent.stdin.write("\n")
         parent.stdin.flush()
-        assert int(parent.stdout.readline()) == 360
-        processes = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(processes) == 2 and all(map(_runs, processes))
+        assert int(parent.stdout.readline()) == 800
+        assert [int(pid) for pid in parent.stdout.readline().split()] == processes
+        assert all(map(_runs, processes))
         parent.kill()
         end = time.monotonic() + 30
         while any(map(_runs, processes)):
