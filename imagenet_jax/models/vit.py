@@ -34,7 +34,7 @@ from imagenet_jax.models.layers import (
 from imagenet_jax.models.norms import LayerNorm
 
 HEAD_CHANNELS = 64  # channels of each attention head
-EPSILON = 1e-6  # of layer norm, in all three forms
+EPSILON = 1e-6  # of layer norm, in all three forms; transformers has 1e-12
 TEMPERATURE = 10_000.0  # of the sine and cosine positions
 
 
