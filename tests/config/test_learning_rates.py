@@ -103,6 +103,20 @@ def timm(peak, length, start=1e-4, end=1e-6):
     return rates
 
 
+def timm_step(epochs, _):
+    """StepLRScheduler with decay_t=2.4 and warmup_prefix=False, by epoch."""
+    epoch = np.floor(epochs)
+    warmup = 1e-6 + (0.048 - 1e-6) * epoch / 5
+    return np.where(epoch < 5, warmup, 0.048 * 0.97 ** (epoch // 2.4))
+
+
+def efficientnet(epochs, per_epoch):
+    """build_learning_rate of tensorflow/tpu's efficientnet/utils.py: in steps, staircase=True."""
+    step, warmup = np.arange(len(epochs)), round(5 * per_epoch)
+    decayed = 0.256 * 0.97 ** (epochs // 2.4)
+    return np.where(step < warmup, 0.256 * step / warmup, decayed)
+
+
 def convnext(epochs, per_epoch):
     """cosine_scheduler of utils.py: warm-up in steps from 0, then a cosine to 1e-6."""
     step, warmup, total = np.arange(len(epochs)), int(20 * per_epoch), len(epochs)
@@ -163,7 +177,15 @@ SOURCES = {
     "resnet.py:resnext101_32x8d": v1(0.1),
     "googlenet.py": caffe_root,
     "inception.py": lambda epochs, _: 0.045 * 0.94 ** (epochs // 2),
-    "mobilenet.py": lambda epochs, _: 0.045 * 0.98 ** np.floor(epochs),
+    "mobilenet.py:mobilenet_v2": lambda epochs, _: 0.045 * 0.98 ** np.floor(epochs),
+    **{
+        f"mobilenet.py:mobilenet_v3_{size}": lambda epochs, _: 0.064 * 0.973 ** (epochs // 2)
+        for size in ("large", "small")
+    },
+    "efficientnet.py:b0": timm_step,
+    "efficientnet.py:b0_paper": efficientnet,
+    "efficientnet.py:lite0": efficientnet,
+    "efficientnet.py:v2_s": torchvision_v2,
     **{f"vgg.py:vgg{depth}": v1(0.01) for depth in (11, 13, 16, 19)},
     **{f"vgg.py:vgg{depth}_bn": v1(0.1) for depth in (11, 13, 16, 19)},
     "alexnet.py": v1(0.01),

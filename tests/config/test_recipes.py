@@ -173,6 +173,48 @@ def test_torchvisions_recipes_are_those_of_its_readme(spec, epochs, rate, decay)
     assert (c.optim.base_lr, c.optim.weight_decay, c.optim.momentum) == (rate, decay, 0.9)
 
 
+# The command lines of torchvision's and timm's READMEs, and section 5.2 of EfficientNet's paper:
+# batch, epochs, rate, weight decay, optimizer, its second moment and epsilon, policy, erasing,
+# label smoothing, drop path, training crop, (resize, crop) of evaluation.
+MOBILE = {
+    "mobilenet.py:mobilenet_v3_large": (
+        1024, 600, 0.064, 1e-5, "rmsprop", 0.9, 0.0316, "autoaugment", 0.2, 0, 0, 224, (256, 224),
+    ),
+    "mobilenet.py:mobilenet_v3_small": (
+        1024, 600, 0.064, 1e-5, "rmsprop", 0.9, 0.0316, "autoaugment", 0.2, 0, 0, 224, (256, 224),
+    ),
+    "efficientnet.py:b0": (
+        768, 450, 0.048, 1e-5, "rmsprop", 0.9, 1e-3, "randaugment_timm", 0.2, 0.1, 0.2, 224,
+        (256, 224),
+    ),
+    "efficientnet.py:b0_paper": (
+        4096, 350, 0.256, 1e-5, "rmsprop", 0.9, 1e-3, "autoaugment", 0, 0.1, 0.2, 224, (256, 224),
+    ),
+    "efficientnet.py:lite0": (
+        4096, 350, 0.256, 1e-5, "rmsprop", 0.9, 1e-3, "autoaugment", 0, 0.1, 0.2, 224, (256, 224),
+    ),
+    "efficientnet.py:v2_s": (
+        1024, 600, 0.5, 2e-5, "sgd", 0.999, 1e-8, "trivialaugment", 0.1, 0.1, 0.2, 300, (384, 384),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", MOBILE)
+def test_mobile_networks_have_the_published_hyper_parameters(spec):
+    c = load(spec)
+    got = (
+        c.batch_size, c.epochs, schedules.peak_learning_rate(c.optim, c.batch_size),
+        c.optim.weight_decay, c.optim.name, c.optim.b2, c.optim.eps, c.augment.auto_augment,
+        c.augment.random_erase, c.loss.label_smoothing, c.model.get("drop_path", 0),
+        c.augment.image_size, (c.eval.resize, c.eval.image_size),
+    )  # fmt: skip
+    assert got == MOBILE[spec]
+    assert (c.model.dropout, c.optim.momentum) == (0.2, 0.9)
+    of_torch = spec.startswith("mobilenet")
+    assert c.optim.rmsprop_form == ("torch" if of_torch else "tensorflow")
+    assert c.optim.decay_bias_and_norm == of_torch
+
+
 @pytest.mark.parametrize("depth", [121, 169, 201, 161])
 def test_densenets_train_as_in_their_paper(depth):
     """Huang et al. 2016, section 4.2: 90 epochs of batch 256, Nesterov momentum."""

@@ -28,12 +28,17 @@ pytestmark = pytest.mark.parity
 # In CI: the smallest of each family, and the ResNet and VGG that are used most. torchvision has no
 # BiT: test_model_options.py compares it.
 IN_CI = {family.variants[0] for family in models.families()} | {"resnet50", "vgg16_bn"}
-DEEP = "inception_v3"  # without shortcuts: float32 is not enough in training mode
-NAMES = [
-    name if name in IN_CI else pytest.param(name, marks=pytest.mark.full)
-    for name in models.names()
-    if hasattr(torchvision.models, name)
-]
+# float32 is not enough for these: they are deep, and without shortcuts or with gates.
+DEEP = ["inception_v3", *(f"efficientnet_b{i}" for i in range(1, 8))]
+DEEP += [f"efficientnet_v2_{size}" for size in "sml"]
+
+
+def in_tiers(names):
+    """Return parameters for pytest; those not in CI are for `make test-full`."""
+    return [name if name in IN_CI else pytest.param(name, marks=pytest.mark.full) for name in names]
+
+
+NAMES = [name for name in models.names() if hasattr(torchvision.models, name)]
 TIMMS = ["resnet50d", "seresnet50"]
 TIMMS += [pytest.param(f"resnet{n}d", marks=pytest.mark.full) for n in (18, 34, 101, 152)]
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}  # of the largest magnitude in the array compared
@@ -155,7 +160,7 @@ def relative(ours, theirs: np.ndarray) -> float:
     return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("name", [*(name for name in NAMES if name != DEEP), *TIMMS])
+@pytest.mark.parametrize("name", [*in_tiers(name for name in NAMES if name not in DEEP), *TIMMS])
 def test_forward(name, images, parity_table):
     compare(name, reference(name, branch=(0.1, 0.5)), images, parity_table)
 
@@ -164,11 +169,11 @@ def test_forward(name, images, parity_table):
     "name",
     [
         *(f"resnet{n}" for n in (18, 34, 50, 101, 152)),
-        pytest.param(DEEP, marks=pytest.mark.full),
+        *(pytest.param(name, marks=pytest.mark.full) for name in DEEP),
     ],
 )
 def test_forward_in_float64(name, images, parity_table):
-    theirs = reference(name, branch=(0.5, 1.5)).double()
+    theirs = reference(name, branch=(0.1, 0.5) if name in DEEP else (0.5, 1.5)).double()
     with jax.enable_x64(True):
         compare(name, theirs, images.astype(np.float64), parity_table)
 
@@ -230,7 +235,7 @@ def check(name, mode, got, want, tolerance, parity_table):
     parity_table("forward", name, f"{got['logits'].dtype.name} logits, {mode}", error)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", in_tiers(NAMES))
 def test_torchvision_loads_what_we_write(name):
     """Strictly: every key, no other, each shape; and what comes back is what went."""
     config = fields.defaults(name).model
