@@ -1,9 +1,10 @@
 """EfficientNet (Tan & Le 2019, arXiv:1905.11946), EfficientNetV2 (arXiv:2104.00298) and Lite.
 
-B0-B7 and V2 have the semantics, initial weights and module names of torchvision, in NHWC. Lite (Liu
-2020, github.com/tensorflow/tpu, models/official/efficientnet/lite) has ReLU6, no
-squeeze-and-excitation, TensorFlow's padding and the module names of the package
-efficientnet_lite_pytorch.
+B0-B7 and V2 have the semantics, initial weights and module names of torchvision, in NHWC.
+tf_efficientnet_b0-b7 are the authors' own networks, as in Keras: TensorFlow's padding and constants
+of batch norm, and the module names of the package efficientnet_pytorch. Lite (Liu 2020,
+github.com/tensorflow/tpu, models/official/efficientnet/lite) also has ReLU6, no
+squeeze-and-excitation, and the same names in the package efficientnet_lite_pytorch.
 """
 
 import math
@@ -43,13 +44,17 @@ class Stage(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """Channels of the first and the last convolution, stages, and constants of batch norm."""
+    """Channels of the first and the last convolution, stages, and constants of batch norm.
+
+    `tensorflow` stands for TensorFlow's padding and efficientnet_pytorch's names.
+    """
 
     stem: int
     stages: tuple[Stage, ...]
     last: int
     eps: float
     momentum: float
+    tensorflow: bool = False
     lite: bool = False
 
 
@@ -79,7 +84,7 @@ def _lite(width: float, depth: float) -> Variant:
     """Return a Lite variant: first and last convolution and depth of both end stages are B0's."""
     first, *middle, last = _scaled(width, depth, 1e-3, 0.99).stages
     stages = (first._replace(blocks=1), *middle, last._replace(blocks=1))
-    return Variant(32, stages, 1280, 1e-3, 0.99, lite=True)
+    return Variant(32, stages, 1280, 1e-3, 0.99, tensorflow=True, lite=True)
 
 
 def _v2(*rows: tuple[int, ...]) -> Variant:
@@ -91,16 +96,27 @@ def _v2(*rows: tuple[int, ...]) -> Variant:
     return Variant(stages[0].channels, stages, 1280, 1e-3, 0.9)
 
 
+# name -> channels and depth, as multiples of B0's
+SCALES = {
+    "efficientnet_b0": (1.0, 1.0),
+    "efficientnet_b1": (1.0, 1.1),
+    "efficientnet_b2": (1.1, 1.2),
+    "efficientnet_b3": (1.2, 1.4),
+    "efficientnet_b4": (1.4, 1.8),
+    "efficientnet_b5": (1.6, 2.2),
+    "efficientnet_b6": (1.8, 2.6),
+    "efficientnet_b7": (2.0, 3.1),
+}
 # torchvision's B5-B7 have the constants of the TensorFlow networks they were converted from.
 VARIANTS = {
-    "efficientnet_b0": _scaled(1.0, 1.0, 1e-5, 0.9),
-    "efficientnet_b1": _scaled(1.0, 1.1, 1e-5, 0.9),
-    "efficientnet_b2": _scaled(1.1, 1.2, 1e-5, 0.9),
-    "efficientnet_b3": _scaled(1.2, 1.4, 1e-5, 0.9),
-    "efficientnet_b4": _scaled(1.4, 1.8, 1e-5, 0.9),
-    "efficientnet_b5": _scaled(1.6, 2.2, 1e-3, 0.99),
-    "efficientnet_b6": _scaled(1.8, 2.6, 1e-3, 0.99),
-    "efficientnet_b7": _scaled(2.0, 3.1, 1e-3, 0.99),
+    **{
+        name: _scaled(*scale, *((1e-3, 0.99) if name[-1] in "567" else (1e-5, 0.9)))
+        for name, scale in SCALES.items()
+    },
+    **{
+        f"tf_{name}": _scaled(*scale, 1e-3, 0.99)._replace(tensorflow=True)
+        for name, scale in SCALES.items()
+    },
     "efficientnet_v2_s": _v2(
         (1, 1, 24, 2), (4, 2, 48, 4), (4, 2, 64, 4), (4, 2, 128, 6), (6, 1, 160, 9),
         (6, 2, 256, 15),
@@ -142,9 +158,9 @@ class EfficientNet(Model):
         `width` scales the channels of the variant, which are not rounded to multiples of 8 again.
         """
         self.name = name
-        stem, stages, last, eps, momentum, lite = VARIANTS[name]
+        stem, stages, last, eps, momentum, tensorflow, lite = VARIANTS[name]
         make = partial(
-            ConvNorm.make, padding="SAME" if lite else None, eps=eps, momentum=momentum,
+            ConvNorm.make, padding="SAME" if tensorflow else None, eps=eps, momentum=momentum,
             bn_group=bn_group, norm_impl=norm_impl, dtype=dtype, rngs=rngs,
         )  # fmt: skip
         self.activation = nnx.relu6 if lite else nnx.silu
@@ -195,15 +211,15 @@ class EfficientNet(Model):
 
 def _torch_name(name: str, path: Path) -> str:
     variant = VARIANTS[name]
-    if variant.lite:
-        return _lite_name(variant, path)
+    if variant.tensorflow:
+        return _tensorflow_name(variant, path)
     if path[0] == "classifier":
         return "classifier.1"
     return ".".join({"conv": "0", "bn": "1"}.get(part, str(part)) for part in path)
 
 
-def _lite_name(variant: Variant, path: Path) -> str:
-    """efficientnet_lite_pytorch numbers blocks across stages, and norms within a block."""
+def _tensorflow_name(variant: Variant, path: Path) -> str:
+    """efficientnet_pytorch numbers blocks across stages, and norms within a block."""
     if path[0] == "classifier":
         return "_fc"
     _, index, *place, kind = path
@@ -213,6 +229,9 @@ def _lite_name(variant: Variant, path: Path) -> str:
     block, _, layer = place
     layer += variant.stages[index - 1].expansion == 1  # then there is no first 1x1 convolution
     number = block + sum(stage.blocks for stage in variant.stages[: index - 1])
+    if kind in ("fc1", "fc2"):
+        return f"_blocks.{number}._se_{'reduce' if kind == 'fc1' else 'expand'}"
+    layer = min(layer, 2)  # squeeze-and-excitation may come before the last
     conv = ("_expand_conv", "_depthwise_conv", "_project_conv")[layer]
     return f"_blocks.{number}.{conv if kind == 'conv' else f'_bn{layer}'}"
 
@@ -222,16 +241,21 @@ def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 
     Variants of equal depth differ by the ratios of their widths.
     """
-    lite = "_conv_stem.weight" in arrays
+    tensorflow = "_conv_stem.weight" in arrays
+    lite = tensorflow and "_blocks.0._se_reduce.weight" not in arrays
     depths = count_blocks(arrays, r"features\.(\d+)\.(\d+)\.block")
     depth = len({key.split(".")[1] for key in arrays if key.startswith("_blocks.")})
     found = []
     for name, variant in VARIANTS.items():
         blocks = tuple(stage.blocks for stage in variant.stages)
-        if variant.lite != lite or (depth != sum(blocks) if lite else depths != blocks):
+        if (variant.tensorflow, variant.lite) != (tensorflow, lite):
+            continue
+        if depth != sum(blocks) if tensorflow else depths != blocks:
             continue
         inner = variant.stages[-1].channels
-        kernel = arrays.get("_conv_head.weight" if lite else f"features.{len(blocks) + 1}.0.weight")
+        kernel = arrays.get(
+            "_conv_head.weight" if tensorflow else f"features.{len(blocks) + 1}.0.weight"
+        )
         if kernel is None:
             continue
         width = len(kernel) / variant.last

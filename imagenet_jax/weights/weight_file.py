@@ -1,7 +1,7 @@
 """Reading and writing of weights files, and what else a file is instead of weights.
 
-Files of safetensors and torch.save are read, whatever their suffix. No code in a file is run. Names
-become torchvision's or timm's (torch_names.py). Only .safetensors files are written.
+Files of safetensors, torch.save and Keras are read, whatever their suffix. No code in a file is
+run. Names become torchvision's or timm's (torch_names.py). Only .safetensors files are written.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ import numpy as np
 
 from imagenet_jax.errors import UserError, expand_user, one_line, writing
 from imagenet_jax.files import dump_json, parse_json, write_atomically
+from imagenet_jax.weights import keras_file
 from imagenet_jax.weights.torch_names import join_parts, rename, shorten
 
 _DTYPES = {
@@ -54,7 +55,6 @@ _MAGIC = {
     b"\x1f\x8b": f"a gzip {_ARCHIVE}", b"BZh": f"a bzip2 {_ARCHIVE}",
     b"\xfd7zXZ": f"an xz {_ARCHIVE}", b"\x28\xb5\x2f\xfd": f"a zstd {_ARCHIVE}",
     b"7z\xbc\xaf": f"a 7z {_ARCHIVE}",
-    b"\x89HDF": "an HDF5 file, as Keras writes, and not a state dict of torch",
     b"\x93NUMPY": "one NumPy array, not a state dict",
 }  # fmt: skip
 
@@ -94,11 +94,14 @@ def read(path: str | Path, key: str = "") -> WeightsFile:
         if path.is_dir():
             raise UserError(f"{origin} is a folder; give a file")
         found: dict[str, Mapping[str, Any]]
+        notes = []
         kind = identify_file(path)
         if kind == "safetensors":
             found = {"": _read_safetensors(path, origin)}
         elif kind == "pickle":
             found = _state_dicts(_unpickle(path, origin))
+        elif kind == "hdf5":
+            found, notes = keras_file.read(path, origin)
         else:
             raise UserError(f"{origin} cannot be read: it {kind}")
     except FileNotFoundError as e:
@@ -110,7 +113,6 @@ def read(path: str | Path, key: str = "") -> WeightsFile:
     others = [str(name) for name, value in state_dict.items() if not _is_array(value)]
     renamed, note = rename((k for k, v in state_dict.items() if _is_array(v)), origin=origin)
     is_ema = "ema" in re.split(r"[._]", chosen)
-    notes = []
     if is_ema or len(found) > 1:
         notes.append(f"{'EMA ' * is_ema}weights from {chosen!r}")
     if len(found) > 1 and not key:
@@ -258,7 +260,7 @@ def _to_numpy(value: Any, origin: str) -> np.ndarray:
 
 
 def identify_file(path: Path) -> str:
-    """Return "safetensors", "pickle", or a phrase such as "is empty" for anything else.
+    """Return "safetensors", "pickle", "hdf5", or a phrase such as "is empty" for anything else.
 
     Raises OSError if the file cannot be read.
     """
@@ -277,6 +279,8 @@ def identify_file(path: Path) -> str:
         return _kind_of_zip(path)
     if head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return "pickle"
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "hdf5"
     if head[257:262] == b"ustar":
         return f"is a tar {_ARCHIVE}"
     for magic, what in _MAGIC.items():

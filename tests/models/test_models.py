@@ -49,6 +49,15 @@ PARAMETERS = {
     "efficientnet_v2_s": 21_458_488,
     "efficientnet_v2_m": 54_139_356,
     "efficientnet_v2_l": 118_515_272,
+    # Of Keras' model.summary().
+    "tf_efficientnet_b0": 5_288_548,
+    "tf_efficientnet_b1": 7_794_184,
+    "tf_efficientnet_b2": 9_109_994,
+    "tf_efficientnet_b3": 12_233_232,
+    "tf_efficientnet_b4": 19_341_616,
+    "tf_efficientnet_b5": 30_389_784,
+    "tf_efficientnet_b6": 43_040_704,
+    "tf_efficientnet_b7": 66_347_960,
     # Lite: of the package efficientnet_lite_pytorch.
     "efficientnet_lite0": 4_652_008,
     "efficientnet_lite1": 5_416_680,

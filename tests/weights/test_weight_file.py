@@ -97,7 +97,6 @@ FILES = {
     "half of a zip": (zip_of("m/data.pkl")[:300], "is a zip archive that is cut off"),
     "tar": (tar_of("resnet50.pth"), "is a tar archive"),
     "gzip": (b"\x1f\x8b\x08" + bytes(20), "is a gzip archive"),
-    "HDF5": (b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
     "half a header": (safetensors("F32", [1], bytes(4))[:20], "is cut off"),
     "half the data": (safetensors("F32", [4], bytes(16))[:-5], "is cut off"),
     "random bytes": (bytes(range(128, 255)), "begins with 80 81 82 83 84 85 86 87"),

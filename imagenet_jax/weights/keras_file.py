@@ -1,0 +1,137 @@
+"""Reading of the weights of keras.applications: VGG and EfficientNet, in torch's names and layout.
+
+A file is of `Model.save_weights` (.weights.h5), or a .h5 of `Model.save` or of keras.applications
+(keras/src/saving/saving_lib.py, keras/src/legacy/saving/legacy_h5_format.py). The names of layers
+are those of keras/src/applications/{vgg16,vgg19,efficientnet}.py.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from imagenet_jax.errors import UserError
+from imagenet_jax.models import vgg
+from imagenet_jax.weights.torch_names import shorten
+
+Layers = dict[str, dict[str, np.ndarray]]  # layer name -> variable name -> array
+
+# keras.applications.imagenet_utils, mode "caffe", in RGB; for VGG.
+_CAFFE_MEAN = (123.68, 116.779, 103.939)
+_EFFICIENTNET_STD = (0.229, 0.224, 0.225)
+_PARTS = {
+    "expand_conv": "_expand_conv", "expand_bn": "_bn0", "dwconv": "_depthwise_conv", "bn": "_bn1",
+    "se_reduce": "_se_reduce", "se_expand": "_se_expand",
+    "project_conv": "_project_conv", "project_bn": "_bn2",
+}  # fmt: skip
+_ENDS = {
+    "stem_conv": "_conv_stem", "stem_bn": "_bn0", "top_conv": "_conv_head", "top_bn": "_bn1",
+    "predictions": "_fc",
+}  # fmt: skip
+# Variables by their names, and those of .weights.h5, which are numbered, by their count.
+_VARIABLES = {
+    "kernel": "weight", "depthwise_kernel": "weight", "W": "weight", "bias": "bias", "b": "bias",
+    "gamma": "weight", "beta": "bias",
+    "moving_mean": "running_mean", "moving_variance": "running_var",
+}  # fmt: skip
+_NUMBERED = {
+    1: ("kernel",), 2: ("kernel", "bias"), 3: ("mean", "variance", "count"),
+    4: ("gamma", "beta", "moving_mean", "moving_variance"),
+}  # fmt: skip
+
+
+def read(path: Path, origin: str) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
+    """Return ({"": state dict of torchvision's or efficientnet_pytorch's names}, notes).
+
+    Raises UserError, naming `origin`, if h5py is missing, or if the network is not supported.
+    """
+    layers = _read_layers(path, origin)
+    if "conv2_block1_1_conv" in layers:
+        raise UserError(
+            f"{origin} holds a ResNet of Keras, which is not supported: its bottlenecks have the "
+            "stride in the first 1x1 convolution (v1), or norms before convolutions (v2)"
+        )
+    means, stds = [m / 255 for m in _CAFFE_MEAN], [1 / 255] * 3
+    normalization = next((layers.pop(n) for n in [*layers] if n.startswith("normalization")), None)
+    if normalization:  # part of EfficientNet
+        means = normalization["mean"].ravel().tolist()
+        # Published weights have the deviation here and its square root in a layer without weights.
+        stds = normalization["variance"].ravel()
+        stds = (stds if np.allclose(stds, _EFFICIENTNET_STD) else np.sqrt(stds)).tolist()
+    names = _efficientnet_names(layers) if "stem_conv" in layers else _vgg_names(layers)
+    if unknown := [name for name in layers if name not in names]:
+        raise UserError(
+            f"{origin} is of no VGG or EfficientNet of keras.applications: it has other layers: "
+            f"{shorten(unknown)}"
+        )
+    state_dict = {}
+    for layer, arrays in layers.items():
+        for variable, array in arrays.items():
+            if variable not in _VARIABLES:
+                raise UserError(f"{origin}: variable {variable} of layer {layer} is not known")
+            key = f"{names[layer]}.{_VARIABLES[variable]}"
+            state_dict[key] = _to_torch(layer, array) if _VARIABLES[variable] == "weight" else array
+    notes = [f"named {len(state_dict)} arrays of Keras as in torch"]
+    if not normalization and (kernel := state_dict.get("features.0.weight")) is not None:
+        state_dict["features.0.weight"] = kernel[:, ::-1]
+        notes.append("reversed the first kernel from BGR, as Keras' VGG reads images, to RGB")
+    mean, std = (",".join(f"{value:.9g}" for value in values) for values in (means, stds))
+    notes.append(f"Keras' preprocessing: --config.data.mean={mean} --config.data.std={std}")
+    return {"": state_dict}, notes
+
+
+def _read_layers(path: Path, origin: str) -> Layers:
+    """Return all arrays but an optimizer's."""
+    try:
+        import h5py
+    except ImportError as e:
+        raise UserError(
+            f"{origin} is of Keras; reading it needs h5py: pip install 'imagenet_jax[keras]'"
+        ) from e
+    layers: Layers = {}
+
+    def add(name: str, entry: object) -> None:
+        if not isinstance(entry, h5py.Dataset) or name.startswith("optimizer"):
+            return
+        _, *groups, variable = f"/{name}".split("/")
+        layer = groups[-1] if groups else ""
+        if layer == "vars":  # .weights.h5, whose groups have the names of classes
+            layer = str(entry.parent.attrs.get("name", groups[-2] if groups[1:] else ""))
+            number = len(entry.parent)
+            variable = dict(enumerate(_NUMBERED.get(number, ()))).get(int(variable), variable)
+        variable = re.sub(r"^.*_(W|b)_\d+$", r"\1", variable.removesuffix(":0"))
+        arrays = layers.setdefault(layer, {})
+        if variable in arrays:
+            raise UserError(f"{origin} has two layers {layer}")
+        arrays[variable] = entry[()]
+
+    try:
+        with h5py.File(path) as file:
+            file.visititems(add)
+    except (OSError, RuntimeError) as e:  # h5py's
+        raise UserError(f"{origin} cannot be read: it is cut off or damaged ({e})") from e
+    return layers
+
+
+def _to_torch(layer: str, array: np.ndarray) -> np.ndarray:
+    if layer == "fc1" and array.ndim == 2 and len(array) % vgg.POOLED**2 == 0:  # (H, W, C) in Keras
+        array = array.reshape(vgg.POOLED, vgg.POOLED, -1, array.shape[-1])
+        return array.transpose(3, 2, 0, 1).reshape(array.shape[-1], -1)
+    if layer.endswith("dwconv"):
+        return array.transpose(2, 3, 0, 1)
+    return array.transpose({4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim))
+
+
+def _vgg_names(layers: Layers) -> dict[str, str]:
+    """Return torchvision's name of each layer of a VGG."""
+    convolutions = sorted(n for n in layers if re.fullmatch(r"block\d_conv\d", n))
+    names = {n: f"features.{2 * i + int(n[5]) - 1}" for i, n in enumerate(convolutions)}
+    return names | {"fc1": "classifier.0", "fc2": "classifier.3", "predictions": "classifier.6"}
+
+
+def _efficientnet_names(layers: Layers) -> dict[str, str]:
+    """Return efficientnet_pytorch's name of each layer of an EfficientNet."""
+    found = [m for n in layers if (m := re.fullmatch(r"(block\d[a-z])_(\w+)", n))]
+    blocks = sorted({m[1] for m in found})
+    inner = {m[0]: f"_blocks.{blocks.index(m[1])}.{_PARTS[m[2]]}" for m in found if m[2] in _PARTS}
+    return inner | _ENDS

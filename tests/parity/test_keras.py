@@ -1,0 +1,60 @@
+"""Random weights that Keras saved, in both formats: logits of Keras and of the model read."""
+
+import importlib
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from imagenet_jax import models
+from imagenet_jax.config.fields import IMAGENET_MEAN, IMAGENET_STD, defaults
+from imagenet_jax.weights import torch_names, weight_file
+
+pytestmark = pytest.mark.parity
+CAFFE_MEAN = np.array((123.68, 116.779, 103.939)) / 255
+FULL = ["VGG16", "VGG19", *(f"EfficientNetB{i}" for i in range(1, 8))]
+
+
+@pytest.fixture
+def keras(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    return pytest.importorskip("keras")
+
+
+@pytest.mark.parametrize(
+    "name", ["EfficientNetB0", *(pytest.param(n, marks=pytest.mark.full) for n in FULL)]
+)
+def test_logits_equal(name, keras, tmp_path):
+    is_vgg = name.startswith("VGG")
+    side = 224 if is_vgg else 65  # odd sides are padded on both sides
+    make = getattr(keras.applications, name)
+    model = make(weights=None, classes=10, classifier_activation=None, input_shape=(side, side, 3))
+    rng = np.random.default_rng(0)
+    for variable in model.weights:
+        kind, shape = variable.path.split("/")[-1], variable.shape
+        if kind in ("gamma", "moving_variance"):
+            variable.assign(rng.uniform(0.8, 1.25, shape))
+        elif kind in ("beta", "moving_mean", "bias"):
+            variable.assign(0.1 * rng.normal(size=shape))
+        elif kind == "mean":
+            variable.assign(np.reshape(IMAGENET_MEAN, shape))
+        elif kind == "variance":
+            variable.assign(np.reshape(np.square(IMAGENET_STD), shape))
+    images = rng.uniform(0, 255, (2, side, side, 3)).astype(np.float32)
+    package = importlib.import_module(
+        f"keras.applications.{name.lower() if is_vgg else 'efficientnet'}"
+    )
+    want = np.asarray(model(package.preprocess_input(images.copy()), training=False))
+    mean, std = (CAFFE_MEAN, 1 / 255) if is_vgg else (IMAGENET_MEAN, IMAGENET_STD)
+    normalized = ((images / 255 - mean) / std).astype(np.float32)
+    for file, save in (("w.weights.h5", model.save_weights), ("w.h5", model.save)):
+        save(tmp_path / file)
+        arrays = weight_file.read(tmp_path / file).arrays
+        config = defaults(torch_names.identify(arrays)["name"]).model
+        config.update(torch_names.identify(arrays))
+        assert config.name.removeprefix("tf_").replace("_", "") == name.lower()
+        ours = nnx.eval_shape(lambda config=config: models.build(config, rngs=nnx.Rngs(0)))
+        nnx.update(ours, *(tree for tree in torch_names.from_torch(arrays, config) if tree))
+        got = nnx.jit(lambda net, x: net(x, train=False))(ours, normalized)
+        np.testing.assert_allclose(jax.device_get(got), want, atol=1e-3 * np.abs(want).max())

@@ -1,0 +1,101 @@
+"""Files of keras.applications, built by hand with the names and layouts of Keras' source."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from imagenet_jax.config.fields import defaults
+from imagenet_jax.errors import UserError
+from imagenet_jax.weights import torch_names, weight_file
+
+# keras/src/applications/vgg16.py: name, shape of the kernel at a sixteenth of the channels.
+VGG16 = {
+    "block1_conv1": (3, 3, 3, 4), "block1_conv2": (3, 3, 4, 4),
+    "block2_conv1": (3, 3, 4, 8), "block2_conv2": (3, 3, 8, 8),
+    "block3_conv1": (3, 3, 8, 16), "block3_conv2": (3, 3, 16, 16), "block3_conv3": (3, 3, 16, 16),
+    "block4_conv1": (3, 3, 16, 32), "block4_conv2": (3, 3, 32, 32), "block4_conv3": (3, 3, 32, 32),
+    "block5_conv1": (3, 3, 32, 32), "block5_conv2": (3, 3, 32, 32), "block5_conv3": (3, 3, 32, 32),
+    "fc1": (1568, 256), "fc2": (256, 256), "predictions": (256, 10),
+}  # fmt: skip
+
+
+def arrays(shapes):
+    rng = np.random.default_rng(0)
+    return {
+        name: (rng.normal(size=s).astype(np.float32), rng.normal(size=s[-1:]).astype(np.float32))
+        for name, s in shapes.items()
+    }
+
+
+def write(path, layers, form):
+    """`form`: "published" in 2016, "keras 2" or "keras 3" .h5, "weights" for .weights.h5."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        for i, (name, (kernel, bias)) in enumerate(layers.items()):
+            if form == "weights":
+                group = file.create_group(f"layers/conv2d_{i}/vars")
+                group.attrs["name"] = name
+                group["0"], group["1"] = kernel, bias
+                continue
+            group, variables = {
+                "published": (name, (f"{name}_W_1:0", f"{name}_b_1:0")),
+                "keras 2": (f"{name}/{name}", ("kernel:0", "bias:0")),
+                "keras 3": (f"model_weights/{name}/vgg16/{name}", ("kernel", "bias")),
+            }[form]
+            file[f"{group}/{variables[0]}"], file[f"{group}/{variables[1]}"] = kernel, bias
+        file["optimizer_weights/adam/kernel:0"] = np.zeros(1)
+        file["optimizer/vars/0"] = np.zeros(1)
+
+
+@pytest.mark.parametrize("form", ["published", "keras 2", "keras 3", "weights"])
+def test_vgg(tmp_path, form):
+    layers = arrays(VGG16)
+    write(tmp_path / "vgg.h5", layers, form)
+    file = weight_file.read(tmp_path / "vgg.h5")
+    assert "--config.data.mean=0.485019608,0.457956863,0.407603922 " in file.note
+    fields = torch_names.identify(file.arrays)
+    assert fields == {"name": "vgg16", "width": 1 / 16, "num_classes": 10}
+    config = defaults("vgg16").model
+    config.update(fields)
+    params, _ = torch_names.from_torch(file.arrays, config)
+    # RGB here, BGR there.
+    np.testing.assert_array_equal(
+        params["features"][0][0]["conv"]["kernel"], layers["block1_conv1"][0][:, :, ::-1]
+    )
+    np.testing.assert_array_equal(
+        params["features"][4][2]["conv"]["kernel"], layers["block5_conv3"][0]
+    )
+    for i, name in enumerate(("fc1", "fc2", "predictions")):
+        np.testing.assert_array_equal(params["classifier"][i]["kernel"], layers[name][0])
+        np.testing.assert_array_equal(params["classifier"][i]["bias"], layers[name][1])
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words"),
+    [
+        ({"conv1_conv": (7, 7, 3, 4), "conv2_block1_1_conv": (1, 1, 4, 4)}, "ResNet of Keras"),
+        ({**VGG16, "dense_7": (10, 2)}, "other layers: dense_7"),
+        # EfficientNetV2's
+        ({"stem_conv": (3, 3, 3, 4), "block4a_dwconv2": (3, 3, 4, 1)}, "layers: block4a_dwconv2"),
+    ],
+)
+def test_other_networks_are_refused(tmp_path, shapes, words):
+    write(tmp_path / "w.h5", arrays(shapes), "weights")
+    with pytest.raises(UserError, match=words) as caught:
+        weight_file.read(tmp_path / "w.h5")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_file(tmp_path):
+    pytest.importorskip("h5py")
+    (tmp_path / "w.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99))
+    with pytest.raises(UserError, match="cut off or damaged"):
+        weight_file.read(tmp_path / "w.h5")
+
+
+def test_the_extra_is_named_without_h5py(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    (tmp_path / "w.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+    with pytest.raises(UserError, match=r"needs h5py: pip install 'imagenet_jax\[keras\]'"):
+        weight_file.read(tmp_path / "w.h5")
