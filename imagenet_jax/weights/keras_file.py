@@ -40,8 +40,8 @@ _NUMBERED = {
 }  # fmt: skip
 
 
-def read(path: Path, origin: str) -> tuple[dict[str, dict[str, np.ndarray]], list[str]]:
-    """Return ({"": state dict of torchvision's or efficientnet_pytorch's names}, notes).
+def read(path: Path, origin: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return (state dict of torchvision's or efficientnet_pytorch's names, notes).
 
     Raises UserError, naming `origin`, if h5py is missing, or if the network is not supported.
     """
@@ -56,8 +56,9 @@ def read(path: Path, origin: str) -> tuple[dict[str, dict[str, np.ndarray]], lis
     if normalization:  # part of EfficientNet
         means = normalization["mean"].ravel().tolist()
         # Published weights have the deviation here and its square root in a layer without weights.
-        stds = normalization["variance"].ravel()
-        stds = (stds if np.allclose(stds, _EFFICIENTNET_STD) else np.sqrt(stds)).tolist()
+        variance = normalization["variance"].ravel()
+        published = np.allclose(variance, _EFFICIENTNET_STD)
+        stds = (variance if published else np.sqrt(variance)).tolist()
     names = _efficientnet_names(layers) if "stem_conv" in layers else _vgg_names(layers)
     if unknown := [name for name in layers if name not in names]:
         raise UserError(
@@ -77,7 +78,7 @@ def read(path: Path, origin: str) -> tuple[dict[str, dict[str, np.ndarray]], lis
         notes.append("reversed the first kernel from BGR, as Keras' VGG reads images, to RGB")
     mean, std = (",".join(f"{value:.9g}" for value in values) for values in (means, stds))
     notes.append(f"Keras' preprocessing: --config.data.mean={mean} --config.data.std={std}")
-    return {"": state_dict}, notes
+    return state_dict, notes
 
 
 def _read_layers(path: Path, origin: str) -> Layers:

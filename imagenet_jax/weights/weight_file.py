@@ -93,15 +93,15 @@ def read(path: str | Path, key: str = "") -> WeightsFile:
     try:
         if path.is_dir():
             raise UserError(f"{origin} is a folder; give a file")
-        found: dict[str, Mapping[str, Any]]
-        notes = []
+        found: dict[str, Mapping[str, Any]] = {}
+        notes: list[str] = []
         kind = identify_file(path)
         if kind == "safetensors":
             found = {"": _read_safetensors(path, origin)}
         elif kind == "pickle":
             found = _state_dicts(_unpickle(path, origin))
         elif kind == "hdf5":
-            found, notes = keras_file.read(path, origin)
+            found[""], notes = keras_file.read(path, origin)
         else:
             raise UserError(f"{origin} cannot be read: it {kind}")
     except FileNotFoundError as e:

@@ -71,6 +71,37 @@ def test_vgg(tmp_path, form):
         np.testing.assert_array_equal(params["classifier"][i]["bias"], layers[name][1])
 
 
+def test_efficientnet(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    rng = np.random.default_rng(0)
+    stem, depthwise = rng.normal(size=(3, 3, 3, 4)), rng.normal(size=(3, 3, 4, 1))
+    norm = [np.full(4, value) for value in (1.0, 2.0, 3.0, 4.0)]
+    normalization = [np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225)), np.zeros(())]
+    variables = {
+        "normalization_1": normalization, "stem_conv": [stem], "block1b_dwconv": [depthwise],
+        "block1a_dwconv": [depthwise + 1], "block2a_project_bn": norm,
+    }  # fmt: skip
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        for i, (name, values) in enumerate(variables.items()):
+            group = file.create_group(f"layers/layer_{i}/vars")
+            group.attrs["name"] = name
+            for j, value in enumerate(values):
+                group[str(j)] = value
+    got = weight_file.read(tmp_path / "w.h5")
+    assert got.note.endswith("=0.485,0.456,0.406 --config.data.std=0.229,0.224,0.225")
+    bn = "_blocks.2._bn2."
+    want = {
+        "_conv_stem.weight": np.moveaxis(stem, (3, 2), (0, 1)),
+        "_blocks.0._depthwise_conv.weight": np.moveaxis(depthwise + 1, (2, 3), (0, 1)),
+        "_blocks.1._depthwise_conv.weight": np.moveaxis(depthwise, (2, 3), (0, 1)),
+        f"{bn}weight": norm[0], f"{bn}bias": norm[1],
+        f"{bn}running_mean": norm[2], f"{bn}running_var": norm[3],
+    }  # fmt: skip
+    assert got.arrays.keys() == want.keys()
+    for key, value in want.items():
+        np.testing.assert_array_equal(got.arrays[key], value)
+
+
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [
