@@ -61,7 +61,7 @@ def test_fifty_steps(name, dtype, mixing, parity_table, monkeypatch):
     config = config_of(name, side, mixing == "mixed")
     batches = [twins.batch_of(ROWS, side, seed) for seed in range(BATCHES)]
     with jax.enable_x64(dtype == "float64"):
-        model = twins.torch_model(name)
+        model = twins.torch_model(name, side)
         steps = [batches[t % BATCHES] for t in range(STEPS)]
         if (dtype, mixing) == ("float64", "mixed"):
             steps = already_mixed(config, steps, dtype)
@@ -138,15 +138,7 @@ def ours(config, model, batches, dtype):
 def theirs(config, model, batches, dtype):
     """(losses, model after the last step, averaged model), by torch alone."""
     optimizer = twins.torch_optimizer(config.optim, model)
-    schedulers = torch.optim.lr_scheduler
-    scheduler = schedulers.SequentialLR(
-        optimizer,
-        [
-            schedulers.LinearLR(optimizer, start_factor=0.1, total_iters=WARMUP),
-            schedulers.CosineAnnealingLR(optimizer, T_max=STEPS - WARMUP),
-        ],
-        milestones=[WARMUP],
-    )
+    scheduler = twins.torch_scheduler(config.optim, optimizer, STEPS)
     # As torchvision's ExponentialMovingAverage adjusts it.
     alpha = min(1.0, (1.0 - config.ema.decay) * ROWS * EVERY / STEPS)
     average = torch.optim.swa_utils.AveragedModel(

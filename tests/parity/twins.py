@@ -13,34 +13,58 @@ import torchvision
 from ml_collections import ConfigDict
 
 from imagenet_jax.config import fields
+from imagenet_jax.models import convnext, mobilenet, vit
 from imagenet_jax.training.state import TrainState
 from imagenet_jax.training.step import StepParts, train_step
 from imagenet_jax.weights import torch_names
 
 CLASSES = 10
-WIDTH = {"resnet18": 1.0, "vgg11_bn": 0.125}
+NORMS = (torch.nn.BatchNorm2d, torch.nn.LayerNorm)
+WIDTH = {"resnet18": 1.0, "vgg11_bn": 0.125}  # others: 1.0
 
 
 def config_of(name: str, side: int) -> ConfigDict:
     """A training config without anything that is drawn at random."""
     c = fields.defaults(name)
     c.model.num_classes = CLASSES
-    c.model.width = WIDTH[name]
+    c.model.width = WIDTH.get(name, 1.0)
     c.augment.image_size = side
     c.augment.flip = False
     # x / 64 - 2: no rounding, in any precision. ImageNet's constants would leave float32's in the
     # pixels and so in everything that is compared; test_one_step.py looks at those alone.
     c.data.std = (64 / 255,) * 3
     c.data.mean = (128 / 255,) * 3
-    if name.startswith("vgg"):
+    if "dropout" in c.model:
         c.model.dropout = 0.0
+    if "image_size" in c.model:
+        c.model.image_size = side
     return c
 
 
-def torch_model(name: str) -> torch.nn.Module:
-    """torchvision's model, float32, with no bias or norm parameter left at 0 or 1."""
+def torch_model(name: str, side: int) -> torch.nn.Module:
+    """Return torchvision's model, float32, with no array of equal values.
+
+    It has as many blocks as the tables of our families say.
+    """
     torch.manual_seed(0)
-    if name.startswith("resnet"):
+    if name == "vit_ti16":
+        model = torchvision.models.VisionTransformer(
+            image_size=side,
+            patch_size=16,
+            num_layers=vit.VARIANTS[name].depth,
+            num_heads=3,
+            hidden_dim=192,
+            mlp_dim=768,
+            num_classes=CLASSES,
+        )
+    elif name.startswith("convnext"):
+        depths, channels = convnext.VARIANTS[name]
+        widths = [channels * 2**i for i in range(4)]
+        stages = map(torchvision.models.convnext.CNBlockConfig, widths, [*widths[1:], None], depths)
+        model = torchvision.models.ConvNeXt(list(stages), num_classes=CLASSES)
+    elif name == "mobilenet_v2":
+        model = torchvision.models.MobileNetV2(CLASSES, 1.0, [*mobilenet.STAGES], dropout=0.0)
+    elif name.startswith("resnet"):
         model = getattr(torchvision.models, name)(num_classes=CLASSES)
     else:
         channels = [
@@ -57,22 +81,25 @@ def torch_model(name: str) -> torch.nn.Module:
         for module in model.modules():
             if getattr(module, "bias", None) is not None:
                 module.bias.normal_(0, 0.1)
-            if isinstance(module, torch.nn.BatchNorm2d):
+            if isinstance(module, NORMS):
                 module.weight.uniform_(0.5, 1.5)
         for module in model.modules():
             # Branches weaker than their shortcuts, as in trained networks: test_forward.py.
             if isinstance(module, torchvision.models.resnet.BasicBlock):
                 module.bn2.weight.uniform_(0.1, 0.5)
+        for parameter in model.parameters():
+            if parameter.std() == 0:  # the class token and the head of ViT, ConvNeXt's layer scales
+                parameter.normal_(0, 0.1)
     return model.train()
 
 
 def split_kernels(model: torch.nn.Module) -> tuple[list, list]:
-    """(kernels, biases and norm parameters), told apart by the kind of module that holds them."""
+    """Return (kernels, all others), told apart by their names and the modules that hold them."""
     kernels, others = [], []
     for module in model.modules():
-        is_norm = isinstance(module, torch.nn.BatchNorm2d)
         for name, parameter in module.named_parameters(recurse=False):
-            (others if is_norm or name == "bias" else kernels).append(parameter)
+            is_kernel = name.endswith("weight") and not isinstance(module, NORMS)
+            (kernels if is_kernel else others).append(parameter)
     return kernels, others
 
 
@@ -89,8 +116,32 @@ def torch_optimizer(optim: ConfigDict, model: torch.nn.Module) -> torch.optim.Op
         return torch.optim.SGD(
             groups, lr=optim.base_lr, momentum=optim.momentum, nesterov=optim.nesterov
         )
+    if optim.name == "rmsprop":
+        assert optim.rmsprop_form == "torch"
+        return torch.optim.RMSprop(
+            groups, lr=optim.base_lr, alpha=optim.b2, eps=optim.eps, momentum=optim.momentum
+        )
     rule = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
     return rule(groups, lr=optim.base_lr, betas=(optim.b1, optim.b2), eps=optim.eps)
+
+
+def torch_scheduler(
+    optim: ConfigDict, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return the schedule "constant" or "cosine" of a run whose epochs are steps."""
+    schedulers = torch.optim.lr_scheduler
+    if optim.schedule == "constant":
+        return schedulers.ConstantLR(optimizer, factor=1.0)
+    warmup = round(optim.warmup_epochs)
+    start = optim.warmup_start_lr / optim.base_lr
+    return schedulers.SequentialLR(
+        optimizer,
+        [
+            schedulers.LinearLR(optimizer, start_factor=start, total_iters=warmup),
+            schedulers.CosineAnnealingLR(optimizer, T_max=steps - warmup),
+        ],
+        milestones=[warmup],
+    )
 
 
 def kept_gradients() -> optax.GradientTransformation:
@@ -105,7 +156,7 @@ def state_of(
     model: torch.nn.Module, config: ConfigDict, tx: optax.GradientTransformation, dtype: str
 ) -> TrainState:
     """Our state before step 0, at the torch model's weights."""
-    state_dict = {k: v.numpy() for k, v in model.state_dict().items()}
+    state_dict = renamed({k: v.numpy() for k, v in model.state_dict().items()})
     params, stats = jax.tree.map(
         lambda x: jnp.asarray(x, dtype), torch_names.from_torch(state_dict, config.model)
     )
@@ -117,6 +168,14 @@ def state_of(
         # A schedule divides the count of steps: float32 of an int32, float64 of an int64.
         state = jax.tree.map(lambda x: x.astype(int) if x.dtype == jnp.int32 else x, state)
     return state
+
+
+def float64_attention(query, key, value, bias=None):
+    """f64[B, N, heads, C] -> f64[B, N, heads, C]: jax.nn's, whose softmax is always in float32."""
+    assert query.dtype == jnp.float64
+    logits = jnp.einsum("bqhc,bkhc->bhqk", query, key) / query.shape[-1] ** 0.5
+    weights = jax.nn.softmax(logits if bias is None else logits + bias)
+    return jnp.einsum("bhqk,bkhc->bqhc", weights, value)
 
 
 def compiled_step(parts: StepParts):
@@ -141,8 +200,14 @@ def torch_pixels(images: np.ndarray, dtype: str) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(exact))
 
 
+def renamed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return arrays under the names of `as_torch`: timm's for ViTs, else torchvision's."""
+    names, _ = torch_names.rename(arrays, origin="torchvision")
+    return {names[key]: value for key, value in arrays.items()}
+
+
 def as_torch(params, batch_stats, config: ConfigDict) -> dict[str, np.ndarray]:
-    """Our arrays under torchvision's names and layouts."""
+    """Return our arrays under the names and in the layouts of torch."""
     return {
         k: v
         for k, v in torch_names.to_torch(params, batch_stats, config.model).items()
