@@ -115,9 +115,9 @@ def test_steps_in_float64(name, rule, decayed, parity_table):
     ],
 )
 def test_steps_of_few_blocks(name, rule, decayed, parity_table, monkeypatch):
-    stages = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 1, 2))
-    monkeypatch.setattr(mobilenet, "STAGES", stages)
-    monkeypatch.setitem(vit.VARIANTS, "vit_ti16", vit.Variant(16, 2, 3))
+    # A shortcut in the first block, expansion and stride in the second.
+    monkeypatch.setattr(mobilenet, "STAGES", ((1, 32, 1, 1), (6, 24, 1, 2)))
+    monkeypatch.setitem(vit.VARIANTS, "vit_ti16", vit.Variant(16, 1, 3))
     monkeypatch.setitem(convnext.VARIANTS, "convnext_tiny", ((1, 1, 1, 1), 96))
     compare(name, rule, decayed, "float64", 32, parity_table)
 
