@@ -12,9 +12,9 @@ from imagenet_jax.errors import UserError
 
 
 @pytest.fixture
-def checked(tiny):
-    tiny.debug.determinism = 3
-    return tiny
+def checked(quick):
+    quick.debug.determinism = 3
+    return quick
 
 
 def test_changing_source_is_reported_with_its_batch(checked, tmp_path, monkeypatch):
@@ -48,10 +48,10 @@ def test_changing_step_is_reported_with_the_array(checked, tmp_path, monkeypatch
             calls.append(0)
             state, metrics = step(state, batch)
             if len(calls) == 4:
-                fc = dict(state.params["fc"])
+                fc = dict(state.params["fc2"])
                 fc["bias"] = jnp.nextafter(fc["bias"], 9.0)
                 fc["kernel"] = fc["kernel"].at[0, 0].multiply(-1)
-                state = state.replace(params=state.params | {"fc": fc})
+                state = state.replace(params=state.params | {"fc2": fc})
             return state, metrics
 
         noisy.lower = step.lower
@@ -61,7 +61,7 @@ def test_changing_step_is_reported_with_the_array(checked, tmp_path, monkeypatch
     with pytest.raises(UserError) as caught:
         loop.train(checked, tmp_path)
     message = str(caught.value)
-    assert "step 2 is not repeatable: params.fc.bias and 1 other arrays have" in message
+    assert "step 2 is not repeatable: params.fc2.bias and 1 other arrays have" in message
     assert "XLA_FLAGS=--xla_gpu_deterministic_ops=true" in message
     assert len(message.splitlines()) == 1
 

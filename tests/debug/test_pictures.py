@@ -3,6 +3,7 @@
 import io
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,33 +30,33 @@ class _Seen(Exception):
     """Ends a step once its pixels are computed."""
 
 
-def test_inputs_are_the_pixels_of_the_first_step(tiny, monkeypatch):
-    tiny.augment.update({"mixup": 0.4, "cutmix": 1.0, "lighting": 0.5, "random_erase": 0.5})
-    run = make_experiment(tiny)
+def test_inputs_are_the_pixels_of_the_first_step(quick, monkeypatch):
+    quick.augment.update({"mixup": 0.4, "cutmix": 1.0, "lighting": 0.5, "random_erase": 0.5})
+    run = make_experiment(quick)
     batch = _first_batch(run)
     augment_apply = augment.apply
 
     def spy(*args, **kwargs):
-        raise _Seen(augment_apply(*args, **kwargs)[0])
+        raise _Seen(jax.jit(lambda: augment_apply(*args, **kwargs)[0])())  # one program
 
     with monkeypatch.context() as patch, pytest.raises(_Seen) as seen:
         patch.setattr(augment, "apply", spy)
-        state = create_state(tiny.model, run.parts.tx, True, run.mesh, tiny.seed)
+        state = create_state(quick.model, run.parts.tx, True, run.mesh, quick.seed)
         train_step(state, batch, run.parts)
     pixels = np.asarray(seen.value.args[0])[:9]
-    expected = np.clip(pixels * np.array(tiny.data.std) + np.array(tiny.data.mean), 0, 1) * 255
-    shown = pictures.augment_first_batch(batch, tiny, run.mesh, 9)
+    expected = np.clip(pixels * np.array(quick.data.std) + np.array(quick.data.mean), 0, 1) * 255
+    shown = pictures.augment_first_batch(batch, quick, run.mesh, 9)
     assert shown.dtype == np.uint8
     assert np.abs(shown - expected).max() <= 0.51  # rounded to bytes
     plain = np.asarray(batch["image"])[:9]
     assert (np.abs(shown.astype(int) - plain).max(axis=(1, 2, 3)) > 10).all()
 
 
-def test_without_augmentation_the_inputs_are_the_batch(tiny):
-    tiny.augment.flip = False
-    run = make_experiment(tiny)
+def test_without_augmentation_the_inputs_are_the_batch(quick):
+    quick.augment.flip = False
+    run = make_experiment(quick)
     batch = _first_batch(run)
-    shown = pictures.augment_first_batch(batch, tiny, run.mesh, 5)
+    shown = pictures.augment_first_batch(batch, quick, run.mesh, 5)
     np.testing.assert_array_equal(shown, np.asarray(batch["image"])[:5])
 
 

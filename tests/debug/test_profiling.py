@@ -35,10 +35,10 @@ def _steps(workdir):
 
 
 @pytest.mark.slow
-def test_trace_has_the_steps_and_the_program_for_both_viewers(tiny, tmp_path, capsys):
-    tiny.profile.steps = "3:5"
-    tiny.log.group_norms = True
-    assert loop.train(tiny, tmp_path) == 0
+def test_trace_has_the_steps_and_the_program_for_both_viewers(quick, tmp_path, capsys):
+    quick.profile.steps = "3:5"
+    quick.log.group_norms = True
+    assert loop.train(quick, tmp_path) == 0
     for numbers, modules in _steps(tmp_path):
         assert numbers == [3, 4, 5]
         assert "jit_train_step" in modules
@@ -49,23 +49,23 @@ def test_trace_has_the_steps_and_the_program_for_both_viewers(tiny, tmp_path, ca
 
 
 @pytest.mark.full
-def test_trace_continues_after_a_restart_within_the_window_only(tiny, tmp_path, capsys):
-    tiny.profile.steps = "3:5"
-    assert loop.train(tiny, tmp_path, stop_after=3) == 0
+def test_trace_continues_after_a_restart_within_the_window_only(quick, tmp_path, capsys):
+    quick.profile.steps = "3:5"
+    assert loop.train(quick, tmp_path, stop_after=3) == 0
     assert _steps(tmp_path)[0][0] == [3]
     for file in (tmp_path / "profile").rglob("*.*"):
         file.unlink()
-    assert loop.train(tiny, tmp_path) == 0
+    assert loop.train(quick, tmp_path) == 0
     assert _steps(tmp_path)[0][0] == [4, 5]
     capsys.readouterr()
-    tiny.epochs = 0.3  # 9 steps
-    tiny.resume_with_changes = True
-    assert loop.train(tiny, tmp_path) == 0
+    quick.epochs = 0.3  # 9 steps
+    quick.resume_with_changes = True
+    assert loop.train(quick, tmp_path) == 0
     assert "no trace: steps 3:5 lie before step 9" in capsys.readouterr().out
 
 
 @pytest.mark.full
-def test_exception_in_the_window_keeps_the_trace_so_far(tiny, tmp_path, monkeypatch):
+def test_exception_in_the_window_keeps_the_trace_so_far(quick, tmp_path, monkeypatch):
     """The profiler can be started again."""
     real = loop.prefetch_to_device
 
@@ -76,19 +76,19 @@ def test_exception_in_the_window_keeps_the_trace_so_far(tiny, tmp_path, monkeypa
             yield batch
 
     monkeypatch.setattr(loop, "prefetch_to_device", batches)
-    tiny.profile.steps = "3:7"
+    quick.profile.steps = "3:7"
     with pytest.raises(UserError, match="no fifth batch"):
-        loop.train(tiny, tmp_path / "failed")
+        loop.train(quick, tmp_path / "failed")
     assert _steps(tmp_path / "failed")[0][0] == [3, 4, 5]
     with jax.profiler.trace(tmp_path / "again"):
         pass
 
 
-def test_unwritable_directory_does_not_stop_training(tiny, tmp_path, capsys):
-    tiny.profile.steps = "2:3"
+def test_unwritable_directory_does_not_stop_training(quick, tmp_path, capsys):
+    quick.profile.steps = "2:3"
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "profile").write_text("in the way")
-    assert loop.train(tiny, tmp_path / "run") == 0
+    assert loop.train(quick, tmp_path / "run") == 0
     out = capsys.readouterr().out
     assert "the trace of steps 2 to 3 could not be written" in out
     assert "finished: 8 steps" in out
@@ -100,7 +100,7 @@ def test_malformed_windows_are_refused(fails, tmp_path, text):
     fails(main, args, "config.profile.steps", repr(text), "A:B")
 
 
-def test_window_beyond_the_run_is_refused(tiny):
-    tiny.profile.steps = "3:9"
+def test_window_beyond_the_run_is_refused(quick):
+    quick.profile.steps = "3:9"
     with pytest.raises(UserError, match="'3:9' is not within the run's 8 steps"):
-        make_experiment(tiny)
+        make_experiment(quick)

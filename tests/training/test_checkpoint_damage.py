@@ -22,7 +22,7 @@ from imagenet_jax.training.load_weights import CheckpointReader
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, digits_path):
     """A finished run of 8 steps with checkpoints 4 and 8, and its config."""
-    config = tiny_config(digits_path)
+    config = tiny_config(digits_path, "small_cnn")
     config.checkpoint.every_epochs = 4 * 48 / 1437
     workdir = tmp_path_factory.mktemp("damage") / "run"
     assert loop.train(config, workdir) == 0

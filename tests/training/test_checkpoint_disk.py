@@ -88,25 +88,25 @@ def _failing_saves(monkeypatch, steps, error):
 
 
 def test_training_continues_after_failed_saves_but_the_last_save_must_succeed(
-    tiny, tmp_path, monkeypatch, capsys
+    quick, tmp_path, monkeypatch, capsys
 ):
-    tiny.checkpoint.every_epochs = EVERY_2_STEPS
+    quick.checkpoint.every_epochs = EVERY_2_STEPS
     full = OSError(errno.ENOSPC, "No space left on device")
     with (
         _failing_saves(monkeypatch, {4, 6, 8}, full),
         pytest.raises(UserError, match="step 8 could not be saved.*checkpoint is of step 2; make"),
     ):
-        loop.train(tiny, tmp_path / "run")
+        loop.train(quick, tmp_path / "run")
     out = capsys.readouterr().out
     for step in (4, 6, 8):
         assert f"checkpoint {step} could not be saved: No space left on device" in out
     assert "finished" not in out
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints", write=False)
     assert checkpoints.steps() == [2]
-    checkpoints.restore(make_experiment(tiny).abstract, 2)
+    checkpoints.restore(make_experiment(quick).abstract, 2)
 
     with _failing_saves(monkeypatch, {4, 6}, full):
-        assert loop.train(tiny, tmp_path / "run") == 0  # only the last save must succeed
+        assert loop.train(quick, tmp_path / "run") == 0  # only the last save must succeed
     assert checkpoints.steps() == [2, 8]
     steps = [json.loads(x)["step"] for x in (tmp_path / "run" / "metrics.jsonl").open()]
     assert steps == [2, 4, 6, 8, 8, 8]

@@ -80,24 +80,24 @@ def test_stopped_and_resumed_run_is_bit_identical_to_an_uninterrupted_one(
     _assert_same_run(tiny, tmp_path / "whole", tmp_path / "parts")
 
 
-def test_interrupt_saves_and_exits_130(tiny, tmp_path, stop_after):
+def test_interrupt_saves_and_exits_130(quick, tmp_path, stop_after):
     stop_after(2, signal.SIGINT)
-    assert loop.train(tiny, tmp_path) == 130
+    assert loop.train(quick, tmp_path) == 130
     assert Checkpoints(tmp_path / "checkpoints", write=False).steps() == [2]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler  # restored
 
 
-def test_restarting_a_finished_run_changes_nothing(tiny, tmp_path, capsys):
-    assert loop.train(tiny, tmp_path) == 0
+def test_restarting_a_finished_run_changes_nothing(quick, tmp_path, capsys):
+    assert loop.train(quick, tmp_path) == 0
     history = (tmp_path / "metrics.jsonl").read_text()
-    assert loop.train(tiny, tmp_path) == 0
+    assert loop.train(quick, tmp_path) == 0
     assert (tmp_path / "metrics.jsonl").read_text() == history
     assert "finished: 8 steps" in capsys.readouterr().out
 
 
-def test_workdir_has_the_documented_files(tiny, tmp_path):
-    tiny.log.tensorboard = True
-    assert loop.train(tiny, tmp_path) == 0
+def test_workdir_has_the_documented_files(quick, tmp_path):
+    quick.log.tensorboard = True
+    assert loop.train(quick, tmp_path) == 0
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["optim"]["base_lr"] == 0.05
     provenance = json.loads((tmp_path / "provenance.json").read_text())
@@ -124,22 +124,22 @@ def test_workdir_has_the_documented_files(tiny, tmp_path):
     assert "validation/ema/top1" in events.Tags()["scalars"]
 
 
-def test_metrics_file_is_truncated_to_the_checkpoint(tiny, tmp_path, stop_after, monkeypatch):
-    loop.train(tiny, tmp_path / "whole")
+def test_metrics_file_is_truncated_to_the_checkpoint(quick, tmp_path, stop_after, monkeypatch):
+    loop.train(quick, tmp_path / "whole")
     stop_after(5)
-    loop.train(tiny, tmp_path / "parts")
+    loop.train(quick, tmp_path / "parts")
     monkeypatch.undo()
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as f:  # what a SIGKILL may leave
         f.write(json.dumps({"step": 6, "split": "train", "loss": 0}) + "\n" + '{"step": 8, "sp')
-    loop.train(tiny, tmp_path / "parts")
+    loop.train(quick, tmp_path / "parts")
     assert _history(tmp_path / "parts") == _history(tmp_path / "whole")
 
 
 @pytest.mark.full
-def test_keeps_the_last_n_and_the_best(tiny, tmp_path):
-    tiny.checkpoint.every_epochs = tiny.eval.every_epochs = 48 / 1437  # every step
-    tiny.checkpoint.keep = 2
-    assert loop.train(tiny, tmp_path) == 0
+def test_keeps_the_last_n_and_the_best(quick, tmp_path):
+    quick.checkpoint.every_epochs = quick.eval.every_epochs = 48 / 1437  # every step
+    quick.checkpoint.keep = 2
+    assert loop.train(quick, tmp_path) == 0
     best = max(
         (line for line in _history(tmp_path) if line.get("weights") == "ema"),
         key=lambda line: (line["top1"], line["step"]),
@@ -165,10 +165,10 @@ def test_nonfinite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, t
     assert not (tmp_path / "running.json").exists()
 
 
-def test_workdir_of_another_config_is_refused_unless_allowed(tiny, tmp_path, digits_path):
-    loop.train(tiny, tmp_path)
+def test_workdir_of_another_config_is_refused_unless_allowed(quick, tmp_path, digits_path):
+    loop.train(quick, tmp_path)
     before = (tmp_path / "config.json").read_text()
-    other = tiny_config(digits_path)
+    other = tiny_config(digits_path, "small_cnn")
     other.optim.base_lr = 0.01
     other.seed = 5
     with pytest.raises(UserError, match=r"optim\.base_lr: 0\.05 -> 0\.01; seed: 0 -> 5") as e:
@@ -180,35 +180,35 @@ def test_workdir_of_another_config_is_refused_unless_allowed(tiny, tmp_path, dig
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 5
 
 
-def test_workdir_of_other_images_is_refused(tiny, tmp_path, monkeypatch):
-    loop.train(tiny, tmp_path)
+def test_workdir_of_other_images_is_refused(quick, tmp_path, monkeypatch):
+    loop.train(quick, tmp_path)
     path = tmp_path / "provenance.json"
     record = json.loads(path.read_text())
     record["data"]["train"] = "0123456789abcdef"
     path.write_text(json.dumps(record))
     with pytest.raises(UserError, match=r"images of split 'train': 0123456789abcdef -> "):
-        loop.train(tiny, tmp_path)
+        loop.train(quick, tmp_path)
 
 
 @pytest.mark.full
-def test_operational_fields_may_change_on_resumption(tiny, tmp_path, stop_after, monkeypatch):
+def test_operational_fields_may_change_on_resumption(quick, tmp_path, stop_after, monkeypatch):
     stop_after(3)
-    loop.train(tiny, tmp_path)
+    loop.train(quick, tmp_path)
     monkeypatch.undo()
-    tiny.data.threads, tiny.checkpoint.keep, tiny.mesh.fsdp = 1, 7, 2
-    assert loop.train(tiny, tmp_path) == 0
+    quick.data.threads, quick.checkpoint.keep, quick.mesh.fsdp = 1, 7, 2
+    assert loop.train(quick, tmp_path) == 0
 
 
 @pytest.mark.full
-def test_stop_after_gives_the_first_steps_of_a_full_run(tiny, tmp_path, capsys):
+def test_stop_after_gives_the_first_steps_of_a_full_run(quick, tmp_path, capsys):
     """The schedule is that of the full run, which the same workdir can continue."""
-    assert loop.train(tiny, tmp_path / "whole") == 0
-    assert loop.train(tiny, tmp_path / "first", stop_after=3) == 0
+    assert loop.train(quick, tmp_path / "whole") == 0
+    assert loop.train(quick, tmp_path / "first", stop_after=3) == 0
     assert "ended early, as asked: 3 steps" in capsys.readouterr().out
     whole, first = (
         (tmp_path / name / "first_steps.jsonl").read_text().splitlines()
         for name in ("whole", "first")
     )
     assert first == whole[:3]
-    assert loop.train(tiny, tmp_path / "first") == 0
-    _assert_same_run(tiny, tmp_path / "whole", tmp_path / "first")
+    assert loop.train(quick, tmp_path / "first") == 0
+    _assert_same_run(quick, tmp_path / "whole", tmp_path / "first")

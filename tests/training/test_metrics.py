@@ -152,13 +152,13 @@ def more_metrics(monkeypatch):
         monkeypatch.setitem(METRICS, metric.name, metric)
 
 
-def test_a_metric_is_one_entry(more_metrics, tiny, tmp_path, capsys):
+def test_a_metric_is_one_entry(more_metrics, quick, tmp_path, capsys):
     from imagenet_jax import train as loop
     from imagenet_jax.classify.evaluate_weights import evaluate_workdir
 
-    tiny.epochs = 6 * 48 / 1437
-    tiny.log.every_steps = 6
-    loop.train(tiny, tmp_path)
+    quick.epochs = 6 * 48 / 1437
+    quick.log.every_steps = 6
+    loop.train(quick, tmp_path)
     out = capsys.readouterr().out
     train, *evaluations = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert train["top1"] <= train["top3"] <= 1

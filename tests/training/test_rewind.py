@@ -124,14 +124,14 @@ def _fingerprints(config):
     ]
 
 
-def test_training_rewinds_skips_the_window_and_records_it(tiny, tmp_path, seen, capsys):
+def test_training_rewinds_skips_the_window_and_records_it(quick, tmp_path, seen, capsys):
     taken, bad = seen
-    tiny.checkpoint.every_epochs = 2 * 48 / 1437
-    tiny.nonfinite.policy, tiny.nonfinite.skip_steps = "rewind", 2
-    prints = _fingerprints(tiny)
+    quick.checkpoint.every_epochs = 2 * 48 / 1437
+    quick.nonfinite.policy, quick.nonfinite.skip_steps = "rewind", 2
+    prints = _fingerprints(quick)
     assert len(set(prints)) == len(prints)
     bad.add(prints[5])  # step 6; noticed when it is saved, and the checkpoint before is of step 4
-    assert loop.train(tiny, tmp_path) == 0
+    assert loop.train(quick, tmp_path) == 0
     back = len(taken) - 4
     assert taken[:6] == prints[:6]
     assert taken[back:] == [*prints[6:10]]  # steps 5 to 8, without batches 4 and 5
@@ -147,29 +147,29 @@ def test_training_rewinds_skips_the_window_and_records_it(tiny, tmp_path, seen, 
     assert read_rewinds(tmp_path) == [Rewind(6, 4, (4, 5), 48)]
     # A restart of the run uses the list.
     before = (tmp_path / "metrics.jsonl").read_text()
-    assert loop.train(tiny, tmp_path) == 0
+    assert loop.train(quick, tmp_path) == 0
     assert (tmp_path / "metrics.jsonl").read_text() == before
 
 
 @pytest.mark.slow
-def test_training_stops_after_max_rewinds_and_by_default_at_once(tiny, tmp_path, seen):
+def test_training_stops_after_max_rewinds_and_by_default_at_once(quick, tmp_path, seen):
     _, bad = seen
-    bad.update(_fingerprints(tiny)[2:])
+    bad.update(_fingerprints(quick)[2:])
     with pytest.raises(NonFiniteError, match="loss is inf at step 3.*nonfinite.policy=rewind"):
-        loop.train(tiny, tmp_path / "stop")
+        loop.train(quick, tmp_path / "stop")
     assert not (tmp_path / "stop" / "rewinds.json").exists()
-    tiny.nonfinite.policy, tiny.nonfinite.skip_steps = "rewind", 1
-    tiny.nonfinite.max_rewinds = 2
+    quick.nonfinite.policy, quick.nonfinite.skip_steps = "rewind", 1
+    quick.nonfinite.max_rewinds = 2
     with pytest.raises(NonFiniteError, match="at step 3.*2 rewinds"):
-        loop.train(tiny, tmp_path / "rewind")
+        loop.train(quick, tmp_path / "rewind")
     assert read_rewinds(tmp_path / "rewind") == [Rewind(3, 0, (2, 2), 48), Rewind(3, 0, (3, 3), 48)]
 
 
-def test_rewind_before_the_first_checkpoint_with_another_batch_size(light, tiny, tmp_path):
+def test_rewind_before_the_first_checkpoint_with_another_batch_size(light, quick, tmp_path):
     """Each start continues with it; with the old size its windows would be other batches."""
-    tiny.epochs, tiny.nonfinite.policy, tiny.nonfinite.skip_steps = 0.5, "rewind", 1
-    assert loop.train(tiny, tmp_path, stop_after=3) == 0
-    tiny.batch_size, tiny.resume_with_changes = 24, True
+    quick.epochs, quick.nonfinite.policy, quick.nonfinite.skip_steps = 0.5, "rewind", 1
+    assert loop.train(quick, tmp_path, stop_after=3) == 0
+    quick.batch_size, quick.resume_with_changes = 24, True
     compiled = loop.compile_train_step
     failing = iter([True])
 
@@ -186,15 +186,15 @@ def test_rewind_before_the_first_checkpoint_with_another_batch_size(light, tiny,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "compile_train_step", compile_failing)
-        assert loop.train(tiny, tmp_path, stop_after=8) == 0
+        assert loop.train(quick, tmp_path, stop_after=8) == 0
     assert read_rewinds(tmp_path) == [Rewind(5, 3, (4, 4), 24)]
     taken = np.concatenate(light.records[-5:])  # steps 4 to 8, without the batch of step 5
     from imagenet_jax.training.experiment import make_experiment
 
-    _, indices, _ = make_experiment(tiny).sampler.records(3 * 48, 3 * 48 + 6 * 24)
+    _, indices, _ = make_experiment(quick).sampler.records(3 * 48, 3 * 48 + 6 * 24)
     assert taken.tolist() == np.delete(indices, range(24, 48)).tolist()
-    tiny.batch_size = 48
+    quick.batch_size = 48
     with pytest.raises(UserError, match="--config.batch_size=24"):
-        loop.train(tiny, tmp_path)
-    tiny.batch_size = 24
-    assert loop.train(tiny, tmp_path) == 0
+        loop.train(quick, tmp_path)
+    quick.batch_size = 24
+    assert loop.train(quick, tmp_path) == 0

@@ -115,14 +115,12 @@ def test_the_whole_state_is_donated(tiny):
 
 
 @pytest.mark.slow
-def test_accumulating_4_of_8_equals_32(digits_path):
+def test_accumulating_4_of_8_equals_32(quick):
     """Without batch norm and dropout, micro-batches average to the whole batch."""
-    config = tiny_config(digits_path, "vgg11")
-    config.model.dropout = 0.0
-    whole, m_whole = _train(config, 1, steps=2)
-    config.optim.grad_accum_steps = 4
-    parts, m_parts = _train(config, 1, steps=2)
-    eight, _ = _train(config, 8, steps=2)
+    whole, m_whole = _train(quick, 1, steps=2)
+    quick.optim.grad_accum_steps = 4
+    parts, m_parts = _train(quick, 1, steps=2)
+    eight, _ = _train(quick, 8, steps=2)
     np.testing.assert_allclose(m_whole[0]["loss"], m_parts[0]["loss"], rtol=1e-6)
     np.testing.assert_allclose(m_whole[0]["grad_norm"], m_parts[0]["grad_norm"], rtol=1e-5)
     _assert_close(whole.params, parts.params, rtol=1e-5, atol=1e-6)
@@ -145,9 +143,9 @@ def test_accumulation_updates_batch_statistics_once_per_micro_batch(tiny):
     np.testing.assert_allclose(state.batch_stats["bn1"]["mean"], mean, rtol=1e-4, atol=1e-6)
 
 
-def test_ema_follows_its_recursion(tiny):
-    tiny.ema.decay = 0.75
-    states = [_train(tiny, 1, steps=n)[0] for n in range(4)]
+def test_ema_follows_its_recursion(quick):
+    quick.ema.decay = 0.75
+    states = [_train(quick, 1, steps=n)[0] for n in range(4)]
     want = jax.device_get(states[0].weights("raw"))
     for state in states[1:]:
         new = jax.device_get(state.weights("raw"))
@@ -155,9 +153,9 @@ def test_ema_follows_its_recursion(tiny):
     _assert_close(states[-1].ema, want, rtol=1e-5, atol=1e-6)
 
 
-def test_no_ema_by_default(tiny):
-    tiny.ema.decay = 0.0
-    assert _train(tiny, 1, steps=1)[0].ema is None
+def test_no_ema_by_default(quick):
+    quick.ema.decay = 0.0
+    assert _train(quick, 1, steps=1)[0].ema is None
 
 
 @pytest.mark.parametrize("model", ["resnet18", pytest.param("vgg11_bn", marks=pytest.mark.full)])
@@ -175,10 +173,9 @@ def test_bfloat16_is_used_only_for_computation(digits_path, model):
     assert metrics[0]["loss"] != reference[0]["loss"]  # bfloat16 is used
 
 
-def test_reported_learning_rate_is_the_applied_one(digits_path):
-    config = tiny_config(digits_path, "vgg11")
-    config.optim.update({"schedule": "cosine", "warmup_epochs": 0.5, "momentum": 0.0})
-    _, metrics = _train(config, 1, steps=3)
+def test_reported_learning_rate_is_the_applied_one(quick):
+    quick.optim.update({"schedule": "cosine", "warmup_epochs": 0.5, "momentum": 0.0})
+    _, metrics = _train(quick, 1, steps=3)
     scale = 32 / 48  # batch size / base batch size
     assert [float(m["learning_rate"]) for m in metrics] == pytest.approx(
         [0.05 * scale * t / 5 for t in range(3)], rel=1e-5
