@@ -203,9 +203,17 @@ def target_cost(config: ConfigDict, target: Target) -> TargetCost:
     bare = make_bare_step(config, target.devices)
     batch = abstract_batch(config, bare.mesh)
     lowered = bare.step.lower(bare.abstract, batch)
+    options = target.compiler_options
     try:
         with quiet():
-            compiled = lowered.compile(compiler_options=target.compiler_options)
+            try:
+                compiled = lowered.compile(compiler_options=options)
+            except RuntimeError as e:
+                # XLA tries no other tiles without a GPU to time them on.
+                if "tile sizes" not in str(e):
+                    raise
+                options = {**options, "xla_gpu_enable_triton_gemm": False}
+                compiled = lowered.compile(compiler_options=options)
     except RuntimeError as e:
         found = re.search(r"Used (\S+) of (\S+)", str(e))
         if not found or "RESOURCE_EXHAUSTED" not in str(e):

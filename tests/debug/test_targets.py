@@ -168,6 +168,19 @@ def test_the_largest_batch_was_compiled_and_is_close_to_the_limit(tiny, here, mo
     assert 0.9 * limit < found < limit
 
 
+def test_a_product_without_tiles_is_compiled_without_triton(quick, here, monkeypatch):
+    compile_ = jax.stages.Lowered.compile
+
+    def refuse(self, compiler_options=None):
+        if compiler_options.get("xla_gpu_enable_triton_gemm", True):
+            raise jax.errors.JaxRuntimeError("INTERNAL: Couldn't find output tile sizes")
+        return compile_(self)
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    monkeypatch.setattr(targets.Target, "compiler_options", {"xla_gpu_autotune_level": 0})
+    assert cost.target_cost(quick, here).memory["activations"] > 0
+
+
 @pytest.mark.slow
 def test_a_batch_that_does_not_fit_is_a_sentence(tiny, here, capsys, monkeypatch):
     """The compiler refuses the batch of the config; half of it fits."""
