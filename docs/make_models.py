@@ -1,0 +1,225 @@
+"""Write docs/models.md: every model with its size, published weights and recipes.
+
+  python -m docs.make_models
+  python -m docs.make_models --compile=h100:1 [--config=configs/vit.py]   first compile for a target
+
+--compile adds rows to docs/compiled.json: what the compiler says of the train step of a config in
+bfloat16, with 256 images on a GPU and 128 on a TPU. By default it compiles one model of each
+family. No accelerator is needed, but the compilers (pip install 'jax[tpu]' jax-cuda12-plugin
+jax-cuda12-pjrt, of jax's version) and minutes for each model.
+"""
+
+import argparse
+import datetime
+import importlib
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from imagenet_jax import cli, models
+from imagenet_jax import config as config_io
+from imagenet_jax.config.fields import defaults
+from imagenet_jax.files import read_json, write_atomically
+from imagenet_jax.weights import catalog
+
+ROOT = Path(__file__).parents[1]
+COMPILED = ROOT / "docs" / "compiled.json"
+PAGE = ROOT / "docs" / "models.md"
+BASIS = "resnet50"  # the model that the others are compared with
+_NO_MODELS = ("quickstart", "transfer")  # configs that show a use, not a model's recipe
+_GPU_IMAGES, _TPU_IMAGES = 256, 128
+_TEXT = """\
+# Models
+
+`python -m docs.make_models` writes this page.
+
+- Parameters: of the model with its number of classes, with auxiliary heads where it has any.
+- GFLOPs: multiply-adds of convolutions, linear layers and attention for one image in evaluation, in
+  billions, as torchvision counts them; the side of the image is beside it.
+- Weights: published top-1 accuracy in percent, from the [catalog](weights.md). Each name works as
+  `--weights=NAME`; in front of a tag stands `SOURCE/MODEL.`, as
+  `python -m imagenet_jax.weights --model=MODEL` lists it.
+- Recipes: `--config=configs/FILE.py:VARIANT`, see [recipes](recipes.md).
+
+| model | parameters | GFLOPs | published weights, top-1 | recipes |
+| --- | --- | --- | --- | --- |
+{models}
+
+## Speed that compilers promise
+
+Images per second of a train step, from the program that the compiler makes; nothing ran. H100: an
+upper bound, from the bytes that kernels read and write over the bandwidth, or the operations over
+the peak rate, whichever takes longer. v5e: the cycles that its compiler estimates. One device,
+bfloat16. The ratio is to ResNet-50. Empty: not compiled yet.
+
+| config | model | image | {targets} |
+| --- | --- | --- | {rules} |
+{bounds}
+
+{commands}
+"""
+
+
+def recipes() -> dict[str, ConfigDict]:
+    """Return every recipe by its text for --config."""
+    found = {}
+    for path in sorted((ROOT / "configs").glob("*.py")):
+        if path.stem in _NO_MODELS:
+            continue
+        module = importlib.import_module(f"configs.{path.stem}")
+        for variant in getattr(module, "VARIANTS", [""]):
+            spec = f"configs/{path.name}" + (f":{variant}" if variant else "")
+            found[spec] = config_io.load(spec)
+    return found
+
+
+def count_parameters(config: ConfigDict) -> int:
+    """Return the trainable parameters of the model of `config.model`."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(models.outline(config)[1]))
+
+
+def count_products(config: ConfigDict, side: int) -> int:
+    """Return the multiply-adds of the model of `config.model` for one image of `side` pixels."""
+    graph, params, stats = models.outline(config)
+
+    def logits(params: Any, stats: Any, images: jax.Array) -> jax.Array:
+        return nnx.merge(graph, params, stats)(images, train=False)
+
+    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    return _products(jax.make_jaxpr(logits)(params, stats, images).jaxpr)
+
+
+def _products(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        outputs = math.prod(equation.outvars[0].aval.shape)
+        if equation.primitive is jax.lax.dot_general_p:
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            total += outputs * math.prod(left[axis] for axis in contracted)
+        elif equation.primitive is jax.lax.conv_general_dilated_p:
+            kernel = equation.invars[1].aval.shape
+            channels = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+            total += outputs * math.prod(kernel) // channels
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            total += _products(inner) if hasattr(inner, "eqns") else 0
+    return total
+
+
+def _model_rows(configs: dict[str, ConfigDict]) -> Iterator[str]:
+    for name in models.names():
+        own = {spec: config for spec, config in configs.items() if config.model.name == name}
+        config = next(iter(own.values()), defaults(name))
+        entries = [entry for entry in catalog.entries().values() if entry.model == name]
+        # The size of the first recipe, without one that of the first weights.
+        side = entries[0].image_size if entries and not own else config.eval.image_size
+        weights: dict[str, list[str]] = {}
+        for entry in entries:
+            source, _, tag = entry.name.partition("/")
+            top1 = "" if entry.top1 is None else f" {entry.top1:.2f}"
+            weights.setdefault(source, []).append(f"{tag.rpartition('.')[2]}{top1}")
+        cells = (
+            f"`{name}`",
+            f"{count_parameters(config.model):,}",
+            f"{count_products(config.model, side) / 1e9:.2f} ({side})",
+            "; ".join(f"{source}: {', '.join(tags)}" for source, tags in weights.items()),
+            ", ".join(f"`{Path(spec).name}`" for spec in own),
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def representatives(configs: dict[str, ConfigDict]) -> dict[str, ConfigDict]:
+    """Return one recipe of each family, the first of its config file; of ResNet, ResNet-50's."""
+    found: dict[type, tuple[str, ConfigDict]] = {}
+    for spec, config in configs.items():
+        kind = models.family(config.model.name).model
+        if kind not in found or spec == "configs/resnet50.py:v1":
+            found[kind] = (spec, config)
+    return dict(found.values())
+
+
+def compile_for(name: str, configs: dict[str, ConfigDict]) -> None:
+    """Add what the compiler for the target `name` says of the train steps to docs/compiled.json."""
+    from imagenet_jax.debug.cost import target_cost
+    from imagenet_jax.debug.targets import make_target
+
+    target = make_target(name)
+    for spec, config in configs.items():
+        config.model.dtype = "bfloat16"
+        if "bn_group" in config.model:  # which need not divide the batch
+            config.model.bn_group = 0
+        config.batch_size = _GPU_IMAGES if target.accelerator.gpu else _TPU_IMAGES
+        cost = target_cost(config, target)
+        rows = read_json(COMPILED) if COMPILED.exists() else {}
+        rows.setdefault(spec, {"model": config.model.name})[name] = {
+            "images_per_second": round(config.batch_size / cost.step_seconds),
+            "batch_size": config.batch_size,
+            "image_size": config.augment.image_size,
+            "jax": jax.__version__,
+            "date": datetime.date.today().isoformat(),
+        }
+        # A line for each config; written at once, because the next one may take minutes.
+        lines = (f"{json.dumps(key)}: {json.dumps(row)}" for key, row in sorted(rows.items()))
+        write_atomically(COMPILED, "{\n" + ",\n".join(lines) + "\n}\n")
+        print(spec, rows[spec][name])
+
+
+def _bound_rows(targets: list[str]) -> Iterator[str]:
+    rows = read_json(COMPILED)
+    (basis,) = (row for row in rows.values() if row["model"] == BASIS)
+    for spec, row in rows.items():
+        sizes = {row[target]["image_size"] for target in targets if target in row}
+        cells = [f"`{spec}`", f"`{row['model']}`", ", ".join(map(str, sizes))]
+        for target in targets:
+            if target in row:
+                speed = row[target]["images_per_second"]
+                cells += [f"{speed:,}", f"{speed / basis[target]['images_per_second']:.2f}"]
+            else:
+                cells += ["", ""]
+        yield f"| {' | '.join(cells)} |"
+
+
+def make() -> str:
+    """Return the page."""
+    rows = read_json(COMPILED).values()
+    targets = sorted({target for row in rows for target in row if target != "model"})
+    commands = []
+    for target in targets:
+        found = [row[target] for row in rows if target in row]
+        dates, versions = ({row[key] for row in found} for key in ("date", "jax"))
+        commands.append(
+            f"`python -m docs.make_models --compile={target}`, {found[0]['batch_size']} images; "
+            f"{' and '.join(sorted(dates))}, jax {' and '.join(sorted(versions))}."
+        )
+    return _TEXT.format(
+        models="\n".join(_model_rows(recipes())),
+        targets=" | ".join(f"{target}, img/s | ratio" for target in targets),
+        rules=" | ".join(["---"] * 2 * len(targets)),
+        bounds="\n".join(_bound_rows(targets)),
+        commands="\n".join(commands),
+    )
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--compile", metavar="TARGET", help="such as h100:1 or v5e:1x1")
+    parser.add_argument("--config", help="compile only this config")
+    args = parser.parse_args(argv)
+    if args.compile:
+        one = args.config and {args.config: config_io.load(args.config)}
+        compile_for(args.compile, one or representatives(recipes()))
+    write_atomically(PAGE, make())
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,46 @@
+"""docs/models.md: every model is on it, and its numbers agree with independent counts."""
+
+import re
+
+import pytest
+
+from docs import make_models
+from imagenet_jax import models
+from imagenet_jax.config.fields import defaults
+from imagenet_jax.files import read_json
+
+
+def test_every_model_is_on_the_page():
+    names = re.findall(r"^\| `(\w+)` \|", make_models.PAGE.read_text(), re.MULTILINE)
+    assert names == models.names()
+
+
+@pytest.mark.full
+def test_every_family_is_compiled():
+    compiled = read_json(make_models.COMPILED)
+    families = {models.family(row["model"]).model for row in compiled.values() if "h100:1" in row}
+    assert families == {family.model for family in models.families()}
+
+
+@pytest.mark.full
+def test_the_page_is_what_the_script_writes():
+    """If a model, a recipe or the catalog changes it: python -m docs.make_models."""
+    assert make_models.PAGE.read_text() == make_models.make()
+
+
+@pytest.mark.full
+@pytest.mark.parity
+def test_operations_are_those_that_torchvision_publishes():
+    library = pytest.importorskip("torchvision").models
+    for name in filter(library.list_models(module=library).__contains__, models.names()):
+        published = next(iter(library.get_model_weights(name)))
+        side = published.transforms().crop_size[0]
+        counted = make_models.count_products(defaults(name).model, side) / 1e9
+        assert counted == pytest.approx(published.meta["_ops"], abs=1e-3), name
+
+
+# In billions, of the weights' meta data in torchvision.
+@pytest.mark.parametrize(("name", "gflops"), [("resnet50", 4.089), ("swin_t", 4.491)])
+def test_operations_are_those_that_torchvision_publishes_of_two(name, gflops):
+    counted = make_models.count_products(defaults(name).model, 224) / 1e9
+    assert counted == pytest.approx(gflops, abs=1e-3)
