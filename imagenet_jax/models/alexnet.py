@@ -14,7 +14,12 @@ from flax import nnx
 
 from imagenet_jax.config.fields import Field
 from imagenet_jax.models.base import Family, Model, Path, count_outputs, require_pixels
-from imagenet_jax.models.layers import adaptive_average_pool, uniform_conv, uniform_linear
+from imagenet_jax.models.layers import (
+    adaptive_average_pool,
+    three_linear,
+    uniform_conv,
+    uniform_linear,
+)
 
 # Output channels, kernel size, stride and padding of each convolution.
 CONVOLUTIONS = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
@@ -31,15 +36,9 @@ class AlexNet(Model):
     """Five convolutions, three of which a max-pool follows, then three linear layers."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        num_classes: int,
-        width: float,
-        dropout: float,
-        dtype: jnp.dtype | None,
+        self, name: str, *, num_classes: int, width: float, dropout: float, dtype: jnp.dtype | None,
         rngs: nnx.Rngs,
-    ):
+    ):  # fmt: skip
         """`dtype` is the compute dtype of all but the last layer; None: that of the operands."""
         self.name = name
         convolutions, inputs = [], 3
@@ -52,13 +51,7 @@ class AlexNet(Model):
         self.features: nnx.List[Any] = nnx.List(convolutions)
         hidden = round(HIDDEN * width)
         linear = partial(uniform_linear, rngs=rngs)
-        self.classifier = nnx.List(
-            [
-                linear(inputs * POOLED**2, hidden, dtype=dtype),
-                linear(hidden, hidden, dtype=dtype),
-                linear(hidden, num_classes),  # logits are not rounded
-            ]
-        )
+        self.classifier = three_linear(linear, inputs * POOLED**2, hidden, num_classes, dtype)
         self.dropout = nnx.Dropout(dropout)
 
     def activations(

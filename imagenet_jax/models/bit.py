@@ -35,14 +35,8 @@ class BiT(Model):
     """Stem, four stages of pre-activation blocks, norm, global average pool, linear classifier."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        num_classes: int,
-        width: float,
-        dtype: jnp.dtype | None,
-        rngs: nnx.Rngs,
-    ):
+        self, name: str, *, num_classes: int, width: float, dtype: jnp.dtype | None, rngs: nnx.Rngs,
+    ):  # fmt: skip
         """`dtype` is the compute dtype of convolutions; None: that of images and parameters."""
         self.name = name
         depths, factor = VARIANTS[name]

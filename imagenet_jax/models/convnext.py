@@ -77,15 +77,9 @@ class ConvNeXt(Model):
     """4x4 patches, four stages of blocks with 2x2 convolutions between, pool, linear classifier."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        num_classes: int,
-        width: float,
-        drop_path: float,
-        dtype: jnp.dtype | None,
-        rngs: nnx.Rngs,
-    ):
+        self, name: str, *, num_classes: int, width: float, drop_path: float,
+        dtype: jnp.dtype | None, rngs: nnx.Rngs,
+    ):  # fmt: skip
         """`dtype` is the compute dtype of hidden layers; None: that of images and parameters."""
         self.name = name
         depths, channels = VARIANTS[name]

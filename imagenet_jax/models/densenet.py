@@ -67,15 +67,9 @@ class DenseNet(Model):
     """Stem, four dense blocks with transitions between, pool and linear classifier."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        num_classes: int,
-        width: float,
-        bn_group: int,
-        dtype: jnp.dtype | None,
+        self, name: str, *, num_classes: int, width: float, bn_group: int, dtype: jnp.dtype | None,
         rngs: nnx.Rngs,
-    ):
+    ):  # fmt: skip
         """`dtype` is the compute dtype of convolutions; None: that of images and parameters."""
         self.name = name
         init = nnx.initializers.variance_scaling(2.0, "fan_in", "normal")

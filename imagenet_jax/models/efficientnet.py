@@ -141,18 +141,9 @@ class EfficientNet(Model):
     """A 3x3 convolution, inverted residuals, a 1x1 convolution, pool and linear classifier."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        num_classes: int,
-        width: float,
-        dropout: float,
-        drop_path: float,
-        bn_group: int,
-        norm_impl: str,
-        dtype: jnp.dtype | None,
-        rngs: nnx.Rngs,
-    ):
+        self, name: str, *, num_classes: int, width: float, dropout: float, drop_path: float,
+        bn_group: int, norm_impl: str, dtype: jnp.dtype | None, rngs: nnx.Rngs,
+    ):  # fmt: skip
         """`dtype` is the compute dtype of convolutions; None: that of images and parameters.
 
         `width` scales the channels of the variant, which are not rounded to multiples of 8 again.

@@ -153,17 +153,9 @@ class InceptionV3(Model):
     """Five convolutions and eleven blocks of branches, pool and linear classifier."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        num_classes: int,
-        width: float,
-        aux_weight: float,
-        dropout: float,
-        bn_group: int,
-        dtype: jnp.dtype | None,
-        rngs: nnx.Rngs,
-    ):
+        self, name: str, *, num_classes: int, width: float, aux_weight: float, dropout: float,
+        bn_group: int, dtype: jnp.dtype | None, rngs: nnx.Rngs,
+    ):  # fmt: skip
         """`dtype` is the compute dtype of all but the last layers; None: that of the operands."""
         self.name, self.aux_weight = name, aux_weight
         make = partial(ConvBlock, bn_group=bn_group, kernel_init=INIT, dtype=dtype, rngs=rngs)

@@ -230,6 +230,18 @@ def uniform_linear(
     )
 
 
+def three_linear(
+    make: Callable[..., nnx.Linear],
+    inputs: int,
+    hidden: int,
+    num_classes: int,
+    dtype: jnp.dtype | None,
+) -> nnx.List[nnx.Linear]:
+    """Return the classifier of AlexNet and VGG; its last layer does not round the logits."""
+    first, second = make(inputs, hidden, dtype=dtype), make(hidden, hidden, dtype=dtype)
+    return nnx.List([first, second, make(hidden, num_classes)])
+
+
 def uniform_conv(
     inputs: int,
     outputs: int,

@@ -61,17 +61,9 @@ class MobileNetV3(Model):
     """A 3x3 convolution, inverted residuals, a 1x1 convolution, pool, two linear layers."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        num_classes: int,
-        width: float,
-        dropout: float,
-        bn_group: int,
-        norm_impl: str,
-        dtype: jnp.dtype | None,
-        rngs: nnx.Rngs,
-    ):
+        self, name: str, *, num_classes: int, width: float, dropout: float, bn_group: int,
+        norm_impl: str, dtype: jnp.dtype | None, rngs: nnx.Rngs,
+    ):  # fmt: skip
         """`dtype` is the compute dtype of all but the last layer; None: that of the operands.
 
         torchvision rounds channels to multiples of 8, which only matters if `width` is not 1.

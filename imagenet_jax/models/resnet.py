@@ -179,19 +179,9 @@ class ResNet(Model):
     """Stem, four stages of blocks, global average pool, linear classifier."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        num_classes: int,
-        width: float,
-        stem: str,
-        zero_init_residual: bool,
-        drop_path: float,
-        bn_group: int,
-        norm_impl: str,
-        dtype: jnp.dtype | None,
-        rngs: nnx.Rngs,
-    ):
+        self, name: str, *, num_classes: int, width: float, stem: str, zero_init_residual: bool,
+        drop_path: float, bn_group: int, norm_impl: str, dtype: jnp.dtype | None, rngs: nnx.Rngs,
+    ):  # fmt: skip
         """`dtype` is the compute dtype of convolutions; None: that of images and parameters."""
         self.name, self.small_stem = name, stem == "small"
         variant = VARIANTS[name]

@@ -25,14 +25,8 @@ class SmallCNN(Model):
     """Two 3x3 convolutions with 2x2 average pools, a hidden layer and a linear classifier."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        num_classes: int,
-        width: float,
-        dtype: jnp.dtype | None,
-        rngs: nnx.Rngs,
-    ):
+        self, name: str, *, num_classes: int, width: float, dtype: jnp.dtype | None, rngs: nnx.Rngs,
+    ):  # fmt: skip
         """`dtype` is the compute dtype of all but the last layer; None: that of the operands."""
         self.name = name
         first, second = (round(channels * width) for channels in CHANNELS)

@@ -55,15 +55,9 @@ class SqueezeNet(Model):
     """A convolution and eight fires with max-pools between, then a 1x1 convolution to classes."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        num_classes: int,
-        width: float,
-        dropout: float,
-        dtype: jnp.dtype | None,
+        self, name: str, *, num_classes: int, width: float, dropout: float, dtype: jnp.dtype | None,
         rngs: nnx.Rngs,
-    ):
+    ):  # fmt: skip
         """`dtype` is the compute dtype of all but the last layer; None: that of the operands."""
         self.name = name
         (first, size), *rest = VARIANTS[name]

@@ -138,15 +138,9 @@ class SwinTransformer(Model):
     """4x4 patches, four stages of blocks with merges between, norm, pool, linear classifier."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        num_classes: int,
-        width: float,
-        drop_path: float,
-        dtype: jnp.dtype | None,
-        rngs: nnx.Rngs,
-    ):
+        self, name: str, *, num_classes: int, width: float, drop_path: float,
+        dtype: jnp.dtype | None, rngs: nnx.Rngs,
+    ):  # fmt: skip
         """`dtype` is the compute dtype of hidden layers; None: that of images and parameters.
 
         `width` scales the channels of each head, so that they divide evenly.

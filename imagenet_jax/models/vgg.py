@@ -16,7 +16,7 @@ from flax import nnx
 
 from imagenet_jax.config.fields import Field
 from imagenet_jax.models.base import Family, Model, Path, count_outputs, require_pixels
-from imagenet_jax.models.layers import BN_GROUP, ConvNorm, adaptive_average_pool
+from imagenet_jax.models.layers import BN_GROUP, ConvNorm, adaptive_average_pool, three_linear
 
 CHANNELS = (64, 128, 256, 512, 512)  # in each of the five stages
 HIDDEN = 4096  # units of each of the two hidden linear layers
@@ -59,16 +59,9 @@ class VGG(Model):
     """Five stages of 3x3 convolutions with a max-pool after each, then three linear layers."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        num_classes: int,
-        width: float,
-        dropout: float,
-        bn_group: int,
-        dtype: jnp.dtype | None,
-        rngs: nnx.Rngs,
-    ):
+        self, name: str, *, num_classes: int, width: float, dropout: float, bn_group: int,
+        dtype: jnp.dtype | None, rngs: nnx.Rngs,
+    ):  # fmt: skip
         """`dtype` is the compute dtype of all but the last layer; None: that of the operands."""
         self.name = name
         depths, has_bn = VARIANTS[name]
@@ -86,13 +79,7 @@ class VGG(Model):
         self.features: nnx.List[Any] = nnx.List(stages)
         hidden = round(HIDDEN * width)
         linear = partial(nnx.Linear, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
-        self.classifier = nnx.List(
-            [
-                linear(inputs * POOLED**2, hidden, dtype=dtype),
-                linear(hidden, hidden, dtype=dtype),
-                linear(hidden, num_classes),  # logits are not rounded
-            ]
-        )
+        self.classifier = three_linear(linear, inputs * POOLED**2, hidden, num_classes, dtype)
         self.dropout = nnx.Dropout(dropout)
 
     def activations(

@@ -172,23 +172,10 @@ class VisionTransformer(Model):
     """Linear embedding of patches, transformer blocks, layer norm and a head."""
 
     def __init__(
-        self,
-        name: str,
-        *,
-        num_classes: int,
-        width: float,
-        image_size: int,
-        pool: str,
-        positions: str,
-        head: str,
-        layer_scale: float,
-        init: str,
-        dropout: float,
-        drop_path: float,
-        drop_path_form: str,
-        dtype: jnp.dtype | None,
-        rngs: nnx.Rngs,
-    ):
+        self, name: str, *, num_classes: int, width: float, image_size: int, pool: str,
+        positions: str, head: str, layer_scale: float, init: str, dropout: float, drop_path: float,
+        drop_path_form: str, dtype: jnp.dtype | None, rngs: nnx.Rngs,
+    ):  # fmt: skip
         """`dtype` is the compute dtype of all but the last layer; None: that of the operands.
 
         `width` scales the channels of each attention head, and thereby all layers.
