@@ -30,6 +30,7 @@ from imagenet_jax.config.fields import defaults
 
 
 def v2(c: ConfigDict) -> None:
+    """MobileNetV2: 71.88 %, as torchvision trained it (V1 weights)."""
     c.update(batch_size=256, epochs=300.0)
     c.optim.update(name="sgd", base_lr=0.045, momentum=0.9)
     c.optim.update(schedule="exponential", decay_factor=0.98, decay_every_epochs=1.0)
@@ -37,6 +38,7 @@ def v2(c: ConfigDict) -> None:
 
 
 def v3(c: ConfigDict) -> None:
+    """MobileNetV3 as torchvision trained it (V1 weights): large 74.04 %, small 67.67 %."""
     c.update(batch_size=1024, epochs=600.0)
     c.model.update(bn_group=128)
     c.optim.update(name="rmsprop", rmsprop_form="torch", b2=0.9, momentum=0.9, eps=0.0316)

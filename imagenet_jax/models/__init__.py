@@ -28,7 +28,7 @@ _MODULES = {
     "small_cnn": ("small_cnn",),
     "mobilenet": ("mobilenet_v2",),
     "mobilenet_v3": ("mobilenet_v3",),
-    "efficientnet": ("efficientnet",),
+    "efficientnet": ("efficientnet", "tf_efficientnet"),
     "convnext": ("convnext",),
     "swin": ("swin",),
     "googlenet": ("googlenet",),
