@@ -1,4 +1,4 @@
-"""Layers of transformers: multi-head attention, and the two linear layers that follow it."""
+"""Layers of transformers: multi-head attention, two linear layers, and layer scale."""
 
 from functools import partial
 
@@ -70,3 +70,15 @@ class Attention(nnx.Module):
         query, key, value = (qkv[:, :, i] for i in range(3))
         y = jax.nn.dot_product_attention(query, key, value, bias=bias)
         return self.proj(y.reshape(batch, tokens, features))
+
+
+class LayerScale(nnx.Module):
+    """A factor for each channel of a residual branch (Touvron et al. 2021, arXiv:2103.17239)."""
+
+    def __init__(self, channels: int, value: float):
+        """`value` is the initial factor."""
+        self.gamma = nnx.Param(jnp.full((channels,), value, jnp.float32))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """f[..., C] -> f[..., C] in the dtype of x."""
+        return x * self.gamma[...].astype(x.dtype)

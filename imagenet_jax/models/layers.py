@@ -309,18 +309,6 @@ def drop_path_rates(last: float, blocks: int) -> Iterator[float]:
     return (last * i / max(1, blocks - 1) for i in range(blocks))
 
 
-class LayerScale(nnx.Module):
-    """A factor for each channel of a residual branch (Touvron et al. 2021, arXiv:2103.17239)."""
-
-    def __init__(self, channels: int, value: float):
-        """`value` is the initial factor."""
-        self.gamma = nnx.Param(jnp.full((channels,), value, jnp.float32))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """f[..., C] -> f[..., C] in the dtype of x."""
-        return x * self.gamma[...].astype(x.dtype)
-
-
 def global_average_pool(x: jax.Array, *, keepdims: bool = False) -> jax.Array:
     """f[B, H, W, C] -> f[B, C], or f[B, 1, 1, C] with `keepdims`, in float32 or wider.
 

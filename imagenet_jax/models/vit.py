@@ -22,11 +22,10 @@ from flax import nnx
 
 from imagenet_jax.config.fields import ON, Field
 from imagenet_jax.errors import UserError
-from imagenet_jax.models.attention import ZEROS, Attention, Mlp
+from imagenet_jax.models.attention import ZEROS, Attention, LayerScale, Mlp
 from imagenet_jax.models.base import Family, Model, Path, require_pixels
 from imagenet_jax.models.layers import (
     DROP_PATH,
-    LayerScale,
     drop_branch,
     drop_path_rates,
     uniform_conv,

@@ -142,8 +142,8 @@ def head_first(
     """
 
     def labels(params: Any) -> Any:
-        last = len(_groups(params, tuning.model)) - 1
-        return map_groups(lambda group: "head" if group == last else "rest", params, tuning.model)
+        mask = head_mask(params, tuning.model)
+        return jax.tree.map(lambda is_head: "head" if is_head else "rest", mask)
 
     rules = {"head": rule, "rest": _freeze_until(tuning.frozen_steps, rule)}
     return optax.multi_transform(rules, labels)
