@@ -41,6 +41,7 @@ from imagenet_jax.training.state import inference_graph
 CONFIGS = "configs/resnet50.py,configs/resnet.py:resnet101,configs/vgg.py:vgg16,configs/bit.py"
 TARGETS = "v5e:1x1,h100:1"
 TPU_IMAGES, GPU_IMAGES = 128, 256  # of a device
+Stages = Iterator[tuple[str, jax.Array]]
 
 
 class Norm(nnx.Module):
@@ -92,12 +93,12 @@ class PlainResNet(Model):
         self.blocks: nnx.List[Any] = nnx.List(blocks)
         self.head = nnx.Linear(inputs, num_classes, rngs=rngs)
 
-    def __call__(self, images: jax.Array, *, train: bool, rngs: Any = None) -> jax.Array:
+    def activations(self, images: jax.Array, *, train: bool, rngs: Any = None) -> Stages:
         x = nnx.relu(self.stem(images, train))
         x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore
         for block in self.blocks:
             x = block(x, train)
-        return self.head(jnp.mean(x, (1, 2), dtype=jnp.float32))
+        yield "logits", self.head(jnp.mean(x, (1, 2), dtype=jnp.float32))
 
 
 class PlainVGG(Model):
@@ -118,7 +119,7 @@ class PlainVGG(Model):
         self.head = nnx.Linear(vgg.HIDDEN, num_classes, rngs=rngs)
         self.dropout = nnx.Dropout(dropout)
 
-    def __call__(self, images: jax.Array, *, train: bool, rngs: Any = None) -> jax.Array:
+    def activations(self, images: jax.Array, *, train: bool, rngs: Any = None) -> Stages:
         x, convolutions = images, iter(self.convolutions)
         for depth in self.depths:
             for _ in range(depth):
@@ -127,7 +128,7 @@ class PlainVGG(Model):
         x = x.reshape(len(x), -1)
         for layer in (self.hidden, self.hidden2):
             x = self.dropout(nnx.relu(layer(x)), deterministic=not train, rngs=rngs)
-        return self.head(x)
+        yield "logits", self.head(x)
 
 
 def find_plain(name: str) -> type[Model] | None:
