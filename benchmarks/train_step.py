@@ -3,9 +3,9 @@
   python -m benchmarks.train_step --config=configs/resnet50.py
   python -m benchmarks.train_step --config=configs/vgg.py --config.batch_size=256 --json
 
-Reports images per second and achieved FLOP/s. XLA counts the floating-point operations in the
-compiled program. --eval measures the evaluation step too, at config.eval.batch_size. --plain times
-the same network in plain Flax (benchmarks/compile.py) in turns with ours.
+Reports images per second and achieved FLOP/s, with the operations that a run logs too. --eval
+measures the evaluation step too, at config.eval.batch_size. --plain times the same network in plain
+Flax (benchmarks/compile.py) in turns with ours.
 """
 
 import contextlib

@@ -16,17 +16,15 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
 from ml_collections import ConfigDict
 
 from imagenet_jax import cli, models
 from imagenet_jax import config as config_io
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.files import read_json, write_atomically
+from imagenet_jax.models.operations import count_multiply_adds
 from imagenet_jax.weights import catalog
 
 ROOT = Path(__file__).parents[1]
@@ -85,35 +83,6 @@ def count_parameters(config: ConfigDict) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(models.outline(config)[1]))
 
 
-def count_products(config: ConfigDict, side: int) -> int:
-    """Return the multiply-adds of the model of `config.model` for one image of `side` pixels."""
-    graph, params, stats = models.outline(config)
-
-    def logits(params: Any, stats: Any, images: jax.Array) -> jax.Array:
-        return nnx.merge(graph, params, stats)(images, train=False)
-
-    images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    return _products(jax.make_jaxpr(logits)(params, stats, images).jaxpr)
-
-
-def _products(jaxpr: Any) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        outputs = math.prod(equation.outvars[0].aval.shape)
-        if equation.primitive is jax.lax.dot_general_p:
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            total += outputs * math.prod(left[axis] for axis in contracted)
-        elif equation.primitive is jax.lax.conv_general_dilated_p:
-            kernel = equation.invars[1].aval.shape
-            channels = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-            total += outputs * math.prod(kernel) // channels
-        for value in equation.params.values():
-            inner = getattr(value, "jaxpr", value)
-            total += _products(inner) if hasattr(inner, "eqns") else 0
-    return total
-
-
 def _model_rows(configs: dict[str, ConfigDict]) -> Iterator[str]:
     for name in models.names():
         own = {spec: config for spec, config in configs.items() if config.model.name == name}
@@ -129,7 +98,7 @@ def _model_rows(configs: dict[str, ConfigDict]) -> Iterator[str]:
         cells = (
             f"`{name}`",
             f"{count_parameters(config.model):,}",
-            f"{count_products(config.model, side) / 1e9:.2f} ({side})",
+            f"{count_multiply_adds(config.model, side) / 1e9:.2f} ({side})",
             "; ".join(f"{source}: {', '.join(tags)}" for source, tags in weights.items()),
             ", ".join(f"`{Path(spec).name}`" for spec in own),
         )

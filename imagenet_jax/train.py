@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from imagenet_jax.data import pipeline
 from imagenet_jax.debug.hooks import make_hooks
 from imagenet_jax.logs.recorder import Recorder, Saver
-from imagenet_jax.logs.throughput import StepFlops
+from imagenet_jax.logs.throughput import count_flops
 from imagenet_jax.runtime.processes import run_on_first
 from imagenet_jax.runtime.stopping import StopRequested
 from imagenet_jax.training.data_position import BatchOrder
@@ -94,7 +94,6 @@ class _Loop:
             context.checkpoints, self.recorder, run, self.batch_order, context.provenance
         )
         self.train_step = compile_train_step(run.parts, run.abstract, run.mesh)
-        self.step_flops = StepFlops(self.train_step, run.abstract, config, run.mesh)
         self.evaluator = Evaluator(run.evaluation)
         self.hooks = make_hooks(run, self.recorder, context.watchdog, context.workdir, start.step)
         self.image_shape: tuple[int, ...] = ()
@@ -153,7 +152,7 @@ class _Loop:
         self.state, metrics = self.train_step(self.state, batch)
         self.step, self.results = step, None
         self.context.watchdog.beat()
-        throughput.dispatched(metrics["loss"], self.step_flops(batch))
+        throughput.dispatched(metrics["loss"], count_flops(self.config, self.image_shape))
         for hook in self.hooks:
             hook.after_update(step, self.state, metrics)
         self.recorder.step(step, metrics, skipped)

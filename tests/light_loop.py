@@ -98,7 +98,7 @@ def light(monkeypatch):
     monkeypatch.setattr(train.pipeline, "train_batches", run.train_batches)
     monkeypatch.setattr(train, "compile_train_step", run.compile_train_step)
     monkeypatch.setattr(train, "Evaluator", run.evaluator)
-    monkeypatch.setattr(train, "StepFlops", lambda *_: lambda batch: 1e6)
+    monkeypatch.setattr(train, "count_flops", lambda *_: 1e6)
     return run
 
 

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import functools
 import math
 import re
 import statistics
@@ -39,7 +38,7 @@ class StepCost:
     """The cost of a compiled train step.
 
     Attributes:
-      flops: operations of a step over all devices, as XLA counts them.
+      flops: operations of a step over all devices (`count_flops`).
       state_bytes: memory of the arguments (the state and a batch) on each device.
       temporary_bytes: memory of intermediate values on each device; 0 if XLA does not report it.
       seconds: time of a step, one entry per measurement; () if nothing was timed.
@@ -95,7 +94,7 @@ def step_cost(config: ConfigDict, *, repeats: int = 5, steps: int = 10) -> StepC
     bare = make_bare_step(config)
     compiled = bare.step.lower(bare.abstract, abstract_batch(config, bare.mesh)).compile()
     cost = StepCost(
-        flops=count_flops(compiled, config, bare.mesh) or 0.0,
+        flops=count_flops(config, image_shape(config)),
         state_bytes=int(getattr(compiled.memory_analysis(), "argument_size_in_bytes", 0)),
         temporary_bytes=temporary_bytes(compiled),
     )
@@ -158,13 +157,10 @@ class TargetCost:
         """Images of a step, over all devices."""
         return self.config.batch_size
 
-    @functools.cached_property  # counting takes seconds, and not every cost needs it
+    @property
     def flops(self) -> float:
-        """Operations of a step over all devices, as XLA counts them before it optimizes."""
-        one = copy_config(self.config, {"mesh.fsdp": 1})
-        bare = make_bare_step(one, jax.devices("cpu")[:1])
-        lowered = bare.step.lower(bare.abstract, abstract_batch(one, bare.mesh))
-        return count_flops(lowered, one, bare.mesh) or 0.0
+        """Operations of a step over all devices (`count_flops`)."""
+        return count_flops(self.config, image_shape(self.config))
 
     @property
     def used(self) -> float:
@@ -258,21 +254,25 @@ def without_data(config: ConfigDict) -> ConfigDict:
     )
 
 
+def image_shape(config: ConfigDict) -> tuple[int, int, int, int]:
+    """Return the shape of the images of a batch, over all devices."""
+    return config.batch_size, config.augment.image_size, config.augment.image_size, 3
+
+
 def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Return the shapes and shardings of a batch."""
-    side, rows, sharding = config.augment.image_size, config.batch_size, batch_sharding(mesh)
+    shape, sharding = image_shape(config), batch_sharding(mesh)
     return {
-        "image": jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8, sharding=sharding),
-        "label": jax.ShapeDtypeStruct((rows,), jnp.int32, sharding=sharding),
+        "image": jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=sharding),
+        "label": jax.ShapeDtypeStruct(shape[:1], jnp.int32, sharding=sharding),
     }
 
 
 def random_batch(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
     """Return a batch of random images and labels, on the devices."""
-    side, rows = config.augment.image_size, config.batch_size
-    rng = np.random.default_rng(0)
+    shape, rng = image_shape(config), np.random.default_rng(0)
     batch = {
-        "image": rng.integers(0, 256, (rows, side, side, 3), dtype=np.uint8),
-        "label": rng.integers(0, config.model.num_classes, rows).astype(np.int32),
+        "image": rng.integers(0, 256, shape, dtype=np.uint8),
+        "label": rng.integers(0, config.model.num_classes, shape[0]).astype(np.int32),
     }
     return jax.device_put(batch, batch_sharding(mesh))

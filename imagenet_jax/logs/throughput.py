@@ -7,11 +7,11 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
+
+from imagenet_jax.models.operations import count_multiply_adds
 
 # Values of the train split that depend on the machine: they differ between otherwise equal runs.
 MEASURED = (
@@ -72,16 +72,15 @@ class Throughput:
     def __init__(self, batch_size: int, peak: float | None = None):
         """`peak`: operations per second that all devices together could do; None: unknown."""
         self._batch_size, self._peak = batch_size, peak
-        self._in_flight: deque[tuple[jax.Array, float | None]] = deque()
+        self._in_flight: deque[tuple[jax.Array, float]] = deque()
         self._last: float | None = None  # when the last step was done; None: the clock is stopped
         self._waiting = 0.0  # for input, since the last step was done
         self._reset()
 
     def _reset(self) -> None:
-        self._steps, self._elapsed, self._waited = 0, 0.0, 0.0
-        self._flops: float | None = 0.0
+        self._steps, self._elapsed, self._waited, self._flops = 0, 0.0, 0.0, 0.0
 
-    def dispatched(self, loss: jax.Array, flops: float | None) -> None:
+    def dispatched(self, loss: jax.Array, flops: float) -> None:
         """Add a step of `flops` operations to those in flight; `loss` is its result."""
         self._in_flight.append((loss, flops))
 
@@ -99,14 +98,14 @@ class Throughput:
         self._in_flight.clear()
         self.stop_clock()
 
-    def done(self, flops: float | None = None) -> None:
-        """Count one more completed step of `flops` operations; None: unknown."""
+    def done(self, flops: float = 0.0) -> None:
+        """Count one more completed step of `flops` operations; 0: unknown."""
         now = time.perf_counter()
         if self._last is not None:
             self._steps += 1
             self._elapsed += now - self._last
             self._waited += self._waiting
-            self._flops = None if flops is None or self._flops is None else self._flops + flops
+            self._flops += flops
         self._last, self._waiting = now, 0.0
 
     def stop_clock(self) -> None:
@@ -150,41 +149,12 @@ def peak_flops(device_kind: str) -> float | None:
     return None
 
 
-def count_flops(
-    step: jax.stages.Compiled | jax.stages.Lowered, config: ConfigDict, mesh: Mesh
-) -> float | None:
-    """Return the floating-point operations of the train step over all devices.
+def count_flops(config: ConfigDict, shape: tuple[int, ...]) -> float:
+    """Return the floating-point operations of a train step on images of a shape [B, H, W, 3].
 
-    None if XLA does not report them. With micro-batches, the parameter update (a small part of the
-    whole) is counted once per micro-batch.
+    Those of `count_multiply_adds`, over all devices; a multiply-add is two.
     """
-    try:
-        counted = (step.cost_analysis() or {}).get("flops")
-    except NotImplementedError:
-        return None
-    # XLA counts one device, and the body of a loop once.
-    return float(counted) * mesh.size * config.optim.grad_accum_steps if counted else None
-
-
-class StepFlops:
-    """`count_flops` of the running train step, computed once per image size."""
-
-    def __init__(self, step: Any, abstract: Any, config: ConfigDict, mesh: Mesh):
-        """`step` is a jitted function of (state, batch), `abstract` the shapes of the state."""
-        self._step, self._abstract, self._config, self._mesh = step, abstract, config, mesh
-        self._known: dict[tuple[int, ...], float | None] = {}
-
-    def __call__(self, batch: dict[str, jax.Array]) -> float | None:
-        """`batch` is one that the step has run on, so that nothing is compiled again."""
-        shape = batch["image"].shape
-        if shape not in self._known:
-            shapes = {
-                name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-                for name, x in batch.items()
-            }
-            compiled = self._step.lower(self._abstract, shapes).compile()
-            self._known[shape] = count_flops(compiled, self._config, self._mesh)
-        return self._known[shape]
+    return 2.0 * shape[0] * count_multiply_adds(config.model, shape[1], train=True)
 
 
 def peak_memory() -> dict[str, int]:
