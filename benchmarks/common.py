@@ -7,13 +7,14 @@ from typing import Any
 from imagenet_jax.files import dump_json
 
 
-def make_parser(description: str | None, config: str) -> argparse.ArgumentParser:
-    """Return a parser with --config (default: `config`) and --json."""
+def make_parser(description: str | None, config: str = "") -> argparse.ArgumentParser:
+    """Return a parser with --json and, if `config` is its default, --config."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default=config, metavar="FILE[:ARG]")
-    parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
+    if config:
+        parser.add_argument("--config", default=config, metavar="FILE[:ARG]")
+        parser.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     return parser
 
