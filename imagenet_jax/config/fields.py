@@ -68,7 +68,9 @@ class Field:
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1]; torchvision's published constants
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-ADAM = ("adam", "adamw", "lamb")  # the optimizers with Adam's moments
+SCHEDULE_FREE = ("schedule_free_sgd", "schedule_free_adamw")
+# The optimizers with Adam's moments.
+ADAM = ("adam", "adamw", "lamb", "schedule_free_adamw")
 _RAND = ("randaugment", "randaugment_timm", "randaugment_plain")
 
 # One line for each entry, or a few if it does not fit.
@@ -208,7 +210,8 @@ FIELDS = {
         at_least=0, below=1, read_by={"loss.name": ("bce",)}),
 
     "optim.name": Field("sgd", "Optimizer; lars: You 2017, lamb: You 2019, lion: Chen 2023, muon: "
-        "Jordan 2024", choices=("sgd", "adam", "adamw", "lars", "lamb", "rmsprop", "lion", "muon"),
+        "Jordan 2024; schedule_free_*: Defazio 2024, with schedule=constant and a warm-up",
+        choices=("sgd", "adam", "adamw", "lars", "lamb", "rmsprop", "lion", "muon", *SCHEDULE_FREE),
         aliases=("optimizer", "opt")),
     "optim.rmsprop_form": Field("tensorflow", "tensorflow: epsilon inside the root, second moment "
         "starts at 1, learning rate inside the momentum; torch: outside, at 0, outside",
@@ -218,7 +221,7 @@ FIELDS = {
     "optim.base_batch_size": Field(256, "Batch size that the learning rates are given for", above=0,
         was="reference_batch_size"),
     "optim.lr_scaling": Field("auto", "How learning rates follow batch_size. linear: Goyal 2017; "
-        "auto: linear for sgd, lars and rmsprop, none for the others",
+        "auto: none for lion, muon and forms of Adam, linear for the others",
         choices=("auto", "linear", "sqrt", "none"), aliases=("scale_lr",)),
     "optim.schedule": Field("step", "Learning rate after the warm-up",
         choices=("step", "exponential", "cosine", "polynomial", "constant"),
@@ -248,8 +251,10 @@ FIELDS = {
     "optim.nesterov": Field(False, "Nesterov momentum", read_by={"optim.name": ("sgd", "lars")}),
     "optim.trust_coefficient": Field(0.001, "Factor of the ratio of norms that scales each layer's "
         "learning rate", at_least=0, read_by={"optim.name": ("lars",)}),
-    "optim.b1": Field(0.9, "Decay of the first moment", at_least=0, below=1,
-        read_by={"optim.name": (*ADAM, "lion", "muon")}, aliases=("beta1", "betas", "adam_beta1")),
+    "optim.b1": Field(0.9, "Decay of the first moment; schedule_free_*: how far the gradient's "
+        "point is from the last weights to their average", at_least=0, below=1, read_by={
+            "optim.name": (*ADAM, "lion", "muon", "schedule_free_sgd")},
+        aliases=("beta1", "betas", "adam_beta1")),
     "optim.b2": Field(0.999, "Decay of the second moment; lion: of the first between steps",
         at_least=0, below=1, read_by={"optim.name": (*ADAM, "rmsprop", "lion", "muon")},
         aliases=("beta2", "adam_beta2")),

@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from imagenet_jax.config.fields import ADAM, ON, Field
+from imagenet_jax.config.fields import ADAM, ON, SCHEDULE_FREE, Field
 from imagenet_jax.errors import UserError, check_choice
 
 Values = dict[str, Any]  # every field of a config by its dotted name, sequences as tuples
@@ -219,6 +219,11 @@ def _check_schedule(value: Values) -> None:
             f"config.optim.decay_from = {decay_from} must be an epoch, or -1 for the end of the "
             "warm-up"
         )
+    if value["optim.name"] in SCHEDULE_FREE and not value["optim.b1"]:
+        raise UserError(
+            f"config.optim.b1 = 0 does not work with config.optim.name = {value['optim.name']!r}; "
+            "set --config.optim.b1=0.9"
+        )
     for name, usual in (("optim.warmup_epochs", 0.0), ("optim.decay_from", -1.0)):
         if value[name] >= epochs:
             raise UserError(
@@ -271,11 +276,19 @@ def step_window(text: str) -> tuple[int, int] | None:
 
 def warnings(config: ConfigDict) -> list[str]:
     """Return a line for each choice that works but is rarely meant."""
+    found = []
     trained, evaluated = config.augment.image_size, config.eval.image_size
-    if evaluated < 2 * trained:
-        return []
-    resize = max(trained, round(trained * config.eval.resize / evaluated))
-    return [
-        f"config.eval.image_size = {evaluated} does not follow config.augment.image_size = "
-        f"{trained}; set --config.eval.image_size={trained} --config.eval.resize={resize}"
-    ]
+    if evaluated >= 2 * trained:
+        resize = max(trained, round(trained * config.eval.resize / evaluated))
+        found.append(
+            f"config.eval.image_size = {evaluated} does not follow config.augment.image_size = "
+            f"{trained}; set --config.eval.image_size={trained} --config.eval.resize={resize}"
+        )
+    optim = config.optim
+    if optim.name in SCHEDULE_FREE and optim.schedule != "constant":
+        found.append(
+            f"config.optim.name = {optim.name!r} averages the weights instead of lowering the "
+            f"learning rate, as config.optim.schedule = {optim.schedule!r} does; set "
+            "--config.optim.schedule=constant"
+        )
+    return found

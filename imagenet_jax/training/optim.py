@@ -8,6 +8,7 @@ import optax
 import optax.contrib
 from ml_collections import ConfigDict
 
+from imagenet_jax.config.fields import SCHEDULE_FREE
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.layer_groups import (
     NO_TUNING,
@@ -32,8 +33,8 @@ def make_optimizer(
     In order: gradient clipping, L1, L2 decay, SGD or Adam, decoupled decay, learning rate. With
     "l2" decay this is torch.optim.SGD / Adam (the decay enters the momentum); with "decoupled" it
     is SGDW / AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), scaled by the learning rate. The
-    other optimizers are described at `lars`, `lamb`, `rmsprop`, `muon` and, for Lion, in Chen et
-    al. 2023 (arXiv:2302.06675).
+    other optimizers are described at `lars`, `lamb`, `rmsprop`, `muon`, `schedule_free` and, for
+    Lion, in Chen et al. 2023 (arXiv:2302.06675).
 
     `tuning`: layers to freeze at first, and scales of their learning rates.
     """
@@ -53,7 +54,38 @@ def make_optimizer(
             parts.append(optax.trace(decay=optim.momentum))
     if tuning.layer_decay != 1.0:
         parts.append(scale_layers(tuning))
-    return optax.chain(*parts)
+    tx = optax.chain(*parts)
+    return schedule_free(tx, schedule, optim.b1) if optim.name in SCHEDULE_FREE else tx
+
+
+def gradient_point(params: Any, opt_state: Any) -> Any:
+    """Return the parameters to take the gradient at: `params`, unless the optimizer moves them."""
+    if not isinstance(opt_state, optax.contrib.ScheduleFreeState):
+        return params
+    return optax.incremental_update(params, opt_state.z, opt_state.b1)
+
+
+def schedule_free(
+    base: optax.GradientTransformation, schedule: optax.Schedule, b1: float
+) -> optax.GradientTransformation:
+    """Return Schedule-Free learning (Defazio et al. 2024, arXiv:2405.15682) by the steps of `base`.
+
+    With the gradient g at y = (1 - b1) * z + b1 * x, learning rate r, and R the largest one so far,
+        z <- z + (step of `base` for g, y and r),    x <- x + R ** 2 / sum(R ** 2) * (z - x)
+    and `base` has no momentum. The parameters of the state, which are evaluated and saved, are x.
+    Those of `optax.contrib.schedule_free`, which does this, are y, and it reads the learning rate
+    of the next step; the authors' code reads the present one, as here.
+    """
+    inner = optax.contrib.schedule_free(base, lambda count: schedule(count - 1), b1)
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        point = gradient_point(params, state)
+        updates, state = inner.update(grads, state, point)
+        point = optax.apply_updates(point, updates)
+        average = optax.contrib.schedule_free_eval_params(state, point)
+        return jax.tree.map(jnp.subtract, average, params), state
+
+    return optax.GradientTransformation(inner.init, update)
 
 
 def _masked(inner: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:
@@ -100,6 +132,10 @@ def _decayed_rule(
         rule = optax.trace(decay=optim.momentum, nesterov=optim.nesterov)
     elif optim.name in ("adam", "adamw"):
         rule = optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps)
+    elif optim.name == "schedule_free_sgd":
+        rule = optax.identity()
+    elif optim.name == "schedule_free_adamw":
+        rule = optax.scale_by_rms(optim.b2, optim.eps, eps_in_sqrt=False, bias_correction=True)
     elif optim.name == "rmsprop":
         rule = rmsprop(optim)
     elif optim.name == "lion":
@@ -112,7 +148,8 @@ def _decayed_rule(
         return [rule]
     decay = optax.add_decayed_weights(optim.weight_decay, mask=mask)
     # As in torch, AdamW is decoupled by definition, as are Lion and Muon.
-    decoupled = optim.weight_decay_form == "decoupled" or optim.name in ("adamw", "lion", "muon")
+    always = ("adamw", "lion", "muon", "schedule_free_adamw")
+    decoupled = optim.weight_decay_form == "decoupled" or optim.name in always
     return [rule, decay] if decoupled else [decay, rule]
 
 

@@ -16,6 +16,7 @@ from imagenet_jax.data import augment
 from imagenet_jax.runtime import xla
 from imagenet_jax.training import losses
 from imagenet_jax.training.metrics import METRICS
+from imagenet_jax.training.optim import gradient_point
 from imagenet_jax.training.sharding import batch_sharding, get_shardings, replicated
 from imagenet_jax.training.state import StepSize, TrainState
 
@@ -87,7 +88,7 @@ class Gradient(NamedTuple):
     """The gradient of the mean loss over a batch, as passed to the optimizer.
 
     Attributes:
-      grads: same tree as the parameters, before clipping.
+      grads: same tree as the parameters, before clipping, at `optim.gradient_point`.
       batch_stats: batch-norm statistics after the batch.
       means: {"loss" and the metrics with `in_training`: f32[]}, over the batch.
     """
@@ -140,9 +141,10 @@ def gradient(state: TrainState, batch: Batch, parts: StepParts) -> Gradient:
 
     def micro_step(stats: Any, micro: tuple[Any, ...]):
         gradient = jax.value_and_grad(loss_and_stats, has_aux=True)
-        (loss, (stats, metrics)), grads = gradient(state.params, stats, *micro)
+        (loss, (stats, metrics)), grads = gradient(params, stats, *micro)
         return stats, (grads, metrics | {"loss": loss})
 
+    params = gradient_point(state.params, state.opt_state)
     count = config.optim.grad_accum_steps
     if count == 1:
         stats, (grads, means) = micro_step(

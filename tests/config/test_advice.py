@@ -106,6 +106,7 @@ def follow(spec, overrides, taken=()):
 REFUSED = [
     ("resnet50.py", [("optim.trust_coefficient", "0.01")]),
     ("resnet50.py", [("optim.b1", "0.8")]),
+    ("resnet50.py", [("optim.b1", "0"), ("optim.name", "schedule_free_sgd")]),
     ("resnet50.py", [("optim.decay_from", "0")]),
     ("resnet50.py", [("optim.name", "lamb"), ("optim.weight_decay_form", "decoupled")]),
     ("resnet50.py", [("loss.bce_reduction", "sum")]),

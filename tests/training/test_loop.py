@@ -65,12 +65,18 @@ def stop_after(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "stop", [pytest.param(1, marks=pytest.mark.full), 3, pytest.param(5, marks=pytest.mark.full)]
+    ("stop", "optimizer"),
+    [
+        pytest.param(1, "sgd", marks=pytest.mark.full),
+        (3, "sgd"),
+        pytest.param(5, "schedule_free_adamw", marks=pytest.mark.full),
+    ],
 )
 def test_stopped_and_resumed_run_is_bit_identical_to_an_uninterrupted_one(
-    tiny, tmp_path, stop_after, monkeypatch, stop
+    tiny, tmp_path, stop_after, monkeypatch, stop, optimizer
 ):
     """Stops inside and at the end of a logging interval of 2 steps, in mid-epoch."""
+    tiny.optim.name = optimizer
     assert loop.train(tiny, tmp_path / "whole") == 0
     stop_after(stop)
     assert loop.train(tiny, tmp_path / "parts") == 128 + signal.SIGTERM

@@ -113,23 +113,26 @@ def _numpy_updates(p, grads, config, decayed):
     """Return textbook updates of one parameter, float64."""
     lr, wd = config.base_lr, config.weight_decay * decayed
     m, v, nu = np.zeros_like(p), np.zeros_like(p), np.zeros_like(p)
-    decoupled = config.name == "adamw" or config.weight_decay_form == "decoupled"
+    decoupled = config.name.endswith("adamw") or config.weight_decay_form == "decoupled"
+    free, mean = config.name.startswith("schedule_free"), p
+    b1, momentum = (0.0, 0.0) if free else (config.b1, config.momentum)
     for t, g in enumerate(grads, start=1):
-        before = p
+        before = (1 - config.b1) * p + config.b1 * mean if free else p
         if not decoupled:
-            g = g + wd * p
-        if config.name == "sgd":
-            m = config.momentum * m + g
-            step = g + config.momentum * m if config.nesterov else m
+            g = g + wd * before
+        if config.name.endswith("sgd"):
+            m = momentum * m + g
+            step = g + momentum * m if config.nesterov else m
         else:
-            v = config.b1 * v + (1 - config.b1) * g
+            v = b1 * v + (1 - b1) * g
             nu = config.b2 * nu + (1 - config.b2) * g**2
-            v_hat, nu_hat = v / (1 - config.b1**t), nu / (1 - config.b2**t)
+            v_hat, nu_hat = v / (1 - b1**t), nu / (1 - config.b2**t)
             step = v_hat / (np.sqrt(nu_hat) + config.eps)
         p = p - lr * step
         if decoupled:
             p = p - lr * wd * before
-    return p
+        mean = mean + (p - mean) / t  # of equal learning rates
+    return mean if free else p
 
 
 @pytest.mark.parametrize("everything", [True, False])
@@ -141,6 +144,8 @@ def _numpy_updates(p, grads, config, decayed):
         {"name": "sgd", "weight_decay_form": "decoupled"},
         {"name": "adam"},
         {"name": "adamw"},
+        {"name": "schedule_free_sgd"},
+        {"name": "schedule_free_adamw"},
     ],
     ids=lambda r: "-".join(str(v) for v in r.values()),
 )

@@ -11,7 +11,7 @@ from imagenet_jax.training.evaluate import compile_eval_step
 from imagenet_jax.training.experiment import Evaluation, make_step_parts
 from imagenet_jax.training.sharding import batch_sharding, make_mesh
 from imagenet_jax.training.state import abstract_state, count_parameters, create_state, model_graph
-from imagenet_jax.training.step import compile_train_step
+from imagenet_jax.training.step import compile_train_step, gradient
 
 
 def _batch(rows, side, mask=None):
@@ -151,6 +151,27 @@ def test_ema_follows_its_recursion(quick):
         new = jax.device_get(state.weights("raw"))
         want = jax.tree.map(lambda e, p: 0.75 * e + 0.25 * p, want, new)
     _assert_close(states[-1].ema, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.full
+def test_schedule_free_sgd_takes_the_gradient_between_the_weights_and_their_average(quick):
+    quick.optim.update({"schedule": "constant", "warmup_epochs": 0.2, "weight_decay": 0.0})
+    start, _ = _train(quick, 1, steps=0)
+    z = x = start.params
+    parts = make_step_parts(quick, steps_per_epoch=10)  # of SGD, whose gradient is at its weights
+    compute = jax.jit(lambda state, batch: gradient(state, batch, parts).grads)
+    squares = 0.0
+    quick.optim.update({"name": "schedule_free_sgd", "b1": 0.5})
+    got, metrics = _train(quick, 1, steps=4)
+    for t, rate in enumerate(float(m["learning_rate"]) for m in metrics):
+        y = jax.tree.map(lambda z, x: (z + x) / 2, z, x)
+        grads = compute(start.replace(step=t, params=y), _batch(32, quick.augment.image_size))
+        z = jax.tree.map(lambda z, g, rate=rate: z - rate * g, z, grads)
+        squares += rate**2
+        share = rate**2 / squares if rate else 0.0
+        x = jax.tree.map(lambda x, z, share=share: x + share * (z - x), x, z)
+    _assert_close(got.params, x, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(_flat(z), _flat(x), rtol=1e-3)
 
 
 def test_no_ema_by_default(quick):
