@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import difflib
 import errno
 import functools
 import io
@@ -23,7 +24,10 @@ Overrides = list[tuple[str, str]]
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser that a shell can ask to complete a command line."""
+    """An argument parser that a shell can ask to complete a command line.
+
+    For an unknown option it suggests the nearest one.
+    """
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
         if "_ARGCOMPLETE" in os.environ:  # set by the shell function of argcomplete
@@ -36,6 +40,13 @@ class _Parser(argparse.ArgumentParser):
                 for field in flatten(defaults()):
                     self.add_argument(f"--config.{field}")
             argcomplete.autocomplete(self)
+        arguments = sys.argv[1:] if args is None else args
+        for name in (argument.partition("=")[0] for argument in arguments):
+            if name == "--":
+                break
+            near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            if name.startswith("--") and near not in ([], [name]):
+                self.error(f"unrecognized argument {name}; did you mean {near[0]}?")
         return super().parse_args(args, namespace)
 
 

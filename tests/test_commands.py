@@ -1,5 +1,6 @@
 """The list of commands, --help and shell completion."""
 
+import importlib
 import os
 import subprocess
 import sys
@@ -62,6 +63,19 @@ def test_a_shell_completes_flags(tmp_path, words, completions):
 def test_every_command_has_the_marker_that_argcomplete_looks_for():
     for module in commands():
         subprocess.run([sys.executable, "-m", "argcomplete._check_module", module], check=True)
+
+
+@pytest.mark.parametrize(
+    ("module", "typed", "meant"),
+    [*((module, "--debgu", "--debug") for module in commands()),
+     ("imagenet_jax.main", "--confg=x.py", "--config")],
+)  # fmt: skip
+def test_a_mistyped_flag_is_corrected(module, typed, meant, capsys):
+    folder = (REPOSITORY / module.replace(".", "/")).is_dir()
+    command = importlib.import_module(f"{module}.__main__" if folder else module)
+    with pytest.raises(SystemExit, match="2"):
+        command.main([typed])
+    assert f"argument {typed.partition('=')[0]}; did you mean {meant}?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
