@@ -31,8 +31,10 @@ if [[ -z ${PYTHON:-} ]]; then
   [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python
 fi
 
-results=$(mktemp)
-trap 'rm -f "$results"' EXIT
+results=$(mktemp) programs=$(mktemp -d)
+trap 'rm -rf "$results" "$programs"' EXIT
+# The checkpoint's step is the one that was timed before it. benchmarks.restart keeps its own.
+export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$programs}
 platform=$("$PYTHON" -c 'import jax; print(jax.default_backend())')
 [[ $platform == cpu ]] && small=yes
 echo "measuring on $platform${small:+, small form} for at most $minutes minutes"
@@ -60,29 +62,33 @@ if [[ $small ]]; then
   steps=(--steps=1 --repeats=2)
   batch=(--config.batch_size=8 --config.eval.batch_size=8
     --config.augment.image_size=32 --config.eval.image_size=32 --config.eval.resize=32)
-  saving=(--rounds=1 --steps=2 "${batch[@]}") reading=(--seconds=0.2 --config.batch_size=8)
+  saving=(--rounds=1 --steps=2) reading=(--seconds=0.2 --config.batch_size=8)
   looping=(--rounds=1 --config.epochs=2 --config.batch_size=256)
 fi
-measure input imagenet_jax.data.bench --config=configs/resnet50.py --config.data.source=synthetic \
-  "${reading[@]}"
-measure restart benchmarks.restart
-measure checkpoint benchmarks.checkpoint --config=configs/resnet50.py "${saving[@]}" \
-  ${small:+--config.model.width=0.125}
-measure loop benchmarks.loop "${looping[@]}"
-# Family, and its width in the small form.
-for pair in configs/resnet50.py=0.125 configs/vgg.py:vgg16=0.0625 configs/bit.py=0.5; do
-  config=${pair%=*} width=${pair##*=}
-  family=${config#configs/} family=${family%.py*}
-  norms=("")
-  "$PYTHON" - "$config" << 'END' && norms=(plain moments)
+# family CONFIG WIDTH: steps with each implementation of batch norm; WIDTH is that of the small form.
+family() {
+  local config=$1 width=$2 name norm norms=("")
+  name=${config#configs/} name=${name%.py*}
+  "$PYTHON" - "$config" << 'END' && norms=(moments plain)
 import sys
 from imagenet_jax import config
 sys.exit("norm_impl" not in config.load(sys.argv[1], []).model)
 END
   for norm in "${norms[@]}"; do
-    measure "$family${norm:+ $norm}" benchmarks.train_step --eval "--config=$config" \
+    measure "$name${norm:+ $norm}" benchmarks.train_step --eval "--config=$config" \
       --config.model.dtype=bfloat16 "${steps[@]}" "${batch[@]}" \
       ${small:+"--config.model.width=$width"} ${norm:+"--config.model.norm_impl=$norm"}
   done
-done
+}
+
+# What a reader looks for first comes first, in case the time is short.
+family configs/resnet50.py 0.125
+measure input imagenet_jax.data.bench --config=configs/resnet50.py --config.data.source=synthetic \
+  "${reading[@]}"
+measure checkpoint benchmarks.checkpoint --config=configs/resnet50.py "${saving[@]}" "${batch[@]}" \
+  --config.model.dtype=bfloat16 ${small:+--config.model.width=0.125}
+measure loop benchmarks.loop "${looping[@]}"
+measure restart benchmarks.restart
+family configs/vgg.py:vgg16 0.0625
+family configs/bit.py 0.5
 "$PYTHON" -m benchmarks.accelerator_row --figures="$results" --command="${command% }" --out="$out"

@@ -20,6 +20,7 @@ from imagenet_jax.models.layers import (
     uniform_conv,
     uniform_linear,
 )
+from imagenet_jax.models.windows import max_pool
 
 # Output channels, kernel size, stride and padding of each convolution.
 CONVOLUTIONS = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
@@ -62,7 +63,7 @@ class AlexNet(Model):
         for i, conv in enumerate(self.features):
             x = nnx.relu(self.run(conv, x))
             if i in POOL_AFTER:
-                x = nnx.max_pool(x, (3, 3), strides=(2, 2))
+                x = max_pool(x, 3)
             yield f"conv{i + 1}", x
         x = adaptive_average_pool(x, POOLED)
         x = x.reshape(x.shape[0], -1)

@@ -19,6 +19,7 @@ from flax import nnx
 from imagenet_jax.models.base import Family, Model, count_blocks, count_outputs, require_pixels
 from imagenet_jax.models.layers import StandardizedConv, global_average_pool
 from imagenet_jax.models.norms import GroupNorm
+from imagenet_jax.models.windows import max_pool
 
 # name -> (blocks in each of the four stages, factor on ResNet's channels)
 VARIANTS: dict[str, tuple[tuple[int, ...], int]] = {
@@ -62,7 +63,7 @@ class BiT(Model):
     ) -> Iterator[tuple[str, jax.Array]]:
         require_pixels(images, 1, "BiT")
         x = jnp.pad(self.stem["conv"](images), ((0, 0), (1, 1), (1, 1), (0, 0)))
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2))
+        x = max_pool(x, 3)
         yield "stem", x
         for i, stage in enumerate(self.stages):
             for block in stage["blocks"]:

@@ -29,6 +29,7 @@ from imagenet_jax.models.layers import (
     global_average_pool,
 )
 from imagenet_jax.models.norms import LayerNorm
+from imagenet_jax.models.windows import convolve
 
 # name -> blocks in each of the four stages, channels of the first; each stage doubles them
 VARIANTS = {
@@ -95,6 +96,7 @@ class ConvNeXt(Model):
                 strides=size,
                 padding="VALID",
                 kernel_init=INIT,
+                conv_general_dilated=convolve,
                 dtype=dtype,
                 rngs=rngs,
             )

@@ -15,6 +15,7 @@ from flax import nnx
 from imagenet_jax.models.base import Family, Model, count_blocks, count_outputs, require_pixels
 from imagenet_jax.models.layers import BN_GROUP, ConvNorm, global_average_pool
 from imagenet_jax.models.norms import BatchNorm
+from imagenet_jax.models.windows import max_pool
 
 LEAST = 29  # pixels on a side: smaller images leave nothing to the last pool
 BOTTLENECK = 4  # channels between the two convolutions of a layer, over the growth
@@ -100,8 +101,7 @@ class DenseNet(Model):
         require_pixels(images, LEAST, "DenseNet")
         parts, depths = self.features, VARIANTS[self.name].depths
         x = ConvNorm(parts.conv0, parts.norm0)(images, train=train)
-        # flax annotates padding as str; it takes pairs too.
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore
+        x = max_pool(x, 3, padding=1)
         yield "stem", x
         for i, depth in enumerate(depths, 1):
             # Layers read the tuple, not its concatenation, so that remat "blocks" keeps each

@@ -22,6 +22,7 @@ from imagenet_jax.models.layers import (
     global_average_pool,
     uniform_linear,
 )
+from imagenet_jax.models.windows import max_pool
 
 STEM = 64  # channels of the first convolution
 # Output channels of the convolutions of each block (table 1): 1x1; 1x1 and 3x3; 1x1 and "5x5"; 1x1
@@ -76,7 +77,7 @@ class Inception(nnx.Module):
         branches = [self.branch1(x, train=train)]
         for narrow, wide in (self.branch2, self.branch3):
             branches.append(wide(narrow(x, train=train), train=train))
-        pooled = nnx.max_pool(x, (3, 3), padding=((1, 1), (1, 1)))
+        pooled = max_pool(x, 3, 1, padding=1)
         return jnp.concatenate([*branches, self.branch4(pooled, train=train)], -1)
 
 
@@ -140,8 +141,8 @@ class GoogLeNet(Model):
         self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
     ) -> Iterator[tuple[str, jax.Array]]:
         require_pixels(images, LEAST, "GoogLeNet")
-        x = _max_pool(self.conv1(images, train=train), 3)
-        x = _max_pool(self.conv3(self.conv2(x, train=train), train=train), 3)
+        x = max_pool(self.conv1(images, train=train), 3, ceil=True)
+        x = max_pool(self.conv3(self.conv2(x, train=train), train=train), 3, ceil=True)
         yield "stem", x
         for stage, blocks in STAGES.items():
             for letter in blocks:
@@ -150,16 +151,10 @@ class GoogLeNet(Model):
                     yield head, self.run(getattr(self, head), x, train=train, rngs=rngs)
             yield stage, x
             if stage in POOLS:
-                x = _max_pool(x, POOLS[stage])
+                x = max_pool(x, POOLS[stage], ceil=True)
         x = global_average_pool(x)
         x = self.dropout(x, deterministic=not train, rngs=rngs)
         yield "logits", self.fc(x)
-
-
-def _max_pool(x: jax.Array, window: int) -> jax.Array:
-    """Pool with stride 2, without leaving out the last row and column."""
-    padding = tuple((0, (side - window) % 2) for side in x.shape[1:3])
-    return nnx.max_pool(x, (window, window), strides=(2, 2), padding=padding)  # pyright: ignore
 
 
 def _torch_name(name: str, path: Path) -> str:

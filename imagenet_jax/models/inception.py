@@ -16,6 +16,7 @@ from imagenet_jax.config.fields import Field
 from imagenet_jax.models.base import Family, Model, count_outputs, require_pixels
 from imagenet_jax.models.googlenet import ConvBlock, scaled
 from imagenet_jax.models.layers import BN_GROUP, global_average_pool, uniform_linear
+from imagenet_jax.models.windows import max_pool
 
 # Output channels, kernel size, stride and padding of the first convolutions.
 STEM = {
@@ -125,7 +126,7 @@ class Mixed(nnx.Module):
                 y = jnp.concatenate([getattr(self, part)(y, train=train) for part in parts], -1)
             outputs.append(y)
         if "branch_pool" not in BLOCKS[self.name]:
-            outputs.append(_max_pool(x))
+            outputs.append(max_pool(x, 3))
         return jnp.concatenate(outputs, -1)
 
 
@@ -185,7 +186,7 @@ class InceptionV3(Model):
         for layer in STEM:
             x = getattr(self, layer)(x, train=train)
             if layer in POOL_AFTER:
-                x = _max_pool(x)
+                x = max_pool(x, 3)
         yield "stem", x
         for stage in STAGES:
             for layer in _blocks(stage):
@@ -196,10 +197,6 @@ class InceptionV3(Model):
         x = global_average_pool(x)
         x = self.dropout(x, deterministic=not train, rngs=rngs)
         yield "logits", self.fc(x)
-
-
-def _max_pool(x: jax.Array) -> jax.Array:
-    return nnx.max_pool(x, (3, 3), strides=(2, 2))
 
 
 def _blocks(stage: str) -> list[str]:

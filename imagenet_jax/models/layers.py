@@ -11,6 +11,7 @@ from flax import nnx
 
 from imagenet_jax.config.fields import Field
 from imagenet_jax.models.norms import BatchNorm
+from imagenet_jax.models.windows import convolve
 
 # Config fields of every family with batch norm.
 BN_GROUP = Field(
@@ -96,6 +97,7 @@ class ConvNorm(NamedTuple):
             feature_group_count=groups,
             use_bias=bias,
             kernel_init=kernel_init,
+            conv_general_dilated=convolve,
             dtype=dtype,
             rngs=rngs,
         )
@@ -173,11 +175,11 @@ class StandardizedConv(nnx.Conv):
         dtype = self.dtype or jnp.promote_types(inputs.dtype, kernel.dtype)
         side = ((self.padding, self.padding),) * 2
         strides = (self.strides, self.strides) if isinstance(self.strides, int) else self.strides
-        return jax.lax.conv_general_dilated(
+        return convolve(
             inputs.astype(dtype),
             kernel.astype(dtype),
-            window_strides=strides,  # type: ignore[arg-type]
-            padding=side,  # type: ignore[arg-type]
+            strides,  # type: ignore[arg-type]
+            side,  # type: ignore[arg-type]
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
@@ -262,6 +264,7 @@ def uniform_conv(
         padding=padding,
         kernel_init=init,
         bias_init=init,
+        conv_general_dilated=convolve,
         dtype=dtype,
         rngs=rngs,
     )

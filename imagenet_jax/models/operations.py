@@ -58,7 +58,8 @@ def _total(jaxpr: Any, wanted: list[bool]) -> tuple[int, list[bool]]:
         return not isinstance(var, Literal) and var in found
 
     for equation in jaxpr.eqns:
-        gradients = [has_gradient(var) for var in equation.invars]
+        operands = equation.invars["branches" in equation.params :]  # without the branch's number
+        gradients = [has_gradient(var) for var in operands]
         outputs = [any(gradients)] * len(equation.outvars)
         total += _multiply_adds(equation) * (1 + sum(gradients))
         for inner in _inner(equation):
@@ -71,7 +72,8 @@ def _total(jaxpr: Any, wanted: list[bool]) -> tuple[int, list[bool]]:
 
 
 def _inner(equation: Any) -> Iterator[Any]:
-    for value in equation.params.values():
+    # The last branch is the form for all other platforms (models/windows.py).
+    for value in (*equation.params.values(), *equation.params.get("branches", ())[-1:]):
         inner = getattr(value, "jaxpr", value)
         if hasattr(inner, "eqns"):
             yield inner

@@ -32,6 +32,7 @@ from imagenet_jax.models.layers import (
     global_average_pool,
     uniform_linear,
 )
+from imagenet_jax.models.windows import max_pool
 
 Make = Callable[..., ConvNorm]  # ConvNorm.make with the options of the network
 
@@ -229,8 +230,7 @@ class ResNet(Model):
             x = ConvNorm(conv2, bn2)(x, train=train)
         x = ConvNorm(last, self.bn1)(x, train=train)
         if not self.small_stem:
-            # flax annotates padding as str; it takes pairs too.
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))  # pyright: ignore
+            x = max_pool(x, 3, padding=1)
         yield "stem", x
         for i, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
             for block in stage:

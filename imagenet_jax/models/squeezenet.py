@@ -13,6 +13,7 @@ from flax import nnx
 
 from imagenet_jax.config.fields import Field
 from imagenet_jax.models.base import Family, Model, Path, count_outputs, require_pixels
+from imagenet_jax.models.windows import convolve, max_pool
 
 POOL = "pool"  # a 3x3 max-pool of stride 2, which keeps the last row and column of an even size
 # The first convolution (channels, size), then fires (squeeze channels, channels of each expansion).
@@ -33,7 +34,7 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1, **options: Any)
     init = nnx.initializers.variance_scaling(2.0, "fan_in", "uniform")
     return nnx.Conv(
         inputs, outputs, (size, size), strides=stride, padding=(size // 2 if stride == 1 else 0),
-        **{"kernel_init": init} | options,
+        conv_general_dilated=convolve, **{"kernel_init": init} | options,
     )  # fmt: skip
 
 
@@ -84,8 +85,7 @@ class SqueezeNet(Model):
                 continue
             pools += 1
             yield f"stage{pools}", x
-            padding = tuple((0, 1 - side % 2) for side in x.shape[1:3])
-            x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=padding)  # pyright: ignore
+            x = max_pool(x, 3, ceil=True)
         yield f"stage{pools + 1}", x
         # float32 from here: the mean over pixels and the logits are cheap and should not round.
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))

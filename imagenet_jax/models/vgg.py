@@ -17,6 +17,7 @@ from flax import nnx
 from imagenet_jax.config.fields import Field
 from imagenet_jax.models.base import Family, Model, Path, count_outputs, require_pixels
 from imagenet_jax.models.layers import BN_GROUP, ConvNorm, adaptive_average_pool, three_linear
+from imagenet_jax.models.windows import max_pool
 
 CHANNELS = (64, 128, 256, 512, 512)  # in each of the five stages
 HIDDEN = 4096  # units of each of the two hidden linear layers
@@ -52,7 +53,7 @@ class Stage(nnx.List[Any]):
         """f[B, H, W, I] -> f[B, H / 2, W / 2, O]."""
         for layer in self:
             x = ConvNorm(layer.conv, layer.bn)(x, train=train)
-        return nnx.max_pool(x, (2, 2), strides=(2, 2))
+        return max_pool(x, 2)
 
 
 class VGG(Model):

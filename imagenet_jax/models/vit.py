@@ -31,6 +31,7 @@ from imagenet_jax.models.layers import (
     uniform_conv,
 )
 from imagenet_jax.models.norms import LayerNorm
+from imagenet_jax.models.windows import convolve
 
 HEAD_CHANNELS = 64  # channels of each attention head
 EPSILON = 1e-6  # of layer norm, in all three forms; transformers has 1e-12
@@ -199,6 +200,7 @@ class VisionTransformer(Model):
                 strides=patch,
                 padding="VALID",
                 kernel_init=start.patch,
+                conv_general_dilated=convolve,
                 dtype=dtype,
                 rngs=rngs,
             )
