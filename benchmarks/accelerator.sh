@@ -68,7 +68,7 @@ fi
 # family CONFIG WIDTH: steps with each implementation of batch norm; WIDTH is that of the small form.
 family() {
   local config=$1 width=$2 name norm norms=("")
-  name=${config#configs/} name=${name%.py*}
+  name=${config##*[/:]} name=${name%.py}
   "$PYTHON" - "$config" << 'END' && norms=(moments plain)
 import sys
 from imagenet_jax import config

@@ -54,11 +54,14 @@ def make_row(measured: dict[str, dict[str, Any]], command: str) -> str:
 
 def _list(steps: dict[str, dict[str, Any]], figure: str) -> str:
     return "; ".join(
-        f"{label} {f[figure]:,.4g} ({f['batch_size']} of {f['image_size']} px)"
-        if figure == "images_per_second"
-        else f"{label} {f[figure]:,.4g}"
+        f"{label} {_round(f[figure])}"
+        + f" ({f['batch_size']} of {f['image_size']} px)" * (figure == "images_per_second")
         for label, f in steps.items()
     )
+
+
+def _round(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _format(figures: dict[str, Any], template: str) -> str:

@@ -1,8 +1,8 @@
 """Convolution and max pooling, in forms that GPUs compute faster where XLA's are slow.
 
-A step of ResNet-50 on an H100 spent 13 % of its time in two operations that XLA leaves to slow
+A step of ResNet-50 on an H100 spent 13 % of its time in two operations for which XLA has slow
 kernels: the convolution of the image, whose 3 channels fill no tensor core, and the gradient of max
-pooling, a scatter. Both forms return what the plain form does, up to the order of sums.
+pooling, a scatter (benchmarks/RESULTS.md). The forms return what XLA's do, up to the order of sums.
 """
 
 import functools
