@@ -12,9 +12,13 @@ from typing import Any, NamedTuple
 import hypothesis
 import pytest
 
-# Before jax is imported, which pytest's collection does after this file.
+# Tests spend most of their time in LLVM. With these flags it takes a quarter of that time, and the
+# code that it makes is slower.
+FASTER_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# Before jax is imported, which pytest's collection does after this file. Your flags win.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    f"--xla_force_host_platform_device_count=8 {FASTER_COMPILATION} "
+    + os.environ.get("XLA_FLAGS", "")
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests and the processes that they start compile the same programs: they share this cache, across
@@ -110,8 +114,8 @@ def run_module():
     """run_module(module, *args) starts `python -m MODULE ARGS` on one CPU device."""
     processes = []
 
-    def start(module, *args, **kwargs):
-        env = os.environ | {"XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+    def start(module, *args, flags=FASTER_COMPILATION, **kwargs):
+        env = os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
             [sys.executable, "-m", module, *map(str, args)],
             cwd=REPOSITORY,

@@ -20,7 +20,8 @@ def finished(tmp_path_factory, digits_path):
     from imagenet_jax.config import python_files
 
     python_files.executed.clear()  # other tests load configs in this process
-    config, workdir = tiny_config(digits_path), tmp_path_factory.mktemp("finished") / "run"
+    config = tiny_config(digits_path, "small_cnn")
+    workdir = tmp_path_factory.mktemp("finished") / "run"
     assert loop.train(config, workdir) == 0
     return Finished(workdir, config)
 

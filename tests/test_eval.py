@@ -22,13 +22,13 @@ from imagenet_jax.training.state import create_state
 
 @pytest.mark.parametrize("batch_size", [8, 40, 120, 360, 368])
 @pytest.mark.parametrize("split", ["validation", "validation[:1]", "validation[3:44]"])
-def test_every_image_is_counted_once_whatever_the_batch(tiny, batch_size, split):
-    tiny.eval.batch_size = batch_size
-    tiny.data.eval_split = split
-    evaluate = make_evaluation(tiny)
-    state = create_state(tiny.model, optax.identity(), False, evaluate.mesh, 0)
+def test_every_image_is_counted_once_whatever_the_batch(quick, batch_size, split):
+    quick.eval.batch_size = batch_size
+    quick.data.eval_split = split
+    evaluate = make_evaluation(quick)
+    state = create_state(quick.model, optax.identity(), False, evaluate.mesh, 0)
     (result,) = Evaluator(evaluate)(state)
-    assert result["count"] == len(sources.open_source(tiny.data, split))
+    assert result["count"] == len(sources.open_source(quick.data, split))
     right = result["top1"] * result["count"]
     assert right == pytest.approx(round(right))  # a whole number of images
 
@@ -46,9 +46,9 @@ def test_metrics_do_not_depend_on_the_batch(tiny):
         assert result["loss"] == pytest.approx(results[0]["loss"], rel=1e-5)
 
 
-def test_writes_json_for_latest_best_and_a_step(tiny, tmp_path):
-    tiny.checkpoint.every_epochs = tiny.eval.every_epochs = 4 * 48 / 1437
-    loop.train(tiny, tmp_path)
+def test_writes_json_for_latest_best_and_a_step(quick, tmp_path):
+    quick.checkpoint.every_epochs = quick.eval.every_epochs = 4 * 48 / 1437
+    loop.train(quick, tmp_path)
     history = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     logged = {(h["step"], h["weights"]): h for h in history if "weights" in h}
     for which in ("latest", "best", "4"):
@@ -65,9 +65,9 @@ def test_writes_json_for_latest_best_and_a_step(tiny, tmp_path):
     assert next(evaluate_workdir(tmp_path, "best"))["step"] == best
 
 
-def test_data_may_lie_elsewhere(tiny, tmp_path, digits_path):
-    tiny.eval.every_epochs = 0.0
-    loop.train(tiny, tmp_path / "run")
+def test_data_may_lie_elsewhere(quick, tmp_path, digits_path):
+    quick.eval.every_epochs = 0.0
+    loop.train(quick, tmp_path / "run")
     moved = tmp_path / "moved" / "1.0.0"
     moved.parent.mkdir()
     moved.symlink_to(digits_path)

@@ -21,6 +21,7 @@ def _start(run_module, workdir, data, *more):
         f"--workdir={workdir}",
         f"--config.data.path={data}",
         *more,
+        flags="",  # compiled as usual
     )
 
 
@@ -38,7 +39,7 @@ def test_reaches_98_percent(run_module, tmp_path, digits_path, seed):
     training = _start(run_module, tmp_path / "run", digits_path, f"--config.seed={seed}")
     _, err = training.communicate(timeout=600)
     assert training.returncode == 0, err
-    evaluation = run_module("imagenet_jax.eval", f"--workdir={tmp_path}/run")
+    evaluation = run_module("imagenet_jax.eval", f"--workdir={tmp_path}/run", flags="")
     out, err = evaluation.communicate(timeout=120)
     assert evaluation.returncode == 0, err
     (result,) = (tmp_path / "run" / "eval").glob("*.json")

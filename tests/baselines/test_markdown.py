@@ -41,7 +41,7 @@ def test_table_agrees_with_the_files(readme, call_command):
     assert cells["top-5"] == f"{100 * first['top5']:.2f}%"
     assert (cells["images"], cells["weights"]) == (str(first["count"]), "EMA")
     assert float(cells["loss"]) == pytest.approx(first["loss"], abs=6e-5)
-    assert cells["model"] == "resnet18, width 0.0625"
+    assert cells["model"] == "small_cnn, width 0.0625"
     assert float(cells["epochs"]) == config["epochs"]
     assert f"batch {config['batch_size']}" in cells["recipe"]
     assert cells["revision"].startswith(f"`{made_by['git_revision'][:7]}`")

@@ -248,6 +248,6 @@ def test_remains_of_a_killed_publish_are_replaced(finished, tmp_path):
 
 
 def test_run_that_was_stopped_early_is_refused(digits_path, tmp_path, fails):
-    loop.train(tiny_config(digits_path), tmp_path / "run", stop_after=2)
+    loop.train(tiny_config(digits_path, "small_cnn"), tmp_path / "run", stop_after=2)
     command = [tmp_path / "run", "--allow_dirty", f"--out={tmp_path}/tiny"]
     fails(publish, command, "not finished: step 2 of 8")

@@ -68,9 +68,10 @@ def test_the_picture_shows_warm_up_peak_and_end():
     assert lines[0].strip().startswith("0.1") and "epoch 90" in lines[-1]
 
 
-def test_quickstart_from_recipe_to_time(tiny, digits_path, tmp_path, monkeypatch, capsys):
+def test_quickstart_from_recipe_to_time(quick, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    dry_run.dry_run(tiny)
+    quick.model.width = 1.0
+    dry_run.dry_run(quick)
     out = capsys.readouterr().out
     assert "memory of each device: " in out and "img/s on 8 x cpu" in out
     # Every quantity is in a unit that fits it.
@@ -78,10 +79,10 @@ def test_quickstart_from_recipe_to_time(tiny, digits_path, tmp_path, monkeypatch
         r"operations: [1-9]\d*(\.\d+)? MFLOP an image, [1-9]\d*(\.\d+)? GFLOP in all", out
     )
     assert re.search(r"about \d+\.\d (s|min) for all steps", out)
-    run = make_experiment(tiny)
+    run = make_experiment(quick)
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.abstract))
     shown = float(re.search(r"device: ([\d.]+) KiB of state", out)[1]) * 2**10
-    batch = tiny.batch_size / 8 * (16 * 16 * 3 + 4)
+    batch = quick.batch_size / 8 * (16 * 16 * 3 + 4)
     assert shown == pytest.approx(state + batch, rel=0.1, abs=0.06 * 2**20)
     assert list(tmp_path.iterdir()) == []
 

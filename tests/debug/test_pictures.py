@@ -94,7 +94,7 @@ def shown_run(tmp_path_factory, digits_path):
     from conftest import tiny_config
 
     workdir = tmp_path_factory.mktemp("shown") / "run"
-    config = tiny_config(digits_path)
+    config = tiny_config(digits_path, "small_cnn")
     config.log.tensorboard, config.log.images = True, 5
     assert loop.train(config, workdir) == 0
     return config, workdir

@@ -10,6 +10,11 @@ from imagenet_jax import models
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.runtime import xla
 
+USUAL = {
+    "xla_backend_optimization_level": 3,
+    "xla_cpu_use_fusion_emitters": True,
+}  # as without the flags of conftest.py
+
 
 @pytest.mark.parametrize(
     ("name", "side", "train"),
@@ -47,7 +52,7 @@ def test_compiled_bfloat16_is_near_float32(name, side, train):
                 model.dropout.rate = 0.0
             return model(images.astype(dtype), train=train)
 
-        compiled = jax.jit(run, compiler_options=xla.options())
+        compiled = jax.jit(run, compiler_options=(xla.options() or {}) | USUAL)
         return np.asarray(compiled(model, images))
 
     want, got = logits("float32"), logits("bfloat16")

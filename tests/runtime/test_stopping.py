@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import REPOSITORY
+from conftest import FASTER_COMPILATION, REPOSITORY
 
 from imagenet_jax.runtime.stopping import Watchdog
 
@@ -92,7 +92,7 @@ def test_a_stalled_input_ends_the_training(tiny, tmp_path):
             "--config.log.watchdog_seconds=30",
         ],
         cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
-        env=os.environ | {"XLA_FLAGS": ""},
+        env=os.environ | {"XLA_FLAGS": FASTER_COMPILATION},
     )  # fmt: skip
     assert done.returncode == 142, done.stderr
     assert "stalled_reader" in done.stderr

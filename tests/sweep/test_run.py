@@ -7,7 +7,7 @@ import signal
 import time
 
 import pytest
-from conftest import REPOSITORY
+from conftest import FASTER_COMPILATION, REPOSITORY
 
 from imagenet_jax.sweep import __main__ as sweep
 from imagenet_jax.sweep import folder
@@ -25,7 +25,7 @@ LONG = ("--config.epochs=400", "--config.checkpoint.every_epochs=0.1", "--config
 def arguments(digits_path, tmp_path, monkeypatch):
     """arguments(*more): a sweep in tmp_path/sweep whose trials have 9 steps."""
     monkeypatch.chdir(REPOSITORY)
-    monkeypatch.setenv("XLA_FLAGS", "")  # one device
+    monkeypatch.setenv("XLA_FLAGS", FASTER_COMPILATION)  # one device
 
     def make(*more):
         fields = [f"--config.{setting}" for setting in (f"data.path={digits_path}", *SETTINGS)]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import FASTER_COMPILATION, REPOSITORY
 
 from imagenet_jax import train as loop
 from imagenet_jax.errors import UserError
@@ -204,7 +204,7 @@ def test_run_exits_1_on_a_full_disk_and_0_after_space_is_freed(small_disk, digit
     ]  # fmt: skip
 
     def run():
-        env = os.environ | {"XLA_FLAGS": ""}
+        env = os.environ | {"XLA_FLAGS": FASTER_COMPILATION}
         return subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True)
 
     full = run()

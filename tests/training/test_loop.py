@@ -65,25 +65,28 @@ def stop_after(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("stop", "optimizer"),
+    ("model", "stop", "optimizer"),
     [
-        pytest.param(1, "sgd", marks=pytest.mark.full),
-        (3, "sgd"),
-        pytest.param(5, "schedule_free_adamw", marks=pytest.mark.full),
+        ("small_cnn", 3, "sgd"),
+        *(
+            pytest.param("resnet18", *case, marks=pytest.mark.full)
+            for case in ((1, "sgd"), (3, "sgd"), (5, "schedule_free_adamw"))
+        ),
     ],
 )
 def test_stopped_and_resumed_run_is_bit_identical_to_an_uninterrupted_one(
-    tiny, tmp_path, stop_after, monkeypatch, stop, optimizer
+    digits_path, tmp_path, stop_after, monkeypatch, model, stop, optimizer
 ):
     """Stops inside and at the end of a logging interval of 2 steps, in mid-epoch."""
-    tiny.optim.name = optimizer
-    assert loop.train(tiny, tmp_path / "whole") == 0
+    config = tiny_config(digits_path, model)
+    config.optim.name = optimizer
+    assert loop.train(config, tmp_path / "whole") == 0
     stop_after(stop)
-    assert loop.train(tiny, tmp_path / "parts") == 128 + signal.SIGTERM
+    assert loop.train(config, tmp_path / "parts") == 128 + signal.SIGTERM
     monkeypatch.undo()
     assert Checkpoints(tmp_path / "parts" / "checkpoints", write=False).steps() == [stop]
-    assert loop.train(tiny, tmp_path / "parts") == 0
-    _assert_same_run(tiny, tmp_path / "whole", tmp_path / "parts")
+    assert loop.train(config, tmp_path / "parts") == 0
+    _assert_same_run(config, tmp_path / "whole", tmp_path / "parts")
 
 
 def test_interrupt_saves_and_exits_130(quick, tmp_path, stop_after):
@@ -157,15 +160,15 @@ def test_keeps_the_last_n_and_the_best(quick, tmp_path):
     assert max(tops.values()) > 0
 
 
-def test_nonfinite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(tiny, tmp_path):
-    tiny.checkpoint.every_epochs = 3 * 48 / 1437
-    tiny.optim.update({"schedule": "polynomial", "base_lr": 0.0, "end_lr": 1e38, "momentum": 0.0})
+def test_nonfinite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(quick, tmp_path):
+    quick.checkpoint.every_epochs = 3 * 48 / 1437
+    quick.optim.update({"schedule": "polynomial", "base_lr": 0.0, "end_lr": 1e38, "momentum": 0.0})
     with pytest.raises(NonFiniteError, match=r"at step \d+, learning rate .*last checkpoint"):
-        loop.train(tiny, tmp_path)
+        loop.train(quick, tmp_path)
     kept = Checkpoints(tmp_path / "checkpoints", write=False).steps()
     for step in kept:
         state, _ = Checkpoints(tmp_path / "checkpoints", write=False).restore(
-            make_experiment(tiny).abstract, step
+            make_experiment(quick).abstract, step
         )
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(state)))
     assert not (tmp_path / "running.json").exists()

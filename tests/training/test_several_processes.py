@@ -12,7 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import FASTER_COMPILATION, REPOSITORY
 
 from imagenet_jax.logs.throughput import MEASURED
 from imagenet_jax.runtime.workdir import read_config
@@ -39,7 +39,7 @@ def _start(workdir, digits_path, *more, devices=1, module="main", code=REPOSITOR
     args = [f"--config.{x}" for x in (f"data.path={digits_path}", *SETTINGS)]
     args = ["--config=configs/quickstart.py", *args] if module == "main" else []
     env = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {FASTER_COMPILATION}",
         "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
         "PYTHONUNBUFFERED": "1",
     }

@@ -1,5 +1,7 @@
 """The train step: sharding, accumulation, EMA, masks and dtypes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from imagenet_jax.training.evaluate import compile_eval_step
 from imagenet_jax.training.experiment import Evaluation, make_step_parts
 from imagenet_jax.training.sharding import batch_sharding, make_mesh
 from imagenet_jax.training.state import abstract_state, count_parameters, create_state, model_graph
-from imagenet_jax.training.step import compile_train_step, gradient
+from imagenet_jax.training.step import compile_train_step, gradient, train_step
 
 
 def _batch(rows, side, mask=None):
@@ -90,10 +92,10 @@ def test_eight_devices_equal_one_in_float64(tiny, fsdp):
     _assert_close(one, many, rtol=1e-7, atol=1e-9)
 
 
-def test_fsdp_shards_parameters_optimizer_and_ema(tiny):
-    tiny.model.width = 0.125  # every kernel has an axis that 4 divides
+def test_fsdp_shards_parameters_optimizer_and_ema(quick):
+    quick.model.width = 0.25  # every kernel has an axis that 4 divides
     mesh = make_mesh(4)
-    state = create_state(tiny.model, make_step_parts(tiny, 10).tx, True, mesh, 0)
+    state = create_state(quick.model, make_step_parts(quick, 10).tx, True, mesh, 0)
     on_one = sum(
         shard.data.nbytes
         for leaf in jax.tree.leaves(state)
@@ -104,11 +106,11 @@ def test_fsdp_shards_parameters_optimizer_and_ema(tiny):
     assert whole / 4 <= on_one < whole / 3.9
 
 
-def test_the_whole_state_is_donated(tiny):
+def test_the_whole_state_is_donated(quick):
     mesh = make_mesh(1, jax.devices()[:1])
-    parts = make_step_parts(tiny, steps_per_epoch=10)
-    abstract = abstract_state(tiny.model, parts.tx, True, mesh)
-    state = create_state(tiny.model, parts.tx, True, mesh, 0)
+    parts = make_step_parts(quick, steps_per_epoch=10)
+    abstract = abstract_state(quick.model, parts.tx, True, mesh)
+    state = create_state(quick.model, parts.tx, True, mesh, 0)
     step = compile_train_step(parts, abstract, mesh)
     step(state, jax.device_put(_batch(48, 16), batch_sharding(mesh)))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
@@ -179,7 +181,19 @@ def test_no_ema_by_default(quick):
     assert _train(quick, 1, steps=1)[0].ema is None
 
 
-@pytest.mark.parametrize("model", ["resnet18", pytest.param("vgg11_bn", marks=pytest.mark.full)])
+def test_batch_statistics_of_a_bfloat16_model_stay_float32(tiny):
+    tiny.model.dtype = "bfloat16"
+    parts = make_step_parts(tiny, steps_per_epoch=10)
+    before = abstract_state(tiny.model, parts.tx, True, make_mesh())
+    after, _ = jax.eval_shape(functools.partial(train_step, parts=parts), before, _batch(32, 16))
+    old, new = ({leaf.dtype for leaf in jax.tree.leaves(s.batch_stats)} for s in (before, after))
+    assert old == new == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["small_cnn", *(pytest.param(m, marks=pytest.mark.full) for m in ("resnet18", "vgg11_bn"))],
+)
 def test_bfloat16_is_used_only_for_computation(digits_path, model):
     config = tiny_config(digits_path, model)
     config.model.dtype = "bfloat16"
@@ -230,10 +244,10 @@ def test_eval_step_ignores_the_content_of_padding(tiny, devices):
     assert sums["top5"] == (top[:, :5] == labels[:, None]).any(1).sum()
 
 
-def test_initial_state_depends_only_on_the_seed(tiny):
+def test_initial_state_depends_only_on_the_seed(quick):
     mesh = make_mesh()
-    tx = make_step_parts(tiny, 10).tx
-    a, b, c = (create_state(tiny.model, tx, False, mesh, seed) for seed in (3, 3, 4))
+    tx = make_step_parts(quick, 10).tx
+    a, b, c = (create_state(quick.model, tx, False, mesh, seed) for seed in (3, 3, 4))
     kernels = [np.asarray(s.params["conv1"]["kernel"]) for s in (a, b, c)]
     assert (kernels[0] == kernels[1]).all()
     assert (kernels[0] != kernels[2]).any()
