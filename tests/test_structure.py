@@ -24,8 +24,9 @@ def test_training_imports_few_modules(digits_path, tmp_path):
         "assert main.main(sys.argv[1:]) == 0\n"
         "print('modules:', *(n for n in sys.modules if n.split('.')[0] == 'imagenet_jax'))\n"
     )
-    flags = ["--config=configs/quickstart.py", f"--workdir={tmp_path}/run", "--config.epochs=0.1"]
+    flags = ["--config=configs/small_cnn.py", f"--workdir={tmp_path}/run", "--config.epochs=0.1"]
     flags += ["--config.optim.warmup_epochs=0", "--config.log.images=16"]
+    flags += ["--config.model.width=0.125"]
     done = subprocess.run(
         [sys.executable, "-c", code, *flags, f"--config.data.path={digits_path}"],
         cwd=REPOSITORY, capture_output=True, text=True,

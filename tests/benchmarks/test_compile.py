@@ -30,7 +30,9 @@ def training_logits(model):
     )
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet101", "vgg16"])
+@pytest.mark.parametrize(
+    "name", ["resnet50", pytest.param("resnet101", marks=pytest.mark.full), "vgg16"]
+)
 def test_plain_networks_have_the_shapes_of_ours(name):
     model = defaults(name).model
     ours = shapes(model)

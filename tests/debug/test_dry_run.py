@@ -81,7 +81,7 @@ def test_quickstart_from_recipe_to_time(quick, tmp_path, monkeypatch, capsys):
     assert re.search(r"about \d+\.\d (s|min) for all steps", out)
     run = make_experiment(quick)
     state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(run.abstract))
-    shown = float(re.search(r"device: ([\d.]+) KiB of state", out)[1]) * 2**10
+    shown = float(re.search(r"device: ([\d.]+) MiB of state", out)[1]) * 2**20
     batch = quick.batch_size / 8 * (16 * 16 * 3 + 4)
     assert shown == pytest.approx(state + batch, rel=0.1, abs=0.06 * 2**20)
     assert list(tmp_path.iterdir()) == []

@@ -4,9 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from imagenet_jax import models
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.runtime import xla
 
@@ -32,7 +30,7 @@ USUAL = {
         ),
     ],
 )
-def test_compiled_bfloat16_is_near_float32(name, side, train):
+def test_compiled_bfloat16_is_near_float32(filled, name, side, train):
     config = defaults(name).model
     config.num_classes = 10
     config.width = 1.0 if name == "resnet50" else 0.25
@@ -41,11 +39,7 @@ def test_compiled_bfloat16_is_near_float32(name, side, train):
     def logits(dtype):
         config.dtype = dtype
 
-        make = jax.jit(
-            lambda key: models.build(config, rngs=nnx.Rngs(key)),
-            compiler_options=xla.options(optimize=False),
-        )
-        model = make(jax.random.key(0))
+        model = filled(config)
 
         def run(model, images):
             if name.startswith("vgg"):

@@ -24,10 +24,11 @@ def gradient(name, remat, dtype, **fields):
     config = tiny_model(name, remat=remat, **fields)
     if name.startswith("bit"):
         config.width = 0.5  # the least that 32 groups divide
-    graph, *states = nnx.split(models.build(config, rngs=nnx.Rngs(0)), nnx.Param, nnx.BatchStat)
-    params, stats = (jax.tree.map(lambda x: x.astype(dtype), nnx.to_pure_dict(s)) for s in states)
+    rng = np.random.default_rng(0)
+    graph, *shapes = models.outline(config)
+    params, stats = jax.tree.map(lambda x: rng.normal(0.1, 0.1, x.shape).astype(dtype), shapes)
     side = image_side(name)
-    images = np.random.default_rng(0).normal(size=(4, side, side, 3)).astype(dtype)
+    images = rng.normal(size=(4, side, side, 3)).astype(dtype)
 
     @jax.jit
     def compute(params, stats, images):

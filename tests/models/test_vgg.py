@@ -88,13 +88,13 @@ def test_no_dropout_needs_no_rngs_and_changes_nothing(filled):
 
 def test_dropout_falls_on_both_hidden_layers(filled):
     """Rate p on hidden units scales survivors by 1 / (1 - p): a fraction p of them are 0."""
-    model = filled(tiny_model("vgg11", width=0.25, dropout=0.3))
+    model = filled(tiny_model("vgg11", width=0.25, dropout=0.3, num_classes=1000))
     for linear in model.classifier[:-1]:
         linear.kernel[...] = jnp.zeros_like(linear.kernel[...])
         linear.bias[...] = jnp.ones_like(linear.bias[...])
     last = model.classifier[-1]  # logit k reads hidden unit k alone
     last.kernel[...] = jnp.eye(*last.kernel.shape)
-    images = jnp.ones((200, 32, 32, 3))
+    images = jnp.ones((2, 32, 32, 3))
     hidden = np.asarray(model(images, train=True, rngs=nnx.Rngs(0)) - last.bias[...])
     assert set(np.round(np.unique(hidden), 5)) == {0.0, np.float32(1.42857)}
     assert (hidden == 0).mean() == pytest.approx(0.3, abs=0.04)
@@ -107,10 +107,10 @@ def test_dropout_falls_on_both_hidden_layers(filled):
 
 
 def test_initial_weights_are_torchvisions():
-    config = tiny_model("vgg11_bn", width=0.5)
+    config = tiny_model("vgg11_bn", width=0.25)
     model = nnx.jit(lambda: models.build(config, rngs=nnx.Rngs(0)))()
     assert isinstance(model, vgg.VGG)
-    for i, j in ((2, 0), (4, 1)):  # 64 -> 128 channels, where fan-in and -out differ; 256 -> 256
+    for i, j in ((2, 0), (4, 1)):  # 32 -> 64 channels, where fan-in and -out differ; 128 -> 128
         conv = model.features[i][j].conv
         kernel = np.asarray(conv.kernel[...])
         assert kernel.std() == pytest.approx((2 / (kernel.shape[3] * 9)) ** 0.5, rel=0.01)

@@ -85,7 +85,7 @@ def test_samples_are_records_of_the_split(run, finished):
 
 def test_explanations_show_images_of_the_split(run):
     explained = run.explained
-    assert explained.filters.images.shape[0] == explained.filters.channels == 4
+    assert explained.filters.images.shape[0] == explained.filters.channels == 2
     assert [m.images.dtype for m in explained.maps] == [np.uint8] * 4
     side = explained.cams[0][0].pixels.shape
     assert all(overlay.shape == side for _, overlay in explained.cams)
