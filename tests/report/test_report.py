@@ -232,10 +232,10 @@ def test_pngs_have_content(tmp_path):
 
 
 def test_legends_cover_no_chart(monkeypatch, tmp_path):
-    saved, savefig = [], Figure.savefig
+    saved = []
 
     def save(figure, path, **options):
-        savefig(figure, path, **options)
+        figure.draw_without_rendering()  # places everything
         saved.append(figure)
 
     monkeypatch.setattr(Figure, "savefig", save)
