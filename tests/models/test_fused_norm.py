@@ -15,9 +15,8 @@ from jax.test_util import check_grads
 from imagenet_jax import models
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import resnet
-from imagenet_jax.models.fused_norm import product_norm
 from imagenet_jax.models.layers import ConvNorm, PointwiseConv
-from imagenet_jax.models.norms import BatchNorm
+from imagenet_jax.models.norms import BatchNorm, product_norm
 from imagenet_jax.training.sharding import batch_sharding, make_mesh, replicated
 
 EPS = 1e-5
