@@ -64,7 +64,7 @@ class BatchNorm(nnx.Module):
         return self._normalize(grouped, mean, var).reshape(x.shape)
 
     def of_product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """Return `self(x @ kernel, train=True)`, computed without `x @ kernel`: see `product_norm`."""
+        """Return `self(x @ kernel, train=True)`, without computing `x @ kernel`."""
         grouped, n = self._grouped(x)
         norm = partial(product_norm, eps=self.eps)
         if grouped.ndim > x.ndim:
