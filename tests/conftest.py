@@ -199,7 +199,8 @@ def saved_run(tmp_path_factory, digits_path):
     workdirs.write_classes(workdir, run.source.class_names)
     checkpoints = Checkpoints(workdir / "checkpoints")
     position = Position(data=get_data_position(run.sampler, 3), interval={})
-    checkpoints.save(state, position, config=config.to_dict(), provenance={}, metrics=None)
+    alone = jax.device_put(state, jax.devices()[0])  # saving replicas compiles programs
+    checkpoints.save(alone, position, config=config.to_dict(), provenance={}, metrics=None)
     checkpoints.wait()
     checkpoints.close()
     return SavedRun(workdir, config, state)

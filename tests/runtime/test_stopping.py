@@ -62,13 +62,13 @@ def test_0_seconds_disable_it():
     assert (done.returncode, done.stdout) == (0, "1\n")
 
 
-def test_training_steps_and_evaluation_batches_are_progress(tiny, tmp_path, monkeypatch):
+def test_training_steps_and_evaluation_batches_are_progress(quick, tmp_path, monkeypatch):
     from imagenet_jax import train as loop
 
     beats = []
     monkeypatch.setattr(Watchdog, "beat", lambda self: beats.append(1))
-    tiny.log.watchdog_seconds = 500.0
-    assert loop.train(tiny, tmp_path) == 0
+    quick.log.watchdog_seconds = 500.0
+    assert loop.train(quick, tmp_path) == 0
     assert len(beats) >= 8 + 2 * 3  # steps, and batches of 120 of 360 images, EMA and raw
 
 
