@@ -168,6 +168,20 @@ def fails(call_command):
     return check
 
 
+def random_state(abstract):
+    """Return a state with values from NumPy, which, unlike initial weights, need no compilation."""
+    import jax
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+
+    def draw(x):  # kernels of mean 0; scales and variances above 0
+        values = rng.normal(0, 0.2, x.shape) if x.ndim > 1 else rng.uniform(0.5, 1.5, x.shape)
+        return jax.device_put(values.astype(x.dtype), x.sharding)
+
+    return jax.tree.map(draw, abstract)
+
+
 class SavedRun(NamedTuple):
     workdir: Path
     config: Any  # ConfigDict
@@ -178,7 +192,6 @@ class SavedRun(NamedTuple):
 def saved_run(tmp_path_factory, digits_path):
     """A run that saved step 3, with random weights and different random EMA weights."""
     import jax
-    import numpy as np
 
     from imagenet_jax.runtime import workdir as workdirs
     from imagenet_jax.runtime.provenance import collect_provenance
@@ -187,13 +200,8 @@ def saved_run(tmp_path_factory, digits_path):
     from imagenet_jax.training.experiment import make_experiment
 
     config = tiny_config(digits_path)
-    run, rng = make_experiment(config), np.random.default_rng(0)
-
-    def draw(x):  # kernels of mean 0; scales and variances above 0
-        values = rng.normal(0, 0.2, x.shape) if x.ndim > 1 else rng.uniform(0.5, 1.5, x.shape)
-        return jax.device_put(values.astype(x.dtype), x.sharding)
-
-    state = jax.tree.map(draw, run.abstract).replace(step=jax.numpy.int32(3))
+    run = make_experiment(config)
+    state = random_state(run.abstract).replace(step=jax.numpy.int32(3))
     workdir = tmp_path_factory.mktemp("saved") / "run"
     workdirs.record_start(workdir, config, collect_provenance(run.fingerprints))
     workdirs.write_classes(workdir, run.source.class_names)

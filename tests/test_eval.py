@@ -6,8 +6,8 @@ import threading
 import time
 
 import jax
-import optax
 import pytest
+from conftest import random_state
 
 from imagenet_jax import train as loop
 from imagenet_jax.classify import evaluate_weights
@@ -17,16 +17,15 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.training import checkpoint_errors
 from imagenet_jax.training.evaluate import Evaluator
 from imagenet_jax.training.experiment import make_evaluation
-from imagenet_jax.training.state import create_state
 
 
 @pytest.mark.parametrize("batch_size", [8, 40, 120, 360, 368])
 @pytest.mark.parametrize("split", ["validation", "validation[:1]", "validation[3:44]"])
 def test_every_image_is_counted_once_whatever_the_batch(quick, batch_size, split):
     quick.eval.batch_size = batch_size
-    quick.data.eval_split = split
+    quick.data.eval_split, quick.ema.decay = split, 0.0
     evaluate = make_evaluation(quick)
-    state = create_state(quick.model, optax.identity(), False, evaluate.mesh, 0)
+    state = random_state(evaluate.abstract)
     (result,) = Evaluator(evaluate)(state)
     assert result["count"] == len(sources.open_source(quick.data, split))
     right = result["top1"] * result["count"]
@@ -34,11 +33,11 @@ def test_every_image_is_counted_once_whatever_the_batch(quick, batch_size, split
 
 
 def test_metrics_do_not_depend_on_the_batch(tiny):
-    results = []
+    results, tiny.ema.decay = [], 0.0
     for batch_size in (8, 368):  # an image on each device; more than the split has
         tiny.eval.batch_size = batch_size
         evaluate = make_evaluation(tiny)
-        state = create_state(tiny.model, optax.identity(), False, evaluate.mesh, 0)
+        state = random_state(evaluate.abstract)
         results.append(Evaluator(evaluate)(state)[0])
     for result in results[1:]:
         assert result["top1"] == results[0]["top1"]

@@ -13,7 +13,7 @@ from imagenet_jax.training.state import create_state, model_graph
 
 @pytest.fixture
 def setting():
-    config = tiny_config("unused")
+    config = tiny_config("unused", "small_cnn")
     config.eval.flip = True
     mesh = make_mesh(1, jax.devices()[:1])
     state = create_state(config.model, optax.identity(), False, mesh, 0)

@@ -3,11 +3,11 @@
 import jax
 import numpy as np
 import pytest
+from conftest import random_state
 
 from imagenet_jax.training.checkpoint import Checkpoints, Position
 from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.sharding import make_mesh
-from imagenet_jax.training.state import create_state
 
 
 def _experiment(config, devices, fsdp):
@@ -16,7 +16,7 @@ def _experiment(config, devices, fsdp):
 
 
 def _save(run, directory):
-    state = create_state(run.config.model, run.parts.tx, True, run.mesh, seed=5)
+    state = random_state(run.abstract).replace(step=jax.numpy.int32(0))
     checkpoints = Checkpoints(directory)
     checkpoints.save(
         state, Position(data={"next_record": 0}, interval={}),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny_config
+from conftest import random_state, tiny_config
 from flax import nnx
 
 from imagenet_jax.training.evaluate import compile_eval_step
@@ -222,7 +222,7 @@ def test_eval_step_ignores_the_content_of_padding(tiny, devices):
     mesh = make_mesh(1, jax.devices()[:devices])
     tx = make_step_parts(tiny, 10).tx
     abstract = abstract_state(tiny.model, tx, True, mesh)
-    state = create_state(tiny.model, tx, True, mesh, 0)
+    state = random_state(abstract)
     evaluation = Evaluation(tiny, mesh, None, model_graph(tiny.model), abstract)
     step = compile_eval_step(evaluation)
     batch = _batch(16, 16, mask=[1] * 11 + [0] * 5)
