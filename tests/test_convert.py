@@ -4,7 +4,6 @@ import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors import safe_open
@@ -128,9 +127,11 @@ def several(saved_run, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("several") / "run"
     shutil.copytree(saved_run.workdir, workdir, ignore=shutil.ignore_patterns("checkpoints"))
     checkpoints, kernels = Checkpoints(workdir / "checkpoints", keep=9), {}
+    saved = jax.device_get(saved_run.state)
     for step, top1 in ((10, 0.3), (20, 0.1), (30, 0.2), (40, None)):
-        ema = jax.tree.map(lambda x, step=step: x * step + step / 7, saved_run.state.ema)
-        state = saved_run.state.replace(step=jnp.int32(step), ema=ema)
+        ema = jax.tree.map(lambda x, step=step: x * step + step / 7, saved.ema)
+        state = saved.replace(step=np.int32(step), ema=ema)
+        state = jax.device_put(state, jax.devices()[0])  # saving replicas compiles programs
         metrics = None if top1 is None else {"top1": top1}
         position = Position(data={}, interval={})
         checkpoints.save(state, position, config={}, provenance={}, metrics=metrics)
