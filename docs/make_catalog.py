@@ -69,6 +69,24 @@ _TIMM = """
     efficientnet_b3.ra2_in1k 320 1 82.296 96.124
     efficientnet_b4.ra2_in1k 384 1 83.468 96.574
     efficientnet_lite0.ra_in1k 224 0.875 75.488 92.508
+    tf_mobilenetv3_large_100.in1k 224 0.875 75.510 92.600
+    tf_mobilenetv3_small_100.in1k 224 0.875 67.922 87.686
+    tf_efficientnet_b0.in1k 224 0.875 76.542 93.008
+    tf_efficientnet_b0.aa_in1k 224 0.875 76.882 93.270
+    tf_efficientnet_b0.ap_in1k 224 0.875 77.100 93.258
+    tf_efficientnet_b0.ns_jft_in1k 224 0.875 78.680 94.372
+    tf_efficientnet_b1.ns_jft_in1k 240 0.882 81.388 95.756
+    tf_efficientnet_b2.ns_jft_in1k 260 0.890 82.412 96.238
+    tf_efficientnet_b3.ns_jft_in1k 300 0.904 84.054 96.926
+    tf_efficientnet_b4.ns_jft_in1k 380 0.922 85.156 97.482
+    tf_efficientnet_b5.ns_jft_in1k 456 0.934 86.096 97.744
+    tf_efficientnet_b6.ns_jft_in1k 528 0.942 86.476 97.864
+    tf_efficientnet_b7.ns_jft_in1k 600 0.949 86.850 98.080
+    tf_efficientnet_lite0.in1k 224 0.875 74.846 92.180
+    tf_efficientnet_lite1.in1k 240 0.882 76.674 93.232
+    tf_efficientnet_lite2.in1k 260 0.890 77.470 93.756
+    tf_efficientnet_lite3.in1k 300 0.904 79.808 94.908
+    tf_efficientnet_lite4.in1k 380 0.920 81.540 95.668
     vit_tiny_patch16_224.augreg_in21k_ft_in1k 224 0.9 75.452 92.858
     vit_small_patch16_224.augreg_in1k 224 0.9 78.842 94.280
     vit_small_patch16_224.augreg_in21k_ft_in1k 224 0.9 81.402 96.150
@@ -104,6 +122,16 @@ _TIMM = """
     resnetv2_152x2_bit.goog_in21k_ft_in1k 448 1 84.468 97.432
     resnetv2_152x4_bit.goog_in21k_ft_in1k 480 1 84.936 97.456
 """
+# Our names of timm's models of which others have the same keys; those of EfficientNets are timm's.
+_SAME_KEYS = {
+    "mobilenetv3_large_100": "timm_mobilenet_v3_large",
+    "mobilenetv3_small_100": "timm_mobilenet_v3_small",
+    "tf_mobilenetv3_large_100": "tf_mobilenet_v3_large",
+    "tf_mobilenetv3_small_100": "tf_mobilenet_v3_small",
+    "efficientnet_lite0": "timm_efficientnet_lite0",
+    **{f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}" for i in range(5)},
+    **{f"{tf}efficientnet_b{i}": f"{tf}efficientnet_b{i}" for i in range(8) for tf in ("", "tf_")},
+}
 _TIMM_SOURCE = "timm results/results-imagenet.csv, 2026-08-08"
 
 # Repository, model, image size, shorter side before the center crop, interpolation, and whose mean
@@ -241,7 +269,7 @@ def _identify(name: str) -> dict[str, Any] | None:
     try:
         names, _note = rename(given, origin=name)
         state_dict = {new: given[old] for old, new in names.items()}
-        found = identify(state_dict)
+        found = identify(state_dict, _SAME_KEYS.get(name.removeprefix("timm/"), ""))
     except UserError:
         return None
     usual = defaults(found["name"]).model

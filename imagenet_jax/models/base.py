@@ -111,6 +111,8 @@ class Family:
         width and other fields of `config.model`, the likeliest first; [] for another family. It
         need not look at every key.
       torch_name: returns torch's name of the module at a path of the model of that name.
+      timm_name: the same for state dicts with a `conv_stem`, as timm's mobile networks have. They
+        are read, not written.
       flattened: linear layers that read a flattened feature map, and the side of that map.
       constants: returns the entries of torch's state dict of the model of that name that are no
         weights: reading a state dict skips them, writing one adds them.
@@ -128,6 +130,7 @@ class Family:
     first: str
     identify: Callable[[Mapping[str, np.ndarray]], list[dict[str, Any]]]
     torch_name: Callable[[str, Path], str] = _join
+    timm_name: Callable[[str, Path], str] | None = None
     flattened: Mapping[Path, int] = dataclasses.field(default_factory=dict)
     constants: Callable[[str], Mapping[str, np.ndarray]] = lambda name: {}
     auxiliary: tuple[Path, ...] = ()

@@ -5,6 +5,8 @@ tf_efficientnet_b0-b7 are the authors' own networks, as in Keras: TensorFlow's p
 of batch norm, and the module names of the package efficientnet_pytorch. Lite (Liu 2020,
 github.com/tensorflow/tpu, models/official/efficientnet/lite) also has ReLU6, no
 squeeze-and-excitation, and the same names in the package efficientnet_lite_pytorch.
+timm_efficientnet_lite0 is timm's: torch's padding and constants of batch norm, and timm's names.
+timm's names of B0-B4, of tf_efficientnet_* and of Lite (tf_efficientnet_lite* there) are read too.
 """
 
 import math
@@ -28,7 +30,7 @@ from imagenet_jax.models.layers import (
     drop_path_rates,
     global_average_pool,
 )
-from imagenet_jax.models.mobilenet import InvertedResidual
+from imagenet_jax.models.mobilenet import TIMM_BLOCK, InvertedResidual, timm_block_name
 from imagenet_jax.models.mobilenet_v3 import round_channels
 
 
@@ -46,7 +48,8 @@ class Stage(NamedTuple):
 class Variant(NamedTuple):
     """Channels of the first and the last convolution, stages, and constants of batch norm.
 
-    `tensorflow` stands for TensorFlow's padding and efficientnet_pytorch's names.
+    `tensorflow` stands for TensorFlow's padding and efficientnet_pytorch's names, `timm` for timm's
+    names.
     """
 
     stem: int
@@ -56,6 +59,7 @@ class Variant(NamedTuple):
     momentum: float
     tensorflow: bool = False
     lite: bool = False
+    timm: bool = False
 
 
 # EfficientNet-B0: table 1.
@@ -134,6 +138,9 @@ VARIANTS = {
     "efficientnet_lite2": _lite(1.1, 1.2),
     "efficientnet_lite3": _lite(1.2, 1.4),
     "efficientnet_lite4": _lite(1.4, 1.8),
+    "timm_efficientnet_lite0": _lite(1.0, 1.0)._replace(
+        eps=1e-5, momentum=0.9, tensorflow=False, timm=True
+    ),
 }  # fmt: skip
 
 
@@ -149,7 +156,7 @@ class EfficientNet(Model):
         `width` scales the channels of the variant, which are not rounded to multiples of 8 again.
         """
         self.name = name
-        stem, stages, last, eps, momentum, tensorflow, lite = VARIANTS[name]
+        stem, stages, last, eps, momentum, tensorflow, lite, _ = VARIANTS[name]
         make = partial(
             ConvNorm.make, padding="SAME" if tensorflow else None, eps=eps, momentum=momentum,
             bn_group=bn_group, norm_impl=norm_impl, dtype=dtype, rngs=rngs,
@@ -202,6 +209,8 @@ class EfficientNet(Model):
 
 def _torch_name(name: str, path: Path) -> str:
     variant = VARIANTS[name]
+    if variant.timm:
+        return _timm_name(name, path)
     if variant.tensorflow:
         return _tensorflow_name(variant, path)
     if path[0] == "classifier":
@@ -227,28 +236,50 @@ def _tensorflow_name(variant: Variant, path: Path) -> str:
     return f"_blocks.{number}.{conv if kind == 'conv' else f'_bn{layer}'}"
 
 
+def _in_timm(variant: Variant) -> bool:
+    """Return whether timm has weights of this network. timm's B5-B7 have another epsilon."""
+    return variant.tensorflow or variant.timm or variant.eps == 1e-5
+
+
+def _timm_name(name: str, path: Path) -> str:
+    variant = VARIANTS[name]
+    if not _in_timm(variant):
+        return _torch_name(name, path)
+    if path[0] == "classifier":
+        return "classifier"
+    _, index, *place, part = path
+    if not place:
+        names = ("conv_stem", "bn1") if index == 0 else ("conv_head", "bn2")
+        return names[part == "bn"]
+    block, _, layer = place
+    expands = variant.stages[index - 1].expansion > 1
+    return timm_block_name(index - 1, block, layer, part, expands=expands)
+
+
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Return the EfficientNet of a state dict: see Family.
 
     Variants of equal depth differ by the ratios of their widths.
     """
-    tensorflow = "_conv_stem.weight" in arrays
-    lite = tensorflow and "_blocks.0._se_reduce.weight" not in arrays
-    depths = count_blocks(arrays, r"features\.(\d+)\.(\d+)\.block")
-    depth = len({key.split(".")[1] for key in arrays if key.startswith("_blocks.")})
+    if "conv_stem.weight" in arrays:
+        head, depths = "conv_head.weight", count_blocks(arrays, TIMM_BLOCK)
+        lite = "blocks.0.0.se.conv_reduce.weight" not in arrays
+        variants = {n: v for n, v in VARIANTS.items() if v.lite == lite and not v.stages[0].fused}
+    elif "_conv_stem.weight" in arrays:
+        head = "_conv_head.weight"
+        depths = (len({key.split(".")[1] for key in arrays if key.startswith("_blocks.")}),)
+        lite = "_blocks.0._se_reduce.weight" not in arrays
+        variants = {n: v for n, v in VARIANTS.items() if v.tensorflow and v.lite == lite}
+    else:
+        depths = count_blocks(arrays, r"features\.(\d+)\.(\d+)\.block")
+        head = f"features.{len(depths) + 1}.0.weight"
+        variants = {n: v for n, v in VARIANTS.items() if not (v.tensorflow or v.timm)}
     found = []
-    for name, variant in VARIANTS.items():
+    for name, variant in variants.items():
         blocks = tuple(stage.blocks for stage in variant.stages)
-        if (variant.tensorflow, variant.lite) != (tensorflow, lite):
+        if depths not in (blocks, (sum(blocks),)) or head not in arrays:
             continue
-        if depth != sum(blocks) if tensorflow else depths != blocks:
-            continue
-        inner = variant.stages[-1].channels
-        kernel = arrays.get(
-            "_conv_head.weight" if tensorflow else f"features.{len(blocks) + 1}.0.weight"
-        )
-        if kernel is None:
-            continue
+        kernel, inner = arrays[head], variant.stages[-1].channels
         width = len(kernel) / variant.last
         if abs(kernel.shape[1] - inner * width) <= 1:
             found.append({"name": name, "width": width})
@@ -273,4 +304,5 @@ FAMILY = Family(
     first="features.0.0",
     identify=identify,
     torch_name=_torch_name,
+    timm_name=_timm_name,
 )

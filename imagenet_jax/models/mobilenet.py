@@ -1,9 +1,10 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381).
 
-Semantics, initial weights and module names of torchvision.models.mobilenetv2, in NHWC.
+Semantics, initial weights and module names of torchvision.models.mobilenetv2, in NHWC. The names of
+timm's model are read too.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,14 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.config.fields import Field
-from imagenet_jax.models.base import Family, Model, Path, count_outputs, require_pixels
+from imagenet_jax.models.base import (
+    Family,
+    Model,
+    Path,
+    count_blocks,
+    count_outputs,
+    require_pixels,
+)  # fmt: skip
 from imagenet_jax.models.layers import (
     BN_GROUP,
     NORM_IMPL,
@@ -30,6 +38,7 @@ STAGES = (
     (6, 320, 1, 1),
 )  # fmt: skip
 BLOCKS = sum(blocks for _, _, blocks, _ in STAGES)
+TIMM_BLOCK = r"blocks\.(\d+)\.(\d+)\."  # stage and block in timm's names
 
 
 class InvertedResidual(nnx.Module):
@@ -155,14 +164,49 @@ def _torch_name(name: str, path: Path) -> str:
     return f"features.{index}.conv.{pair}"
 
 
+def timm_block_name(stage: int, block: int, layer: int, part: str, *, expands: bool) -> str:
+    """Return timm's name of `part` of a layer of an inverted residual.
+
+    `part` is "conv" or "bn", or "fc1" or "fc2" of the squeeze-and-excitation. `expands` is whether
+    the block begins with a 1x1 convolution.
+    """
+    if part in ("fc1", "fc2"):
+        return f"blocks.{stage}.{block}.se.conv_{'reduce' if part == 'fc1' else 'expand'}"
+    names = ("conv_pw", "conv_dw", "conv_pwl") if expands else ("conv_dw", "conv_pw")
+    layer = min(layer, len(names) - 1)  # squeeze-and-excitation may come before the last
+    return f"blocks.{stage}.{block}.{names[layer] if part == 'conv' else f'bn{layer + 1}'}"
+
+
+def _timm_name(name: str, path: Path) -> str:
+    if path[0] == "classifier":
+        return "classifier"
+    _, index, *place, part = path
+    if not place:
+        names = ("conv_stem", "bn1") if index == 0 else ("conv_head", "bn2")
+        return names[part == "bn"]
+    stage, block = locate_block(index - 1, [blocks for _, _, blocks, _ in STAGES])
+    return timm_block_name(stage, block, place[1], part, expands=index > 1)
+
+
+def locate_block(index: int, counts: Sequence[int]) -> tuple[int, int]:
+    """Return the stage of block number `index` and its number there; `counts` is of each stage."""
+    for stage, count in enumerate(counts):
+        if index < count:
+            return stage, index
+        index -= count
+    raise IndexError(index)
+
+
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     """Return the MobileNetV2 of a state dict: see Family."""
-    if (
-        "features.1.conv.0.0.weight" not in arrays
-        or f"features.{BLOCKS + 1}.0.weight" not in arrays
-    ):
-        return []
-    return [{"name": "mobilenet_v2", "width": count_outputs(arrays, "features.0.0.weight") / STEM}]
+    if "conv_stem.weight" in arrays:
+        depths = tuple(blocks for _, _, blocks, _ in STAGES)
+        known = count_blocks(arrays, TIMM_BLOCK) == depths and "conv_head.weight" in arrays
+        first = "conv_stem.weight"
+    else:
+        known = {"features.1.conv.0.0.weight", f"features.{BLOCKS + 1}.0.weight"} <= arrays.keys()
+        first = "features.0.0.weight"
+    return [{"name": "mobilenet_v2", "width": count_outputs(arrays, first) / STEM}] * known
 
 
 def _groups() -> tuple[tuple[Path, ...], ...]:
@@ -186,4 +230,5 @@ FAMILY = Family(
     first="features.0.0",
     identify=identify,
     torch_name=_torch_name,
+    timm_name=_timm_name,
 )

@@ -1,8 +1,11 @@
 """MobileNetV3 (Howard et al. 2019, arXiv:1905.02244), small and large.
 
-Semantics, initial weights and module names of torchvision.models.mobilenetv3, in NHWC.
+Semantics, initial weights and module names of torchvision.models.mobilenetv3, in NHWC. Models named
+timm_* and tf_* are timm's: both have its module names, and a 1x1 convolution as the hidden layer of
+the classifier. timm_* have timm's constants of batch norm, tf_* TensorFlow's padding.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -13,7 +16,14 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.config.fields import Field
-from imagenet_jax.models.base import Family, Model, Path, count_outputs, require_pixels
+from imagenet_jax.models.base import (
+    Family,
+    Model,
+    Path,
+    count_blocks,
+    count_outputs,
+    require_pixels,
+)  # fmt: skip
 from imagenet_jax.models.layers import (
     BN_GROUP,
     NORM_IMPL,
@@ -21,14 +31,18 @@ from imagenet_jax.models.layers import (
     SqueezeExcite,
     global_average_pool,
 )
-from imagenet_jax.models.mobilenet import InvertedResidual
+from imagenet_jax.models.mobilenet import (
+    TIMM_BLOCK,
+    InvertedResidual,
+    locate_block,
+    timm_block_name,
+)  # fmt: skip
 
 STEM = 16  # channels after the first convolution
-EPSILON, MOMENTUM = 1e-3, 0.99  # of batch norm
 # Tables 1 and 2: of each block the kernel, expanded channels, output channels, whether it squeezes,
 # whether its activation is hard swish (else ReLU), and the stride. Then the width of the hidden
 # layer of the classifier.
-VARIANTS: dict[str, tuple[tuple[tuple[int, ...], ...], int]] = {
+SIZES: dict[str, tuple[tuple[tuple[int, ...], ...], int]] = {
     "mobilenet_v3_small": (
         (
             (3, 16, 16, 1, 0, 2), (3, 72, 24, 0, 0, 2), (3, 88, 24, 0, 0, 1), (5, 96, 40, 1, 1, 2),
@@ -49,6 +63,13 @@ VARIANTS: dict[str, tuple[tuple[tuple[int, ...], ...], int]] = {
         1280,
     ),
 }  # fmt: skip
+# Padding, and epsilon and momentum of batch norm.
+KINDS = {"": (None, 1e-3, 0.99), "timm_": (None, 1e-5, 0.9), "tf_": ("SAME", 1e-3, 0.99)}
+VARIANTS = {
+    f"{kind}{name}": (*size, *constants)
+    for kind, constants in KINDS.items()
+    for name, size in SIZES.items()
+}
 
 
 def round_channels(channels: float) -> int:
@@ -69,16 +90,16 @@ class MobileNetV3(Model):
         torchvision rounds channels to multiples of 8, which only matters if `width` is not 1.
         """
         self.name = name
+        blocks, hidden, padding, eps, momentum = VARIANTS[name]
         make = partial(
-            ConvNorm.make, eps=EPSILON, momentum=MOMENTUM, bn_group=bn_group, norm_impl=norm_impl,
-            dtype=dtype, rngs=rngs,
+            ConvNorm.make, padding=padding, eps=eps, momentum=momentum, bn_group=bn_group,
+            norm_impl=norm_impl, dtype=dtype, rngs=rngs,
         )  # fmt: skip
         gate = partial(SqueezeExcite, gate=nnx.hard_sigmoid, dtype=dtype, rngs=rngs)
 
         def scale(channels: int) -> int:
             return max(1, round(channels * width))
 
-        blocks, hidden = VARIANTS[name]
         inputs = scale(STEM)
         conv, bn = make(3, inputs, 3, 2)
         features: list[Any] = [nnx.Dict(conv=conv, bn=bn)]
@@ -93,11 +114,14 @@ class MobileNetV3(Model):
         conv, bn = make(inputs, scale(6 * blocks[-1][2]), 1)
         features.append(nnx.Dict(conv=conv, bn=bn))
         self.features: nnx.List[Any] = nnx.List(features)
-        linear = partial(nnx.Linear, kernel_init=nnx.initializers.normal(0.01), rngs=rngs)
+        options: dict[str, Any] = {"kernel_init": nnx.initializers.normal(0.01), "rngs": rngs}
+        first, last = (conv.out_features, scale(hidden)), (scale(hidden), num_classes)
         self.classifier = nnx.List(
             [
-                linear(conv.out_features, scale(hidden), dtype=dtype),
-                linear(scale(hidden), num_classes),  # logits are not rounded
+                nnx.Linear(*first, dtype=dtype, **options)
+                if name in SIZES
+                else nnx.Conv(*first, (1, 1), dtype=dtype, **options),
+                nnx.Linear(*last, **options),  # logits are not rounded
             ]
         )
         self.dropout = nnx.Dropout(dropout)
@@ -119,25 +143,55 @@ class MobileNetV3(Model):
         x = ConvNorm(last.conv, last.bn)(x, train=train, activation=nnx.hard_swish)
         x = global_average_pool(x)
         hidden, head = self.classifier
-        x = self.dropout(nnx.hard_swish(hidden(x)), deterministic=not train, rngs=rngs)
+        x = hidden(x) if isinstance(hidden, nnx.Linear) else hidden(x[:, None, None])[:, 0, 0]
+        x = self.dropout(nnx.hard_swish(x), deterministic=not train, rngs=rngs)
         yield "logits", head(x)
 
 
 def _torch_name(name: str, path: Path) -> str:
     """torchvision numbers the convolution and the norm of a pair, and an activation and dropout."""
+    if name not in SIZES:
+        return _timm_name(name, path)
     if path[0] == "classifier":
         return f"classifier.{3 * path[1]}"
     return ".".join({"conv": "0", "bn": "1"}.get(part, str(part)) for part in path)
 
 
+def _depths(blocks: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    """Return the blocks of each width, timm's stages."""
+    return tuple(len(list(stage)) for _, stage in itertools.groupby(row[2] for row in blocks))
+
+
+def _timm_name(name: str, path: Path) -> str:
+    """timm counts the last convolution as a stage."""
+    if path[0] == "classifier":
+        return ("conv_head", "classifier")[path[1]]
+    _, index, *place, part = path
+    depths = (*_depths(VARIANTS[name][0]), 1)
+    if index == 0:
+        return {"conv": "conv_stem", "bn": "bn1"}[part]
+    stage, block = locate_block(index - 1, depths)
+    if not place:
+        return f"blocks.{stage}.{block}.{'conv' if part == 'conv' else 'bn1'}"
+    return timm_block_name(stage, block, place[1], part, expands=index > 1)
+
+
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the MobileNetV3 of a state dict: see Family."""
+    """Return the MobileNetV3 of a state dict: see Family. timm_* and tf_* have the same keys."""
+    if "conv_stem.weight" in arrays and "conv_head.bias" in arrays:
+        width = count_outputs(arrays, "conv_stem.weight") / STEM
+        depths = count_blocks(arrays, TIMM_BLOCK)
+        return [
+            {"name": name, "width": width}
+            for name, (blocks, *_) in VARIANTS.items()
+            if name not in SIZES and depths == (*_depths(blocks), 1)
+        ]
     if "features.1.block.0.0.weight" not in arrays:
         return []
     width = count_outputs(arrays, "features.0.0.weight") / STEM
     return [
         {"name": name, "width": width}
-        for name, (blocks, _) in VARIANTS.items()
+        for name, (blocks, _) in SIZES.items()
         if f"features.{len(blocks) + 1}.0.weight" in arrays
     ]
 

@@ -2,8 +2,9 @@
 
 Convolutions are OIHW in torch and HWIO here, linear layers (out, in) and (in, out). A linear layer
 that reads a flattened feature map reads (C, H, W) in torch and (H, W, C) here. Batch norm keeps its
-values: both store the unbiased running variance. timm's ResNets have the same keys. timm's VGGs
-have a convolutional classifier and are refused.
+values: both store the unbiased running variance. timm's ResNets have the same keys. timm's names of
+mobile networks are those of `Family.timm_name`. timm's VGGs have a convolutional classifier and are
+refused.
 
 `rename` gives the weights of other libraries torchvision's names. Sources of their names: torch's
 DataParallel, AveragedModel and compile; transformers' ResNet, ConvNeXt and ViT
@@ -36,7 +37,9 @@ _TORCH_AXES = {4: (3, 2, 0, 1), 2: (1, 0)}  # of kernels, by their number of dim
 _COUNTER = "num_batches_tracked"  # of each batch norm in torch; unused at a fixed momentum
 
 # The first convolution of a model, and what may stand before its name.
-_FIRST = rf"(?:{'|'.join(re.escape(family.first) for family in families())})(?:\.0)?\.weight$"
+_TIMM_FIRST = "conv_stem"  # of timm's mobile networks
+_FIRSTS = (_TIMM_FIRST, *(family.first for family in families()))
+_FIRST = rf"(?:{'|'.join(map(re.escape, _FIRSTS))})(?:\.0)?\.weight$"
 _PREFIX = r"((?:(?:model|net|network|backbone|resnet|vgg|encoder_q|base_encoder|encoder)\.)+)"
 _HEAD = r"(?:fc|last_linear|classifier|head)\.(?:weight|bias)$"
 _PART = re.compile(r"(.+)\[\d\]")  # name of a part of an array, see `join_parts`
@@ -194,8 +197,9 @@ def from_torch(
     keys or other shapes, or holds anything but finite floats.
     """
     family = models.family(config["name"])
+    is_timm = _is_timm(state_dict)
     wanted = {
-        torch_key(config["name"], path): (path, leaf.shape)
+        torch_key(config["name"], path, is_timm=is_timm): (path, leaf.shape)
         for path, leaf in _leaves(models.outline(config)[1:])
         if has_head or not family.in_heads(path)
     }
@@ -263,12 +267,18 @@ def to_torch(params: Tree, batch_stats: Tree, config: Config) -> dict[str, np.nd
     return state_dict
 
 
-def torch_key(name: str, path: Path) -> str:
-    """Return torchvision's name of an array of the model `name`.
+def _is_timm(state_dict: Mapping[str, np.ndarray]) -> bool:
+    return f"{_TIMM_FIRST}.weight" in state_dict
+
+
+def torch_key(name: str, path: Path, *, is_timm: bool = False) -> str:
+    """Return torchvision's name of an array of the model `name`; with `is_timm`, timm's.
 
     Of a ResNet, ("layer1", 0, "bn1", "scale") is layer1.0.bn1.weight.
     """
-    module, leaf = models.family(name).torch_name(name, path[:-1]), str(path[-1])
+    family, leaf = models.family(name), str(path[-1])
+    naming = family.timm_name if is_timm and family.timm_name else family.torch_name
+    module = naming(name, path[:-1])
     return f"{module}.{_LEAVES.get(leaf, leaf)}" if module else leaf
 
 
@@ -296,6 +306,12 @@ def identify(
             f"begin with {', '.join(keys[:3]) or 'nothing'}"
         )
     found = next((fields for fields in candidates if fields["name"] == name), candidates[0])
+    twins = [fields["name"] for fields in candidates if fields == found | {"name": fields["name"]}]
+    if len(twins) > 1 and not name:
+        raise UserError(
+            f"{origin} can be of {' or '.join(twins)}, whose arrays have the same names and shapes "
+            "but whose padding or batch norm differs; say which it is: --model=NAME"
+        )
     found = {**found, "num_classes": count_classes(state_dict, found["name"])}
     if name and found["name"] != name:
         raise UserError(f"{origin} does not fit {name}: it holds {describe(found)}")
@@ -313,7 +329,8 @@ def describe(fields: Mapping[str, Any]) -> str:
 
 def count_classes(state_dict: Mapping[str, np.ndarray], name: str) -> int:
     """Return the classes of the head of a state dict of the model `name`; 0 if it has none."""
-    kernel = state_dict.get(torch_key(name, (*models.family(name).head, "kernel")))
+    path = (*models.family(name).head, "kernel")
+    kernel = state_dict.get(torch_key(name, path, is_timm=_is_timm(state_dict)))
     return 0 if kernel is None or not kernel.ndim else len(kernel)
 
 

@@ -38,6 +38,10 @@ PARAMETERS = {
     "mobilenet_v2": 3_504_872,
     "mobilenet_v3_small": 2_542_856,
     "mobilenet_v3_large": 5_483_032,
+    "timm_mobilenet_v3_small": 2_542_856,
+    "timm_mobilenet_v3_large": 5_483_032,
+    "tf_mobilenet_v3_small": 2_542_856,
+    "tf_mobilenet_v3_large": 5_483_032,
     "efficientnet_b0": 5_288_548,
     "efficientnet_b1": 7_794_184,
     "efficientnet_b2": 9_109_994,
@@ -64,6 +68,7 @@ PARAMETERS = {
     "efficientnet_lite2": 6_092_072,
     "efficientnet_lite3": 8_197_096,
     "efficientnet_lite4": 13_006_568,
+    "timm_efficientnet_lite0": 4_652_008,
     # With auxiliary heads; without them see test_auxiliary_heads.py.
     "googlenet": 13_004_888,
     "inception_v3": 27_161_264,

@@ -8,6 +8,7 @@ pytest.importorskip("timm")
 
 from docs import make_catalog  # noqa: E402
 from imagenet_jax.config.fields import defaults  # noqa: E402
+from imagenet_jax.errors import UserError  # noqa: E402
 from imagenet_jax.files import read_json  # noqa: E402
 from imagenet_jax.weights import torch_names  # noqa: E402
 
@@ -21,13 +22,28 @@ def test_the_catalog_is_what_the_script_writes():
 
 
 @pytest.mark.parametrize(
-    "name", ["torchvision/mobilenet_v2", "timm/resnet18", "timm/resnetv2_50x1_bit", "timm/resnet34"]
+    ("name", "model"),
+    [
+        ("torchvision/mobilenet_v2", ""),
+        ("timm/resnet18", ""),
+        ("timm/resnetv2_50x1_bit", ""),
+        ("timm/resnet34", ""),
+        ("timm/mobilenetv2_100", ""),
+        ("timm/mobilenetv3_large_100", "timm_mobilenet_v3_large"),
+        ("timm/efficientnet_b0", "efficientnet_b0"),
+        ("timm/tf_efficientnet_b0", "tf_efficientnet_b0"),
+        ("timm/efficientnet_lite0", "timm_efficientnet_lite0"),
+    ],
 )
-def test_the_arrays_of_an_entry_fit_its_model(name):
+def test_the_arrays_of_an_entry_fit_its_model(name, model):
     given = make_catalog.empty_state_dict(name)
     names, _ = torch_names.rename(given, origin=name)
     arrays = {new: given[old] for old, new in names.items()}
-    found = torch_names.identify(arrays)
+    if model:  # with other padding the arrays would fit too
+        with pytest.raises(UserError, match=f"can be of .*{model}.* --model=NAME"):
+            torch_names.identify(arrays)
+    found = torch_names.identify(arrays, model)
+    assert model in ("", found["name"])
     config = defaults(found["name"]).model
     config.update(found)
     torch_names.from_torch(arrays, config)

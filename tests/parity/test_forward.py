@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from flax.traverse_util import flatten_dict
 from PIL import Image
 
 from imagenet_jax import models
@@ -73,8 +74,8 @@ def images(name) -> np.ndarray:
     return np.concatenate([real, noise]).astype(np.float32)
 
 
-def reference(name: str, *, branch: tuple[float, float]):
-    """torchvision's model with no weight, bias or statistic at a value that could hide an error.
+def reference(name: str, *, branch: tuple[float, float], timm: str = ""):
+    """torchvision's model, or the one that `timm` names, with no value that could hide an error.
 
     `branch` bounds the norm scales that end residual branches.
 
@@ -86,8 +87,8 @@ def reference(name: str, *, branch: tuple[float, float]):
     calibration = np.random.default_rng(1).normal(size=(8, side, side, 3)).astype(np.float32)
     options = {"dropout": 0.0} if "dropout" in fields.defaults(name).model else {}
     options |= OPTIONS.get(name, {})
-    make = getattr(torchvision.models, name, None)
-    model = make(**options) if make else pytest.importorskip("timm").create_model(name)
+    make = None if timm else getattr(torchvision.models, name, None)
+    model = make(**options) if make else pytest.importorskip("timm").create_model(timm or name)
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     with torch.no_grad():
         for module in model.modules():
@@ -178,6 +179,37 @@ def test_forward_in_float64(name, images, parity_table):
         compare(name, theirs, images.astype(np.float64), parity_table)
 
 
+@pytest.mark.parametrize(
+    ("name", "timm"),
+    [
+        ("timm_mobilenet_v3_small", "mobilenetv3_small_100"),
+        *(
+            pytest.param(name, timm, marks=pytest.mark.full)
+            for name, timm in [
+                ("timm_mobilenet_v3_large", "mobilenetv3_large_100"),
+                ("tf_mobilenet_v3_small", "tf_mobilenetv3_small_100"),
+                ("tf_mobilenet_v3_large", "tf_mobilenetv3_large_100"),
+                ("mobilenet_v2", "mobilenetv2_100"),
+                ("efficientnet_b0", "efficientnet_b0"),
+                ("efficientnet_b1", "efficientnet_b1"),
+                ("tf_efficientnet_b0", "tf_efficientnet_b0"),
+                ("tf_efficientnet_b5", "tf_efficientnet_b5"),
+                ("efficientnet_lite0", "tf_efficientnet_lite0"),
+                ("timm_efficientnet_lite0", "efficientnet_lite0"),
+            ]
+        ),
+    ],
+)
+def test_mobile_networks_of_timm_in_float64(name, timm, images, parity_table):
+    theirs = reference(name, branch=(0.1, 0.5), timm=timm).double()
+    if timm.startswith("tf_"):  # timm trains them on with torch's momentum
+        for module in theirs.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = 0.01
+    with jax.enable_x64(True):
+        compare(name, theirs, images.astype(np.float64), parity_table)
+
+
 def compare(name, theirs, images, parity_table):
     config = fields.defaults(name).model
     for field in ("dropout", "aux_dropout"):
@@ -212,7 +244,11 @@ def compare(name, theirs, images, parity_table):
     got, moved = train(states, images)
     check(name, "train", got, want, tolerance, parity_table)
 
-    statistics = torch_names.to_torch(trees[0], moved, config)
+    is_timm = "conv_stem.weight" in numpy_dict
+    statistics = {
+        torch_names.torch_key(name, path, is_timm=is_timm): value
+        for path, value in flatten_dict(moved).items()
+    }
     worst = 0.0
     for key, value in theirs.state_dict().items():
         if "running" in key:
