@@ -42,6 +42,16 @@ STANDARDIZATION_EPSILON = 1e-10
 HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0), elementwise. Its gradient reads the output, so that x need not be kept for it."""
+    return jnp.maximum(x, 0)
+
+
+# Not output > 0, which XLA would rewrite as x > 0.
+relu.defjvps(lambda tangent, output, x: jnp.where(output != 0, tangent, 0))
+
+
 class ConvNorm(NamedTuple):
     """A convolution and the norm of its output, the building block of convolutional networks.
 
@@ -110,7 +120,7 @@ class ConvNorm(NamedTuple):
         x: jax.Array,
         *,
         train: bool,
-        activation: Callable[[jax.Array], jax.Array] | None = nnx.relu,
+        activation: Callable[[jax.Array], jax.Array] | None = relu,
     ) -> jax.Array:
         """f[B, H, W, I] -> f[B, h, w, O]; training uses and updates batch statistics."""
         if self.norm is None:

@@ -30,6 +30,7 @@ from imagenet_jax.models.layers import (
     drop_branch,
     drop_path_rates,
     global_average_pool,
+    relu,
     uniform_linear,
 )
 from imagenet_jax.models.windows import max_pool
@@ -137,7 +138,7 @@ class Block(nnx.Module):
                 x = nnx.avg_pool(x, (2, 2), (2, 2), odd, count_include_pad=False)  # pyright: ignore
             *_, conv, norm = self.downsample
             x = ConvNorm(conv, norm)(x, train=train, activation=None)
-        return nnx.relu(y + x)
+        return relu(y + x)
 
     def zero_last_scale(self) -> None:
         """Start as the shortcut (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""

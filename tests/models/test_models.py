@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from imagenet_jax import models
 from imagenet_jax.config.fields import FIELDS, defaults
 from imagenet_jax.errors import UserError
+from imagenet_jax.models import layers
 from imagenet_jax.runtime import xla
 
 # Trainable parameters for 1,000 classes, from the model table of torchvision's documentation.
@@ -269,3 +270,9 @@ def test_a_missing_field_is_named(field):
     del config[field]
     with pytest.raises(UserError, match=rf"config\.model\.{field} is missing"):
         models.build(config, rngs=nnx.Rngs(0))
+
+
+def test_relu_has_the_values_and_gradients_of_jax():
+    x = jnp.asarray([-2.0, -1e-30, -0.0, 0.0, 1e-30, 3.0, jnp.inf])
+    for transform in (lambda f: f, jax.vmap, lambda f: jax.vmap(jax.grad(f))):
+        assert (transform(layers.relu)(x) == transform(jax.nn.relu)(x)).all()
