@@ -179,25 +179,21 @@ def test_forward_in_float64(name, images, parity_table):
         compare(name, theirs, images.astype(np.float64), parity_table)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "timm"),
     [
         ("timm_mobilenet_v3_small", "mobilenetv3_small_100"),
-        *(
-            pytest.param(name, timm, marks=pytest.mark.full)
-            for name, timm in [
-                ("timm_mobilenet_v3_large", "mobilenetv3_large_100"),
-                ("tf_mobilenet_v3_small", "tf_mobilenetv3_small_100"),
-                ("tf_mobilenet_v3_large", "tf_mobilenetv3_large_100"),
-                ("mobilenet_v2", "mobilenetv2_100"),
-                ("efficientnet_b0", "efficientnet_b0"),
-                ("efficientnet_b1", "efficientnet_b1"),
-                ("tf_efficientnet_b0", "tf_efficientnet_b0"),
-                ("tf_efficientnet_b5", "tf_efficientnet_b5"),
-                ("efficientnet_lite0", "tf_efficientnet_lite0"),
-                ("timm_efficientnet_lite0", "efficientnet_lite0"),
-            ]
-        ),
+        ("timm_mobilenet_v3_large", "mobilenetv3_large_100"),
+        ("tf_mobilenet_v3_small", "tf_mobilenetv3_small_100"),
+        ("tf_mobilenet_v3_large", "tf_mobilenetv3_large_100"),
+        ("mobilenet_v2", "mobilenetv2_100"),
+        ("efficientnet_b0", "efficientnet_b0"),
+        ("efficientnet_b1", "efficientnet_b1"),
+        ("tf_efficientnet_b0", "tf_efficientnet_b0"),
+        ("tf_efficientnet_b5", "tf_efficientnet_b5"),
+        ("efficientnet_lite0", "tf_efficientnet_lite0"),
+        ("timm_efficientnet_lite0", "efficientnet_lite0"),
     ],
 )
 def test_mobile_networks_of_timm_in_float64(name, timm, images, parity_table):
