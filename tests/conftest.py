@@ -15,6 +15,8 @@ import pytest
 # Tests spend most of their time in LLVM. With these flags it takes a quarter of that time, and the
 # code that it makes is slower.
 FASTER_COMPILATION = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+# Options of `jax.jit` for a program that is compiled as without those flags.
+USUAL_COMPILATION = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
 # Before jax is imported, which pytest's collection does after this file. Your flags win.
 os.environ["XLA_FLAGS"] = (
     f"--xla_force_host_platform_device_count=8 {FASTER_COMPILATION} "

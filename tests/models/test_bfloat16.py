@@ -4,14 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import USUAL_COMPILATION
 
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.runtime import xla
-
-USUAL = {
-    "xla_backend_optimization_level": 3,
-    "xla_cpu_use_fusion_emitters": True,
-}  # as without the flags of conftest.py
 
 
 @pytest.mark.parametrize(
@@ -46,7 +42,7 @@ def test_compiled_bfloat16_is_near_float32(filled, name, side, train):
                 model.dropout.rate = 0.0
             return model(images.astype(dtype), train=train)
 
-        compiled = jax.jit(run, compiler_options=(xla.options() or {}) | USUAL)
+        compiled = jax.jit(run, compiler_options=(xla.options() or {}) | USUAL_COMPILATION)
         return np.asarray(compiled(model, images))
 
     want, got = logits("float32"), logits("bfloat16")

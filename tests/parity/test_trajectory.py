@@ -22,6 +22,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
 
+from conftest import USUAL_COMPILATION  # noqa: E402
 from parity import twins  # noqa: E402
 
 from imagenet_jax.data import augment  # noqa: E402
@@ -126,7 +127,7 @@ def already_mixed(config, steps, dtype):
 def ours(config, model, batches, dtype):
     """(losses, state after the last step)."""
     parts = make_step_parts(config, steps_per_epoch=1)
-    step = twins.compiled_step(parts)
+    step = twins.compiled_step(parts, USUAL_COMPILATION)  # for many steps
     state = twins.state_of(model, config, parts.tx, dtype)
     losses = []
     for batch in batches:

@@ -178,9 +178,9 @@ def float64_attention(query, key, value, bias=None):
     return jnp.einsum("bhqk,bkhc->bqhc", weights, value)
 
 
-def compiled_step(parts: StepParts):
+def compiled_step(parts: StepParts, options=None):
     """The package's train_step, on one device."""
-    return jax.jit(lambda state, batch: train_step(state, batch, parts))
+    return jax.jit(lambda state, batch: train_step(state, batch, parts), compiler_options=options)
 
 
 def batch_of(rows: int, side: int, seed: int) -> dict[str, np.ndarray]:
