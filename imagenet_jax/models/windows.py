@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_FEW_CHANNELS = 4  # images have 1 to 4
+_FEW_CHANNELS = 3  # of images
 _ALIGNED = 8  # cuDNN's fast kernels read 16 bytes at a time, 8 channels of 16 bits
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
