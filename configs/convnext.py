@@ -5,14 +5,8 @@
     python -m imagenet_jax.main --config=configs/convnext.py:torchvision_tiny
 
 tiny to large: github.com/facebookresearch/ConvNeXt, TRAINING.md and the defaults of main.py.
-torchvision_*: references/classification, where biases and layer scales decay too. With a single
-center crop of 224:
-
-           by the paper  by torchvision  top-5
-    tiny   82.1          82.52           96.15
-    small  83.1          83.62           96.65
-    base   83.8          84.06           96.87
-    large  84.3          84.41           96.98
+torchvision_*: references/classification, where biases and layer scales decay too. Accuracies
+are with a single center crop of 224.
 
                   batch  peak lr  schedule         weight decay  mixup, cutmix  erase  epochs
     tiny, ...     4096   4e-3     cosine by step   0.05          0.8, 1         0.25   300
@@ -26,11 +20,21 @@ from imagenet_jax.config.fields import defaults
 
 # Drop path, and resize in torchvision's evaluation.
 MODELS = {"tiny": (0.1, 236), "small": (0.4, 230), "base": (0.5, 232), "large": (0.5, 232)}
-VARIANTS = {prefix + size: size for prefix in ("", "torchvision_") for size in MODELS}
+VARIANTS = {
+    "tiny": "ConvNeXt-T: 82.1 %, the paper's recipe",
+    "small": "ConvNeXt-S: 83.1 %, the paper's recipe",
+    "base": "ConvNeXt-B: 83.8 %, the paper's recipe",
+    "large": "ConvNeXt-L: 84.3 %, the paper's recipe",
+    "torchvision_tiny": "ConvNeXt-T: 82.52 %, top-5 96.15 %, torchvision's recipe",
+    "torchvision_small": "ConvNeXt-S: 83.62 %, top-5 96.65 %, torchvision's recipe",
+    "torchvision_base": "ConvNeXt-B: 84.06 %, top-5 96.87 %, torchvision's recipe",
+    "torchvision_large": "ConvNeXt-L: 84.41 %, top-5 96.98 %, torchvision's recipe",
+}
 
 
 def get_config(variant: str = "tiny") -> ConfigDict:
-    size = pick_variant(variant, VARIANTS)
+    pick_variant(variant, VARIANTS)
+    size = variant.removeprefix("torchvision_")
     drop_path, resize = MODELS[size]
     c = defaults(f"convnext_{size}")
     c.model.update(drop_path=drop_path, dtype="bfloat16")

@@ -3,12 +3,8 @@
     python -m imagenet_jax.main --config=configs/swin.py            swin_t
     python -m imagenet_jax.main --config=configs/swin.py:swin_s
 
-Source: github.com/pytorch/vision, pull request 6048. With a single center crop of 224:
-
-            top-1   top-5   drop path  resize
-    swin_t  81.47   95.78   0.2        232
-    swin_s  83.20   96.36   0.3        246
-    swin_b  83.58   96.64   0.5        238
+Source: github.com/pytorch/vision, pull request 6048. Accuracies are with a single center crop of
+224, from images resized to 232, 246 and 238 pixels.
 
     batch  peak lr  last lr  schedule  weight decay             clipping  mixup, cutmix  epochs
     1024   0.001    1e-5     cosine    0.05, not of the biases  5         0.8, 1         300
@@ -19,12 +15,19 @@ from ml_collections import ConfigDict
 from imagenet_jax.config import pick_variant
 from imagenet_jax.config.fields import defaults
 
-VARIANTS = {"swin_t": (0.2, 232), "swin_s": (0.3, 246), "swin_b": (0.5, 238)}
+VARIANTS = {
+    "swin_t": "Swin-T: 81.47 %, top-5 95.78 %",
+    "swin_s": "Swin-S: 83.20 %, top-5 96.36 %",
+    "swin_b": "Swin-B: 83.58 %, top-5 96.64 %",
+}
+# Drop path, and resize in evaluation.
+SETTINGS = {"swin_t": (0.2, 232), "swin_s": (0.3, 246), "swin_b": (0.5, 238)}
 
 
-def get_config(variant: str = "swin_t") -> ConfigDict:
-    drop_path, resize = pick_variant(variant, VARIANTS)
-    c = defaults(variant)
+def get_config(model: str = "swin_t") -> ConfigDict:
+    pick_variant(model, VARIANTS)
+    drop_path, resize = SETTINGS[model]
+    c = defaults(model)
     c.model.update(drop_path=drop_path, dtype="bfloat16")
     c.update(batch_size=1024, epochs=300.0)
     c.optim.update(name="adamw", base_lr=1e-3, base_batch_size=1024, b1=0.9, b2=0.999, eps=1e-8)

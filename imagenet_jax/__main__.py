@@ -37,7 +37,9 @@ def main(argv: Sequence[str]) -> int:
     if args.configs:
         from imagenet_jax.config.python_files import list_configs
 
-        print("\n".join(f"{spec:<32} {text}" for spec, text in list_configs().items()))
+        configs = list_configs()
+        width = max(map(len, configs), default=0)
+        print("\n".join(f"{spec:<{width}}  {text}" for spec, text in configs.items()))
     if not args.models and not args.configs:
         for group, commands in _COMMANDS.items():
             print(f"{group}:")

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _ESCAPED = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, line separators
+_LISTED = 20  # choices that an error lists although it suggests one
 
 
 class UserError(Exception):
@@ -73,4 +74,6 @@ def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
         return
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"{what} = {value!r}: use {' | '.join(choices)}{hint}")
+    listed = len(choices) <= _LISTED or not near
+    problem = f"use {' | '.join(choices)}" if listed else "unknown"
+    raise UserError(f"{what} = {value!r}: {problem}{hint}")

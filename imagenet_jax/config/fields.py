@@ -61,7 +61,7 @@ class Field:
         """Return the type in words."""
         if isinstance(self.default, tuple):
             return f"a list of {self.length} numbers" if self.length else "a list of numbers"
-        names = {bool: "true or false", int: "an integer", float: "a number", str: "a word"}
+        names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
         return names[type(self.default)]
 
 
@@ -85,7 +85,8 @@ FIELDS = {
     "resume_with_changes": Field(False, "Continue a workdir although its config is different",
         operational=True, aliases=("resume",)),
 
-    "model.name": Field("resnet50", "Name of the model, which decides which other fields it has",
+    "model.name": Field("resnet50", "Name of the model, of those that python -m imagenet_jax --models "
+        "lists, which decides which other fields it has",
         aliases=("model.arch", "arch", "architecture", "model.type", "backbone")),
     "model.num_classes": Field(1000, "Number of classes; must agree with the data", at_least=1,
         aliases=("classes", "model.classes", "n_classes")),

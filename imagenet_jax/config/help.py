@@ -1,6 +1,5 @@
 """The table of the config fields, and error messages for names that are not a field."""
 
-import dataclasses
 import difflib
 
 from rich import box
@@ -17,15 +16,14 @@ def print_fields(prefix: str, spec: str | None) -> None:
 
     The fields of `config.model` are those of the config `spec`; None: of ResNet-50.
     """
-    from imagenet_jax import models  # imports jax and flax, which take seconds
-
     model = load(spec).model.name if spec else "resnet50"
-    table = Table(box=box.SIMPLE, title=f"config fields of {model}", title_justify="left")
-    for heading in ("field", "default", "allowed", "meaning"):
-        table.add_column(heading, overflow="fold")
-    fields = fields_of_model(model)
-    named = dataclasses.replace(fields["model.name"], choices=tuple(models.names()))
-    for name, field in (fields | {"model.name": named}).items():
+    title = f"config fields of {model}"
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=title, title_justify="left")
+    table.add_column("field", no_wrap=True)
+    table.add_column("default", overflow="fold", max_width=10)
+    table.add_column("allowed", overflow="fold", max_width=24)
+    table.add_column("meaning", overflow="fold")
+    for name, field in fields_of_model(model).items():
         if name.startswith(prefix.removeprefix("config.")):
             default = field.default
             text = f"{default:g}" if isinstance(default, float) else str(default) or '""'

@@ -71,7 +71,7 @@ def list_configs(folder: Path = SHIPPED) -> dict[str, str]:
     """Return {"configs/resnet50.py:a3": one line about it, ...}: every config of a folder.
 
     The line is the first of the file's docstring. For an entry of the file's `VARIANTS` it is the
-    entry, if that is a text, or the first line of its docstring. The files are executed; those
+    entry, or the first line of its docstring if it is a function. The files are executed; those
     that fail are left out.
     """
     found: dict[str, str] = {}
@@ -80,7 +80,7 @@ def list_configs(folder: Path = SHIPPED) -> dict[str, str]:
             module = run_file(str(path), "config file")
             variants = getattr(module, "VARIANTS", {}).items()
             texts = {str(path): module.__doc__} | {
-                f"{path}:{name}": entry if isinstance(entry, str) else entry.__doc__
+                f"{path}:{name}": entry.__doc__ if callable(entry) else str(entry)
                 for name, entry in variants
             }
             found |= {spec: (text or "").partition("\n")[0] for spec, text in texts.items()}
