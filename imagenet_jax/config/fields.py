@@ -85,8 +85,8 @@ FIELDS = {
     "resume_with_changes": Field(False, "Continue a workdir although its config is different",
         operational=True, aliases=("resume",)),
 
-    "model.name": Field("resnet50", "Name of the model, of those that python -m imagenet_jax --models "
-        "lists, which decides which other fields it has",
+    "model.name": Field("resnet50", "Name of the model, which decides which other fields it has; "
+        "python -m imagenet_jax --models lists them",
         aliases=("model.arch", "arch", "architecture", "model.type", "backbone")),
     "model.num_classes": Field(1000, "Number of classes; must agree with the data", at_least=1,
         aliases=("classes", "model.classes", "n_classes")),

@@ -20,9 +20,7 @@ def printed(command, args, capsys, monkeypatch):
 
 def test_help_config_has_every_field_with_its_default_range_and_meaning(capsys, monkeypatch):
     out = printed(train_command, ["--help_config"], capsys, monkeypatch)
-    fields = [
-        line.split()[0] for line in out.splitlines() if line[:1] == " " and line[1].isalpha()
-    ]
+    fields = [line.split()[0] for line in out.splitlines() if line[:1] == " " and line[1].isalpha()]
     assert fields[0] == "field" and fields[1:] == list(fields_of_model("resnet50"))
     (row,) = [line for line in out.splitlines() if line.strip().startswith("ema.power")]
     assert "0.666667" in row and "above 0" in row and "Only with ema.form = timm" in row
