@@ -198,6 +198,8 @@ def compare_eval(config: Any, target: Target) -> dict[str, float]:
             "MB per image": program.bytes / config.batch_size / 1e6,
             "kernels": float(program.kernels),
         }
+        if program.cycles:
+            found[form]["Mcycles"] = program.cycles / 1e6
     found["folded / not"] = {
         what: found["folded"][what] / value for what, value in found["not folded"].items()
     }
