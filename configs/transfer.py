@@ -22,6 +22,8 @@ def get_config(model: str = "resnet50") -> ConfigDict:
     c.init.weights = f"{model}.safetensors"  # what `python -m imagenet_jax.convert` makes
     c.init.new_head = True  # even if the file has equally many classes: they are different ones
     c.data.update(source="folder", path="~/images", holdout=0.2)
+    if model.startswith("efficientnet_lite"):  # what its authors' weights expect
+        c.data.update(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
     c.data.balance = "over"  # small classes are shown as often as large ones
     c.augment.crop_scale = (0.35, 1.0)  # a small data set, of objects that fill the picture
     c.loss.label_smoothing = 0.1

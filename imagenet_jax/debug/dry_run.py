@@ -18,6 +18,7 @@ from imagenet_jax.debug.cost import (
     DoesNotFit,
     StepCost,
     TargetCost,
+    image_shape,
     step_cost,
     target_cost,
     without_data,
@@ -26,6 +27,7 @@ from imagenet_jax.debug.recipe import describe_recipe
 from imagenet_jax.debug.targets import Target, make_target
 from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.formatting import format_bytes, format_duration, format_flops
+from imagenet_jax.logs.throughput import count_flops
 from imagenet_jax.training.experiment import Experiment, make_experiment
 from imagenet_jax.training.sharding import make_mesh, round_batch_size
 
@@ -55,7 +57,7 @@ def dry_run(config: ConfigDict, target_name: str = "", price: float | None = Non
     curve = draw_schedule(run.parts.schedule, run.total_steps, config.epochs)
     console.print("learning rate", *curve, sep="\n")
     if target is None:
-        console.print("compiling the train step ...")
+        console.print("compiling the train step and timing it ...")
         console.print(*_cost_lines(run), sep="\n")
         return
     takes = "seconds" if target.accelerator.gpu else "minutes"
@@ -174,15 +176,15 @@ def draw_schedule(schedule: Callable[[int], Any], steps: int, epochs: float) -> 
 
 def _cost_lines(run: Experiment) -> list[str]:
     config, device = run.config, jax.devices()[0]
-    small, on_cpu = config, device.platform == "cpu"
-    whole = timed = step_cost(config, repeats=0 if on_cpu else 3, steps=5)
-    if on_cpu:
-        small = _shrink(config) if whole.flops > _CPU_FLOPS else config
-        timed = step_cost(small, repeats=3, steps=1)
+    on_cpu = device.platform == "cpu"
+    large = on_cpu and count_flops(config, image_shape(config)) > _CPU_FLOPS
+    small = _shrink(config) if large else config
+    timed = step_cost(small, repeats=3, steps=1 if on_cpu else 5)
+    whole = step_cost(config, repeats=0) if large else timed
     rate = small.batch_size / timed.step_seconds
     images = run.total_steps * config.batch_size
     per_image = whole.flops / config.batch_size
-    note = "" if small is config else f", timed with {small.batch_size} images a step"
+    note = f", timed with {small.batch_size} images a step" if large else ""
     return [
         f"memory of each device: {format_bytes(whole.state_bytes)} of state and batch, "
         f"{format_bytes(whole.temporary_bytes)} within the step{_compare_memory(device, whole)}",
