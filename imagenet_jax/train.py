@@ -4,8 +4,8 @@
     batches -> train step -> state   -> checkpoints
                           -> metrics -> metrics.jsonl, console, TensorBoard
 
-All random numbers are a function of (config.seed, step), so that a step gives the same result no
-matter how often the run was stopped before it.
+All random numbers are functions of (config.seed, step), so a step gives the same result no matter
+how often the run was interrupted.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ def train(
     stop_after: int | None = None,
     quiet: bool = False,
 ) -> int:
-    """Train `config` in `workdir`, from its last intact checkpoint if it has one.
+    """Train `config` in `workdir`, starting from its last intact checkpoint if there is one.
 
     Args:
       strict_restore: raise UserError if the last checkpoint is damaged.
@@ -53,8 +53,8 @@ def train(
       The exit code: 0 if training finished, 128 + the number of the signal that stopped it. The
       state is saved in both cases.
 
-    Raises UserError for errors of the user, before anything is written, and NonFiniteError if the
-    loss, a gradient or a parameter became NaN or infinite; earlier checkpoints are kept.
+    Raises UserError for bad input, before anything is written, and NonFiniteError if the loss, a
+    gradient or a parameter became NaN or infinite. Earlier checkpoints are kept.
     """
     if config.log.wandb or config.log.mlflow:
         from imagenet_jax.logs.trackers import require_services
@@ -67,8 +67,8 @@ def train(
         while True:
             try:
                 return _Loop(start, context, stop_after, quiet).run()
-            except NonFiniteError as error:
-                context.record_rewind(error)  # raises it unless config.nonfinite.policy = "rewind"
+            except NonFiniteError as error:  # raised again unless the policy is "rewind"
+                context.record_rewind(error)
             start = context.restore()
 
 
@@ -76,8 +76,9 @@ class _Loop:
     """Trains from a start to the last step or a stop signal.
 
     Attributes:
-      state, step: the state, and the step that it is after.
-      results: of the evaluation of that state, if there was one.
+      state: the current state.
+      step: the number of steps that led to it.
+      results: the results of its evaluation, or None if it has not been evaluated.
     """
 
     def __init__(self, start: Start, context: RunContext, stop_after: int | None, quiet: bool):
@@ -144,7 +145,7 @@ class _Loop:
         with throughput.waiting(), self.context.stop.interrupting():
             batch = next(batches)
         skipped = batch.pop("skipped", [])
-        if batch["image"].shape != self.image_shape:  # the step is compiled for this size
+        if batch["image"].shape != self.image_shape:  # the step is compiled for each shape
             throughput.drain()
             self.image_shape = batch["image"].shape
         for hook in self.hooks:
@@ -156,7 +157,7 @@ class _Loop:
         for hook in self.hooks:
             hook.after_update(step, self.state, metrics)
         self.recorder.step(step, metrics, skipped)
-        # The last steps are faster, because no input is read during them.
+        # The last AHEAD steps are not timed: they are faster, because no input is read any more.
         throughput.wait_for_oldest(timed=step <= self.last - AHEAD)
 
     def evaluate(self) -> list[Result]:
@@ -170,7 +171,7 @@ class _Loop:
         return results
 
     def repeat_lost_evaluation(self) -> None:
-        """Evaluate the restored state if a stop signal or a full disk ended its evaluation."""
+        """Evaluate the restored state if its results were lost to a stop signal or a full disk."""
         step = self.step
         recorded = self.recorder.has_evaluation(step)
         unranked = step in self.save_steps and self.context.checkpoints.lacks_metrics(step)
@@ -183,12 +184,12 @@ class _Loop:
             self.saver.add_results(step, results, required=step == self.last)
 
     def save(self, *, required: bool) -> None:
-        """Save the state; a checkpoint that only a stop made is not ranked by its results."""
+        """Save the state. A checkpoint has no results if only a stop signal caused it."""
         results = self.results if self.step in self.save_steps else None
         self.saver.save(self.state, self.step, results, required=required)
 
     def make_batches(self, last: int) -> Iterator[dict[str, Any]]:
-        """Return the batches of the steps after the present one up to `last`, on the devices."""
+        """Return the batches of steps self.step + 1 .. `last`, on the devices."""
         run, config = self.experiment, self.config
         rows = itertools.chain.from_iterable(
             pipeline.train_batches(

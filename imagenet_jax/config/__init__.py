@@ -1,4 +1,4 @@
-"""Configs in and out: load a file, apply overrides, check, write as JSON, compare."""
+"""Loads configs from files, applies overrides, checks values, and reads and writes JSON."""
 
 import ast
 import os
@@ -21,9 +21,9 @@ T = TypeVar("T")
 def load(spec: str, overrides: Overrides = ()) -> ConfigDict:
     """Return the config of `path.py` or `path.py:variant` with the overrides, checked and locked.
 
-    `path.json` is what `to_json` wrote: the config.json of a workdir or of a published baseline.
+    `path.json` is a file with the output of `to_json`, such as the config.json of a workdir.
 
-    Raises UserError for a missing or failing file, an unknown field, a wrong type, a bad value.
+    Raises UserError for a missing or failing file, an unknown field, or an invalid value.
     """
     python_files.executed.clear()
     path = spec.partition(":")[0]
@@ -41,7 +41,7 @@ def _read_json(path: str) -> ConfigDict:
 
 
 def pick_variant(variant: str, variants: dict[str, T]) -> T:
-    """Return the entry of a config file's `variants`; UserError that lists them if it has none."""
+    """Return `variants[variant]`. Raises UserError, listing the variants, if there is none."""
     check_choice("config variant", variant, variants)
     return variants[variant]
 
@@ -54,13 +54,14 @@ def copy_config(config: ConfigDict, changes: Mapping[str, Any] | None = None) ->
 
 
 def apply_overrides(config: ConfigDict, overrides: Overrides) -> None:
-    """Set each (field, text). A model of another family brings its own fields.
+    """Set each (field, text).
 
-    An optimizer brings its own lr_scaling, unless the config has a rule other than the one that
-    "auto" chose for the optimizer before.
+    A new model.name replaces the fields of the previous family with those of the new one, and the
+    previous default of a shared field with the new one. A new optim.name sets lr_scaling to "auto"
+    if it has the value that "auto" gives for the previous optimizer.
 
-    Raises UserError for an unknown field, a wrong type, or a field that only the family before has
-    and that differs from its default.
+    Raises UserError for an unknown field, a wrong type, or a non-default value of a field that the
+    new family lacks.
     """
     overrides = list(overrides)
     given = dict(overrides)
@@ -88,7 +89,7 @@ def apply_overrides(config: ConfigDict, overrides: Overrides) -> None:
 
 
 def _leave_out_fields(model: ConfigDict, before: ConfigDict) -> None:
-    """Delete the fields of the family before; UserError if one differs from its default."""
+    """Delete the fields of only the previous family. Raises UserError if one is not the default."""
     for field in sorted(set(before) & (set(model) - set(defaults(model.name).model))):
         value = model[field]
         with model.unlocked():
@@ -101,12 +102,12 @@ def _leave_out_fields(model: ConfigDict, before: ConfigDict) -> None:
 
 
 def override(config: ConfigDict, field: str, text: str) -> None:
-    """Set a dotted `field` from command-line `text`, in the type that the field has."""
+    """Set the dotted `field` to command-line `text`, converted to the type of the field."""
     flat = flatten(config)
     if field not in flat:
         if value := next((name for name in flat if field.startswith(f"{name}.")), None):
             raise UserError(
-                f"config.{field}: {value.rpartition('.')[2]!r} is a value, it has no fields"
+                f"config.{field}: {value.rpartition('.')[2]!r} is a value and has no fields"
             )
         inside = [name.removeprefix(f"{field}.") for name in flat if name.startswith(f"{field}.")]
         if inside:
@@ -136,7 +137,7 @@ def _parse(field: str, old: Any, text: str) -> Any:
 
 
 def check(config: ConfigDict) -> ConfigDict:
-    """Return the config, locked.
+    """Check the config, resolve optim.lr_scaling, and return the config locked.
 
     Raises UserError unless it has every field, and every value is allowed and has an effect.
     """
@@ -152,7 +153,7 @@ def check(config: ConfigDict) -> ConfigDict:
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """Return {"optim.base_lr": 0.1, ...}: one entry a leaf, sequences as tuples."""
+    """Return {"optim.base_lr": 0.1, ...}, with one entry per leaf and lists as tuples."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict):
@@ -168,14 +169,14 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str, origin: str | os.PathLike = "config.json") -> ConfigDict:
-    """Return the checked config that `to_json` wrote; nothing is executed.
+    """Return the checked config that `to_json` wrote. No code is executed.
 
-    A field that did not exist when it was written has its default, which is what was done then.
-    Raises UserError for unknown fields, wrong types and bad values.
+    Fields that were added later get their defaults, which keep the earlier behavior. Raises
+    UserError for unknown fields and invalid values.
     """
     try:
         tree = parse_json(text)
-    except (ValueError, RecursionError) as e:  # integers of thousands of digits too
+    except (ValueError, RecursionError) as e:  # also for integers with thousands of digits
         raise UserError(f"{origin} is not valid JSON: {one_line(e)}") from e
     if not isinstance(tree, dict):
         raise UserError(f"{origin} does not hold a config")
@@ -202,7 +203,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 
 def _fill(config: ConfigDict, default: ConfigDict) -> None:
-    """Give `config` the fields of `default` that it does not have."""
+    """Add the fields of `default` that `config` does not have."""
     for name, value in default.items():
         if name not in config:
             config[name] = value

@@ -1,4 +1,4 @@
-"""The table of the config fields, and error messages for names that are not a field."""
+"""The table that --help_config prints, and error messages for unknown field names."""
 
 import difflib
 
@@ -14,7 +14,7 @@ from imagenet_jax.errors import UserError
 def print_fields(prefix: str, spec: str | None) -> None:
     """Print the fields whose names start with `prefix`: default, allowed values and meaning.
 
-    The fields of `config.model` are those of the config `spec`; None: of ResNet-50.
+    The fields of `config.model` are those of the model of config `spec`, or of ResNet-50 if None.
     """
     model = load(spec).model.name if spec else "resnet50"
     title = f"config fields of {model}"
@@ -53,7 +53,7 @@ def _describe_meaning(field: Field) -> str:
 
 
 def unknown_field(name: str, fields: dict[str, Field], model: object) -> str:
-    """Return the error message for the dotted `name`, which is not among the model's `fields`."""
+    """Return the error message for the dotted `name`, which is not one of the `fields`."""
     leaf = name.rpartition(".")[2]
     for field, entry in fields.items():
         group = field.rpartition(".")[0]
@@ -76,8 +76,8 @@ def unknown_field(name: str, fields: dict[str, Field], model: object) -> str:
 def _similar_fields(name: str, fields: dict[str, Field]) -> list[str]:
     """Return at most three fields that `name` may mean, the most likely first.
 
-    In this order: a field with this alias, one of the same last part in another group, one whose
-    last part differs by a typing error.
+    Fields with this alias are preferred, then fields with the same last part in another group, then
+    fields whose last part differs by a typo.
     """
     if with_alias := [field for field, entry in fields.items() if name in entry.aliases]:
         return with_alias

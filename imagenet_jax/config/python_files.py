@@ -1,4 +1,4 @@
-"""The Python files that make configs: run them, list the shipped ones, record which were run."""
+"""Runs the Python files that make configs, records which were run, and lists the shipped ones."""
 
 import contextlib
 import difflib
@@ -16,11 +16,11 @@ from imagenet_jax.errors import UserError, one_line
 
 SHIPPED = Path("configs")
 
-executed: set[Path] = set()  # the Python files that made the config that was loaded last
+executed: set[Path] = set()  # the Python files that were run to load the latest config
 
 
 def run_config(spec: str) -> ConfigDict:
-    """Return the config of the Python file and variant `path` or `path:variant`, not checked.
+    """Return the unchecked config of the Python file `path`, or of its variant `path:variant`.
 
     Raises UserError if the file or its `get_config` fails.
     """
@@ -49,7 +49,7 @@ def run_config(spec: str) -> ConfigDict:
 def run_file(path: str, what: str) -> ModuleType:
     """Run the Python file `path` and return its module.
 
-    Raises UserError if it does not exist (with names like it), is no Python file, or fails.
+    Raises UserError if it does not exist (and suggests similar names), is not Python, or fails.
     """
     file = Path(path)
     if not file.is_file():
@@ -68,11 +68,11 @@ def run_file(path: str, what: str) -> ModuleType:
 
 
 def list_configs(folder: Path = SHIPPED) -> dict[str, str]:
-    """Return {"configs/resnet50.py:a3": one line about it, ...}: every config of a folder.
+    """Return {"configs/resnet50.py:a3": summary, ...} for every config of a folder.
 
-    The line is the first of the file's docstring. For an entry of the file's `VARIANTS` it is the
-    entry, or the first line of its docstring if it is a function. The files are executed; those
-    that fail are left out.
+    The summary of a file is the first line of its docstring. That of a variant is its entry in the
+    file's `VARIANTS`, or the first line of its docstring if the entry is a function. The files are
+    executed, and those that fail are left out.
     """
     found: dict[str, str] = {}
     for path in sorted(folder.glob("*.py")):
@@ -88,7 +88,7 @@ def list_configs(folder: Path = SHIPPED) -> dict[str, str]:
 
 
 def _suggest_configs(path: str) -> str:
-    """Return advice that names the shipped configs with names most like the missing `path`."""
+    """Return advice that names the shipped configs most similar to the missing `path`."""
     known = {re.split("[/:]", spec.replace(".py", ""))[-1]: spec for spec in list_configs()}
     stem = Path(path).stem
     near = [stem] if stem in known else difflib.get_close_matches(stem, known, n=3)
@@ -99,9 +99,10 @@ def _suggest_configs(path: str) -> str:
 
 @contextlib.contextmanager
 def importing_beside(path: str) -> Iterator[None]:
-    """Let the Python file `path` import its neighbors, by name or by the name of their folder.
+    """Let the Python file `path` import files of its folder, with or without the folder's name.
 
-    Neighbors are forgotten afterwards: another folder may have files of the same names.
+    Modules that are imported by file name are removed from `sys.modules` afterwards, because
+    another folder may have files with the same names.
     """
     folder = Path(path).resolve().parent
     before, added = set(sys.modules), [str(folder), str(folder.parent)]
@@ -120,9 +121,10 @@ def importing_beside(path: str) -> Iterator[None]:
 
 
 def list_files(modules: Iterable[ModuleType]) -> set[Path]:
-    """Return the files that made the modules.
+    """Return the files of the modules.
 
-    Python's import system gives absolute paths. A relative one, as in `torch.classes`, is no file.
+    Python's import system sets absolute paths; a relative `__file__`, as in `torch.classes`, is not
+    a file.
     """
     files = (Path(getattr(module, "__file__", None) or "") for module in modules)
     return {file.resolve() for file in files if file.is_absolute()}

@@ -1,4 +1,4 @@
-"""Checks of a config: each value by its entry in `fields`, then values across fields."""
+"""Checks of a config: each value against its entry in `fields`, and combinations of fields."""
 
 import re
 import reprlib
@@ -9,17 +9,17 @@ from ml_collections import ConfigDict
 from imagenet_jax.config.fields import ADAM, ON, SCHEDULE_FREE, Field
 from imagenet_jax.errors import UserError, check_choice
 
-Values = dict[str, Any]  # every field of a config by its dotted name, sequences as tuples
+Values = dict[str, Any]  # every field of a config by its dotted name, with lists as tuples
 
 # Largest values of the types that compute with them: int32 and float32.
 _INT, _FLOAT = 2**31 - 1, 3.4028234663852886e38
-_MOST_RATES = 100_000  # of a schedule by epoch, which is a table
+_MAX_RATES = 100_000  # size of the table of learning rates if they change by epoch
 
 
 def check_fields(value: Values, fields: dict[str, Field], model: object) -> None:
-    """Check that `value` has exactly the `fields` of the `model`, with values that they allow.
+    """Check that `value` has exactly the `fields` of the `model`, with allowed values.
 
-    Raises UserError that names the field and what it allows.
+    Raises UserError, naming the field and its allowed values.
     """
     for name in value:
         if name not in fields:
@@ -58,7 +58,7 @@ def _check_range(name: str, field: Field, value: Any) -> None:
         if not _is_number(number):
             continue
         largest = max(_INT if isinstance(number, int) else _FLOAT, field.at_most or 0)
-        if not -largest <= number <= largest:  # NaN too; a Python integer may be of any size
+        if not -largest <= number <= largest:  # also if it is NaN; Python integers have no limit
             short = isinstance(number, float) or number.bit_length() < 200
             shown = number if short else f"an integer of {number.bit_length()} bits"
             raise UserError(f"config.{name} = {shown} must be a number of at most {largest}")
@@ -89,9 +89,9 @@ def _check_read(name: str, fields: dict[str, Field], value: Values) -> None:
 
 
 def check_across(value: Values) -> None:
-    """Check values that depend on each other, of a config that passed `check_fields`.
+    """Check combinations of fields, in a config that passed `check_fields`.
 
-    Raises UserError for a combination that cannot work, or of which a part has no effect.
+    Raises UserError if a combination cannot work, or if one of the fields has no effect.
     """
     for check in (_check_augment, _check_batch, _check_loss, _check_run, _check_schedule):
         check(value)
@@ -138,7 +138,7 @@ def _check_augment(value: Values) -> None:
 
 
 def check_sides(value: Values, multiple: int) -> None:
-    """Raise UserError unless sides of images are multiples of `multiple`, as the model needs."""
+    """Raise UserError unless image sides are multiples of `multiple`, which the model needs."""
     sides = ("augment.image_size", "augment.start_size", "augment.size_multiple",
              "eval.image_size", "model.image_size")  # fmt: skip
     for leaf in sides:
@@ -180,8 +180,8 @@ def _check_loss(value: Values) -> None:
     softened = ("loss.label_smoothing", "augment.mixup", "augment.cutmix")
     if value["loss.bce_threshold"] and not any(value[name] for name in softened):
         raise UserError(
-            f"config.loss.bce_threshold = {value['loss.bce_threshold']} does nothing to targets of "
-            "0 and 1; set --config.loss.bce_threshold=0, or one of config."
+            f"config.loss.bce_threshold = {value['loss.bce_threshold']} has no effect on targets "
+            "of 0 and 1; set --config.loss.bce_threshold=0, or one of config."
             f"{', config.'.join(softened)}"
         )
 
@@ -197,13 +197,13 @@ def _check_run(value: Values) -> None:
         )
     if value["debug.nans"] and value["nonfinite.policy"] == "rewind":
         raise UserError(
-            "config.debug.nans = True stops at the first NaN, so that config.nonfinite.policy = "
+            "config.debug.nans = True stops at the first NaN, so config.nonfinite.policy = "
             "'rewind' does nothing; set --config.debug.nans=false or --config.nonfinite.policy=stop"
         )
     if value["init.weights"] and value.get("model.zero_init_residual"):
         raise UserError(
             "config.model.zero_init_residual = True does nothing with config.init.weights, which "
-            "gives the weights; set --config.model.zero_init_residual=false"
+            "replaces initial weights; set --config.model.zero_init_residual=false"
         )
     if value["optim.freeze_epochs"] and not value["init.weights"]:
         raise UserError(
@@ -227,33 +227,34 @@ def _check_schedule(value: Values) -> None:
     for name, usual in (("optim.warmup_epochs", 0.0), ("optim.decay_from", -1.0)):
         if value[name] >= epochs:
             raise UserError(
-                f"config.{name} = {value[name]} leaves nothing of config.epochs = {epochs}; set "
-                f"--config.{name}={usual} or less than the epochs"
+                f"config.{name} = {value[name]} must be less than config.epochs = {epochs}; set "
+                f"--config.{name}={usual} or train for more epochs"
             )
     every = value["optim.decay_every_epochs"]
-    if value["optim.schedule"] == "exponential" and epochs > _MOST_RATES * every:
+    if value["optim.schedule"] == "exponential" and epochs > _MAX_RATES * every:
         raise UserError(
-            f"config.optim.decay_every_epochs = {every} makes more than {_MOST_RATES:,} milestones "
+            f"config.optim.decay_every_epochs = {every} makes more than {_MAX_RATES:,} milestones "
             f"in config.epochs = {epochs}; set --config.optim.decay_every_epochs=1"
         )
-    if value["optim.schedule_by"] == "epoch" and epochs > _MOST_RATES:
+    if value["optim.schedule_by"] == "epoch" and epochs > _MAX_RATES:
         raise UserError(
-            f"config.epochs = {epochs} is more than the {_MOST_RATES:,} epochs that "
+            f"config.epochs = {epochs} is more than the {_MAX_RATES:,} epochs that "
             "config.optim.schedule_by = 'epoch' can have; set --config.optim.schedule_by=step"
         )
 
 
 def use_multiple(field: str, number: int, unit: int) -> str:
-    """Return the advice to use a multiple of `unit` near `number`."""
+    """Return advice to set `field` to a multiple of `unit` near `number`."""
     below = number // unit * unit
     above = f"--config.{field}={below + unit}"
     return f"set --config.{field}={below} or {above}" if below else f"set {above}"
 
 
 def resolve_lr_scaling(optimizer: str, rule: str = "auto") -> str:
-    """Return config.optim.lr_scaling without "auto": "linear" for forms of SGD, else "none".
+    """Return `rule`, a value of config.optim.lr_scaling, with "auto" resolved.
 
-    Papers on Adam, Lion and Muon give the learning rate itself.
+    "auto" is "none" for Lion, Muon and forms of Adam, whose papers do not scale the learning rate
+    with the batch size, and "linear" for other optimizers.
     """
     if rule != "auto":
         return rule
@@ -261,7 +262,10 @@ def resolve_lr_scaling(optimizer: str, rule: str = "auto") -> str:
 
 
 def step_window(text: str) -> tuple[int, int] | None:
-    """Return (A, B) of config.profile.steps = "A:B"; None of "". UserError unless 1 <= A <= B."""
+    """Return (A, B) for config.profile.steps = "A:B", or None for "".
+
+    Raises UserError unless 1 <= A <= B.
+    """
     if not text:
         return None
     match = re.fullmatch(r"(\d{1,12}):(\d{1,12})", text, re.ASCII)
@@ -275,7 +279,7 @@ def step_window(text: str) -> tuple[int, int] | None:
 
 
 def warnings(config: ConfigDict) -> list[str]:
-    """Return a line for each choice that works but is rarely meant."""
+    """Return a line for each setting that works but is probably a mistake."""
     found = []
     trained, evaluated = config.augment.image_size, config.eval.image_size
     if evaluated >= 2 * trained:

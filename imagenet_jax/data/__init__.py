@@ -1,4 +1,4 @@
-"""Data: encoded images in, batches of uint8 pixels out. Here: records and their sources."""
+"""Data loading, from encoded images to batches of uint8 pixels. Defines records and sources."""
 
 from collections.abc import Sequence
 from typing import Protocol, TypedDict
@@ -17,7 +17,7 @@ class Record(TypedDict):
 
 
 class Source(Protocol):
-    """The records of one split. Picklable; several threads may read at once.
+    """The records of a split. Picklable, and safe to read from several threads.
 
     Attributes:
       name: for messages.

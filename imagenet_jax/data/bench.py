@@ -1,11 +1,12 @@
 # PYTHON_ARGCOMPLETE_OK
-"""How fast the input pipeline of a config is on this machine, stage by stage, and what to change.
+"""Measure the speed of the input pipeline, stage by stage, and suggest settings.
 
   python -m imagenet_jax.data.bench --config=configs/resnet50.py
   python -m imagenet_jax.data.bench --config=configs/resnet50.py --need=3000
 
-Records are read in the order of training. --need is what the accelerators take, in images per
-second: `images_per_second` in metrics.jsonl when `input_wait` is 0, or benchmarks/train_step.py.
+Records are read in the order of training. --need is the images per second that the accelerators can
+process: `images_per_second` in metrics.jsonl when `input_wait` is 0, or the result of
+benchmarks/train_step.py.
 """
 
 import dataclasses
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from imagenet_jax.data import Source
     from imagenet_jax.data.sampler import Sampler
 
-_SAMPLE = 256  # records that the one-core stages use, at most
-_STORED = 256  # pixels of the shorter side, as `prepare --resize=256` stores images
+_SAMPLE = 256  # maximum number of records for the stages on one core
+_STORED = 256  # shorter side in pixels of images stored by `prepare --resize=256`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +81,8 @@ def main(argv: Sequence[str]) -> int:
 def measure(config: "ConfigDict", seconds: float) -> list[Rate]:
     """Measure every stage of the input pipeline of `config`, each for about `seconds`.
 
-    The stages on one core all take the same records, in whole passes, so that their rates compare.
-    The stage that runs is printed to standard error.
+    The stages on one core process the same records in whole passes, so that rates are comparable.
+    The name of the current stage is printed to standard error.
     """
     with announce("loading JAX"):
         import numpy as np
@@ -137,7 +138,7 @@ def _announce(stage: str) -> None:
 def _read(
     source: "Source", indices: list[int], seconds: float, *, skip: bool
 ) -> tuple[list[bytes], Rate]:
-    """Return the first images, as many as decode within `seconds`, and how fast they were read."""
+    """Return the first images, as many as can be decoded in `seconds`, and the reading rate."""
     from imagenet_jax.data import decode
 
     source[len(source) - 1]  # opens the files
@@ -171,7 +172,7 @@ def _shrink(encoded: list[bytes]) -> list[bytes]:
 
 
 def _measure_rate(work: Callable[[int], Any], count: int, seconds: float) -> float:
-    """Return calls of `work` per second, in whole passes through indices 0 to count - 1."""
+    """Return calls of `work` per second, in whole passes over the indices 0 to count - 1."""
     for i in range(min(8, count)):
         work(i)
     start, passes = time.perf_counter(), 0
@@ -190,7 +191,7 @@ def _measure_pipeline(
 
     batches = pipeline.train_batches(source, sampler, config, total_steps=10**9)
     for _ in range(2 * (config.data.threads or config.data.workers)):
-        next(batches)  # batches that were made ahead do not count
+        next(batches)  # batches that were prefetched do not count
     start, done = time.perf_counter(), 0
     while (spent := time.perf_counter() - start) < seconds or not done:
         next(batches)
@@ -199,7 +200,11 @@ def _measure_pipeline(
 
 
 def advise(config: "ConfigDict", rates: list[Rate], need: float | None) -> list[str]:
-    """Return what the rates suggest, a line each, the most useful first."""
+    """Return suggestions, one per line, the most useful first.
+
+    Args:
+      need: images per second to reach, if known.
+    """
     speeds = {rate.stage: rate.images_per_second for rate in rates}
     pipelines = [rate for rate in rates if rate.stage.startswith("pipeline")]
     now, best = pipelines[0], max(pipelines, key=lambda rate: rate.images_per_second)
@@ -212,22 +217,22 @@ def advise(config: "ConfigDict", rates: list[Rate], need: float | None) -> list[
     elif need:
         lines.append(
             f"not enough: {fastest / need:.0%} of what is needed, input wait will be near "
-            f"{1 - fastest / need:.0%}; that takes "
-            f"{need / fastest * min(best.cores, cores):.0f} cores, this machine has {cores}"
+            f"{1 - fastest / need:.0%}; this needs "
+            f"{need / fastest * min(best.cores, cores):.0f} cores, and the machine has {cores}"
         )
     if fastest > 1.1 * now.images_per_second:
         setting = best.stage.removeprefix("pipeline, ")
         only = "--config.data.workers=0 " if "threads" in setting and config.data.workers else ""
         lines.append(
-            f"{setting} is {fastest / now.images_per_second:.1f} times as fast as what the config "
-            f"has: set {only}--config.data.{setting}"
+            f"{setting} is {fastest / now.images_per_second:.1f} times as fast as the config's "
+            f"setting: set {only}--config.data.{setting}"
         )
     if speeds["read"] < 5 * crop:
         lines.append(
-            f"reading takes {crop / speeds['read']:.0%} of the time that decoding does: put the "
-            "data on a local SSD, or enough of it into memory"
+            f"reading takes {crop / speeds['read']:.0%} of the time of decoding: put the data on a "
+            "local SSD, or enough of it into memory"
         )
-    for stage, subject, price in (
+    for stage, subject, drawback in (
         (
             "same, resampling=fast",
             "--config.data.resampling=fast decodes and crops",
@@ -236,11 +241,11 @@ def advise(config: "ConfigDict", rates: list[Rate], need: float | None) -> list[
         (
             "same, stored at 256",
             "images stored by `prepare --resize=256` decode and crop",
-            "see its --help for the price",
+            "see its --help for the drawbacks",
         ),
     ):
         if crop < 0.9 * speeds.get(stage, 0):
-            lines.append(f"{subject} {speeds[stage] / crop:.1f} times as fast; {price}")
+            lines.append(f"{subject} {speeds[stage] / crop:.1f} times as fast; {drawback}")
     return lines or ["nothing to change: no other setting is more than 10 % faster"]
 
 

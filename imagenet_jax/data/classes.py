@@ -1,4 +1,4 @@
-"""Class names: those of ImageNet, the order of labels, and the match between data and weights."""
+"""ImageNet's class names, the order of labels, and matching classes of data and weights."""
 
 import functools
 import re
@@ -18,7 +18,7 @@ _FILE_ADVICE = (
     "write a file whose line i + 1 is the data's name for class i of the weights, and set "
     "--config.data.class_order=FILE"
 )
-# Lists of WordNet synonyms use these names for classes that share their first synonym.
+# ImageNet's name -> names in lists of WordNet synonyms, for classes that share their first synonym.
 _SYNONYMS = {
     "crane": ("crane", "crane2"),
     "crane bird": ("crane",),
@@ -48,7 +48,7 @@ class Reordered:
     """A source whose label i is the class `class_names[i]`.
 
     Attributes:
-      class_numbers: the number that the user gives each class: its name, or its line in a file.
+      class_numbers: the number of each class: its name as a number, or its line in the user's file.
     """
 
     def __init__(self, source: Source, class_names: Sequence[str], numbers: Sequence[int]):
@@ -94,14 +94,14 @@ def reorder(source: Source, order: str) -> Source:
         if name not in line:
             raise UserError(
                 f"config.data.class_order = {order!r} has no line for class {name!r} of "
-                f"{source.name}; add it on the line of its label"
+                f"{source.name}; add the name on the line of its label"
             )
     found = sorted(source.class_names, key=line.__getitem__)
     return Reordered(source, found, [line[name] for name in found])
 
 
 def _parse_numbers(source: Source) -> dict[str, int]:
-    use = "use name, or a file with one class name a line"
+    use = "use name, or a file with one class name per line"
     for name in source.class_names:
         if not is_number(name):
             raise UserError(
@@ -126,7 +126,7 @@ def _read_class_list(file: str) -> list[str]:
     path, field = expand_user(file), f"config.data.class_order = {file!r}"
     if not path.is_file():
         raise UserError(
-            f"{field} is not a file; use name | number | a file with one class name a line"
+            f"{field} is not a file; use name | number | a file with one class name per line"
         )
     try:
         text = path.read_text("utf-8-sig")
@@ -140,8 +140,8 @@ def _read_class_list(file: str) -> list[str]:
         if not name or name in names[:i]:
             what = f"repeats {name!r}" if name else "is empty"
             raise UserError(
-                f"{field}: line {i + 1} {what}; write one class name a line, the name of label 0 "
-                "first"
+                f"{field}: line {i + 1} {what}; write one class name per line, in the order of "
+                "labels"
             )
     return names
 
@@ -153,7 +153,7 @@ class KnownClasses:
     Attributes:
       count: outputs of the head.
       names: label -> name; () if unknown.
-      assumed: the names are ImageNet's only because the head has 1000 outputs.
+      assumed: whether the names are assumed to be ImageNet's, because the head has 1000 outputs.
       origin: where the weights come from, for messages.
     """
 
@@ -164,7 +164,7 @@ class KnownClasses:
 
     @classmethod
     def of_head(cls, names: tuple[str, ...], count: int, origin: str) -> Self:
-        """Return the classes of a head of `count` outputs, whose weights came with `names` or ().
+        """Return the classes of a head with `count` outputs; `names` came with its weights, or ().
 
         Names are ignored unless there is one per output.
         """
@@ -174,12 +174,12 @@ class KnownClasses:
 
 
 def find_outputs(known: KnownClasses, source: Source) -> np.ndarray | None:
-    """Return the output of the head for each label of the data: i32[K]; None if they are equal.
+    """Return the output of the head for each label of the data: i32[K], or None if they are equal.
 
     Classes are matched by name. Numbers from config.data.class_order are used if the names of the
     weights are unknown or assumed. K < `known.count` if the data has only some of the classes.
 
-    Raises UserError if the names do not match; it names the first difference and the fix.
+    Raises UserError, with the first difference and how to fix it, if the names do not match.
     """
     found = _match(known, source)
     return None if found == list(range(known.count)) else np.array(found, np.int32)
@@ -215,7 +215,8 @@ def _match(known: KnownClasses, source: Source) -> list[int]:
     if len(data) != known.count:
         name = source.class_names[by_name.index(None)]
         difference = (
-            f"class {name!r} of {source.name} is none of the {known.count} of {known.origin}"
+            f"class {name!r} of {source.name} is not one of the {known.count} classes of "
+            f"{known.origin}"
         )
         if not known.names:
             difference = (
@@ -233,7 +234,7 @@ def _match(known: KnownClasses, source: Source) -> list[int]:
 
 
 def _name_difference(known: KnownClasses, source: Source, label: int) -> str:
-    why = " (ImageNet's, for it has 1000 classes and no names)" if known.assumed else ""
+    why = " (ImageNet's names, assumed for 1000 unnamed classes)" if known.assumed else ""
     return (
         f"class {label} is {source.class_names[label]!r} in {source.name}, but "
         f"{known.names[label]!r} in {known.origin}{why}"
@@ -243,7 +244,7 @@ def _name_difference(known: KnownClasses, source: Source, label: int) -> str:
 def _mismatch(known: KnownClasses, source: Source, difference: str) -> UserError:
     data, advice = source.class_names, _FILE_ADVICE
     if len(data) > known.count:
-        advice = "give data of only those classes, or other weights"
+        advice = "use data with only those classes, or other weights"
     elif all(map(is_number, data)) and not all(map(is_number, known.names or ("0",))):
         numbers = {int(name) for name in data}
         usable = len(numbers) == len(data) and max(numbers) < known.count
@@ -256,7 +257,7 @@ def _mismatch(known: KnownClasses, source: Source, difference: str) -> UserError
 
 
 def _canonical(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Replace ImageNet's names or synonyms by WordNet ids; strip zeros in front of numbers."""
+    """Replace ImageNet's names or synonyms with WordNet ids; strip leading zeros of numbers."""
     wnids = dict(zip(imagenet_names(), imagenet_wnids(), strict=True))
     if len(names) == len(wnids) and all(map(_is_synonym, names, wnids)):
         return imagenet_wnids()
@@ -267,7 +268,7 @@ def _canonical(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _is_synonym(name: str, imagenet_name: str) -> bool:
-    """Return whether `name`, such as "tench, Tinca tinca", means ImageNet's class.
+    """Return whether `name`, such as "tench, Tinca tinca", is a list of synonyms of the class.
 
     Only "crane" names two classes, so a whole list of names matches only in ImageNet's order.
     """

@@ -1,7 +1,7 @@
 """Decoding and image geometry on the host: encoded bytes -> a crop u8[S, S, 3].
 
-Training takes a random resized crop, evaluation the center crop of the resized image, both as
-torchvision defines them. Formats that only Pillow reads are in `image_formats`.
+Training uses a random resized crop, and evaluation the center crop of the resized image, both as in
+torchvision. `image_formats` decodes the formats that only Pillow reads.
 """
 
 import math
@@ -15,11 +15,11 @@ import simplejpeg
 from imagenet_jax.data import image_formats, resample
 from imagenet_jax.data.image_formats import UndecodableImage
 
-CROP_DRAWS = 22  # uniforms that a random crop may use: 10 tries of (area, ratio), then (y, x)
+CROP_DRAWS = 22  # random numbers of a crop: 10 attempts with (area, ratio), then (y, x)
 
 _OPENCV = {"bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
-_KEPT_BYTES = 2**26  # larger buffers, of rare images above 22 megapixels, are not kept
-_MCU = 16  # rows of pixels that a JPEG codes together, at most (4:2:0)
+_KEPT_BYTES = 2**26  # larger buffers, for rare images above 22 megapixels, are not reused
+_MCU = 16  # maximum height in pixels of a minimum coded unit of JPEG (4:2:0)
 _memory = threading.local()
 
 Range = tuple[float, float]
@@ -46,7 +46,7 @@ def train_image(
       scale, ratio: see `random_crop_box`.
       interpolation: "bilinear" | "bicubic".
       resampling: "antialias" (as Pillow) | "fast" (OpenCV, no low-pass filter). "fast" decodes a
-        JPEG at 1/2, 1/4 or 1/8 of its size if the crop is then still as large as `out`.
+        JPEG at 1/2, 1/4 or 1/8 of its size if the crop is still at least as large as `out`.
 
     Raises UndecodableImage.
     """
@@ -95,7 +95,7 @@ def eval_image(
     side = out.shape[0]
     top, left = round((tall - side) / 2), round((wide - side) / 2)
     if resampling == "fast":
-        # A line of pixels would become `resize` pixels thick and many times as long.
+        # Resizing the shorter side of a very narrow image to `resize` makes the image huge.
         if tall * wide * image_formats.RESULT_BYTES > image_formats.MAX_BYTES:
             raise UndecodableImage(
                 f"{width}x{height} pixels would be resized to {wide}x{tall}, which takes too much "
@@ -104,7 +104,7 @@ def eval_image(
         whole = cv2.resize(image, (wide, tall), interpolation=_OPENCV[interpolation])
         out[...] = whole[top : top + side, left : left + side]
     else:
-        # Only the crop is computed: its box in the original, filtered with the pixels around it.
+        # Compute only the crop, from its box in the original and the pixels around the box.
         y, x = height / tall, width / wide
         box = (left * x, top * y, (left + side) * x, (top + side) * y)
         resample.resize(image, box, (0, 0, width, height), interpolation, out)
@@ -122,9 +122,9 @@ def random_crop_box(
 ) -> tuple[int, int, int, int]:
     """Return (top, left, height, width) of a random crop, as torchvision's RandomResizedCrop.
 
-    The crop's area is uniform in `scale` times the image's, its aspect ratio (width over height)
-    log-uniform in `ratio`. If ten draws do not fit, it is the largest central crop within `ratio`
-    (Szegedy et al. 2015, arXiv:1409.4842, section 6).
+    The area of the crop is uniform in `scale` times the image's, and its aspect ratio (width /
+    height) is log-uniform in `ratio`. If none of ten draws fits, the result is the largest central
+    crop with an aspect ratio in `ratio` (Szegedy et al. 2015, arXiv:1409.4842, section 6).
 
     Args:
       uniforms: f64[CROP_DRAWS] in [0, 1).
@@ -149,7 +149,7 @@ def decode(encoded: bytes) -> np.ndarray:
 
 
 def _reduction(size: tuple[int, int], least: tuple[int, ...]) -> int:
-    """Return the factor, at most 8, by which libjpeg can shrink `size` to no less than `least`."""
+    """Return the largest of 8, 4, 2, 1 by which `size` can be divided and be at least `least`."""
     ratio = min(size[0] // least[0], size[1] // least[1])
     return next(factor for factor in (8, 4, 2, 1) if ratio >= factor or factor == 1)
 
@@ -157,7 +157,7 @@ def _reduction(size: tuple[int, int], least: tuple[int, ...]) -> int:
 def _decode(
     encoded: bytes, buffer: Callable[[int, int], np.ndarray], factor: int = 1
 ) -> np.ndarray:
-    """Decode with a buffer from `buffer(height, width)`, shrunk by `factor`, rounded up."""
+    """Decode into `buffer(height, width)`, with sides divided by `factor` and rounded up."""
     header = image_formats.read_jpeg_header(encoded)
     if header and not header.is_cmyk:
         height, width, _ = header
@@ -175,20 +175,20 @@ def _decode(
 
 
 def _decode_jpeg(encoded: bytes | bytearray, out: np.ndarray) -> np.ndarray:
-    """Decode into u8[H, W, 3] at the scale of libjpeg that gives this size; return `out`."""
+    """Decode into `out` u8[H, W, 3], at the libjpeg scale that gives its size, and return it."""
     return simplejpeg.decode_jpeg(
         encoded, "RGB", buffer=out, min_height=out.shape[0], min_width=out.shape[1]
     )
 
 
 def _decode_top(encoded: bytes, size: tuple[int, int], bottom: int, factor: int = 1) -> np.ndarray:
-    """Return at least the first `bottom` rows of an image of (height, width) `size`, shrunk.
+    """Return at least the first `bottom` rows of an image of `size`, shrunk by `factor`.
 
-    On average a seventh of the work is for rows below the crop. libjpeg stops at the height that
-    the header gives, so a baseline JPEG gets a header with a smaller height.
+    On average, a seventh of the time would be spent on rows below the crop. libjpeg stops at the
+    height in the header, so the header of a baseline JPEG is changed to a smaller height.
     """
     height, width = size
-    rows = (bottom // _MCU + 1) * _MCU  # one row of blocks more than needed: chroma is interpolated
+    rows = (bottom // _MCU + 1) * _MCU  # an extra row of units, because chroma is interpolated
     field = image_formats.find_height_field(encoded) if rows <= height - _MCU else None
     if field is None:
         return _decode(encoded, _scratch, factor)

@@ -1,4 +1,4 @@
-"""Images on disk, in folders and shards: finding them, and a split of them as a source."""
+"""Finds images on disk, in folders and shards, and provides a split of them as a source."""
 
 import os
 import stat
@@ -18,22 +18,22 @@ from imagenet_jax.files import hash_texts
 IMAGE_SUFFIXES = (
     ".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
-HIDDEN = "hidden, or made by the system"
+HIDDEN = "hidden, or created by the system"
 _SYSTEM = {"@eaDir", "#recycle", "__MACOSX", "$RECYCLE.BIN", "lost+found"}
 _STANDARD_INPUT = "-"
 
 
 class StoredImage(NamedTuple):
-    """An image that was found and not yet read.
+    """An image on disk that has not been read.
 
     Attributes:
-      name: path below the folder, or name within the shard.
+      name: path relative to the folder, or name within the shard.
       label: index of its class, -1 if unknown.
       size: bytes; approximate in parquet files.
       mtime_ns: modification time of its file; 0 in shards.
-      shard: path of the shard below the folder; "" for a file of its own. With an offset and no
-        shard, the folder is itself the archive.
-      offset: in bytes, -1 for a file of its own; for parquet files see `shard_files`.
+      shard: path of the shard relative to the folder; "" for an image file. With an offset and no
+        shard, the "folder" is itself the archive.
+      offset: in bytes; -1 for an image file; for parquet files, see `shard_files`.
     """
 
     name: str
@@ -45,12 +45,12 @@ class StoredImage(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The name that no other image of the split has."""
+        """A name that is unique in the split."""
         return f"{self.shard}/{self.name}" if self.shard else self.name
 
 
 def read_image(root: Path, image: StoredImage) -> bytes:
-    """Return the encoded bytes of an image below `root`; UserError names what is unreadable."""
+    """Return the encoded bytes of an image below `root`. Raises UserError, naming a bad file."""
     path = root / (image.shard if image.offset >= 0 else image.name)
     try:
         if image.offset < 0:
@@ -68,7 +68,7 @@ def read_image(root: Path, image: StoredImage) -> bytes:
 
 
 class ImageTable:
-    """Stored images in arrays, which take a tenth of the memory of a list; without mtime_ns.
+    """Stored images as arrays, without mtime_ns. They take a tenth of the memory of a list.
 
     Attributes:
       labels: i32[N].
@@ -94,7 +94,7 @@ class ImageTable:
 
 
 class Note(NamedTuple):
-    """A file or folder by its path, and a remark about it."""
+    """A remark about a file or folder, which `name` gives as a path."""
 
     name: str
     reason: str
@@ -120,7 +120,7 @@ class Split:
     name: str = ""
 
     def add(self, found: "Split", folder: str, label: Callable[[str], int | None]) -> None:
-        """Add what was found in `folder` of the split; `label` returns None to omit an image."""
+        """Add what was found in `folder` of the split. `label(name)` is None to omit an image."""
 
         def join(name: str) -> str:
             return "/".join(part for part in (folder, name) if part)
@@ -136,7 +136,7 @@ class Split:
 
 
 class SplitSource:
-    """The images of a split, or some of them, in the split's order."""
+    """A source of the images of a split, or of some of them, in the order of the split."""
 
     def __init__(self, split: Split, images: Sequence[StoredImage] | None = None):
         images = split.images if images is None else images
@@ -157,7 +157,7 @@ class SplitSource:
 
 
 def _identity(image: StoredImage, split: Split) -> str:
-    """Return the image's part of the fingerprint, with its class unless its folder names it."""
+    """Return the image's part of the fingerprint, with the class unless the folder names it."""
     known = 0 <= image.label < len(split.class_names)  # the doctor reports any other label
     name = split.class_names[image.label] if known else str(image.label)
     implied = not image.shard and image.name.startswith(f"{name}/")
@@ -165,9 +165,10 @@ def _identity(image: StoredImage, split: Split) -> str:
 
 
 def walk(root: Path) -> Split:
-    """Find the images below `root`, through links except to a folder that contains the link.
+    """Find the images below `root`, without labels.
 
-    They have no labels, and are sorted by folder and then by name, as in torchvision's ImageFolder.
+    They are sorted by folder and then by name, as in torchvision's ImageFolder. Links are followed,
+    except links to a folder that contains them.
     """
     done = Split(root)
     found: list[tuple[str, StoredImage]] = []
@@ -206,7 +207,7 @@ def walk(root: Path) -> Split:
 
 
 def list_classes(root: Path) -> Split:
-    """List the images in `root/CLASS/` and below; classes are sorted as torchvision does."""
+    """List the images in `root/CLASS/` and below, with classes sorted as in torchvision."""
     split = Split(root)
     names: list[str] = []
     for entry in list_folder(root):
@@ -234,7 +235,7 @@ def list_folder(folder: Path) -> list["os.DirEntry[str]"]:
 
 
 def is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Return whether an entry is a folder or a link to one; OSError for a broken link."""
+    """Return whether an entry is a folder or a link to one. Raises OSError for a broken link."""
     return stat.S_ISDIR(entry.stat().st_mode) if entry.is_symlink() else entry.is_dir()
 
 
@@ -244,7 +245,7 @@ def is_image(name: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder is hidden, or made by the system: never a class or image."""
+    """Return whether a file or folder is hidden or created by the system, so never a class."""
     return name.startswith(".") or name in _SYSTEM
 
 
@@ -254,7 +255,7 @@ def is_utf8(name: str) -> bool:
 
 
 def require_utf8(path: Path) -> None:
-    """Raise UserError if `path` is not UTF-8, which records and result files need."""
+    """Raise UserError if `path` is not UTF-8, which records and result files require."""
     if not is_utf8(str(path)):
         raise UserError(f"the name {os.fsencode(path)!r} is not UTF-8; rename it")
 
@@ -278,7 +279,7 @@ class LooseImage(NamedTuple):
     name: str
 
     def read(self) -> bytes:
-        """Return the encoded bytes; UserError if the image cannot be read or is empty."""
+        """Return the encoded bytes. Raises UserError if the image cannot be read or is empty."""
         try:
             stdin = self.name == _STANDARD_INPUT
             encoded = sys.stdin.buffer.read() if stdin else expand_user(self.name).read_bytes()
@@ -290,10 +291,10 @@ class LooseImage(NamedTuple):
 
 
 def find_images(names: Iterable[str]) -> tuple[list[LooseImage], list[str]]:
-    """Return the images that `names` stand for, in their order, and what is wrong with the rest.
+    """Return the images that `names` refer to, in order, and error messages for the rest.
 
-    A folder stands for the images in it and below, through links, sorted by path; in a folder,
-    only files with the suffix of an image count. Any other name is taken for an image.
+    A folder refers to all files below it with the suffix of an image, sorted by path. Links are
+    followed. Any other name is assumed to be an image.
     """
     images: list[LooseImage] = []
     problems: list[str] = []

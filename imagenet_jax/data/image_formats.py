@@ -1,7 +1,7 @@
 """Image formats: JPEG headers, formats that only Pillow reads, and the memory that decoding takes.
 
-Pillow reads what libjpeg-turbo (simplejpeg) does not: other formats, CMYK, and odd JPEGs. An image
-that would take more than 1 GiB to decode is refused.
+Pillow reads what libjpeg-turbo (simplejpeg) does not: other formats, CMYK, and unusual JPEGs. An
+image that would need more than 1 GiB to decode is rejected.
 """
 
 import functools
@@ -19,25 +19,25 @@ from imagenet_jax.errors import UserError, one_line
 
 MAX_BYTES = 2**30  # memory to decode and resample one image, besides its file
 
-# Bytes per pixel: the RGB result and a copy of it to resample; an image in Pillow by its mode (4
-# for any other); what Pillow's decoder of a format needs in addition, for the costliest file.
+# Bytes per pixel: of the RGB result and a copy for resampling; of a Pillow image by mode (4 for
+# other modes); and the most that Pillow's decoder of a format needs in addition.
 RESULT_BYTES = 6
 _MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}
 _FORMAT_BYTES = {
     "JPEG": 8, "MPO": 8, "PNG": 0, "GIF": 8, "BMP": 8, "TIFF": 8, "PPM": 8, "WEBP": 12,
     "AVIF": 24, "JPEG2000": 24,
 }  # fmt: skip
-_BAND_PIXELS = 2**18  # go from Pillow to NumPy at a time, through buffers of 10 bytes per pixel
+_BAND_PIXELS = 2**18  # converted from Pillow to NumPy at a time, with 10 bytes of buffers per pixel
 
 # JPEG markers
 _BASELINE, _SEQUENTIAL, _RESTARTS, _SCAN = 0xC0, (0xC0, 0xC1, 0xC9), 0xDD, 0xDA
 
 
 def _silence_pillow() -> None:
-    """Print neither Pillow's warnings nor its log, which do not name the image.
+    """Suppress Pillow's warnings and log messages, which do not name the image.
 
-    They are about metadata and transparency, on which RGB pixels do not depend (the doctor reports
-    those), and about large images, which `check_memory` refuses.
+    They are about metadata and transparency, which do not affect RGB pixels (the doctor reports
+    them), and about large images, which `check_memory` rejects.
     """
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
@@ -63,10 +63,10 @@ def check_memory(width: int, height: int, bytes_per_pixel: int) -> None:
 def decode_with_pillow(encoded: bytes, buffer: Callable[[int, int], np.ndarray]) -> np.ndarray:
     """Decode any format into `buffer(height, width)`: u8[H, W, 3]. Raises UndecodableImage.
 
-    Pixels are those of Pillow's `convert("RGB")`, on which torchvision trains: gray is repeated,
-    CMYK converted, palettes are looked up, alpha is dropped. Only the first frame of an animation
-    is used. 16-bit gray is scaled to 8 bits (32-bit gray is first clipped to 16 bits). EXIF
-    rotation is ignored, as in torchvision and in tfds's ImageNet.
+    Pixels are those of Pillow's `convert("RGB")`, which torchvision uses: gray is repeated, CMYK is
+    converted, palettes are looked up, and alpha is dropped. Only the first frame of an animation is
+    used. 16-bit gray is scaled to 8 bits (32-bit gray is first clipped to 16 bits). EXIF rotation
+    is ignored, as in torchvision and in tfds's ImageNet.
     """
     with open_image(encoded) as image:
         try:
@@ -111,7 +111,7 @@ def open_image(encoded: bytes) -> Image.Image:
 
 @functools.cache
 def _known_formats() -> list[str]:
-    """Return the formats whose memory is known. Another is EPS, which would run Ghostscript."""
+    """Return the formats with known memory use. They do not include EPS, which runs Ghostscript."""
     Image.init()
     return [name for name in _FORMAT_BYTES if name in Image.OPEN]
 
@@ -121,7 +121,7 @@ def _undecodable(error: Exception) -> UndecodableImage:
 
 
 def is_cmyk(encoded: bytes) -> bool:
-    """Return whether a file that can be decoded is a CMYK or YCCK JPEG."""
+    """Return whether an image that can be decoded is CMYK or YCCK."""
     header = read_jpeg_header(encoded)
     if header:
         return header.is_cmyk
@@ -138,22 +138,22 @@ class JpegHeader(NamedTuple):
 
 
 def read_jpeg_header(encoded: bytes) -> JpegHeader | None:
-    """Return the header of a JPEG that simplejpeg can decode; None for anything else."""
+    """Return the header of a JPEG that simplejpeg can decode, or None for anything else."""
     if encoded[:2] != b"\xff\xd8":
         return None
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
-    except (ValueError, KeyError):  # KeyError: chroma subsampling that it does not know, as 4:4:1
+    except (ValueError, KeyError):  # KeyError: unknown chroma subsampling, such as 4:4:1
         return None
     return JpegHeader(height, width, colors in ("CMYK", "YCCK"))
 
 
 def find_height_field(encoded: bytes) -> int | None:
-    """Return the offset of the height in a JPEG whose first rows can be decoded, else None.
+    """Return the offset of the height in a JPEG whose first rows can be decoded alone, else None.
 
-    The rows have to be coded in one pass from the top, without restart markers: libjpeg reports a
-    missing one as an error. Four components are excluded: simplejpeg converts them to RGB after
-    libjpeg is done, and not at all if libjpeg reports that rows are missing.
+    The rows must be coded in one pass from the top, without restart markers, because libjpeg
+    reports a missing marker as an error. JPEGs with four components are excluded, because
+    simplejpeg converts them to RGB at the end, and only if libjpeg reports no missing rows.
     """
     found = _find_segments(encoded)
     frame, restarts = found.get(_BASELINE), found.get(_RESTARTS)
@@ -165,9 +165,9 @@ def find_height_field(encoded: bytes) -> int | None:
 
 
 def has_one_scan(encoded: bytes) -> bool:
-    """Return whether this is a JPEG whose first scan has all components, and so is the only one.
+    """Return whether the first scan of a JPEG has all components, so that it is the only scan.
 
-    For all other JPEGs libjpeg keeps coefficients: two bytes for each component of a pixel.
+    For other JPEGs, libjpeg stores coefficients: two bytes per component and pixel.
     """
     found = _find_segments(encoded)
     frame = next((found[marker] for marker in _SEQUENTIAL if marker in found), None)

@@ -1,7 +1,7 @@
-"""Layouts of data sets on disk: their splits, and recognition of layouts in folders of images.
+"""Layouts of data sets on disk with their splits, and recognizers of folders of images.
 
-A recognizer takes a path and returns a `Layout`, or None if the path holds something else. Those
-for shards are in `shard_layouts`. A split is listed only when it is used.
+A recognizer takes a path and returns a `Layout`, or None if it finds something else. The
+recognizers of shards are in `shard_layouts`. A split is listed only when it is used.
 """
 
 import os
@@ -36,7 +36,7 @@ SPLITS = {
     "validation": ("validation", "val", "valid"),
     "test": ("test", "testing"),
 }
-ALL = "all"  # the only split of class folders without splits
+ALL = "all"  # name of the only split if class folders are not split
 _CLS_LOC = ("ILSVRC", "Data", "CLS-LOC")
 _KAGGLE = "Kaggle's ILSVRC/Data/CLS-LOC"
 _SOLUTION = "LOC_val_solution.csv"  # Kaggle's validation labels
@@ -44,7 +44,10 @@ _ANNOTATIONS = "val_annotations.txt"  # validation labels of tiny-imagenet-200
 
 
 def split_name(name: str) -> str | None:
-    """Return the split that a folder or file name means, in any case: "Val" is "validation"."""
+    """Return the split that a folder or file is named after, ignoring case, or None.
+
+    "Val" is "validation".
+    """
     return next((split for split, names in SPLITS.items() if name.lower() in names), None)
 
 
@@ -53,11 +56,11 @@ class Layout:
     """A data set on disk.
 
     Attributes:
-      name: of the kind of layout.
-      path: of the data set.
-      splits: "train", "validation", "test" or `ALL` -> a function that lists it.
-      class_folders: split -> its folder, for splits with a folder per class.
-      left_out: entries of `path` that are in no split.
+      name: name of the layout.
+      path: folder of the data set.
+      splits: "train", "validation", "test" or `ALL` -> function that lists the split.
+      class_folders: split -> its folder, for splits with a folder for each class.
+      left_out: entries of `path` that belong to no split.
     """
 
     name: str
@@ -67,7 +70,7 @@ class Layout:
     left_out: list[Note] = field(default_factory=list)
 
     def list_split(self, split: str) -> Split:
-        """Return a split, by any of its names or its folder's name.
+        """Return a split, given any of its names or the name of its folder.
 
         Raises UserError if it is missing, damaged, or has a class without images.
         """
@@ -85,10 +88,10 @@ class Layout:
         """Return the images of a split.
 
         Args:
-          holdout: if not 0, divide class folders into those held out ("validation") and the rest
-            ("train"); likewise shards with a train split and no validation split. This fraction of
-            each class is held out, at least one image, and always the same images whatever the
-            seed of a run, so that runs can be compared.
+          holdout: fraction of each class to hold out as "validation", at least one image; the rest
+            is "train". It divides class folders without splits, or shards that have a train split
+            and no validation split. The images do not depend on the seed of a run, so that runs
+            can be compared. 0: no hold-out.
         """
         if not holdout:
             return SplitSource(self.list_split(split))
@@ -121,7 +124,7 @@ class Layout:
         return SplitSource(whole, chosen)
 
     def _why_missing(self, split: str) -> str:
-        """Return what is missing, and ways to do without it."""
+        """Return an error message for a missing split, with alternatives to it."""
         path = self.path
         if ALL in self.splits:
             return (
@@ -146,7 +149,7 @@ class Layout:
 
 
 def _checked(split: Split) -> Split:
-    """Return the split; UserError if it has problems or a class without images."""
+    """Return the split. Raises UserError if it has problems or a class without images."""
     if split.problems:
         (name, why), count = split.problems[0], len(split.problems)
         where = str(split.root / name)
@@ -159,7 +162,7 @@ def _checked(split: Split) -> Split:
     if odd:
         raise UserError(
             f"{split.name or split.root} has {len(odd):,} images whose label is not a class, "
-            f"first {odd[0].id} with {odd[0].label}; it cannot be used"
+            f"such as {odd[0].id} with {odd[0].label}; use another split, or write it again"
         )
     counts = np.bincount([image.label for image in split.images], minlength=len(split.class_names))
     if not counts.all() and not any(image.shard for image in split.images):
@@ -216,7 +219,7 @@ def find_split_folders(path: Path) -> Layout | None:
 
 
 def find_class_folders(path: Path) -> Layout | None:
-    """Recognize CLASS/ without splits: for a hold-out, or for evaluation only (as ImageNetV2)."""
+    """Recognize class folders without splits, for a hold-out or only evaluation (ImageNetV2)."""
     if not any(_holds_image(path / name, 1) for name in _folders(path)):
         return None
     return Layout("class folders without splits", path, {ALL: partial(list_classes, path)})
@@ -228,7 +231,7 @@ def _has_classes(root: Path) -> bool:
 
 
 def _holds_image(folder: Path, depth: int) -> bool:
-    """Return whether an image is in `folder` or up to `depth` levels below; True if unreadable."""
+    """Return whether `folder` has an image, at most `depth` levels below, or cannot be read."""
     try:
         names = [entry.name for entry in list_folder(folder) if not is_hidden(entry.name)]
         return any(map(is_image, names)) or (
@@ -239,7 +242,10 @@ def _holds_image(folder: Path, depth: int) -> bool:
 
 
 def _folders(path: Path) -> list[str]:
-    """Return the folders in `path` that are not hidden; OSError for a split's broken link."""
+    """Return the folders in `path` that are not hidden.
+
+    Raises OSError for a broken link that is named after a split.
+    """
     found = []
     for entry in list_folder(path):
         try:
@@ -252,7 +258,7 @@ def _folders(path: Path) -> list[str]:
 
 
 def _other_entries(path: Path, read: set[str]) -> list[Note]:
-    """Return the entries of `path` other than the names that are read."""
+    """Return the entries of `path` whose names are not in `read`."""
     return [
         Note(e.name, HIDDEN if is_hidden(e.name) else "in no split")
         for e in list_folder(path)
@@ -269,7 +275,7 @@ def _why_unlabeled(folder: Path, split: str) -> str:
 
 
 def _find_solution(folder: Path) -> Path | None:
-    """Return Kaggle's CSV for the images in `folder`: in it, or in one of four folders above."""
+    """Return Kaggle's CSV of labels, from `folder` or one of the four folders above it."""
     starts = (folder.absolute(), folder.resolve())
     places = (place for start in starts for place in (start, *list(start.parents)[:4]))
     return next((place / _SOLUTION for place in places if (place / _SOLUTION).is_file()), None)
@@ -290,7 +296,7 @@ def _list_annotated(folder: Path) -> Split:
 
 
 def _list_labeled(folder: Path, prefix: str, classes: dict[str, str], path: Path) -> Split:
-    """List the files of `folder` whose class the file `path` gives, by name or by stem.
+    """List the files of `folder` with `classes`, by name or stem, that were read from `path`.
 
     They are sorted by class and then by name, as if they were in class folders.
     """
@@ -312,6 +318,7 @@ def _list_labeled(folder: Path, prefix: str, classes: dict[str, str], path: Path
 
     split.add(walk(folder), "", label)
     split.left_out = [note for note in split.left_out if note.name != path.name]
-    split.problems += [Note(name, f"is in {path.name}, but not there") for name in sorted(missing)]
+    problem = f"is listed in {path.name}, but does not exist"
+    split.problems += [Note(name, problem) for name in sorted(missing)]
     split.images.sort(key=lambda image: (image.label, image.name))
     return split

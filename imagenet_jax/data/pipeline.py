@@ -1,8 +1,8 @@
-"""Batches of decoded images, made ahead of time in threads or processes by grain.
+"""Batches of decoded images, which grain prefetches in threads or worker processes.
 
-Element k of a pipeline is this process's rows of global batch k, a pure function of (source, seed,
-k). So the position of a run is one number, resuming reads nothing twice, and the number of threads,
-workers or hosts cannot change a sample.
+Element k of a pipeline holds the rows of global batch k that belong to this process: a pure
+function of (source, seed, k). The position of a run is therefore a single number, resuming reads
+nothing twice, and samples do not depend on the number of threads, workers or hosts.
 """
 
 import dataclasses
@@ -27,10 +27,9 @@ Batch = dict[str, Any]
 
 
 def make_sampler(source: Source, data: ConfigDict, *, seed: int, batch_size: int) -> Sampler:
-    """Return the order of the records of a run, as `config.data` asks for.
+    """Return the order of the records in a run with a global `batch_size`.
 
-    `batch_size` is global. Balancing classes needs all labels, for which a tfds directory is read
-    once.
+    Balancing classes needs all labels, for which a tfds data set is read once.
     """
     labels = source.labels() if data.balance != "none" else None
     options = {"repeats": data.repeated_aug, "balance": data.balance, "remainder": data.remainder}
@@ -52,13 +51,13 @@ def train_batches(
     Args:
       sampler: from `make_sampler`.
       config: `config.data` and `config.augment` are used.
-      start_step: number of batches consumed before; nothing of them is read.
+      start_step: number of batches that were consumed earlier; they are not read.
       process_index, process_count: each process gets an equal part of a batch, in row order.
 
     Returns:
       An iterator of {"image": u8[b, S, S, 3], "label": i32[b]}; S may grow, see `Resolution`. If
-      config.data.undecodable is "skip" also "mask": f32[b], 0 for an image that cannot be decoded,
-      and "skipped": the names of those. A UserError names a record that cannot be used.
+      config.data.undecodable is "skip", also "mask": f32[b], 0 for images that cannot be decoded,
+      and "skipped": their names. It raises UserError, naming the record, for other bad records.
     """
     rows = _rows_of_process(sampler.batch_size, process_index, process_count)
     load = _TrainLoader(source, sampler, config, rows)
@@ -75,9 +74,9 @@ def eval_batches(
       config: `config.data` and `config.eval` are used.
 
     Returns:
-      An iterator of {"image": u8[b, S, S, 3], "label": i32[b], "mask": f32[b]}. The last batch is
-      padded with rows of mask 0, and every process gets the same number of batches. "skipped" as
-      in `train_batches`.
+      An iterator of {"image": u8[b, S, S, 3], "label": i32[b], "mask": f32[b]}, and "skipped" as in
+      `train_batches`. The last batch is padded with rows whose mask is 0, and every process gets
+      the same number of batches.
     """
     size = config.eval.batch_size
     rows = _rows_of_process(size, process_index, process_count)
@@ -108,12 +107,12 @@ class Resolution:
 
     @classmethod
     def from_config(cls, augment: ConfigDict, steps_per_epoch: Fraction) -> Self:
-        """Return the resolution that `config.augment` asks for."""
+        """Return the schedule of `config.augment`."""
         start, ramp = augment.start_size or augment.image_size, tuple(augment.size_ramp)
         return cls(start, augment.image_size, ramp, augment.size_multiple, steps_per_epoch)
 
     def at(self, step: Fraction | int) -> int:
-        """Return the side at step 0, 1, ..."""
+        """Return the side at `step`, counted from 0."""
         if self.start == self.final:
             return self.final
         low, high = self.ramp
@@ -138,14 +137,14 @@ class _Loader:
     def _load(
         self, side: int, indices: Sequence[int], decoders: Iterable[Callable[..., None]]
     ) -> Batch:
-        """Return records as the first rows of a batch; other rows are 0 and masked."""
+        """Return a batch with the records in its first rows. Other rows are 0, as is their mask."""
         count, classes = len(self._rows), len(self._source.class_names)
         images, labels = np.zeros((count, side, side, 3), np.uint8), np.zeros(count, np.int32)
         mask, skipped = np.zeros(count, np.float32), []
         for row, (index, decode_into) in enumerate(zip(indices, decoders, strict=False)):
             record = self._source[index]
             name, label = record["id"], record["label"]
-            if not 0 <= label < classes:  # as in the test splits of tfds
+            if not 0 <= label < classes:  # such as -1 in the test splits of tfds
                 raise UserError(
                     f"image {name} has label {label}, not one of the {classes} classes; use "
                     "another split or prepare the data again"
@@ -158,7 +157,7 @@ class _Loader:
                 if not self._skip:
                     raise UserError(
                         f"image {name} cannot be decoded: {e}; `python -m imagenet_jax.doctor` "
-                        "finds all such, --config.data.undecodable=skip trains without them"
+                        "finds all such images, --config.data.undecodable=skip trains without them"
                     ) from e
                 images[row] = self._mean  # so that the row barely affects batch-norm statistics
                 skipped.append(name)
@@ -167,7 +166,7 @@ class _Loader:
 
 
 class _TrainLoader(_Loader):
-    """k -> this process's rows of training batch k."""
+    """Maps k to this process's rows of training batch k."""
 
     def __init__(self, source: Source, sampler: Sampler, config: ConfigDict, rows: range):
         super().__init__(source, config, rows)
@@ -188,7 +187,7 @@ class _TrainLoader(_Loader):
 
 
 class _EvalLoader(_Loader):
-    """k -> this process's rows of evaluation batch k."""
+    """Maps k to this process's rows of evaluation batch k."""
 
     def __init__(self, source: Source, config: ConfigDict, rows: range):
         super().__init__(source, config, rows)
@@ -206,10 +205,10 @@ class _EvalLoader(_Loader):
 def _iterate(
     load: Callable[[int], Batch], start: int, stop: int, data: ConfigDict, batch_bytes: int
 ) -> Iterator[Batch]:
-    """Yield batches start .. stop - 1 of `load`, made ahead within `config.data.prefetch_mb`.
+    """Yield load(start) .. load(stop - 1), and prefetch up to `config.data.prefetch_mb`.
 
-    A resumed run starts a new range: grain's own iterator states differ between threads and
-    workers, and a run may change from one to the other.
+    To resume, start a new range. The states of grain's iterators are not used, because they differ
+    between threads and workers, and a run may switch from one to the other.
     """
     ahead = max(2, int(data.prefetch_mb * 2**20) // batch_bytes)
     dataset = grain.MapDataset.range(start, stop).map(load)

@@ -1,12 +1,12 @@
 """Antialiased resizing, equal to Pillow 13's and about three times as fast.
 
-Like Pillow's, it filters rows and columns in two passes with a triangle or a cubic that is widened
-by the reduction factor. One pass works on a transposed copy, so that both passes add whole rows of
-numbers, which suits vector units. The code is compiled by numba and releases the interpreter lock.
+Like Pillow, it filters rows and columns in two passes, with a triangle or cubic kernel widened by
+the reduction factor. One pass works on a transposed copy, so that both passes add whole rows, which
+can be vectorized. numba compiles the code, which releases the GIL.
 
 Results differ from Pillow's by at most one level of 255, or two at single pixels where both passes
-round a value halfway between two levels. Pillow before 13 always filters columns first; where 13
-does not, the two differ by up to 30 levels on noise.
+round a value halfway between two levels. Pillow before 13 always filters columns first. Where
+Pillow 13 does not, its results differ from older versions by up to 30 levels on noise.
 """
 
 import functools
@@ -31,8 +31,8 @@ def resize(
     Args:
       image: u8[H, W, 3].
       box: (left, top, right, bottom) in pixels, fractions allowed.
-      within: (left, top, right, bottom) in whole pixels, which the filter may read: the box itself
-        to resize a crop, the whole image to compute part of the resized image.
+      within: (left, top, right, bottom) of the pixels that the filter may read, in whole pixels:
+        the box itself to resize a crop, the whole image to compute part of the resized image.
       interpolation: "bilinear" | "bicubic" (a = -0.5, as in Pillow).
       out: u8[S, T, 3], contiguous.
     """
@@ -40,7 +40,7 @@ def resize(
     tall, wide = out.shape[0], out.shape[1]
     x_first, x_weights = _weights(wide, box[0], box[2], within[0], within[2], cubic)
     y_first, y_weights = _weights(tall, box[1], box[3], within[1], within[3], cubic)
-    # Only the pixels that an output needs; 8 bits between the passes, as in Pillow.
+    # Read only the pixels that are needed. As in Pillow, values between the passes have 8 bits.
     left, right = x_first[0], x_first[-1] + x_weights.shape[1]
     top, bottom = y_first[0], y_first[-1] + y_weights.shape[1]
     image = image[top:bottom, left:right]
@@ -60,9 +60,10 @@ def resize(
 def _rows_first(
     box: tuple[float, float, float, float], within: tuple[int, int, int, int], out: np.ndarray
 ) -> bool:
-    """Return whether Pillow filters rows first: if it removes over twice as many rows as columns.
+    """Return whether Pillow 13 filters rows first.
 
-    This is decided by the size of `within` before and after resizing, of which `out` shows the box.
+    It does if resizing `within` removes more than twice as many rows as columns. `out` is the part
+    of the result for `box`.
     """
     height, width = within[3] - within[1], within[2] - within[0]
     rows = height - round(height * out.shape[0] / (box[3] - box[1]))
@@ -119,7 +120,7 @@ def _blend(rows: np.ndarray, first: np.ndarray, weights: np.ndarray, out: np.nda
     width = out.shape[1]
     total = np.empty(width, np.float32)
     for i in range(out.shape[0]):
-        total[:] = np.float32(0.5)  # rounds
+        total[:] = np.float32(0.5)  # so that truncation rounds
         for k in range(weights.shape[1]):
             w = weights[i, k]
             if w != 0.0:

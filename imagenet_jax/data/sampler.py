@@ -1,8 +1,8 @@
-"""The order of records in a run and the random numbers of each, as pure functions of the seed.
+"""The order of the records in a run, and the random numbers of each, as functions of the seed.
 
-They do not depend on hosts, devices or threads, on where a run was resumed, or on the random
-generators of a library, which may change between versions: random words are SplitMix64 (Steele, Lea
-& Flood 2014, "Fast splittable pseudorandom number generators"), used as a hash of a counter.
+They do not depend on hosts, devices, threads, or where a run was resumed. Random words come from
+SplitMix64 (Steele, Lea & Flood 2014, "Fast splittable pseudorandom number generators"), used as a
+hash of a counter, because the random generators of libraries may change between versions.
 """
 
 import copy
@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 
-_SHUFFLE, _RECORD, _MIX = 1, 2, 3  # separate the streams of different uses
+_SHUFFLE, _RECORD, _MIX = 1, 2, 3  # each use has its own random stream
 _ROUNDING = Fraction(1, 2**50)  # relative error of a float after a few operations
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, odd
 
@@ -20,18 +20,18 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, odd
 def steps_per_epoch(length: int, batch_size: int, remainder: str = "carry") -> Fraction:
     """Return the number of batches in one pass over `length` records.
 
-    "carry" fills the last batch of an epoch from the next one, so the number is fractional and no
-    record is lost; "drop" leaves out the records that do not fill a batch.
+    "carry" fills the last batch of an epoch with records of the next epoch, so that no record is
+    lost and the number may be fractional. "drop" drops the records that do not fill a batch.
     """
     return Fraction(length, batch_size) if remainder == "carry" else Fraction(length // batch_size)
 
 
 def in_steps(epochs: float, steps_per_epoch: Fraction | float) -> Fraction:
-    """Convert a duration of a config from epochs to steps.
+    """Convert a duration from epochs to steps.
 
-    The product is exact, except that a result within the rounding error of `epochs` of a whole
-    number (as for epochs = steps / steps_per_epoch) is that number. The caller rounds fractions:
-    `math.ceil` gives the first step that starts after `epochs`.
+    The product is exact, except that it is rounded to a whole number if it differs only by the
+    rounding error of `epochs`: epochs = steps / steps_per_epoch gives `steps`. Callers round
+    fractions; `math.ceil` gives the number of steps that start before `epochs` have passed.
     """
     steps = Fraction(epochs) * Fraction(steps_per_epoch)
     whole = Fraction(round(steps))
@@ -39,7 +39,7 @@ def in_steps(epochs: float, steps_per_epoch: Fraction | float) -> Fraction:
 
 
 def permutation(length: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the order of one epoch, a uniformly random permutation: i64[length]."""
+    """Return the order of an epoch, a uniformly random permutation i64[length]."""
     words = _words(_key(seed, _SHUFFLE, epoch), length)
     return np.argsort(words, kind="stable")
 
@@ -49,7 +49,7 @@ def record_uniforms(
 ) -> np.ndarray:
     """Return the random numbers of record indices[n] in epoch epochs[n]: f64[N, count] in [0, 1).
 
-    If the record appears again in the epoch (copies[n] > 0), it takes the numbers that follow.
+    Appearances of a record in the same epoch (copies[n] = 0, 1, ...) get different numbers.
     """
     key = _key(seed, _RECORD, epochs, indices) + _GAMMA * (copies * count).astype(np.uint64)
     return (_words(key[:, None], count) >> np.uint64(11)) * 2.0**-53
@@ -69,7 +69,7 @@ def _words(key: np.ndarray, count: int) -> np.ndarray:
 
 
 def _mix(z: np.ndarray) -> np.ndarray:
-    """Return SplitMix64's finalizer of z: flipping a bit of z flips half of the result's bits."""
+    """Apply SplitMix64's finalizer: flipping a bit of z flips about half the bits of the result."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -92,22 +92,22 @@ class Sampler:
         balance: str = "none",
         labels: np.ndarray | None = None,
     ):
-        """Describe the order.
+        """Create the order of a run.
 
         Args:
           length: number of records.
-          batch_size: of the global batch.
+          batch_size: size of the global batch.
           remainder: see `steps_per_epoch`.
           repeats: copies of a record in a global batch (Hoffer et al. 2020, arXiv:1901.09335;
-            Berman et al. 2019, arXiv:1902.05509). An epoch has as many positions as without
-            copies, so it shows about 1 / repeats of the records. All copies of a record are in
-            the same batch, even if the batch crosses epochs. If `repeats` does not divide
-            `batch_size`, one record of each batch has only batch_size % repeats copies. Copies
-            are at least batch_size // repeats rows apart, because mixup pairs neighboring rows.
-          balance: "over": in an epoch every class has as many positions as the largest class, and
-            its records appear equally often, give or take one; "under": every class has as many
+            Berman et al. 2019, arXiv:1902.05509). Copies do not make an epoch longer, so it shows
+            about 1 / repeats of the records. All copies of a record are in the same batch, even
+            if the batch crosses epochs. If `repeats` does not divide `batch_size`, one record of
+            each batch has only batch_size % repeats copies. Copies are at least
+            batch_size // repeats rows apart, because mixup pairs neighboring rows.
+          balance: "over": in each epoch, every class has as many positions as the largest class,
+            and its records appear equally often, or once more. "under": every class has as many
             positions as the smallest class, with different records in each epoch.
-          labels: i[length], needed to balance.
+          labels: i[length], required unless `balance` is "none".
         """
         self.seed, self.batch_size, self.repeats, self.balance = seed, batch_size, repeats, balance
         self.shift, self.drops = 0, remainder == "drop"
@@ -124,14 +124,14 @@ class Sampler:
     def shifted(self, shift: int) -> "Sampler":
         """Return the same order with batch k starting at position k * batch_size + shift.
 
-        This is for a run that had a different batch size in its first steps.
+        It continues a run whose first steps had a different batch size.
         """
         moved = copy.copy(self)
         moved.shift = shift
         return moved
 
     def rows(self, batch: int, rows: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the `records` of some rows of a batch; batches count from 0."""
+        """Return the `records` of `rows` of a batch. The first batch is 0."""
         first = batch * self.batch_size + self.shift
         return self.records(first + rows.start, first + rows.stop)
 
@@ -142,7 +142,7 @@ class Sampler:
         """
         batches, rows = np.divmod(np.arange(start, stop), self.batch_size)
         repeat, record = self._split_rows(rows)
-        # Each record's first position if its copies followed each other.
+        # The first position of each record if all its copies were adjacent.
         firsts = batches * self.batch_size + record * self.repeats
         epochs = firsts // self.records_per_epoch
         ranks = self._records_before(firsts) - self._records_before(epochs * self.records_per_epoch)
@@ -155,9 +155,9 @@ class Sampler:
         return epochs, indices, copies
 
     def _split_rows(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return (repeat, record) of rows of a batch: all first copies, then all second, ..."""
+        """Return (repeat, record) of rows of a batch: all first copies, all second copies, ..."""
         complete, left = divmod(self.batch_size, self.repeats)
-        # The first `left` copies include the record that has no more; it is the last of each.
+        # The last record has only `left` copies, so only the first `left` repeats include it.
         split = left * (complete + 1)
         repeat, record = np.divmod(rows, complete + 1)
         later, place = np.divmod(rows - split, max(complete, 1))
@@ -184,7 +184,7 @@ class Sampler:
         by_class = order[np.argsort(self._labels[order], kind="stable")]
         counts = _class_sizes(self._labels)
         starts = np.cumsum(counts) - counts
-        # Each record's place among those of its class, in this epoch's order.
+        # The rank of each record within its class, in the order of this epoch.
         rank = np.arange(len(by_class)) - np.repeat(starts, counts)
         if self.balance == "under":
             chosen = np.zeros(self.length, bool)
@@ -208,6 +208,6 @@ class Sampler:
 
 
 def _class_sizes(labels: np.ndarray) -> np.ndarray:
-    """Return the number of records of each class that has any, in the order of labels."""
+    """Return the number of records of each class, in label order, without empty classes."""
     counts = np.bincount(labels)
     return counts[counts > 0]

@@ -1,9 +1,9 @@
-"""Reading of shards: members of tar archives, and images in parquet files.
+"""Reads shards: members of tar archives, and images in parquet files.
 
-Parquet files are as Hugging Face writes them: a column of encoded images and one of labels, in row
-groups of 100 rows. The row groups read last stay in memory, up to 1 GiB per process. So threads
-that each read a range of rows in order read a row group from disk once, as long as one row group
-per thread fits.
+Parquet files are those of Hugging Face: a column of encoded images and one of labels, in row groups
+of 100 rows. Up to 1 GiB of recently used row groups stays in memory per process. If that is enough
+for one row group per thread, threads that read ranges of rows in order read each row group from
+disk only once.
 """
 
 import os
@@ -18,12 +18,12 @@ from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.files import parse_json
 
 _IMAGES, _LABELS = ("image", "img", "jpg"), ("label", "labels", "cls")  # names of columns
-_CACHE_BYTES = 2**30  # of row groups in memory
+_CACHE_BYTES = 2**30  # maximum size of the row groups in memory
 _ROW_BITS = 32  # an offset is (row group, row in it)
 
-# Threads that want the same row group wait for the first to read it; others continue.
+# Threads that need the same row group wait until one has read it; other threads continue.
 _locks = [threading.Lock() for _ in range(64)]
-# Row group -> its column of images, the one used last at the end.
+# Row group -> its column of images, most recently used last.
 _cache: OrderedDict[tuple[str, int], Any] = OrderedDict()
 _cache_lock = threading.Lock()
 
@@ -72,14 +72,16 @@ def read_tar_members(path: Path, within: Member | None = None) -> Iterator[Membe
                 blocks = -(-member.size // tarfile.BLOCKSIZE)
                 offset = member.offset + blocks * tarfile.BLOCKSIZE
     except tarfile.TarError as e:
-        raise UserError(f"{where} is no tar archive or is cut off ({e}): download it again") from e
+        raise UserError(
+            f"{where} is not a tar archive or is cut off ({e}): download it again"
+        ) from e
     except OSError as e:
         raise UserError(f"{path} cannot be read: {e.strerror}") from e
     raise damaged  # a tar ends with a block of zeros
 
 
 def _parse_header(header: bytes, offset: int) -> Member | None:
-    """Parse the header of a regular file, ten times as fast as tarfile does; None for others."""
+    """Parse the header of a regular file, ten times as fast as tarfile. None for other entries."""
     if header[156:157] not in (b"0", b"\0") or header[257:262] != b"ustar" or header[124] >= 0x80:
         return None
     name = header[:100].rstrip(b"\0").decode("utf-8", "surrogateescape")
@@ -94,11 +96,14 @@ def _octal(field: bytes) -> int:
     try:
         return int(field.strip(b" \0") or b"0", 8)
     except ValueError:
-        return -1  # no sum of bytes, so the header counts as damaged
+        return -1  # differs from any sum of bytes, so that the header counts as damaged
 
 
 def read_parquet_image(path: Path, offset: int) -> bytes:
-    """Return the encoded image at an offset of `read_parquet_rows`; UserError if unreadable."""
+    """Return the encoded image at an offset from `read_parquet_rows`.
+
+    Raises UserError if it cannot be read.
+    """
     key = (str(path), offset >> _ROW_BITS)
     with _locks[hash(key) % len(_locks)]:
         with _cache_lock:
@@ -135,7 +140,7 @@ def _read_row_group(path: str, group: int) -> Any:
 class Row(NamedTuple):
     """An image in a parquet file; its size is approximate."""
 
-    name: str  # its path if the file has paths, else its number
+    name: str  # its path if the file has a column of paths, else its number
     label: int | None
     size: int  # bytes
     offset: int  # for `read_parquet_image`

@@ -1,4 +1,4 @@
-"""Data sets in shards: tars as webdataset writes them, parquet files as Hugging Face does."""
+"""Recognizers of data sets in shards: tars of webdataset and parquet files of Hugging Face."""
 
 import os
 import re
@@ -24,10 +24,10 @@ from imagenet_jax.data.shard_files import read_parquet_rows, read_tar_members
 from imagenet_jax.errors import UserError
 from imagenet_jax.files import parse_json
 
-_KINDS = {".parquet": "Hugging Face parquet", ".tar": "webdataset"}  # suffix -> layout's name
-_FOLDERS = ("data", "default")  # may hold shards, as may folders named after splits
+_KINDS = {".parquet": "Hugging Face parquet", ".tar": "webdataset"}  # suffix -> name of the layout
+_FOLDERS = ("data", "default")  # folders that may have shards, like those named after splits
 _CLASS_FILES = ("classes.txt", "classnames.txt")  # a name per line, in the order of labels
-_LARGEST = 2**31 - 1  # label
+_MAX_LABEL = 2**31 - 1
 
 Shards = dict[str, list[str]]  # split -> paths below the folder of the data set
 
@@ -43,7 +43,8 @@ def find_shards(path: Path) -> Layout | None:
 def find_numbered_shards(path: Path) -> Layout | None:
     """Recognize shards beside other folders with images, such as assets/teaser.png.
 
-    Their names have a number and a split, or they lie in a folder of `_FOLDERS` or of a split.
+    The names of such shards contain a number and a split, or they are in a folder of `_FOLDERS` or
+    a folder named after a split.
     """
 
     def is_numbered(shard: str) -> bool:
@@ -100,7 +101,7 @@ def _list_split(path: Path, split: str, shards: Shards) -> Split:
     if found.class_names == wnids:
         for image in found.images:
             wnid = re.match(r"n\d{8}(?=_)", PurePosixPath(image.name).name)
-            # The check of labels reports labels that are out of range.
+            # Labels that are out of range are reported elsewhere.
             if wnid and 0 <= image.label < len(wnids) and wnid[0] != wnids[image.label]:
                 why = f"has label {image.label}, which is {wnids[image.label]}"
                 found.problems.append(Note(image.id, why))
@@ -108,9 +109,9 @@ def _list_split(path: Path, split: str, shards: Shards) -> Split:
 
 
 def _add_shards(split: Split, shards: list[str]) -> tuple[str, ...]:
-    """Add the images of all shards; return the class names of parquet files, () if they have none.
+    """Add the images of all shards. Return the class names of parquet files, () if they have none.
 
-    Raises UserError if two files have different names: their labels mean different classes.
+    Raises UserError if two files have different names, so that a label means different classes.
     """
     names: tuple[str, ...] | None = None
     for shard in shards:
@@ -143,7 +144,7 @@ def _find_missing(shards: list[str]) -> Iterator[Note]:
 
 
 def _find_class_names(path: Path, shards: Shards, split: str, largest: int) -> tuple[str, ...]:
-    """Return names from a file beside the shards, else ImageNet's ids, else numbers."""
+    """Return names from a file beside the shards, or else ImageNet's ids, or else numbers."""
     for file in _CLASS_FILES:
         if (path / file).is_file():
             names = tuple(line.strip() for line in read_lines(path / file) if line.strip())
@@ -164,10 +165,10 @@ def _find_class_names(path: Path, shards: Shards, split: str, largest: int) -> t
 
 
 def _add_tar(split: Split, shard: str) -> None:
-    """Add the images of a tar to a split; only headers and labels are read.
+    """Add the images of a tar to a split. Only headers and labels are read.
 
-    A key that starts again after its sample is complete, as in tars joined with `tar -A`, is a
-    problem: it is unknown which label belongs to which image.
+    A key that appears again after its sample is complete, as in tars joined with `tar -A`, is a
+    problem, because it is not known which label belongs to which image.
     """
     images: dict[str, StoredImage] = {}
     labels: dict[str, int] = {}
@@ -200,7 +201,7 @@ def _add_tar(split: Split, shard: str) -> None:
                 split.left_out.append(Note(f"{shard}/{name}", "neither image nor class"))
     for key, image in images.items():
         if key in twice:
-            why = "is there twice; write the tar again with a key of its own for every image"
+            why = "appears twice; write the tar again with a different key for every image"
             split.problems.append(Note(image.id, why))
         elif labels.get(key, -1) < 0:
             why = f"has no class: neither a number in {key}.cls nor a label in {key}.json"
@@ -210,10 +211,10 @@ def _add_tar(split: Split, shard: str) -> None:
 
 
 def _add_parquet(split: Split, shard: str) -> tuple[str, ...]:
-    """Add the images of a parquet file to a split; return the class names, () if it has none."""
+    """Add the images of a parquet file to a split. Return its class names, () if it has none."""
     rows, names = read_parquet_rows(split.root / shard)
     for name, label, size, offset in rows:
-        if label is None or abs(label) > _LARGEST:
+        if label is None or abs(label) > _MAX_LABEL:
             why = "has no label" if label is None else f"has label {label}, which is not a class"
             split.problems.append(Note(f"{shard}/{name}", why))
         else:
@@ -225,6 +226,6 @@ def _parse_label(kind: str, content: bytes) -> int | None:
     """Return the label in a .cls or .json file, or None if it has none."""
     try:
         label = int(content if kind == "cls" else parse_json(content)["label"])
-        return label if abs(label) <= _LARGEST else None
+        return label if abs(label) <= _MAX_LABEL else None
     except (ValueError, KeyError, TypeError):
         return None

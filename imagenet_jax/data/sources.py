@@ -1,6 +1,6 @@
-"""Opening of the data that a config names, as a source of records with random access.
+"""Opens the data of a config as a source of records with random access.
 
-Modules of file formats are imported only if the data has that format.
+The module of a file format is imported only if the data has that format.
 """
 
 import re
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @reading_files()
 def open_source(data: ConfigDict, split: str) -> Source:
-    """Return the source for a split of `config.data`, or for a slice such as "train[:99%]".
+    """Return the source of a split of `config.data`, or of a slice such as "train[:99%]".
 
     Raises UserError if the split does not exist, is damaged, or is empty.
     """
@@ -30,7 +30,7 @@ def open_source(data: ConfigDict, split: str) -> Source:
     source = _open_split(data, split)
     if data.holdout and not _is_layout(source):
         raise UserError(
-            f"config.data.holdout = {data.holdout} is for a folder, and {source.name} is none; use "
+            f"config.data.holdout = {data.holdout} works only for folders, not {source.name}; use "
             "--config.data.train_split='train[:80%]' --config.data.eval_split='train[80%:]'"
         )
     if bounds and _is_layout(source):
@@ -61,15 +61,15 @@ def _open_split(data: ConfigDict, split: str) -> Source:
     hint = f"; did you mean {inside[-1].parent}?" if inside else ""
     raise UserError(
         f"no data in config.data.path = {data.path!r}: looked for dataset_info.json (a tfds "
-        f"directory), {split}/CLASS/*.JPEG, CLASS/*.JPEG, tars and parquet files; point "
-        f"--config.data.path= at one, docs/data.md says how to make it{hint}"
+        f"directory), {split}/CLASS/*.JPEG, CLASS/*.JPEG, tars and parquet files; set "
+        f"--config.data.path=DIR (docs/data.md describes how to prepare data){hint}"
     )
 
 
 def recognize(path: Path) -> "Layout | None":
-    """Return the layout of `path` by the first recognizer that finds a split, or None.
+    """Return the layout of `path` from the first recognizer that finds a split.
 
-    If none finds a split, return the first layout that explains why.
+    If none finds a split, return the first layout without splits, which explains why, or None.
     """
     from imagenet_jax.data import layouts, shard_layouts
 
@@ -93,13 +93,13 @@ def _is_layout(source: Source) -> bool:
 
 
 def _write_digits(path: Path) -> None:
-    """Write the digits to `path` unless they are there; UserError if it looks like other data."""
+    """Write the digits if they are missing. Raises UserError if `path` is not named for digits."""
     from imagenet_jax.data import builtin
 
     if path.parent.name != "digits" and not path.exists():
         raise UserError(
-            f"config.data.source = 'digits' would be written to config.data.path = {str(path)!r}, "
-            "which has another name; give a path that ends in digits/1.0.0"
+            "config.data.source = 'digits' would write its data to config.data.path = "
+            f"{str(path)!r}; use a path that ends in digits/1.0.0"
         )
     try:
         builtin.write_digits(path)
@@ -119,9 +119,9 @@ def _require_classes_in_both_slices(source: Source, data: ConfigDict, split: str
     if len(odd):
         raise UserError(
             f"config.data.train_split = {data.train_split!r} and config.data.eval_split = "
-            f"{data.eval_split!r}: {len(odd):,} classes of {source.name} are in only one of both, "
-            f"first {source.class_names[odd[0]]!r}; records sorted by class cannot be sliced, use "
-            "--config.data.holdout=0.05 without slices"
+            f"{data.eval_split!r}: {len(odd):,} classes of {source.name} are in only one of the "
+            f"two, such as {source.class_names[odd[0]]!r}; if the records are sorted by class, use "
+            "--config.data.holdout=0.05 instead of slices"
         )
 
 
@@ -129,11 +129,11 @@ def _parse_split(text: str) -> tuple[str, Callable[[int], tuple[int, int]] | Non
     """Parse a split such as "train[10%:]", whose bounds round down as in tfds.
 
     Returns:
-      The name, and a function: number of records -> (start, stop); None for a whole split.
+      The name, and a function of the number of records -> (start, stop), or None without a slice.
     """
     match = re.fullmatch(r"([^\[\]]+)(?:\[(\d+%?)?:(\d+%?)?\])?", text)
     if not match:
-        raise UserError(f"split {text!r}: write a name, name[:90%], name[90%:] or name[100:200]")
+        raise UserError(f"split {text!r}: use NAME, NAME[:90%], NAME[90%:] or NAME[100:200]")
     name, low, high = match.groups()
     if low is None and high is None:
         return name, None

@@ -1,8 +1,8 @@
-"""tfds directories of ArrayRecord files: read and written without TensorFlow.
+"""tfds directories of ArrayRecord files, read and written without TensorFlow.
 
-What is written here can be opened with `tfds.builder_from_directory`: shards named as tfds names
-them, dataset_info.json, features.json and the class names. tfds is imported only when it is used,
-because that takes a second.
+`tfds.builder_from_directory` can open directories that are written here: they have shards with
+tfds's file names, dataset_info.json, features.json and the class names. tfds is imported only when
+it is used, because that takes a second.
 """
 
 import shutil
@@ -19,8 +19,8 @@ from imagenet_jax.data import Record
 from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.files import dump_json, hash_texts
 
-# One record per group, so that a random read fetches one image. Images are compressed already:
-# compressing them again takes a fifth of the time of preparing and saves nothing.
+# One record per group, so that a random read fetches one image. Compressing the images again would
+# save nothing and take a fifth of the preparation time.
 WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
@@ -37,9 +37,9 @@ class ArrayRecordSource:
     def __getitem__(self, index: int) -> Record:
         try:
             record = parse(self._records[index])
-        except Exception as e:  # array_record and protobuf raise many types for damage
+        except Exception as e:  # array_record and protobuf raise many types for damaged files
             raise UserError(
-                f"{self.name} record {index} cannot be read: {one_line(e)}; a shard is damaged, "
+                f"{self.name} record {index} cannot be read: {one_line(e)}; a shard is damaged: "
                 "prepare it again"
             ) from e
         record["id"] = record["id"] or f"{self.name} record {index}"
@@ -73,7 +73,10 @@ def open_tfds(path: Path, split: str) -> ArrayRecordSource:
     shards = [str(p) for p in info.splits[split].filepaths]
     missing = [p for p in shards if not Path(p).is_file()]
     if missing:
-        raise UserError(f"{path} lacks {len(missing)} of {len(shards)} shards, first {missing[0]}")
+        raise UserError(
+            f"{path} lacks {len(missing)} of {len(shards)} shards, such as {missing[0]}; prepare "
+            "it again"
+        )
     lengths = list(info.splits[split].shard_lengths)
     sizes = [Path(p).stat().st_size for p in shards]
     features_json = (path / "features.json").read_text()
@@ -91,7 +94,7 @@ def open_tfds(path: Path, split: str) -> ArrayRecordSource:
 
 
 def read_info(path: Path) -> Any:
-    """Return tfds's description of a directory; UserError if it is not a tfds directory."""
+    """Return tfds's description of a directory. Raises UserError if it is not a tfds directory."""
     if not (path / "dataset_info.json").is_file():
         raise UserError(f"{path} is not a tfds directory: it has no dataset_info.json")
     import tensorflow_datasets as tfds
@@ -111,7 +114,8 @@ def write_dataset(
 ) -> None:
     """Write the directory `path` (".../name/version") from records, completely or not at all.
 
-    It appears by a rename when it is complete. If another process was faster, its directory stays.
+    It is renamed to `path` when it is complete. If another process has created `path` in the
+    meantime, that directory is kept.
     """
     name = path.parent.name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,7 +136,7 @@ def write_dataset(
 def _write_shard(
     directory: Path, name: str, split: str, records: Iterable[Record]
 ) -> tuple[list[int], int]:
-    """Write the only shard of a split; return the numbers of records and bytes."""
+    """Write the only shard of a split. Return ([number of records], number of bytes)."""
     shard = directory / f"{name}-{split}.array_record-00000-of-00001"
     writer = ArrayRecordWriter(str(shard), WRITER_OPTIONS)
     sizes = []
@@ -159,7 +163,7 @@ def serialize(record: Record) -> bytes:
 
 
 def parse(serialized: bytes) -> Record:
-    """Return the record of a tf.train.Example; its id is "" if there is no file name."""
+    """Return the record of a tf.train.Example. Its id is "" if there is no file name."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     feature = tf_example_pb2.Example.FromString(serialized).features.feature
@@ -182,9 +186,9 @@ def write_metadata(
     """Write dataset_info.json, features.json and the class names with tfds.
 
     Args:
-      directory: in a folder with the name of the data set.
+      directory: where to write; its parent folder has the name of the data set.
       splits: split -> (records of each shard, bytes of all shards).
-      encoding: of the images, "jpeg" or "png".
+      encoding: "jpeg" or "png", the encoding of the images.
     """
     import tensorflow_datasets as tfds
 
@@ -209,5 +213,5 @@ def write_metadata(
         split_infos=[describe(split, *written) for split, written in splits.items()],
         version=version,
         description=description,
-        check_data=False,  # would read a record through TensorFlow
+        check_data=False,  # the check would read a record with TensorFlow
     )

@@ -1,4 +1,4 @@
-"""Worker processes that end with their parent: of the input pipeline, and pools of tasks."""
+"""Worker processes that exit with their parent, for the input pipeline and for pools of tasks."""
 
 import itertools
 import multiprocessing
@@ -23,7 +23,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def iterate_in_workers(dataset: grain.MapDataset, workers: int, ahead: int) -> Iterator[Any]:
     """Yield the elements of `dataset`, in order, computed by `workers` processes.
 
-    At most about `ahead` elements wait in memory. Stop signals do not end the workers: the trainer
+    About `ahead` elements are prefetched. Stop signals do not end the workers, because the trainer
     stops them after saving. Raises UserError if a worker dies.
     """
     if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, which we do not use
@@ -36,9 +36,9 @@ def iterate_in_workers(dataset: grain.MapDataset, workers: int, ahead: int) -> I
 
 
 def _start_with_blocked_signals(elements: Iterator[Any]) -> Iterator[Any]:
-    """Yield `elements`, whose worker processes start with stop signals blocked.
+    """Yield `elements`, and start their worker processes with stop signals blocked.
 
-    A signal to the process group must not end a worker, not even before it can ignore signals.
+    A signal to the process group must not end a worker, even before the worker ignores signals.
     Threads and processes inherit the signal mask of the thread that starts them.
     """
     resource_tracker.ensure_running()  # starting it unblocks the signals
@@ -55,7 +55,7 @@ def _start_with_blocked_signals(elements: Iterator[Any]) -> Iterator[Any]:
             raise
         raise UserError(
             f"a worker process of config.data.workers died, probably because memory ran out: {e} "
-            "Use fewer workers, or less of config.data.prefetch_mb"
+            "Use fewer workers, or a smaller config.data.prefetch_mb"
         ) from e
     finally:
         starter.shutdown(wait=False)
@@ -68,7 +68,7 @@ def _init_grain_worker(index: int, count: int) -> None:
 
 
 class Pool:
-    """A context manager around `workers` new processes with few tasks waiting at a time."""
+    """A pool of `workers` new processes, with few waiting tasks at a time; a context manager."""
 
     def __init__(self, workers: int):
         self._workers = workers
@@ -87,14 +87,14 @@ class Pool:
     ) -> Iterator[tuple[Any, Any]]:
         """Yield (key, function(*arguments)) for each (key, arguments) of `calls`, as they finish.
 
-        `calls` is consumed as workers become free. An error of `function` is raised after the
-        results that were ready. Raises UserError if a worker dies.
+        `calls` is consumed as workers become free. An exception of `function` is raised after the
+        results that are ready. Raises UserError if a worker dies.
         """
         waiting: dict[Future[Any], Any] = {}
         source = iter(calls)
         try:
             while True:
-                # A few more than workers, so that none waits for its next task.
+                # A few more tasks than workers, so that no worker waits for its next task.
                 for key, arguments in itertools.islice(source, self._workers + 2 - len(waiting)):
                     waiting[self._executor.submit(function, *arguments)] = key
                 if not waiting:
@@ -105,7 +105,7 @@ class Pool:
         except BrokenProcessPool as e:
             raise UserError(
                 "a worker process died, probably because memory ran out: run again with fewer "
-                "--workers; what is finished is kept"
+                "--workers; finished work is kept"
             ) from e
 
 
@@ -115,7 +115,7 @@ def _init_pool_worker() -> None:
 
 
 def _end_with_parent() -> None:
-    """End this worker process when its parent ends, for whatever reason."""
+    """Exit this worker process when its parent exits for any reason."""
 
     def exit_after_parent() -> None:
         parent = multiprocessing.parent_process()

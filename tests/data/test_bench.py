@@ -45,7 +45,7 @@ def test_advice_follows_from_the_rates():
     assert _says("prepare --resize=256` decode and crop 2.5 times as fast")
     assert _says("enough: 2.0 times what is needed", need=950)
     assert _says("not enough: 50% of what is needed, input wait will be near 50%", need=3800)
-    assert _says("that takes 4 cores", need=3800, now=950, threads=1900)
+    assert _says("this needs 4 cores", need=3800, now=950, threads=1900)
     assert _says("nothing to change", fast=1000, small=1000)
 
 

@@ -67,7 +67,7 @@ def test_bad_input(tmp_path, digits_path):
     with pytest.raises(UserError, match=r"y has splits of its own \(train\)"):
         sources.open_source(_data(tmp_path / "y"), "train")
     with pytest.raises(
-        UserError, match=r"config\.data\.holdout = 0\.2 is for a folder.*train\[:80%"
+        UserError, match=r"config\.data\.holdout = 0\.2 works only for folders.*train\[:80%"
     ):
         sources.open_source(_data(digits_path), "train")
     data = _data(root)

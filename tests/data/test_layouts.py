@@ -105,7 +105,7 @@ def test_hidden_entries_are_never_classes_or_images(tmp_path):
     source = _open(tmp_path)
     assert source.class_names == ("ant", "bee")
     assert [source[i]["id"] for i in range(2)] == ["train/ant/0.png", "train/bee/1.png"]
-    why = "hidden, or made by the system"
+    why = "hidden, or created by the system"
     tops = [name.partition("/")[0] for name in HIDDEN]
     assert _ignored(tmp_path) == {
         ("", ".Trash"): why,
@@ -184,7 +184,7 @@ def test_kaggles_left_out_files_and_missing_labels(tmp_path, capsys):
         _open(kaggle, "validation")
     (val / "ILSVRC2012_val_00000009.JPEG").unlink()
     (val / "ILSVRC2012_val_00000008.JPEG").unlink()
-    with pytest.raises(UserError, match=r"val_00000008 is in LOC_val_solution\.csv, but not there"):
+    with pytest.raises(UserError, match=r"val_00000008 is listed in LOC_val_solution"):
         _open(kaggle, "validation")
     (kaggle / "LOC_val_solution.csv").unlink()
     with pytest.raises(UserError, match=r"no validation split.*val is left out.*LOC_val_solution"):

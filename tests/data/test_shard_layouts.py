@@ -127,7 +127,7 @@ def test_bad_tars(tars):
         with pytest.raises(UserError, match=r"things-train-0000\.tar is cut off"):
             open_shards(tars)
     shard.write_bytes(b"no tar" * 500)
-    with pytest.raises(UserError, match=r"things-train-0000\.tar is no tar archive"):
+    with pytest.raises(UserError, match=r"things-train-0000\.tar is not a tar archive"):
         open_shards(tars)
     shard.write_bytes(tar({"a.jpg": b"x", "b.jpg": b"x", "b.cls": b"0", "._b.jpg": b"x"}))
     with pytest.raises(UserError, match=r"a\.jpg has no class: neither a number in a\.cls"):
@@ -219,7 +219,7 @@ def test_a_hold_out_of_sorted_shards_has_every_class_and_slices_are_refused(tmp_
     assert len(names) == 60
     data.holdout, data.train_split, data.eval_split = 0.0, "train[:95%]", "train[95%:]"
     for split in (data.train_split, data.eval_split):
-        with pytest.raises(UserError, match=r"2 classes of \S+ are in only one of both.*holdout"):
+        with pytest.raises(UserError, match=r"2 classes of \S+ are in only one of .*holdout"):
             sources.open_source(data, split)
     prepare_folder.open_folder(root, "x")
     assert ("whose last 5% lack classes" in capsys.readouterr().out) == (kind == "parquet")

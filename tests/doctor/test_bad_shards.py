@@ -26,10 +26,10 @@ def test_a_key_that_starts_again_never_gets_another_label(tmp_path, joined):
     (tmp_path / "more.tar").write_bytes(again)
     subprocess.run(["tar", "-Af", "train-0000.tar", "more.tar"], cwd=tmp_path, check=True)
     (tmp_path / "more.tar").unlink()
-    with pytest.raises(UserError, match=r"train-0000\.tar/0000\.jpg is there twice; write the tar"):
+    with pytest.raises(UserError, match=r"train-0000\.tar/0000\.jpg appears twice; write the tar"):
         open_shards(tmp_path)
     findings = diagnose(tmp_path, 1, quiet=True).findings
-    assert "is there twice" in {f.detail.partition(";")[0] for f in findings}
+    assert "appears twice" in {f.detail.partition(";")[0] for f in findings}
 
 
 def test_members_of_a_sample_may_lie_apart(tmp_path):

@@ -44,7 +44,7 @@ BAD = {
     "cut in an image": (lambda t: _cut(t, VAL, lambda n: n // 2 // 512 * 512 + 100), "cut off"),
     "cut at a block": (lambda t: _cut(t, VAL, lambda n: n // 2 // 512 * 512), "cut off"),
     "cut train": (lambda t: _cut(t, TRAIN, lambda n: n // 2), rf"{TRAIN}.*cut off"),
-    "no tar": (lambda t: (t / TRAIN).write_bytes(b"no tar" * 999), rf"{TRAIN} is no tar"),
+    "no tar": (lambda t: (t / TRAIN).write_bytes(b"no tar" * 999), rf"{TRAIN} is not a tar"),
     "empty": (lambda t: (t / TRAIN).write_bytes(b""), TRAIN),
     "devkit cut": (lambda t: _cut(t, DEVKIT, lambda n: n // 2), f"{DEVKIT}.*download it again"),
     "too few labels": (

@@ -114,7 +114,7 @@ def test_fully_masked_batch_has_loss_0():
         ({"class_weights": (0.0,) * 1000}, r"every value must be above 0"),
         ({"bce_reduction": "sum"}, r"bce_reduction = 'sum' does nothing with .*'softmax'"),
         ({"bce_threshold": 0.2}, r"bce_threshold = 0.2 does nothing with .*'softmax'"),
-        ({"name": "bce", "bce_threshold": 0.2}, r"does nothing to targets of 0 and 1"),
+        ({"name": "bce", "bce_threshold": 0.2}, r"has no effect on targets of 0 and 1"),
         ({"name": "bc"}, r"did you mean 'bce'\?"),
     ],
 )

@@ -1,6 +1,6 @@
-"""Augmentation on the accelerator, inside the train step. `apply` does all of it.
+"""Augmentation on the accelerator, inside the train step: `apply` does everything.
 
-An augmentation is a function in a module of this package and an entry in one of the tables below.
+An augmentation is a function in a module of this package, and an entry in one of the tables below.
 """
 
 import importlib
@@ -17,12 +17,12 @@ class Augmentation(NamedTuple):
     Attributes:
       function: "module.function" of this package, imported only if the augmentation is on. It takes
         the images and a key.
-      stream: constant that is folded into the step's key, different for augmentations that can be
-        on together. It is large, because flips use the step's key itself, whose random bits come
-        from small counters.
+      stream: constant that is folded into the step's key. Augmentations that can be on together
+        have different ones. They are large, because flips use the step's key itself, whose random
+        bits come from small counters.
       is_on: whether `config.augment` turns it on.
-      arguments: of the function after the key: fields of `config.augment`, "std" and "valid" as
-        given to `apply`, or "mean_color" in levels of 255.
+      arguments: names of the arguments after the key: fields of `config.augment`, "std" and "valid"
+        of `apply`, or "mean_color", the mean on the scale 0 to 255.
     """
 
     function: str
@@ -37,7 +37,7 @@ def mixes(augment: Any) -> bool:
 
 
 def _policy(function: str, *arguments: str) -> Augmentation:
-    """Return the entry of a policy, whose function has the name that `auto_augment` gives it."""
+    """Return the entry of a policy. The name of its function is the value of `auto_augment`."""
     name = function.split(".")[1]
     return Augmentation(function, 2**31, lambda augment: augment.auto_augment == name, arguments)
 
@@ -102,8 +102,9 @@ def apply(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the augmented and normalized batch that the model is trained on.
 
-    The order is torchvision's: flip, the policy of `auto_augment`, color jitter, lighting,
-    normalization, erasing, mixup or cutmix. Pixels are bytes up to the jitter, then float32.
+    The order is that of torchvision: flip, the policy of `auto_augment`, color jitter,
+    normalization, random erasing, mixup or CutMix. Lighting is added after normalization, divided
+    by `std`. Pixels are bytes until normalization, then float32.
 
     Args:
       images: u8[B, H, W, 3].
@@ -113,7 +114,7 @@ def apply(
       num_classes: C.
       mean, std: of RGB in [0, 1].
       dtype: of the pixels returned.
-      valid: [B], 0 for rows without an image; None: all rows have one.
+      valid: [B], 0 for rows without an image. None: every row has an image.
 
     Returns:
       Pixels dtype[B, H, W, 3], and the labels i32[B] or, if images are mixed, the targets

@@ -1,6 +1,6 @@
-"""AutoAugment: the policy that was learned on ImageNet (Cubuk et al. 2018, arXiv:1805.09501).
+"""AutoAugment with the policy learned on ImageNet (Cubuk et al. 2018, arXiv:1805.09501).
 
-The policy is table 9 of the paper, and magnitudes are torchvision's AutoAugmentPolicy.IMAGENET.
+The policy is table 9 of the paper, with the magnitudes of torchvision's AutoAugmentPolicy.IMAGENET.
 """
 
 from typing import NamedTuple
@@ -11,8 +11,8 @@ import numpy as np
 
 from imagenet_jax.data.augment.randaugment import EVERY, OPERATIONS, SIGNED, apply, magnitudes
 
-BINS = 10  # magnitudes 0, the weakest, to 9
-# Two steps each: operation, probability, bin of the magnitude if there is one.
+BINS = 10  # magnitudes from 0 (weakest) to 9
+# Each has two steps: operation, probability, bin of the magnitude (0 if there is none).
 SUB_POLICIES = (
     (("posterize", 0.4, 8), ("rotate", 0.6, 9)),
     (("solarize", 0.6, 5), ("autocontrast", 0.6, 0)),
@@ -43,11 +43,11 @@ SUB_POLICIES = (
 
 
 class Draws(NamedTuple):
-    """What is drawn for each image.
+    """The random choices for each image.
 
     Attributes:
       sub_policy: i32[B], an index of SUB_POLICIES.
-      done: bool[B, 2], whether each step is done.
+      done: bool[B, 2], whether each step is applied.
       negative: bool[B, 2], whether the magnitude of each step is negative, if it has a sign.
     """
 
@@ -57,7 +57,7 @@ class Draws(NamedTuple):
 
 
 def draw(key: jax.Array, count: int) -> Draws:
-    """Draw sub-policies uniformly, steps by their probabilities, and signs."""
+    """Draw sub-policies uniformly, whether to apply each step, and signs."""
     which, done, sign = jax.random.split(key, 3)
     sub_policy = jax.random.randint(which, (count,), 0, len(SUB_POLICIES))
     probability = jnp.asarray([[step[1] for step in steps] for steps in SUB_POLICIES])[sub_policy]

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 
 _ATTEMPTS = 10  # boxes drawn for an image until one fits; if none does, nothing is erased
-_AREA = (0.02, 0.33)  # of the box over that of the image, uniform
-_RATIO = (0.3, 3.3)  # height of the box over its width, log-uniform
+_AREA = (0.02, 0.33)  # area of the box / area of the image, uniform
+_RATIO = (0.3, 3.3)  # height / width of the box, log-uniform
 
 
 def boxes(key: jax.Array, count: int, height: int, width: int, probability: float) -> jax.Array:
-    """Return each image's (top, left, box height, box width): i32[count, 4]; 0s: not erased."""
+    """Return (top, left, height, width) of the box in each image: i32[count, 4]; zeros: no box."""
     erase_key, area_key, ratio_key, top_key, left_key = jax.random.split(key, 5)
     shape = (count, _ATTEMPTS)
     area = height * width * jax.random.uniform(area_key, shape, minval=_AREA[0], maxval=_AREA[1])
@@ -36,7 +36,7 @@ def random_erasing(
 
     Args:
       pixels: f32[B, H, W, C], normalized.
-      fill: "zero", which is the mean color, or "noise", N(0, 1) in every value.
+      fill: "zero", the mean color, or "noise", N(0, 1) for each value.
     """
     box_key, noise_key = jax.random.split(key)
     count, height, width = pixels.shape[:3]

@@ -1,9 +1,9 @@
-"""Mixup and cutmix: two images in one, and their labels in the same proportion.
+"""Mixup and CutMix, which mix two images, and their labels in the same proportion.
 
-Mixup is Zhang et al. 2018, arXiv:1710.09412. Both are a weighted sum, `w * image + (1 - w) *
-partner`, whose weights w over the pixels are drawn once per batch: constant for mixup, 1 outside
-and 0 inside a box for cutmix. The partner of image i is image i - 1, that of image 0 the last one,
-as in torchvision. In a batch sharded over devices, each device sends one row to the next.
+Mixup is from Zhang et al. 2018, arXiv:1710.09412. Both compute `w * image + (1 - w) * partner` with
+weights w that are drawn once per batch: a constant for mixup, and 1 outside and 0 inside a box for
+CutMix. As in torchvision, the partner of image i is image i - 1, and that of image 0 is the last
+image. In a batch that is sharded over devices, each device sends one row to the next device.
 """
 
 import jax
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 def cutmix_weight(lam: jax.Array, key: jax.Array, height: int, width: int) -> jax.Array:
     """Return 1 outside and 0 inside a box: f32[height, width] (Yun et al. 2019, arXiv:1905.04899).
 
-    The box has sides sqrt(1 - lam) times those of the image, its center is uniform over the pixels,
-    and it is clipped to the image (section 3.1). The mean of the result is therefore at least lam.
+    The sides of the box are sqrt(1 - lam) times those of the image. Its center is uniform over the
+    pixels, and it is clipped to the image (section 3.1), so the mean of the result is at least lam.
     """
     y_key, x_key = jax.random.split(key)
     radius = 0.5 * jnp.sqrt(1.0 - lam)
@@ -36,14 +36,14 @@ def blend(
     kept: jax.Array,
     valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Mix each image and target with its partner's.
+    """Mix each image and target with those of its partner.
 
     Args:
       images: f32[B, H, W, C].
       targets: f32[B, K], distributions over classes.
-      weight: f32[H, W] in [0, 1], of the image's own pixels.
-      kept: f32[], the mean of `weight`: the weight of the image's own target.
-      valid: [B], 0 for a row without an image; its neighbor is not mixed.
+      weight: f32[H, W] in [0, 1], the weight of the image; 1 - weight is that of its partner.
+      kept: f32[], the mean of `weight`: the weight of the target of the image.
+      valid: [B], 0 for a row without an image. An image with such a partner is not mixed.
 
     Returns:
       (images, targets) of the same shapes.
@@ -68,13 +68,13 @@ def mix(
     probability: float,
     valid: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Apply mixup or cutmix to a batch, with lam ~ Beta(alpha, alpha) drawn once.
+    """Apply mixup or CutMix to a batch, with one lam ~ Beta(alpha, alpha).
 
     Args:
       batch: images f32[B, H, W, C], and targets f32[B, K], distributions over classes.
       mixup, cutmix: their alphas, not both 0; 0 is off.
-      switch: the fraction of mixed batches that use cutmix, if both are on.
-      probability: the fraction of batches that are mixed.
+      switch: probability of CutMix instead of mixup, if both are on.
+      probability: probability of mixing the batch.
       valid: [B], 0 for rows without an image.
 
     Returns:
@@ -82,10 +82,10 @@ def mix(
     """
     images, targets = batch
     active_key, switch_key, lam_key, box_key = jax.random.split(key, 4)
-    share = switch if mixup > 0 and cutmix > 0 else float(cutmix > 0)
-    cut = jax.random.bernoulli(switch_key, share)
+    switch = switch if mixup > 0 and cutmix > 0 else float(cutmix > 0)
+    cut = jax.random.bernoulli(switch_key, switch)
     alpha = jnp.where(cut, cutmix, mixup)
-    # Rounding may take lam out of [0, 1] if alpha is small, and to 0 / 0 if it is tiny.
+    # Rounding may move lam out of [0, 1] if alpha is small, and makes it NaN if alpha is tiny.
     lam = jnp.clip(jnp.nan_to_num(jax.random.beta(lam_key, alpha, alpha), nan=1.0), 0.0, 1.0)
     active = jax.random.bernoulli(active_key, probability)
     lam = jnp.where(active, lam, 1.0)

@@ -1,20 +1,20 @@
-"""Operations on the color and geometry of images u8[B, H, W, 3], each image by its own amount.
+"""Operations on the color and geometry of images u8[B, H, W, 3], with an amount for each image.
 
-They are torchvision's (`transforms.v2.functional`) on uint8 tensors, and truncate or round results
-as it does. Tables are equal to torchvision's bit for bit. Blends and hues may differ by one level
-in a few percent of the values, where the last bit of a float32 sum decides, as they do in torch
-between processors that fuse products and sums and those that do not.
+They are those of torchvision's `transforms.v2.functional` on uint8 tensors, and truncate or round
+results in the same way. Lookup tables equal torchvision's bit for bit. Blends and hues may differ
+by one level in a few percent of the values, where the last bit of a float32 sum matters. torch has
+the same differences between processors with and without fused multiply-add.
 
-A matrix f32[B, 2, 3] maps an output pixel (x, y, 1), in pixels from the image's center with y
-downwards, to the point of the input that it shows.
+A matrix f32[B, 2, 3] maps an output pixel (x, y, 1) to the point of the input that it shows. The
+coordinates are pixels from the center of the image, with y pointing down.
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Principal components of ImageNet's RGB in [0, 1] (Krizhevsky et al. 2012, section 4.1); the
-# values are those of facebook/fb.resnet.torch. Column i goes with eigenvalue i.
+# Principal components of ImageNet's RGB in [0, 1] (Krizhevsky et al. 2012, section 4.1), with the
+# values of facebook/fb.resnet.torch. Column i belongs to eigenvalue i.
 EIGENVALUES = (0.2175, 0.0188, 0.0045)
 EIGENVECTORS = (
     (-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.5836, -0.6948, 0.4203),
@@ -40,13 +40,13 @@ def mean_gray(images: jax.Array) -> jax.Array:
 
 
 def blur(images: jax.Array) -> jax.Array:
-    """Return the 3x3 mean, the center counted 5 times: i32[B, H, W, 3]; border pixels stay."""
+    """Return the 3x3 mean with center weight 5, and border pixels unchanged: i32[B, H, W, 3]."""
     x = jnp.asarray(images, jnp.int32)
     if min(x.shape[1:3]) < 3:
         return x
     rows = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:] + 4 * x[:, 1:-1, 1:-1]
-    # A multiple of 1/13 is never half-way, so this is the rounded mean exactly.
+    # Exactly the rounded mean, because a multiple of 1/13 is never halfway between two integers.
     return x.at[:, 1:-1, 1:-1].set((2 * total + 13) // 26)
 
 
@@ -62,7 +62,7 @@ def mixture(images: jax.Array, other: jax.Array, change: jax.Array) -> jax.Array
 
 
 def brightness(images: jax.Array, change: jax.Array) -> jax.Array:
-    """Multiply by 1 + change, f32[B] >= -1: -1 is black, 0 the image itself."""
+    """Multiply by 1 + change, f32[B]. -1 gives a black image, 0 the image itself."""
     return to_bytes(mixture(images, jnp.float32(0), change))
 
 
@@ -72,18 +72,18 @@ def contrast(images: jax.Array, change: jax.Array) -> jax.Array:
 
 
 def saturation(images: jax.Array, change: jax.Array) -> jax.Array:
-    """Multiply the distance from the pixel's own gray by 1 + change, f32[B]."""
+    """Multiply the distance from the gray value of each pixel by 1 + change, f32[B]."""
     return to_bytes(mixture(images, grayscale(images).astype(jnp.float32), change))
 
 
 def sharpness(images: jax.Array, change: jax.Array) -> jax.Array:
     """Multiply the distance from the blurred image by 1 + change, f32[B]."""
-    # Written so that a flat surface, where both are equal, stays exactly as it is.
+    # In this form, flat areas, where both images are equal, do not change at all.
     return to_bytes(images - per_image(change) * (blur(images) - images.astype(jnp.float32)))
 
 
 def hue(images: jax.Array, turn: jax.Array) -> jax.Array:
-    """Move the hue by f32[B] turns of a full circle (HSV; Smith 1978, Color gamut transforms)."""
+    """Rotate the hue by f32[B] full turns (HSV; Smith 1978, Color gamut transform pairs)."""
     x = images.astype(jnp.float32) * (1.0 / 255.0)
     r, g, b = x[..., 0], x[..., 1], x[..., 2]
     value = jnp.max(x, axis=-1)
@@ -101,7 +101,7 @@ def hue(images: jax.Array, turn: jax.Array) -> jax.Array:
 
 
 def posterize(images: jax.Array, bits: jax.Array) -> jax.Array:
-    """Keep the highest i32[B] bits of each value; the others become 0."""
+    """Keep the highest i32[B] bits of each value and set the others to 0."""
     lost = jnp.asarray(8 - jnp.asarray(bits), jnp.int32)
     return images & per_image((jnp.left_shift(255, lost) & 255).astype(jnp.uint8))
 
@@ -123,21 +123,21 @@ def invert(images: jax.Array) -> jax.Array:
 
 
 def lookup(images: jax.Array, table: jax.Array) -> jax.Array:
-    """Replace each value by its entry in a table u8[B, 256, 3] of its image and channel."""
+    """Replace each value with its entry in `table` u8[B, 256, 3], for its image and channel."""
     flat = images.reshape(images.shape[0], -1, images.shape[-1]).astype(jnp.int32)
     return jnp.take_along_axis(table, flat, axis=1).reshape(images.shape)
 
 
 _SPREAD = np.arange(256, dtype=np.float32)[:, None]  # highest value - lowest
-# [spread, value - lowest] -> value stretched to 0..255. Divided here, because compilers turn a
-# division into a product that is one level off.
+# [spread, value - lowest] -> value stretched to 0..255. It is computed here, because compilers
+# replace a division by a multiplication, which can be one level off.
 _STRETCHED = np.clip(
     _SPREAD.T / np.where(_SPREAD > 0, _SPREAD * np.float32(1 / 255), np.float32(1)), 0, 255
 ).astype(np.uint8)
 
 
 def autocontrast_table(images: jax.Array) -> jax.Array:
-    """Return the table u8[B, 256, 3] that stretches each channel to 0..255; flat ones stay."""
+    """Return the table u8[B, 256, 3] that stretches channels that are not constant to 0..255."""
     low = jnp.min(images, axis=(1, 2)).astype(jnp.int32)[:, None, :]
     high = jnp.max(images, axis=(1, 2)).astype(jnp.int32)[:, None, :]
     above = jnp.arange(256)[None, :, None] - jnp.where(high > low, low, 0)
@@ -148,7 +148,7 @@ def equalize_table(images: jax.Array) -> jax.Array:
     """Return the table u8[B, 256, 3] that equalizes each channel's histogram, as Pillow does.
 
     A value becomes (pixels below it + step // 2) // step, where step is a 255th of the pixels
-    below the channel's largest value. A channel whose step is 0 stays.
+    below the channel's largest value. A channel whose step is 0 is unchanged.
     """
     flat = images.reshape(images.shape[0], -1, images.shape[-1]).astype(jnp.int32)
     count = jax.vmap(jax.vmap(lambda x: jnp.zeros(256, jnp.int32).at[x].add(1), 1, 1))
@@ -164,14 +164,14 @@ def equalize_table(images: jax.Array) -> jax.Array:
 def jitter(images: jax.Array, key: jax.Array, amounts: tuple[float, ...]) -> jax.Array:
     """Change brightness, contrast, saturation and hue at random, in a random order.
 
-    As torchvision's ColorJitter: the first three change by a factor uniform in
-    [max(0, 1 - amount), 1 + amount], the hue by a turn uniform in [-amount, amount]. Each image
-    has its own factors; the order is drawn once for the batch, so that only one operation runs at a
-    time.
+    As in torchvision's ColorJitter, the first three change by a factor uniform in
+    [max(0, 1 - amount), 1 + amount], and the hue by a turn uniform in [-amount, amount]. The
+    factors are drawn for each image. The order is drawn once for the batch, so that only one
+    operation runs at a time.
 
     Args:
       images: u8[B, H, W, 3].
-      amounts: of the four; an operation whose amount is 0 is left out.
+      amounts: one for each of the four operations; 0: off.
     """
     order_key, *keys = jax.random.split(key, 5)
     operations = []
@@ -193,8 +193,8 @@ def lighting(
 ) -> jax.Array:
     """Shift the color of each image along ImageNet's principal components (Krizhevsky et al. 2012).
 
-    The shift in [0, 1] is the sum of the components, each times its eigenvalue and a number drawn
-    per image from N(0, deviation^2).
+    The shift of RGB in [0, 1] is the sum of the components, each multiplied by its eigenvalue and a
+    number drawn for each image from N(0, deviation^2).
 
     Args:
       pixels: f32[B, H, W, 3], normalized with the standard deviations `std`.
@@ -239,14 +239,14 @@ def affine(
     interpolation: str = "nearest",
     fill: tuple[float, ...] | None = None,
 ) -> jax.Array:
-    """Return each image seen through its matrix, as torchvision's `affine`.
+    """Transform each image with its matrix, like torchvision's `affine`.
 
     Args:
       images: u8[B, H, W, C].
       matrix: f32[B, 2, 3].
       interpolation: "nearest" | "bilinear".
-      fill: the color outside the image, C values in [0, 255]; None is black. With "bilinear" and
-        a fill, a pixel on the border is mixed with the fill twice, as in torchvision.
+      fill: color outside the image, C values in [0, 255]; None: black. With "bilinear" and a fill,
+        pixels on the border are mixed with the fill twice, as in torchvision.
 
     Returns:
       u8[B, H, W, C], rounded.

@@ -1,16 +1,16 @@
 """RandAugment (Cubuk et al. 2020), as in torchvision and timm, and TrivialAugment (wide).
 
-TrivialAugment is Müller & Hutter 2021. The operations, their order and their magnitudes are
-torchvision's; those of `randaugment_timm` are timm's.
+TrivialAugment is from Müller & Hutter 2021. The operations, their order and their magnitudes are
+those of torchvision, or of timm in `randaugment_timm`.
 
-Each image draws its own operation. A branch per operation (`lax.switch` under `vmap`) would run all
-of them on every image, and a loop over images would leave an accelerator idle and undo the sharding
-of the batch. Instead, every image goes through one operation of each of three kinds and keeps its
-own result:
+Each image gets a random operation. `lax.switch` under `vmap` would run all operations on every
+image, and a loop over images would leave the accelerator idle and undo the sharding of the batch.
+Instead, every image goes through one operation of each of three kinds, and keeps the result of the
+one that was drawn for it:
 
 - geometry: one gather through a matrix that depends on the operation;
 - blends with another image (contrast, color, sharpness): one weighted sum;
-- tables (brightness, posterize, solarize, equalize and others): one look-up in 256 entries.
+- tables (brightness, posterize, solarize, equalize and others): one lookup in 256 entries.
 
 An image of 224x224 takes about 10 ms on two CPU cores, half of it for the histogram that equalize
 needs; a single operation takes 1 ms. Nothing moves between devices.
@@ -32,16 +32,17 @@ TIMM_OPERATIONS = (
     "color", "contrast", "brightness", "sharpness", "shear_x", "shear_y", "translate_x",
     "translate_y",
 )  # fmt: skip
-SIGNED = 10  # operations, those before "posterize", have a random sign
-BINS = 31  # magnitudes 0, the weakest, to 30
-TIMM_HIGHEST = 10.0  # magnitude
+SIGNED = 10  # number of operations with a random sign: those before "posterize"
+BINS = 31  # magnitudes from 0 (weakest) to 30
+TIMM_HIGHEST = 10.0  # the strongest magnitude in timm
 
 
 def magnitudes(policy: str, height: int, width: int, bins: int = BINS) -> np.ndarray:
     """Return the magnitude of each of OPERATIONS at each bin, without its sign: f32[14, bins].
 
-    Shears are slopes, translations pixels, rotations degrees; brightness, color, contrast and
-    sharpness are changes of a factor from 1; posterize is bits kept, solarize a fraction of 255.
+    Shears are slopes, translations are in pixels, and rotations in degrees. Brightness, color,
+    contrast and sharpness are the difference of a factor from 1. Posterize is the number of bits to
+    keep, and solarize a fraction of 255.
 
     Args:
       policy: "randaugment" (arXiv:1909.13719) | "trivialaugment" (arXiv:2103.10158), wide.
@@ -67,7 +68,7 @@ def magnitudes(policy: str, height: int, width: int, bins: int = BINS) -> np.nda
 
 
 def _linspace(start: float, end: float, bins: int) -> np.ndarray:
-    """Return f32[bins], rounded as by torch.linspace: in float32 steps from the nearer end."""
+    """Return f32[bins], rounded like torch.linspace: in float32 steps from the nearer end."""
     step = float(np.float32(end - start) / np.float32(bins - 1))
     at = np.arange(bins)
     up, down = start + step * at, float(np.float32(end)) - step * (bins - 1 - at)
@@ -81,12 +82,12 @@ def apply(
     interpolation: str = "nearest",
     fill: tuple[float, ...] | None = None,
 ) -> jax.Array:
-    """Return each image after its own operation.
+    """Apply an operation to each image.
 
     Args:
       images: u8[B, H, W, 3].
       operation: i32[B], an index of EVERY.
-      magnitude: f32[B], signed, in the units of `magnitudes`; solarize_add's are levels.
+      magnitude: f32[B], signed, in the units of `magnitudes`; for solarize_add, in levels.
       interpolation, fill: of the geometric operations; see `operations.affine`.
 
     Returns:
@@ -161,7 +162,7 @@ def randaugment(
     magnitude: int = 9,
     interpolation: str = "nearest",
 ) -> jax.Array:
-    """Apply `num_ops` random operations to each image, all at one bin of magnitude.
+    """Apply `num_ops` random operations to each image, all with the same magnitude.
 
     Args:
       images: u8[B, H, W, 3].
@@ -178,7 +179,7 @@ def randaugment(
 
 
 def trivialaugment(images: jax.Array, key: jax.Array, interpolation: str = "nearest") -> jax.Array:
-    """Apply one operation to each image u8[B, H, W, 3], at a uniformly drawn bin of magnitude."""
+    """Apply an operation of uniformly random magnitude to each image u8[B, H, W, 3]."""
     bin_key, key = jax.random.split(key)
     bins = jax.random.randint(bin_key, images.shape[:1], 0, BINS)
     table = magnitudes("trivialaugment", *images.shape[1:3])
@@ -186,7 +187,7 @@ def trivialaugment(images: jax.Array, key: jax.Array, interpolation: str = "near
 
 
 def _draw(key: jax.Array, table: np.ndarray, bins: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Draw (operation i32[B], signed magnitude f32[B]) at the bins i32[B]."""
+    """Draw (operation i32[B], signed magnitude f32[B]), given the bins i32[B] of magnitudes."""
     operation_key, sign_key = jax.random.split(key)
     operation = jax.random.randint(operation_key, bins.shape, 0, len(OPERATIONS))
     negative = jax.random.bernoulli(sign_key, 0.5, bins.shape) & (operation < SIGNED)
@@ -205,15 +206,16 @@ def randaugment_timm(
 ) -> jax.Array:
     """Draw `num_ops` operations for each image, and apply each with probability 1/2.
 
-    This is timm's `rand-m7-mstd0.5-inc1` ("ResNet strikes back", Wightman et al. 2021,
+    The defaults are timm's `rand-m7-mstd0.5-inc1` ("ResNet strikes back", Wightman et al. 2021,
     arXiv:2110.00476, and timm's auto_augment.py). Unlike in the paper and in torchvision, the
     magnitude varies between images, and invert and solarize-add are among the operations. timm
     draws bilinear or bicubic interpolation for each image; here it is fixed.
 
     Args:
       images: u8[B, H, W, 3].
-      magnitude, deviation: of the normal distribution of magnitudes, clipped to 0..10.
-      fill: the color outside an image that is moved; timm uses the mean of the data.
+      magnitude, deviation: mean and standard deviation of the magnitude, which is drawn for each
+        image and operation, and clipped to 0..10.
+      fill: color of areas that are moved in from outside; timm uses the mean of the data.
     """
     count, height, width = images.shape[:3]
 
@@ -238,11 +240,11 @@ def timm_amounts(
 
     Args:
       magnitude: f32[B], 0 to 10.
-      negative: bool[B], whether operations with a sign go the other way.
+      negative: bool[B], whether operations with a sign have a negative amount.
     """
     share = magnitude / TIMM_HIGHEST
     signed = jnp.where(negative, -share, share)
-    change = jnp.maximum(0.1 - 1.0, 0.9 * signed)  # of a factor that is 0.1 or more
+    change = jnp.maximum(0.1 - 1.0, 0.9 * signed)  # the factor 1 + change is at least 0.1
     return {
         **dict.fromkeys(("autocontrast", "equalize", "invert"), jnp.zeros_like(share)),
         "rotate": 30.0 * signed,

@@ -1,17 +1,18 @@
-"""RandAugment (Cubuk et al. 2020, arXiv:1909.13719) as big_vision trains its ViTs with it.
+"""RandAugment (Cubuk et al. 2020, arXiv:1909.13719) as big_vision uses it to train ViTs.
 
-Source: google-research/big_vision, big_vision/pp/archive/autoaugment.py, which is the code of the
-TPU EfficientNets. Operations are always done, all at one magnitude of 0 to 10, with the nearest
-pixel, and leave gray where nothing is. What is surprising in that code, and is the same here:
+Source: google-research/big_vision, big_vision/pp/archive/autoaugment.py, the code of the TPU
+EfficientNets. Operations are always applied, all with one magnitude from 0 to 10 and
+nearest-neighbor interpolation, and areas outside the image become gray. Some details of that code
+are surprising, and are the same here:
 
-- color, contrast, brightness and sharpness have a factor of 0.1 at magnitude 0, 1.9 at 10;
-- contrast moves away from the gray level H * W / 256, not from the mean;
-- solarize computes its threshold in a byte, where 256, that of magnitude 10, is 0: it inverts all;
-- posterize keeps 4 bits at magnitude 10 and only 1 at the lowest ones;
+- color, contrast, brightness and sharpness have a factor of 0.1 at magnitude 0, and 1.9 at 10;
+- contrast changes the distance from the gray level H * W / 256, not from the mean;
+- solarize has a threshold of 256 at magnitude 10, which overflows a byte and inverts all pixels;
+- posterize keeps 4 bits at magnitude 10, and only 1 at the lowest magnitudes;
 - translations and the box of cutout have the same size in images of any size.
 
-Grays and blurred values, before they are blended, may differ by one level. Shears fix the edge of
-the image; big_vision's fix the center of its first pixel, 0.15 pixels from there at most.
+Gray and blurred images may differ by one level before they are blended. A shear leaves the edge of
+the image in place; in big_vision it is the center of the first pixel, at most 0.15 pixels away.
 """
 
 from typing import NamedTuple
@@ -28,17 +29,17 @@ OPERATIONS = (
     "solarize_add",
 )  # fmt: skip
 SIGNED = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
-HIGHEST = 10.0  # magnitude
-GRAY = 128.0  # the level of what is moved into the image or cut out of it
+HIGHEST = 10.0  # the strongest magnitude
+GRAY = 128.0  # level of areas that are moved in from outside or cut out
 
 
 class Draws(NamedTuple):
-    """What one step draws for each image.
+    """The random choices of one step for each image.
 
     Attributes:
       operation: i32[B], an index of OPERATIONS.
-      negative: bool[B], whether operations with a sign go the other way.
-      row, column: i32[B], the center of cutout's box.
+      negative: bool[B], whether operations with a sign have a negative amount.
+      row, column: i32[B], the center of the box of cutout.
     """
 
     operation: jax.Array
@@ -59,7 +60,7 @@ def draw(key: jax.Array, count: int, height: int, width: int) -> Draws:
 
 
 def amounts(magnitude: float) -> dict[str, float]:
-    """Return the positive amount of each of OPERATIONS, as `apply` takes it; cutout's is pixels."""
+    """Return the amount of each of OPERATIONS, as `apply` takes it; for cutout, in pixels."""
     share = magnitude / HIGHEST
     return {
         **dict.fromkeys(("autocontrast", "equalize", "invert"), 0.0),
@@ -75,11 +76,11 @@ def amounts(magnitude: float) -> dict[str, float]:
 
 
 def step(images: jax.Array, draws: Draws, magnitude: float) -> jax.Array:
-    """Return each image u8[B, H, W, 3] after the operation that was drawn for it."""
+    """Apply the operation that was drawn for each image u8[B, H, W, 3]."""
     height, width = images.shape[1:3]
     table = amounts(magnitude)
     amount = jnp.asarray([table[name] for name in OPERATIONS], jnp.float32)[draws.operation]
-    here = ("contrast", "cutout")  # the others are those of `apply`
+    here = ("contrast", "cutout")  # `apply` does the other operations
     numbers = [EVERY.index("identity" if name in here else name) for name in OPERATIONS]
     signed = jnp.asarray([name in SIGNED for name in OPERATIONS])[draws.operation]
     moved = apply(
@@ -104,7 +105,7 @@ def step(images: jax.Array, draws: Draws, magnitude: float) -> jax.Array:
 def randaugment_plain(
     images: jax.Array, key: jax.Array, num_ops: int = 2, magnitude: float = 10.0
 ) -> jax.Array:
-    """Apply `num_ops` random operations to each image u8[B, H, W, 3], at magnitude 0 to 10."""
+    """Apply `num_ops` operations to each image u8[B, H, W, 3], with a magnitude from 0 to 10."""
 
     def body(images: jax.Array, key: jax.Array) -> tuple[jax.Array, None]:
         return step(images, draw(key, *images.shape[:3]), magnitude), None

@@ -1,7 +1,7 @@
 """3-Augment: each image gray, solarized or blurred (Touvron et al. 2022, arXiv:2204.07118).
 
-Source: facebookresearch/deit, augment.py. DeiT III adds color jitter of brightness, contrast and
-saturation afterwards: `config.augment.color_jitter`. The operations equal Pillow's.
+Source: facebookresearch/deit, augment.py. DeiT III then applies color jitter to brightness,
+contrast and saturation (`config.augment.color_jitter`). The operations equal Pillow's.
 """
 
 import jax
@@ -28,7 +28,7 @@ def draw(key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
 
 def choose(images: jax.Array, choice: jax.Array, radius: jax.Array) -> jax.Array:
     """Return each image u8[B, H, W, 3] gray (choice 0), solarized (1) or blurred (2)."""
-    weights = jnp.asarray([19595, 38470, 7471])  # of ITU-R 601-2, times 2 ** 16
+    weights = jnp.asarray([19595, 38470, 7471])  # those of ITU-R 601-2, times 2 ** 16
     gray = (jnp.sum(images * weights, axis=-1, keepdims=True) + (1 << 15)) >> 16
     solarized = operations.solarize(images, jnp.full(len(images), 128.0))
     choice = operations.per_image(choice)
@@ -39,12 +39,12 @@ def choose(images: jax.Array, choice: jax.Array, radius: jax.Array) -> jax.Array
 def gaussian_blur(images: jax.Array, radius: jax.Array) -> jax.Array:
     """Return Pillow's ImageFilter.GaussianBlur(radius) of each image u8[B, H, W, C].
 
-    A Gaussian of standard deviation `radius` is approximated by three box filters in each
-    direction, with the fraction of a pixel at both ends (Gwosdek et al. 2011, Theoretical
-    foundations of Gaussian convolution by extended box filtering). Every filter rounds to bytes.
+    Three box filters in each direction, with fractional weights at both ends, approximate a
+    Gaussian with standard deviation `radius` (Gwosdek et al. 2011, Theoretical foundations of
+    Gaussian convolution by extended box filtering). Every filter rounds to bytes.
 
     Args:
-      radius: f32[B], less than sqrt(6): a box then has at most five pixels.
+      radius: f32[B], less than sqrt(6), so that a box has at most five pixels.
     """
     variance = radius * radius / _PASSES
     whole = jnp.floor((jnp.sqrt(12.0 * variance + 1.0) - 1.0) / 2.0)  # 0 or 1
@@ -67,6 +67,6 @@ def gaussian_blur(images: jax.Array, radius: jax.Array) -> jax.Array:
 
     x = images.astype(jnp.uint32)
     for axis in (2, 1):
-        # A loop, because compilers would fuse the passes and compute each value many times.
+        # A loop keeps the compiler from fusing the passes and computing each value many times.
         x = jax.lax.fori_loop(0, _PASSES, lambda _, x, axis=axis: box(x, axis), x)
     return x.astype(images.dtype)
