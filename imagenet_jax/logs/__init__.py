@@ -1,1 +1,1 @@
-"""What a run logs: console, metrics.jsonl, TensorBoard and tracking services."""
+"""Logs of a run: console, metrics.jsonl, TensorBoard and tracking services."""

@@ -22,14 +22,14 @@ from imagenet_jax.logs.writers import Values, Writer
 from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS, Metric
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_CURVE = 32  # characters of a curve, if there is room
-_REFRESHES = 4  # a second
+_CURVE = 32  # width of a curve in characters, if there is room
+_REFRESHES = 4  # per second
 
 
 class Panel:
-    """Collects numbers and draws them on request. Both are cheap and never wait.
+    """A panel that collects numbers and draws them on request. Both are cheap and never block.
 
-    Another thread may draw it: each field is replaced as a whole.
+    Another thread may draw it, because each field is replaced as a whole.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class Panel:
     ):
         """
         Args:
-          step: the run continues after it, and it is its last checkpoint; 0: there is none.
-          memory_limit: bytes of a device; None: not known.
-          metrics: to show, of those that are measured.
+          step: step of the checkpoint that the run continues from; 0: none.
+          memory_limit: memory of a device in bytes; None: unknown.
+          metrics: metrics to show, if they are measured.
         """
         self.title, self.total_steps, self.batch_size = title, total_steps, batch_size
         self.metrics, self._memory_limit = metrics, memory_limit
@@ -61,7 +61,7 @@ class Panel:
         self._ended: float | None = None
 
     def progress(self, step: int, rate: float | None = None) -> None:
-        """Record that `step` was dispatched; `rate` is the current speed, if it is known."""
+        """Record that `step` was dispatched. `rate` is the current speed in images/s, if known."""
         self._step, self.status, self._rate = step, "training", rate or self._rate
 
     def saved(self, step: int) -> None:
@@ -69,9 +69,9 @@ class Panel:
         self._saved, self._saved_at = f"step {step:,}", time.monotonic()
 
     def write(self, step: int, split: str, values: Values) -> None:
-        """Record one point, from this start or from the file of an earlier one."""
+        """Record one point, from this start or from the file of an earlier start."""
         if split == "train":
-            # The last steps of a run are not a whole interval, so they have no speed.
+            # The last steps of a run may not fill an interval, and then have no speed.
             self._train = self._train | dict(values)
             self._losses.append(float(values["loss"]))
         elif "count" in values and step != self._evaluated:  # the first one has the EMA weights
@@ -127,9 +127,9 @@ class Panel:
             rows["speed"] = Text("  ".join(_describe_speed(v | {"images_per_second": rate})))
         if "device_memory" in v:
             limit = f" of {format_bytes(self._memory_limit)}" if self._memory_limit else ""
-            rows["memory"] = Text(f"{format_bytes(v['device_memory'])}{limit} a device, at most")
+            rows["memory"] = Text(f"{format_bytes(v['device_memory'])}{limit} per device, at peak")
         elif "process_memory" in v:
-            rows["memory"] = Text(f"{format_bytes(v['process_memory'])} of the process, at most")
+            rows["memory"] = Text(f"{format_bytes(v['process_memory'])} of the process, at peak")
         age = f", {format_duration(now - self._saved_at)} ago" if self._saved_at else ""
         rows |= {"evaluated": Text(self._evaluation), "saved": Text(f"{self._saved}{age}")}
         return list(rows.items())
@@ -139,7 +139,7 @@ class Panel:
 
 
 class ConsoleWriter(Writer):
-    """Prints one line per point; if `panel` is shown, only the points that are not of training."""
+    """Prints a line for each point, except for training points while `panel` is shown."""
 
     def __init__(
         self,
@@ -152,10 +152,10 @@ class ConsoleWriter(Writer):
     ):
         """
         Args:
-          stream: to write to; None: standard output.
+          stream: where to write; None: standard output.
           quiet: print only warnings, errors and the final result.
-          silent: print nothing: of several processes one speaks.
-          console: in place of one for `stream`.
+          silent: print nothing; of several processes, only one prints.
+          console: replaces the console for `stream`.
         """
         stream = stream or sys.stdout
         # Logs are searched with grep, so lines are never wrapped or colored, even with FORCE_COLOR.
@@ -173,7 +173,7 @@ class ConsoleWriter(Writer):
             return
         self._live = Live(self._panel, console=self._console, refresh_per_second=_REFRESHES)
         self._live.start()
-        # Keep the cursor visible: a killed process could not restore it.
+        # Keep the cursor visible, because a killed process could not restore it.
         self._console.show_cursor(True)
 
     @property
@@ -187,12 +187,12 @@ class ConsoleWriter(Writer):
             self.warn(text)
 
     def warn(self, text: str) -> None:
-        """Print a line, also in a quiet run."""
+        """Print a line, even in a quiet run."""
         # A Text is never interpreted as markup.
         self._console.print(Text(text), soft_wrap=True)
 
     def end(self, text: str) -> None:
-        """Print the last line, also in a quiet run, which also gets the last evaluation."""
+        """Print the last line, and in a quiet run the last evaluation before it."""
         self._panel.end()
         if self._quiet and self._last_evaluation[1]:
             self.warn(self._last_evaluation[1])
@@ -215,8 +215,8 @@ class ConsoleWriter(Writer):
         elif split == "rewind":
             first, last = values["skipped_batches"]
             self.warn(
-                f"not finite at step {values['nonfinite_step']}: back to step {step}, without "
-                f"batches {first} to {last}"
+                f"not finite at step {values['nonfinite_step']}: rewinding to step {step} and "
+                f"skipping batches {first} to {last}"
             )
         else:
             kind = f" ({WEIGHTS_LABELS[values['weights']]} weights)" if "weights" in values else ""
@@ -247,7 +247,7 @@ class ConsoleWriter(Writer):
 
 
 def _describe_speed(v: Values) -> list[str]:
-    """Return texts for images/s, FLOP/s, percentage of peak and input wait, as far as known."""
+    """Return texts for images/s, FLOP/s, percentage of peak and input wait, if they are known."""
     parts = [f"{v['images_per_second']:,.0f} img/s"]
     if "flops_per_second" in v:
         share = f" ({v['peak_share']:.1%} of peak)" if "peak_share" in v else ""

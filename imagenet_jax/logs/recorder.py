@@ -1,7 +1,7 @@
-"""The recorder and the saver: what a run writes while it trains.
+"""Recording metrics and saving checkpoints during training.
 
-The recorder writes what is measured to console, metrics.jsonl, TensorBoard and services. The saver
-writes checkpoints, and reports failed saves without stopping.
+The recorder writes metrics to the console, metrics.jsonl, TensorBoard and tracking services. The
+saver writes checkpoints, and reports failed saves without stopping.
 """
 
 import datetime
@@ -35,19 +35,19 @@ from imagenet_jax.training.run_context import Start
 from imagenet_jax.training.schedules import peak_learning_rate
 from imagenet_jax.training.state import TrainState, count_parameters
 
-# Steps whose own loss and gradient norm are kept in first_steps.jsonl, to compare runs.
+# Number of steps whose loss and gradient norm are written to first_steps.jsonl, to compare runs.
 FIRST_STEPS = 50
 
 
 class Recorder(Writers):
-    """Takes the results of each step without waiting for them, and writes them when they are ready.
+    """Accepts the results of each step without waiting, and writes them when they are ready.
 
     Attributes:
       throughput: the speed of training.
     """
 
     def __init__(self, start: Start, workdir: Path, *, quiet: bool = False):
-        """Continue the files in `workdir` after the step of `start`, and print what is trained.
+        """Continue the files in `workdir` after the step of `start`, and print a summary.
 
         `quiet` prints only errors and the final result. Raises UserError if the files cannot be
         written.
@@ -117,7 +117,7 @@ class Recorder(Writers):
         self._first_steps = JsonlWriter(workdir / "first_steps.jsonl", first)
 
     def start(self) -> None:
-        """Show the panel, if this is a terminal, until `close`."""
+        """Show the panel until `close`, if the output is a terminal."""
         self._console.start()
 
     def say(self, text: str) -> None:
@@ -125,7 +125,7 @@ class Recorder(Writers):
         self._console.say(text)
 
     def warn(self, text: str) -> None:
-        """Print a line about a problem, also if the run is quiet."""
+        """Print a line about a problem, even if the run is quiet."""
         self._console.warn(text)
 
     def saving(self, step: int) -> None:
@@ -133,7 +133,7 @@ class Recorder(Writers):
         self._panel.saved(step)
 
     def write(self, step: int, split: str, values: Values) -> None:
-        """Write one point of each curve in `values`, with the present time."""
+        """Write one point of each curve in `values`, with the current time."""
         super().write(step, split, {**self._now(), **values})
 
     def _now(self) -> dict[str, Any]:
@@ -151,9 +151,9 @@ class Recorder(Writers):
         self._panel.status = "training"
 
     def step(self, step: int, metrics: dict[str, jax.Array], skipped: list[str]) -> None:
-        """Take the results of `step`, which was dispatched, without waiting for them.
+        """Accept the results of `step`, which has been dispatched, without waiting for them.
 
-        `skipped`: names of the images of its batch that could not be decoded.
+        `skipped` has the names of images in its batch that could not be decoded.
         """
         self._panel.progress(step, self.throughput.rate())
         self._window.append(step, metrics, skipped)
@@ -162,7 +162,7 @@ class Recorder(Writers):
             self.report(step - self._every)  # one interval late, so that nothing waits for it
 
     def report(self, upto: int) -> None:
-        """Write the intervals that are complete by step `upto`.
+        """Write the intervals that are complete at step `upto`.
 
         Raises NonFiniteError if a metric is NaN or infinite.
         """
@@ -188,17 +188,17 @@ class Recorder(Writers):
         return processes.run_on_first(lambda: step in self._evaluated)
 
     def interval(self) -> dict[str, Any]:
-        """Return the sums of the unfinished interval, for a checkpoint; call `report` first."""
+        """Return the sums of the unfinished interval, for a checkpoint. Call `report` first."""
         return self._window.partial()
 
     def skipped_note(self) -> str:
-        """Return how many images could not be decoded since the run began; "" if none."""
+        """Return a note about the images of the run that could not be decoded, or ""."""
         count = self._window.skipped
         images = counted(count, "undecodable image")
         return f"; {images} skipped, named in metrics.jsonl" if count else ""
 
     def flush(self) -> None:
-        """Put everything written so far on disk, so that a kill does not lose it.
+        """Flush everything written so far to disk, so that it survives a kill.
 
         Raises OSError if that fails.
         """
@@ -213,7 +213,7 @@ class Recorder(Writers):
 
 
 def headline(run: Experiment, params: dict, first: int) -> str:
-    """Return one line on what is trained: model, data, length, devices and learning rate."""
+    """Return a one-line summary of the run: model, data, length, devices and learning rate."""
     config, devices = run.config, jax.devices()
     resumed = f"; continuing after step {first}" if first else ""
     return (
@@ -244,8 +244,8 @@ class Saver:
         """Start saving the state after `step`, which may be donated afterwards.
 
         Args:
-          results: of the evaluation of the state, to rank the checkpoint by.
-          required: wait until it is saved, and try again if that fails.
+          results: evaluation results of the state, which rank the checkpoint.
+          required: wait until it is saved, and try once more if that fails.
 
         Raises NonFiniteError if a metric up to `step` is not finite, and UserError if a required
         save fails twice.
@@ -268,7 +268,7 @@ class Saver:
     def add_results(self, step: int, results: list[dict], *, required: bool) -> None:
         """Add evaluation results to the checkpoint that an earlier start saved at `step`.
 
-        If that fails, raises UserError if `required`; otherwise reports it.
+        If that fails, raise UserError if `required`, otherwise report it.
         """
         if self._flush(step):
             self._checkpoints.add_metrics(step, _select_numbers(results[0]))
@@ -298,18 +298,19 @@ class Saver:
         self._recorder.saving(step)
 
     def _wait(self) -> list[int]:
-        """Wait for the save in progress, report failures and return the steps that are saved."""
+        """Wait for the save in progress, report failures, and return the steps that are saved."""
         self._checkpoints.wait()
         self.report_failures()
         return self._checkpoints.steps()
 
     def _flush(self, step: int) -> bool:
-        """Flush the recorder's files; return whether checkpoint `step` may be written."""
+        """Flush the recorder's files. Return whether checkpoint `step` may be written."""
         try:
             self._recorder.flush()
         except OSError as e:
             self._recorder.warn(
-                f"checkpoint {step} not saved, because metrics.jsonl cannot be: {e.strerror}"
+                f"checkpoint {step} not saved, because metrics.jsonl cannot be written: "
+                f"{e.strerror}"
             )
             # The other processes have started to save and would wait for this one.
             return processes.count() > 1

@@ -34,7 +34,7 @@ _CRC = struct.Struct("<I")
 
 
 class TensorBoardWriter(Writer):
-    """Writes an event file per start, and drops earlier points after `resume_step`."""
+    """Writes an event file per start, and removes points after `resume_step` of earlier starts."""
 
     def __init__(self, directory: Path, resume_step: int = 0):
         truncate(directory, resume_step)
@@ -55,7 +55,7 @@ class TensorBoardWriter(Writer):
 
     def images(self, step: int, name: str, pixels: np.ndarray) -> None:
         event = _make_event(step)
-        for tag, picture in name_images(name, pixels).items():  # as TensorBoard's own writers
+        for tag, picture in name_images(name, pixels).items():
             png = io.BytesIO()
             Image.fromarray(picture).save(png, "PNG")
             height, width, channels = picture.shape
@@ -79,7 +79,7 @@ def _make_event(step: int) -> Event:
 
 
 def _fill(histo: Any, counts: np.ndarray, edges: np.ndarray) -> None:
-    """Fill a HistogramProto: bucket i ends at bucket_limit[i]; sums take the middles of the bins.
+    """Fill a HistogramProto. Bucket i ends at bucket_limit[i]; sums use the centers of the bins.
 
     https://github.com/tensorflow/tensorboard/blob/master/tensorboard/compat/proto/histogram.proto
     """
@@ -115,8 +115,8 @@ def _create_event_file(directory: Path, resume_step: int) -> AppendFile:
     directory.mkdir(parents=True, exist_ok=True)
     seconds, nanoseconds = divmod(time.time_ns(), 10**9)
     now = seconds + nanoseconds / 1e9
-    # TensorBoard reads files in the order of their names: nanoseconds order two starts within a
-    # second. The random token separates two containers with the same host name.
+    # TensorBoard reads files in the order of their names, so nanoseconds order two starts within a
+    # second. The random token distinguishes containers with the same host name.
     unique = f"{nanoseconds:09d}-{secrets.token_hex(4)}"
     name = f"events.out.tfevents.{seconds}.{socket.gethostname()}.{unique}.{resume_step}"
     file = AppendFile(directory / name)

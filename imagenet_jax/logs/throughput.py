@@ -1,4 +1,4 @@
-"""Speed and memory of training: images and operations per second, input wait, bytes used."""
+"""Speed and memory of training: images and FLOP per second, input wait, and peak memory."""
 
 import re
 import resource
@@ -13,14 +13,14 @@ from ml_collections import ConfigDict
 
 from imagenet_jax.models.operations import count_multiply_adds
 
-# Values of the train split that depend on the machine: they differ between otherwise equal runs.
+# Values of the train split that depend on the machine, and differ between otherwise equal runs.
 MEASURED = (
     "images_per_second", "input_wait", "flops_per_second", "peak_share", "device_memory",
     "process_memory", "seconds", "time",
 )  # fmt: skip
 
-# Running steps before the loop waits for the oldest: enough to keep the devices busy, few enough
-# that their batches do not fill the memory.
+# Steps in flight before the loop waits for the oldest: enough to keep the devices busy, but few
+# enough that their batches do not fill the memory.
 _IN_FLIGHT = 3
 
 # Peak of bfloat16 matrix products in TFLOP/s: dense (no structured sparsity), summed in float32.
@@ -37,7 +37,7 @@ _TFLOPS = {
     r"NVIDIA B200": 2250.0,
     # NVIDIA A100 datasheet.
     r"NVIDIA A100-(SXM4|PCIE)-(40|80)GB|NVIDIA A100 80GB PCIe": 312.0,
-    # NVIDIA V100 datasheet; float16 products, as it has no bfloat16.
+    # NVIDIA V100 datasheet; float16 products, because it has no bfloat16.
     r"Tesla V100-SXM[23]-(16|32)GB": 125.0,
     r"Tesla V100-PCIE-(16|32)GB": 112.0,
     # NVIDIA T4 datasheet; float16 products.
@@ -49,8 +49,8 @@ _TFLOPS = {
     r"NVIDIA GeForce RTX 3090": 71.0,
     r"NVIDIA GeForce RTX 4090": 165.2,
     r"NVIDIA RTX A6000": 154.8,
-    # https://cloud.google.com/tpu/docs/v3 and its siblings, per chip; a device of v2 and v3 is a
-    # core, half a chip.
+    # https://cloud.google.com/tpu/docs/v3 and similar pages, per chip. A device of v2 and v3 is a
+    # core, which is half a chip.
     r"TPU v2": 45.0 / 2,
     r"TPU v3": 123.0 / 2,
     r"TPU v4": 275.0,
@@ -63,14 +63,14 @@ _TFLOPS = {
 class Throughput:
     """The speed of training, measured between completed steps.
 
-    The time of dispatching a step says nothing, because several steps are always in flight. The
-    clock runs from one completed step to the next while the devices are busy. Whatever empties them
-    (the start, a compilation, an evaluation, a checkpoint) stops it, and it starts again when the
-    next step is done.
+    The time to dispatch a step is meaningless, because several steps are always in flight. Instead,
+    the clock runs from one completed step to the next while the devices are busy. It stops when
+    they become idle (at the start, a compilation, an evaluation or a checkpoint), and starts again
+    when the next step is done.
     """
 
     def __init__(self, batch_size: int, peak: float | None = None):
-        """`peak`: operations per second that all devices together could do; None: unknown."""
+        """`peak` is the peak FLOP/s of all devices together; None: unknown."""
         self._batch_size, self._peak = batch_size, peak
         self._in_flight: deque[tuple[jax.Array, float]] = deque()
         self._last: float | None = None  # when the last step was done; None: the clock is stopped
@@ -81,7 +81,7 @@ class Throughput:
         self._steps, self._elapsed, self._waited, self._flops = 0, 0.0, 0.0, 0.0
 
     def dispatched(self, loss: jax.Array, flops: float) -> None:
-        """Add a step of `flops` operations to those in flight; `loss` is its result."""
+        """Add a step with `flops` operations to those in flight. `loss` is its result."""
         self._in_flight.append((loss, flops))
 
     def wait_for_oldest(self, *, timed: bool = True) -> None:
@@ -93,13 +93,13 @@ class Throughput:
                 self.done(operations)
 
     def drain(self) -> None:
-        """Wait for all steps in flight and stop the clock: what follows is not training time."""
+        """Wait for all steps in flight and stop the clock, because other work follows."""
         jax.block_until_ready([loss for loss, _ in self._in_flight])
         self._in_flight.clear()
         self.stop_clock()
 
     def done(self, flops: float = 0.0) -> None:
-        """Count one more completed step of `flops` operations; 0: unknown."""
+        """Count one more completed step with `flops` operations; 0: unknown."""
         now = time.perf_counter()
         if self._last is not None:
             self._steps += 1
@@ -109,22 +109,22 @@ class Throughput:
         self._last, self._waiting = now, 0.0
 
     def stop_clock(self) -> None:
-        """Do not count the time until the next step is done: the devices are empty."""
+        """Do not count the time until the next step is done, because the devices are idle."""
         self._last = None
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count the time inside as waiting for input."""
+        """Count the time in this block as waiting for input."""
         before = time.perf_counter()
         yield
         self._waiting += time.perf_counter() - before
 
     def rate(self) -> float | None:
-        """Return the images per second since the last lap; None before two steps are done."""
+        """Return the images per second since the last lap, or None before two steps are done."""
         return self._steps * self._batch_size / self._elapsed if self._elapsed else None
 
     def lap(self) -> dict[str, float]:
-        """Return the speed since the last lap; {} if it is unknown.
+        """Return the speed since the last lap, or {} if it is unknown.
 
         Returns:
           images_per_second and input_wait (fraction of time); flops_per_second of all devices if
@@ -142,7 +142,7 @@ class Throughput:
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Return the peak FLOP/s of one device (a multiply-add is two); None if it is not listed."""
+    """Return the peak FLOP/s of a device (a multiply-add is two), or None if it is not listed."""
     for pattern, tera in _TFLOPS.items():
         if re.fullmatch(pattern, device_kind):
             return tera * 1e12
@@ -150,18 +150,18 @@ def peak_flops(device_kind: str) -> float | None:
 
 
 def count_flops(config: ConfigDict, shape: tuple[int, ...]) -> float:
-    """Return the floating-point operations of a train step on images of a shape [B, H, W, 3].
+    """Return the FLOP of a train step on images of `shape` [B, H, W, 3], over all devices.
 
-    Those of `count_multiply_adds`, over all devices; a multiply-add is two.
+    They are twice the multiply-adds of `count_multiply_adds`.
     """
     return 2.0 * shape[0] * count_multiply_adds(config.model, shape[1], train=True)
 
 
 def peak_memory() -> dict[str, int]:
-    """Return the most bytes used so far, without waiting for any step.
+    """Return the peak memory so far in bytes, without waiting for any step.
 
     Returns:
-      device_memory of this process's first device, if it reports it (a CPU does not);
+      device_memory: of the first device of this process, if it is reported (a CPU does not).
       process_memory: resident memory of this process.
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -174,5 +174,5 @@ def peak_memory() -> dict[str, int]:
 
 
 def memory_limit() -> int | None:
-    """Return the bytes that a program may use on a device; None if it does not report it."""
+    """Return the bytes that a program may use on a device, or None if it is not reported."""
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")

@@ -1,8 +1,8 @@
-"""Trackers that `config.log` names: Weights & Biases and MLflow.
+"""Writers for the tracking services of `config.log`: Weights & Biases and MLflow.
 
-They get the same curves and images as TensorBoard, and W&B also the histograms. With
-WANDB_MODE=offline, W&B keeps the run in the workdir, for `wandb sync`. MLFLOW_TRACKING_URI sets
-MLflow's server; the default is the file mlflow.db in the current directory.
+They receive the same curves and images as TensorBoard; W&B also receives histograms. With
+WANDB_MODE=offline, W&B keeps the run in the workdir for `wandb sync`. MLFLOW_TRACKING_URI sets the
+server of MLflow; the default is the file mlflow.db in the current directory.
 """
 
 import contextlib
@@ -23,10 +23,10 @@ from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.files import read_json, write_json
 from imagenet_jax.logs.writers import Forwarder, Histogram, Values, Writer, name_curves, name_images
 
-_PATIENCE = 60.0  # seconds that the end of a run waits for a service
-_WAITING = 10_000  # calls that wait for a service before new ones are dropped
+_PATIENCE = 60.0  # seconds to wait for a service at the end of a run
+_WAITING = 10_000  # maximum number of waiting calls; more are dropped
 _WANDB_PATIENCE = 30  # seconds to wait for the server
-_MLFLOW_PARAMS = 100  # largest number of parameters in one call
+_MLFLOW_PARAMS = 100  # maximum number of parameters in one call
 
 
 def require_services(config: ConfigDict) -> None:
@@ -63,7 +63,7 @@ def _read_wandb_login() -> tuple[str, object]:
 
 
 def open_trackers(config: ConfigDict, workdir: Path, warn: Callable[[str], None]) -> list[Writer]:
-    """Return a writer for each service; `warn` gets a line if one fails."""
+    """Return a writer for each service. `warn` is called with a line if one fails."""
     log, values = config.log, config.to_dict()
     openers: dict[str, Callable[[], Writer]] = {}
     if log.wandb:
@@ -74,17 +74,17 @@ def open_trackers(config: ConfigDict, workdir: Path, warn: Callable[[str], None]
 
 
 class TrackedRun:
-    """The file that records the service's run of a workdir, and the last step of each curve.
+    """A file with the service's run ID of a workdir, and the last step that was sent of each curve.
 
-    A restart continues the same run. Steps that were sent before and are computed again are not
-    sent again, because neither service can remove a point.
+    A restart continues the same run. Steps that are computed again are not sent again, because
+    neither service can remove a point.
 
     Attributes:
-      id: of the run; None if there is none yet.
+      id: ID of the run, or None if there is none yet.
     """
 
     def __init__(self, path: Path, project: str):
-        """Read the file; one of another project is ignored, as is a damaged one."""
+        """Read the file, unless it is damaged or belongs to another project."""
         self._path, self._project = path, project
         record: dict[str, Any] = {}
         with contextlib.suppress(OSError, ValueError):
@@ -117,8 +117,7 @@ class TrackedRun:
 class WandbWriter(Writer):
     """Writes to one W&B run per workdir, recorded in `wandb.json` and continued by restarts.
 
-    The x-axis is the optimizer step, logged as "step". W&B's own step counter accepts no earlier
-    step.
+    The x-axis is the optimizer step, logged as "step". W&B's own step counter cannot go back.
     """
 
     def __init__(
@@ -128,7 +127,7 @@ class WandbWriter(Writer):
         config: Mapping[str, Any],
         warn: Callable[[str], None] = print,
     ):
-        """Start or continue the run; if W&B cannot be reached, warn and keep the data offline."""
+        """Start or continue the run. If W&B cannot be reached, warn and keep the data offline."""
         import wandb
 
         self._record = TrackedRun(workdir / "wandb.json", project)
@@ -143,8 +142,8 @@ class WandbWriter(Writer):
             self._run = wandb.init(**arguments)
         except wandb.errors.CommError as e:
             warn(
-                f"W&B cannot be reached ({str(e).splitlines()[0]}): `wandb sync` sends what is "
-                f"kept in {workdir / 'wandb'}"
+                f"W&B cannot be reached ({str(e).splitlines()[0]}): the data is kept in "
+                f"{workdir / 'wandb'}; send it with `wandb sync`"
             )
             self._run = wandb.init(**arguments, mode="offline")
         self._record.begin(self._run.id)
@@ -181,7 +180,7 @@ class MlflowWriter(Writer):
     """Writes to one MLflow run per workdir, recorded in `mlflow.json` and continued by restarts."""
 
     def __init__(self, experiment: str, workdir: Path, config: Mapping[str, Any]):
-        """Start or continue the run; `config` is flat."""
+        """Start or continue the run. `config` is a flat dictionary."""
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
@@ -226,10 +225,10 @@ class MlflowWriter(Writer):
 
 
 class BackgroundWriter(Forwarder):
-    """A writer opened and used in another thread; training neither waits for it nor fails."""
+    """Opens and uses a writer in another thread, so that training neither waits nor fails."""
 
     def __init__(self, name: str, open_writer: Callable[[], Writer], warn: Callable[[str], None]):
-        """`warn` gets one line at the first failure, and one if data is lost at the end."""
+        """`warn` is called at the first failure, and if data is lost at the end."""
         self._name, self._open, self._warn = name, open_writer, warn
         self._queue: queue.Queue[Callable[[Writer], None] | None] = queue.Queue(_WAITING)
         self._warned = False
@@ -240,21 +239,21 @@ class BackgroundWriter(Forwarder):
         try:
             self._queue.put_nowait(call)
         except queue.Full:
-            self._fail("takes too long; points are left out")
+            self._fail("is too slow; some points are dropped")
 
     def close(self) -> None:
         with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=_PATIENCE)
         self._thread.join(_PATIENCE)
         if self._thread.is_alive():
-            self._warn(f"{self._name} did not take everything in {_PATIENCE:.0f} s")
+            self._warn(f"{self._name} did not receive everything within {_PATIENCE:.0f} s")
 
     def _work(self) -> None:
         writer: Writer | None = None
         try:
             writer = self._open()
         except Exception as e:  # any error: training does not depend on the service
-            self._fail(f"cannot be used ({_describe(e)}); going on without it")
+            self._fail(f"cannot be used ({_describe(e)}); training continues without it")
         while (call := self._queue.get()) is not None:
             if writer:
                 self._try(call, writer)
@@ -265,7 +264,7 @@ class BackgroundWriter(Forwarder):
         try:
             call(writer)
         except Exception as e:
-            self._fail(f"does not take what it is sent ({_describe(e)}); going on")
+            self._fail(f"rejects data ({_describe(e)}); training continues")
 
     def _fail(self, text: str) -> None:
         if not self._warned:

@@ -15,7 +15,7 @@ Histogram = tuple[np.ndarray, np.ndarray]  # counts [N], edges [N + 1] in ascend
 
 
 class Writer:
-    """A destination of metrics. Histograms and images are ignored unless a subclass shows them."""
+    """A destination of metrics. By default, histograms and images are ignored."""
 
     def write(self, step: int, split: str, values: Values) -> None:
         """Write one point of each curve in `values`, measured after `step` optimizer steps."""
@@ -28,10 +28,10 @@ class Writer:
         """Write an image u8[H, W, 3], or several u8[N, H, W, 3]."""
 
     def end(self, text: str) -> None:
-        """Mark the run as successful, and say how it ended; `close` without it means failure."""
+        """Mark the run as successful; `text` says how it ended. Without it, the run has failed."""
 
     def flush(self) -> None:
-        """Flush to the disk; raises OSError if that is not possible."""
+        """Flush to the disk. Raises OSError if that is not possible."""
 
     def close(self) -> None:
         """Close the writer, which is not used afterwards."""
@@ -93,7 +93,7 @@ class JsonlWriter(Writer):
     """`metrics.jsonl`: one JSON object per line, {"step", "split", ...values}."""
 
     def __init__(self, path: Path, resume_step: int = 0):
-        """Keep the lines up to `resume_step`; the run will write the later ones again."""
+        """Keep the lines up to `resume_step`. The run will write later ones again."""
         if path.exists():
             lines = read_json_lines(path, skip_damaged=True)
             kept = [dump_json(line) for line in lines if line["step"] <= resume_step]
@@ -116,9 +116,9 @@ class JsonlWriter(Writer):
 
 
 class AppendFile:
-    """A file that only grows by whole records.
+    """A file that grows only by whole records.
 
-    While the disk is full or not writable, records wait in memory; they are written later.
+    While the disk is full or not writable, records wait in memory to be written later.
     """
 
     def __init__(self, path: Path):
@@ -127,18 +127,18 @@ class AppendFile:
         self._waiting = b""
 
     def write(self, record: bytes) -> None:
-        """Append a record, now if possible; never raises OSError."""
+        """Append a record, now if possible, otherwise later. Never raises OSError."""
         self._waiting += record
         with contextlib.suppress(OSError):
             self._write_waiting()
 
     def flush(self) -> None:
-        """Flush everything to the disk; raises OSError if that is not possible."""
+        """Flush all records to the disk. Raises OSError if that is not possible."""
         self._write_waiting()
         os.fsync(self._file)
 
     def close(self) -> None:
-        """Close the file; records that still cannot be written are lost."""
+        """Close the file. Records that still cannot be written are lost."""
         with contextlib.suppress(OSError):
             self._write_waiting()
         os.close(self._file)

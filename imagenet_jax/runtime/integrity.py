@@ -1,4 +1,4 @@
-"""Checksums of checkpoints: write them, verify files, and set damaged checkpoints aside.
+"""Checksums of checkpoints: writes them, verifies files, and sets damaged checkpoints aside.
 
 `checksums.json` is written into a checkpoint before the rename that commits it, so that every
 complete checkpoint has one. A checkpoint without it cannot be verified and counts as damaged.
@@ -73,7 +73,8 @@ def find_problems(directory: Path, item: str | None = None) -> list[str]:
 def check_item(directory: Path, item: str) -> tuple[str, str]:
     """Return "intact", "damaged", "unverified" or "removed", and a line that explains it.
 
-    "unverified": checksums.json is lost. "removed": the checkpoint is, or is being, removed.
+    "unverified": checksums.json is missing. "removed": the checkpoint has been removed, or is being
+    removed.
     """
     found = find_problems(directory, item)
     if not found:
@@ -84,7 +85,7 @@ def check_item(directory: Path, item: str) -> tuple[str, str]:
 
 
 def is_being_removed(directory: Path) -> bool:
-    """Return whether a checkpoint is gone or losing its files; its folder disappears last."""
+    """Return whether a checkpoint is gone or is losing its files. Its folder is removed last."""
     before = None
     while directory.exists():
         files = sum(len(names) for _, _, names in os.walk(directory))
@@ -98,11 +99,11 @@ def is_being_removed(directory: Path) -> bool:
 def set_aside_damaged(workdir: Path, *, strict: bool = False) -> list[str]:
     """Move damaged checkpoints to `damaged/`, so that training continues from an intact one.
 
-    The newest intact checkpoint is verified completely; of older ones only the metrics, which
-    choose the best. If no checkpoint can be verified, training continues from the newest one
-    without checksums.json.
+    The newest intact checkpoint is verified completely. Of older ones, only the metrics are
+    verified, because they determine the best checkpoint. If no checkpoint can be verified, training
+    continues from the newest one without checksums.json.
 
-    Call it before `Checkpoints` is made and, in a run of several processes, only on process 0.
+    Call it before creating `Checkpoints`, and only on process 0 of a run with several processes.
 
     Args:
       strict: raise UserError instead of moving anything.
@@ -110,7 +111,7 @@ def set_aside_damaged(workdir: Path, *, strict: bool = False) -> list[str]:
     Returns:
       One line for the console for each damaged file.
 
-    Raises UserError if no checkpoint is left; nothing is moved then.
+    Raises UserError, without moving anything, if no checkpoint would be left.
     """
     directory = workdir / "checkpoints"
     steps = sorted((int(p.name) for p in directory.glob("*") if p.name.isdecimal()), reverse=True)
@@ -122,7 +123,7 @@ def set_aside_damaged(workdir: Path, *, strict: bool = False) -> list[str]:
         if not found:
             intact = True
             continue
-        # An older checkpoint without checksums is the rest of a removal that was killed.
+        # An older checkpoint without checksums is left over from a removal that was killed.
         if strict and (not intact or (path / FILE).exists()):
             raise UserError(
                 f"{found[0]}; without --strict_restore the checkpoint is set aside and training "

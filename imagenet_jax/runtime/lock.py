@@ -1,8 +1,8 @@
 """The lock `running.json`, which names the process that trains in a workdir.
 
-The holder touches the file every few seconds. The lock is stale if the process is gone, which is
-checked directly in the same process namespace, or if the touches have stopped, which works from
-another host or container too. A killed run needs no clean-up before it continues.
+The holder touches the file every few seconds. A lock is stale if its process is gone, which can be
+checked directly in the same process namespace, or if the file is no longer touched, which can also
+be seen from other hosts and containers. A killed run can continue without any clean-up.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from imagenet_jax.errors import UserError, writing
 from imagenet_jax.files import dump_json, parse_json
 
 TOUCH_SECONDS = 5.0
-# Six missed touches, longer than a busy file server delays them: the process is gone.
+# After six missed touches, the process is gone; a busy file server does not delay them that long.
 STALE_SECONDS = 30.0
 # For `is_training`, which compares the clocks of two hosts.
 _STALE_SECONDS_BY_CLOCK = 300.0
@@ -30,22 +30,22 @@ _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class Lock:
-    """While entered, no other process trains in `workdir`, which is created if needed.
+    """A context manager in which no other process trains in `workdir`, which is created if needed.
 
-    In a run of several processes only process 0 enters it.
+    In a run with several processes, only process 0 enters it.
 
     Raises UserError on entry if another process holds the lock or nothing can be written.
     """
 
     def __init__(self, workdir: Path, *, does: str = "trains", flag: str = "--workdir"):
-        """Errors say what the other process `does`, and which `flag` to change."""
+        """Error messages say what the other process `does`, and which `flag` to change."""
         self._path, self._does, self._flag = workdir / "running.json", does, flag
         self._holder = {
             "host": socket.gethostname(),
             "namespace": _process_namespace(),
             "pid": os.getpid(),
             "started": _start_time(os.getpid()),
-            "token": secrets.token_hex(8),  # two containers may be equal in everything else
+            "token": secrets.token_hex(8),  # two containers may agree in everything else
         }
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._keep_touching, daemon=True)
@@ -61,7 +61,7 @@ class Lock:
     def __exit__(self, *_: object) -> None:
         self._released.set()
         self._thread.join()
-        with contextlib.suppress(OSError):  # in a workdir that became read-only it goes stale
+        with contextlib.suppress(OSError):  # in a workdir that became read-only, it goes stale
             if _read(self._path) == self._holder:
                 self._path.unlink(missing_ok=True)
 
@@ -69,7 +69,7 @@ class Lock:
         return self._path.with_name(f".{self._path.name}.{secrets.token_hex(8)}")
 
     def _create(self) -> bool:
-        """Create the complete file, unless there is one; return whether this process holds it."""
+        """Create the file atomically, unless it exists. Return whether this process holds it."""
         text = dump_json(self._holder) + "\n"
         part = self._hidden_path()
         try:
@@ -90,17 +90,17 @@ class Lock:
         return True
 
     def _remove_stale(self) -> None:
-        """Remove the lock of a process that is gone. Raises UserError if it is not."""
+        """Remove the lock if its process is gone. Raises UserError if the process exists."""
         holder = _read(self._path)
         if holder is None:
-            return  # released in between
+            return  # released in the meantime
         exists = _process_exists(holder)
         if exists or (exists is None and self._is_touched(holder)):
             raise UserError(
                 f"process {holder.get('pid')} on {holder.get('host')} {self._does} in "
                 f"{self._path.parent}: wait for it, stop it, or use another {self._flag}"
             )
-        # Renamed first: if two processes find the same stale lock, one of them gets it.
+        # Rename it first, so that only one of several processes that find the lock stale gets it.
         stale = self._hidden_path()
         try:
             self._path.rename(stale)
@@ -112,7 +112,7 @@ class Lock:
         stale.unlink()
 
     def _is_touched(self, holder: dict[str, Any]) -> bool:
-        """Watch whether the holder, on another host or in another container, is alive."""
+        """Watch whether the holder, on another host or in another container, touches the lock."""
         print(
             f"{self._path} names process {holder.get('pid')} on {holder.get('host')}; watching for "
             f"{STALE_SECONDS:.0f} s whether it is alive",
@@ -133,7 +133,7 @@ class Lock:
                 if holder == self._holder:
                     os.utime(self._path)  # needs no space, so works on a full disk
             if holder and holder != self._holder and not self._released.is_set():
-                # This process was paused, with its machine for example, beyond STALE_SECONDS.
+                # This process was paused for over STALE_SECONDS, for example with its machine.
                 print(
                     f"error: process {holder.get('pid')} on {holder.get('host')} took over "
                     f"{self._path.parent}; this process exits",
@@ -144,7 +144,7 @@ class Lock:
 
 
 def is_training(workdir: Path) -> bool:
-    """Return whether a process trains in `workdir` now; a killed one does not."""
+    """Return whether a process is training in `workdir`. The lock of a killed one is ignored."""
     path = workdir / "running.json"
     holder = _read(path)
     if holder is None:
@@ -157,7 +157,7 @@ def is_training(workdir: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """Return the holder; None if there is no lock, {} if its writer was killed in mid-write."""
+    """Return the holder: None if there is no lock, {} if its process was killed during writing."""
     try:
         holder = parse_json(path.read_text())
     except FileNotFoundError:
@@ -168,7 +168,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _touched(path: Path) -> int | None:
-    """Return the modification time in ns; None if there is no file."""
+    """Return the modification time in ns, or None if there is no file."""
     try:
         # Opening makes NFS ask the server instead of its attribute cache.
         with path.open("rb") as file:
@@ -178,7 +178,7 @@ def _touched(path: Path) -> int | None:
 
 
 def _process_exists(holder: dict[str, Any]) -> bool | None:
-    """Return whether the holder's process exists; None if it cannot be checked from here."""
+    """Return whether the holder's process exists, or None if that cannot be checked from here."""
     here, there = _process_namespace(), holder.get("namespace")
     same = here == there if here and there else holder.get("host") == socket.gethostname()
     if not same or not isinstance(holder.get("pid"), int):
@@ -190,7 +190,7 @@ def _process_exists(holder: dict[str, Any]) -> bool | None:
     except PermissionError:
         pass  # it exists and belongs to another user
     started = _start_time(holder["pid"])
-    # With another start time it is another process, which got the same number.
+    # If the start time differs, it is another process with the same number.
     return started is None or holder.get("started") in (None, started)
 
 
@@ -206,7 +206,7 @@ def _process_namespace() -> str | None:
 
 
 def _start_time(pid: int) -> str | None:
-    """Return boot ID and start time of a process, in clock ticks; None if /proc does not say."""
+    """Return boot ID and start time of a process, in clock ticks, or None without /proc."""
     try:
         # Field 22, counted after the name in brackets, which may hold spaces (proc(5)).
         ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]

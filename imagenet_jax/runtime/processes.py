@@ -1,7 +1,7 @@
-"""The processes of a run: connecting them, decisions of process 0, equal inputs, when to stop.
+"""Runs with several processes: connect them, decide on process 0, compare inputs, stop together.
 
-`connect` starts a run of several processes. It takes the address of the coordinator, the number of
-processes and the index of this one from the first of these that applies:
+`connect` starts a run with several processes. It takes the address of the coordinator, the number
+of processes and the index of this process from the first of these that applies:
 
     --coordinator, --num_processes, --process_id     as given; --num_processes=1: no detection
     TPU VM or GKE with several hosts                  jax asks the metadata server or reads TPU_*
@@ -33,15 +33,15 @@ from imagenet_jax.files import dump_json, parse_json
 # jax's default is 100 s. If a process is killed, the others wait in a collective, on paid devices,
 # until its heartbeat is missed.
 HEARTBEAT_TIMEOUT_S = 30
-# How long processes wait for each other: image pulls and VM starts differ by minutes.
+# How long processes wait for each other. Image pulls and VM starts differ by minutes.
 INITIALIZATION_TIMEOUT_S = 600
-# Steps between two reductions of the stop signals, and the steps until one's result is read.
+# Steps between two reductions of the stop signals. Each result is read at the next reduction.
 _STOP_PERIOD = 4
 
 _FLAGS = ("--coordinator", "--num_processes", "--process_id")
 _JOBSET = ("JOBSET_COORDINATOR", "JOBSET_PROCESSES", "JOB_COMPLETION_INDEX")
 
-# True while process 0 runs a function that the others do not: it must not wait for them.
+# True while process 0 alone runs a function, and must not wait for the other processes.
 _alone = contextvars.ContextVar("_alone", default=False)
 
 
@@ -50,7 +50,7 @@ class Connection(NamedTuple):
 
     Attributes:
       source: "flags", "TPU", "SLURM", "JobSet" or "one process".
-      arguments: of jax.distributed.initialize, which detects missing ones itself. None: do not
+      arguments: arguments for jax.distributed.initialize, which detects missing ones. None: do not
         call it.
     """
 
@@ -64,16 +64,16 @@ _ONE_PROCESS = Connection("one process", None)
 def connect(
     coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> Connection:
-    """Connect to the other processes, if any; return the result of `plan_connection`.
+    """Connect to the other processes, if any. Return the result of `plan_connection`.
 
-    Call it before any device is used. Raises UserError as `plan_connection` does, and if connecting
+    Call it before any device is used. Raises UserError like `plan_connection`, and if connecting
     fails. If not all processes connect within INITIALIZATION_TIMEOUT_S seconds, prints one line and
     exits with 1.
     """
     plan = plan_connection(os.environ, coordinator, num_processes, process_id)
     if plan.arguments is None:
         return plan
-    # At its own timeout jaxlib aborts the process with a stack dump; this timer fires earlier.
+    # At its own timeout, jaxlib aborts the process with a stack dump. This timer fires earlier.
     timer = threading.Timer(INITIALIZATION_TIMEOUT_S, _give_up, [plan])
     timer.daemon = True
     timer.start()
@@ -113,8 +113,8 @@ def plan_connection(
 ) -> Connection:
     """Return how to connect, given the environment variables and the flags (None: not given).
 
-    Raises UserError for incomplete or contradictory flags or variables, and for a SLURM job of
-    several nodes that was not started by srun, as the other nodes would be idle.
+    Raises UserError for incomplete or contradictory flags or variables, and for a process that has
+    several SLURM nodes but was not started by srun, so that the other nodes would be idle.
     """
     flags = (coordinator, num_processes, process_id)
     if flags in ((None, 1, None), (None, 1, 0)):
@@ -140,9 +140,9 @@ def plan_connection(
 def _connect_to(
     source: str, names: Sequence[str], values: Sequence[str | int | None], hint: str
 ) -> Connection:
-    """Return the connection to (coordinator, number of processes, index of this one).
+    """Return the connection for `values`: coordinator, number of processes, index of this one.
 
-    `names` and `hint` are for errors: what the values are called, and why one is missing.
+    Error messages use `names`, the names of the values, and `hint`, why one may be missing.
     """
     if missing := [name for name, value in zip(names, values, strict=True) if value is None]:
         raise UserError(f"{' and '.join(missing)} {hint}")
@@ -178,9 +178,9 @@ def _read_slurm(environment: Mapping[str, str]) -> Connection:
         return _ONE_PROCESS
     if int(environment.get("SLURM_NTASKS", 1)) == 1:
         return _ONE_PROCESS
-    # By default jax gives each task the one GPU with its local index. This is right for one task
-    # per GPU if every task sees all GPUs of the node. Otherwise a task uses all GPUs that SLURM
-    # shows it, which jax does for an empty list.
+    # By default, jax gives each task the GPU with its local index. That is right for one task per
+    # GPU if every task sees all GPUs of the node. Otherwise, a task should use all GPUs that SLURM
+    # makes visible, which jax does for an empty list.
     tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "1(x1)")
     sees_one = "," not in environment.get("CUDA_VISIBLE_DEVICES", ",")
     all_visible = sees_one or re.fullmatch(r"1(\(x\d+\))?", tasks)
@@ -196,7 +196,7 @@ def _is_on_tpu_pod(environment: Mapping[str, str]) -> bool:
 
 
 def count() -> int:
-    """Return the number of processes, without initializing devices if there is only this one."""
+    """Return the number of processes, without initializing devices if there is only one."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
@@ -208,15 +208,15 @@ def is_first() -> bool:
 def run_on_first(function: Callable[[], Any]) -> Any:
     """Call `function` on process 0 only and return its result, a JSON value, in every process.
 
-    If it raises there, every process fails. Every process must make the call. Within `function`,
-    such calls run directly.
+    If it raises an exception there, every process fails. Every process must make the call. Calls
+    within `function` run directly.
 
-    Every decision based on files goes through this function, because a workdir may look different
-    on each host: listings are cached, files change in between, or a directory is not shared. These
-    are the lock, the checks of config.json and provenance.json, classes.json, rewinds.json, which
+    Every decision based on files uses this function, because a workdir may look different on each
+    host: listings are cached, files change in the meantime, or a directory is not shared. Such
+    decisions depend on the lock, config.json, provenance.json, classes.json, rewinds.json, which
     checkpoints exist and are intact, the step and data position to continue from, and the steps
-    that an evaluation follows. What each process reads itself (data, config, code, weights files)
-    is compared by `require_same`.
+    that `eval --follow` evaluates. What each process reads itself (data, config, code, weights
+    files) is compared by `require_same`.
     """
     if count() == 1 or _alone.get():
         return function()
@@ -240,9 +240,9 @@ def run_on_first(function: Callable[[], Any]) -> Any:
 
 
 def require_same(values: Mapping[str, Any]) -> None:
-    """Raise a UserError that names the first entry of `values` that differs between processes.
+    """Raise UserError, naming it, if an entry of `values` differs between processes.
 
-    The values are JSON values.
+    The values must be JSON values.
     """
     if count() == 1:
         return
@@ -253,8 +253,8 @@ def require_same(values: Mapping[str, Any]) -> None:
         differ = np.flatnonzero((gathered[:, i] != gathered[0, i]).any(axis=-1))
         if len(differ):
             raise UserError(
-                f"{name} of process {differ[0]} is not that of process 0: every process needs the "
-                "same command, code and data"
+                f"{name} of process {differ[0]} differs from that of process 0: every process "
+                "needs the same command, code and data"
             )
 
 
@@ -274,9 +274,9 @@ def _pad(text: bytes, length: int) -> np.ndarray:
 
 
 class StopAgreement:
-    """Lets all processes stop at the same step for a signal that any of them received.
+    """Makes all processes stop at the same step when one of them has received a signal.
 
-    The signals are reduced on the devices while training continues; the result is read some steps
+    The signals are reduced on the devices while training continues. The result is read a few steps
     later.
     """
 
@@ -287,9 +287,9 @@ class StopAgreement:
         self._pending: deque[jax.Array] = deque()
 
     def __call__(self, step: int, received: int | None) -> int | None:
-        """Return the number of the agreed signal, or None. Every process calls it at every step.
+        """Return the number of the signal that was agreed on, or None.
 
-        `received` is the signal of this process.
+        Every process must call it at every step. `received` is the signal of this process, if any.
         """
         if count() == 1:
             return received

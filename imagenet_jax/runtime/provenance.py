@@ -1,4 +1,4 @@
-"""What the numbers of a run depend on besides its config: code, versions, machine and data."""
+"""Provenance of a run: the code, versions, machine and data that its results depend on."""
 
 import contextlib
 import hashlib
@@ -18,7 +18,7 @@ from imagenet_jax.config import python_files
 from imagenet_jax.runtime import xla
 
 ROOT = Path(imagenet_jax.__file__).parents[1]
-# Entries of the provenance that all processes of a run share; kernels and processors may differ.
+# Entries that must be equal in all processes of a run; kernels and processors may differ.
 SAME_IN_EVERY_PROCESS = (
     "git_revision", "git_dirty", "code_sha256", "packages", "processes", "data", "initial_weights",
 )  # fmt: skip
@@ -92,7 +92,7 @@ def describe_code(provenance: dict[str, Any], digits: int = 64) -> str:
 def describe_machine() -> dict[str, Any]:
     """Return the processor, the accelerator's software and the settings of this process.
 
-    If these, the versions and the devices are equal, a program gives the same bits.
+    If these, the versions and the devices are equal, a program computes the same bits.
     """
     return {
         "cpu": _describe_cpu(),
@@ -104,7 +104,7 @@ def describe_machine() -> dict[str, Any]:
 def _hash_files(root: Path, package: str) -> str:
     """Return the SHA-256 of the output of `sha256sum` for the files of a package, sorted by name.
 
-    The same number: `cd ROOT; find PACKAGE -type f -not -path "*/__pycache__/*" | LC_ALL=C sort |
+    Equivalent to: `cd ROOT; find PACKAGE -type f -not -path "*/__pycache__/*" | LC_ALL=C sort |
     xargs sha256sum | sha256sum`.
     """
     files = (p for p in (root / package).rglob("*") if p.is_file() and "__pycache__" not in p.parts)
@@ -115,7 +115,7 @@ def _hash_files(root: Path, package: str) -> str:
 
 
 def _find_untracked(root: Path) -> list[str]:
-    """Return the loaded modules below `root`, and the files of the config, untracked by git."""
+    """Return the loaded modules below `root` and files of the config that git does not track."""
     root = root.resolve()
     tracked = {root / name for name in (_git(root, "ls-files", "-z") or "").split("\0")}
     loaded = python_files.list_files(list(sys.modules.values()))

@@ -1,4 +1,4 @@
-"""Ends of a process: stop signals, the watchdog of a run, and a deadline for closing."""
+"""Ending a process: stop signals, a watchdog for stalled runs, and a deadline for exiting."""
 
 import contextlib
 import faulthandler
@@ -11,14 +11,15 @@ from collections.abc import Iterator
 
 # A scheduler signals all processes of a job, and their parents may forward the same signal.
 _SAME_STOP_SECONDS = 2.0
-# As if SIGALRM had ended the process. The launchers restart codes above 128 (docs/launch.md).
+# The exit code of a process that SIGALRM ends. Launchers restart runs with codes above 128
+# (docs/launch.md).
 EXIT_CODE = 128 + signal.SIGALRM
 
 
 def exit_soon(code: int, seconds: float = 10.0) -> threading.Timer:
-    """Exit with `code` in `seconds`, unless the process ends before; return the timer.
+    """Exit with `code` after `seconds`, unless the process ends earlier. Return the timer.
 
-    Python waits for its threads at exit, and a thread may wait forever for lost storage.
+    Python waits for its threads when it exits, and a thread may wait forever for lost storage.
     """
     timer = threading.Timer(seconds, os._exit, [code])
     timer.daemon = True
@@ -35,9 +36,9 @@ class StopRequested(BaseException):
 
 
 class StopSignal:
-    """While entered, records the first SIGTERM or SIGINT; a second one exits at once.
+    """A context manager that records the first SIGTERM or SIGINT. A second one exits at once.
 
-    A signal within 2 seconds of the first is the same stop.
+    Signals within 2 seconds of the first are ignored.
 
     Attributes:
       received: the number of the signal, or None. The exit code is 128 + this number.
@@ -67,9 +68,9 @@ class StopSignal:
     def interrupting(self) -> Iterator[None]:
         """Raise StopRequested in this block when the signal arrives, or if it already has.
 
-        Does nothing in a run of several processes: they must agree on the step to stop at.
+        Does nothing in a run with several processes, which must agree on the step to stop at.
         """
-        import jax  # which commands that only use `exit_soon` do not need
+        import jax  # not needed by commands that only use `exit_soon`
 
         self._interrupts = jax.process_count() == 1
         try:
@@ -97,10 +98,10 @@ class StopSignal:
 
 
 class Watchdog:
-    """While entered, ends the process if `beat` is not called for `seconds`. 0: never.
+    """A context manager that ends the process if `beat` is not called for `seconds`; 0: never.
 
-    A stalled input, or a collective that waits for a dead process, would hold the devices forever.
-    The stack of every thread is printed to stderr.
+    Otherwise, a stalled input, or a collective that waits for a dead process, would occupy the
+    devices forever. The stack of every thread is printed to stderr.
     """
 
     def __init__(self, seconds: float):
@@ -131,8 +132,8 @@ class Watchdog:
                 silence = time.monotonic() - self._last
                 if silence > self._seconds:
                     _end_silent_process(silence)
-                # Code that never releases the GIL blocks this thread too. Then faulthandler's own
-                # thread prints the stacks, and the system's timer ends the process.
+                # Code that never releases the GIL also blocks this thread. In that case,
+                # faulthandler's own thread prints the stacks, and a system timer ends the process.
                 faulthandler.dump_traceback_later(self._seconds + 2 * period, file=2)
                 signal.setitimer(signal.ITIMER_REAL, self._seconds + 3 * period)
         finally:

@@ -1,8 +1,8 @@
 """Files of a workdir: config.json, provenance.json, classes.json, and names of evaluation files.
 
-`eval/STEP.json` has the settings and data of the run itself. An evaluation with other settings or
-data is a variant, for example `eval/STEP-size256-resize292.json`, which is never reported as the
-result of the run.
+`eval/STEP.json` has the results with the settings and data of the run. An evaluation with different
+settings or data is a variant, such as `eval/STEP-size256-resize292.json`, which is never reported
+as a result of the run.
 """
 
 import contextlib
@@ -18,22 +18,22 @@ from imagenet_jax.errors import UserError, writing
 from imagenet_jax.files import hash_texts, read_json, write_atomically, write_json
 from imagenet_jax.runtime.processes import run_on_first
 
-# Config fields that change the result of a checkpoint on given images, besides those of
-# config.model, with the abbreviation that the name of a variant uses.
+# Config fields outside config.model that change the result of a checkpoint on given images, and
+# their abbreviations in the names of variants.
 _FIELDS = {
     "eval.image_size": "size", "eval.resize": "resize", "eval.flip": "flip",
     "data.interpolation": "", "data.resampling": "", "data.mean": "mean", "data.std": "std",
 }  # fmt: skip
-_DIGITS = 8  # of a fingerprint in a file name
+_DIGITS = 8  # number of digits of a fingerprint in a file name
 
 
 def check_start(workdir: Path, config: ConfigDict, provenance: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of provenance.json after a start with `config`; write nothing.
+    """Return the content of provenance.json after a start with `config`, without writing it.
 
-    If the workdir has a run already, this start is added to its list "resumed".
+    If the workdir already has a run, this start is added to its list "resumed".
 
-    Raises UserError, naming the differences, if that run has another config or other data, unless
-    `config.resume_with_changes`.
+    Raises UserError, naming the differences, if that run has a different config or different data,
+    unless `config.resume_with_changes` is on.
     """
     if not (workdir / "config.json").exists():
         if has_checkpoint(workdir):
@@ -54,15 +54,15 @@ def check_start(workdir: Path, config: ConfigDict, provenance: dict[str, Any]) -
 
 
 def record_start(workdir: Path, config: ConfigDict, provenance: dict[str, Any]) -> None:
-    """Write config.json and provenance.json of a start that nothing can refuse any more.
+    """Write config.json and provenance.json of a start, after all other checks have passed.
 
-    Raises UserError as `check_start` does, and if the files cannot be written.
+    Raises UserError like `check_start`, and if the files cannot be written.
     """
     record = check_start(workdir, config, provenance)
     with writing(f"--workdir={workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / "provenance.json", record)
-        # The last file: a workdir with config.json is complete.
+        # Write this file last, so that a workdir with config.json is complete.
         write_atomically(workdir / "config.json", config_io.to_json(config))
 
 
@@ -106,7 +106,7 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def write_classes(workdir: Path, class_names: tuple[str, ...]) -> None:
-    """Write classes.json, the class names by label; with it, predictions need no data."""
+    """Write classes.json, the class names by label, so that predictions do not need the data."""
     with writing(f"--workdir={workdir}"):
         write_json(workdir / "classes.json", class_names, indent=0)
 
@@ -128,16 +128,16 @@ def read_classes(workdir: Path) -> tuple[str, ...]:
 
 
 def evaluation_settings(config: ConfigDict, data: str) -> dict[str, Any]:
-    """Return the fields that change an evaluation's result, and "data", the data's fingerprint."""
+    """Return the fields that change evaluation results, and "data", the fingerprint of the data."""
     flat = config_io.flatten(config)
     fields = [*_FIELDS, *(field for field in flat if field.startswith("model."))]
     values = {field: flat[field] for field in fields}
-    # Lists, as in JSON.
+    # Use lists, as in JSON.
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()} | {"data": data}
 
 
 def run_settings(workdir: Path) -> dict[str, Any]:
-    """Return the `evaluation_settings` of the run itself; "data" is "" if it is not recorded."""
+    """Return the `evaluation_settings` of the run. "data" is "" if it was not recorded."""
     config, data = read_config(workdir), {}
     if (workdir / "provenance.json").is_file():
         data = read_provenance(workdir).get("data", {})
@@ -145,7 +145,7 @@ def run_settings(workdir: Path) -> dict[str, Any]:
 
 
 def name_variant(workdir: Path, settings: dict[str, Any]) -> str:
-    """Return how `settings` differ from those of the run, for a file name; "" if they do not."""
+    """Return a name for the difference of `settings` from the run's, or "" if there is none."""
     parts = []
     for field, (_, value) in _differences(workdir, settings).items():
         if field == "data":
@@ -165,12 +165,12 @@ def explain_variant(workdir: Path, settings: dict[str, Any]) -> str:
         f: f"config.{f} = {b}, not {a}" for f, (a, b) in _differences(workdir, settings).items()
     }
     if "data" in reasons:
-        reasons["data"] = "the images differ from the run's, or are stored differently"
+        reasons["data"] = "the images, or the way they are stored, differ from the run's"
     return f"never reported as the run's result: {'; '.join(reasons.values())}"
 
 
 def is_variant(workdir: Path, record: dict[str, Any]) -> bool:
-    """Return whether a result file has other settings or data than the run has now."""
+    """Return whether the settings or data of a result differ from those of the run."""
     settings = record.get("measured")
     return settings is not None and bool(name_variant(workdir, settings))
 

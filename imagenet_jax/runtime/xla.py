@@ -21,24 +21,24 @@ _UNREADABLE = r"Error reading persistent compilation cache entry for '([^']*)': 
 
 
 # Overlap gradient reductions with computation, as NVIDIA's JAX images do
-# (docs.nvidia.com/jax-toolbox/environment-variables). Not timed; small programs that jax 0.10.2
-# compiled were the same without.
+# (docs.nvidia.com/jax-toolbox/environment-variables). The effect was not timed; jax 0.10.2 compiles
+# small programs in the same way without the option.
 _SEVERAL_GPUS: dict[str, str | int] = {"xla_gpu_enable_latency_hiding_scheduler": True}
-# YNNPACK fusions of jaxlib 0.12.0 on the CPU read uninitialized memory: bfloat16 networks return
-# NaN (tests/models/test_bfloat16.py).
+# YNNPACK fusions of jaxlib 0.12.0 on the CPU read uninitialized memory, so that bfloat16 networks
+# return NaN (tests/models/test_bfloat16.py).
 _CPU: dict[str, str | int] = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
 def options(
     *, platform: str = "", devices: int = 0, optimize: bool = True
 ) -> dict[str, str | int] | None:
-    """Return options for `jax.jit(compiler_options=...)`; None: the compiler's defaults.
+    """Return options for `jax.jit(compiler_options=...)`, or None for the compiler's defaults.
 
     A flag in XLA_FLAGS overrides the option of the same name.
 
     Args:
-      platform: of the devices that the program is compiled for; "": that of this process.
-      devices: how many they are; 0: all of this process's run.
+      platform: platform to compile for; "": that of this process.
+      devices: number of devices to compile for; 0: all devices of the run.
       optimize: False for a program that runs once, so that it compiles faster.
     """
     platform, devices = platform or jax.default_backend(), devices or jax.device_count()
@@ -55,10 +55,11 @@ def options(
 def keep_programs(directory: Path) -> Iterator[None]:
     """Keep the programs compiled in this block in `directory`, so that a restart loads them.
 
-    JAX_COMPILATION_CACHE_DIR, if set, overrides `directory`, for example to share one by all runs.
+    If JAX_COMPILATION_CACHE_DIR is set, it replaces `directory`, for example to share a folder
+    between runs.
 
-    JAX cannot load a truncated entry and never rewrites it. It is removed here, so that jax writes
-    it again.
+    JAX cannot load a truncated entry and never rewrites it. Such entries are removed here, so that
+    JAX writes them again.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         directory = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
@@ -74,7 +75,7 @@ def keep_programs(directory: Path) -> Iterator[None]:
         elif is_first():  # only process 0 writes entries
             error = _remove_unreadable(directory, found[1])
             print(
-                f"the compiled program {found[1]} in {directory} does not load ({found[2]}): "
+                f"the compiled program {found[1]} in {directory} cannot be loaded ({found[2]}): "
                 f"compiling it again{f'; cannot remove it: {error}' if error else ''}",
                 file=sys.stderr,
             )
@@ -86,9 +87,9 @@ def keep_programs(directory: Path) -> Iterator[None]:
 
 
 def _remove_unreadable(directory: Path, program: str) -> str:
-    """Remove the damaged entries of `program`; all of them if none is known to be damaged.
+    """Remove the damaged entries of `program`, or all of them if none is known to be damaged.
 
-    Returns the error if an entry cannot be removed, else "".
+    Return the error if an entry cannot be removed, else "".
     """
     error = ""
     entries = list(directory.glob(f"{glob.escape(program)}-*-cache"))
@@ -101,7 +102,7 @@ def _remove_unreadable(directory: Path, program: str) -> str:
 
 
 def _is_whole(path: Path) -> bool:
-    """Return whether an entry decompresses; zlib data has a checksum."""
+    """Return whether an entry can be decompressed, which verifies zlib's checksum."""
     try:
         return bool(zlib.decompress(path.read_bytes()))
     except (zlib.error, OSError):

@@ -240,7 +240,7 @@ def _break_json(things):
     ("damage", "split", "message"),
     [
         (None, "test", r"has no split 'test'; it has train, validation"),
-        (None, "train[50", r"split 'train\[50': write a name"),
+        (None, "train[50", r"split 'train\[50': use NAME"),
         (None, "train[20:]", r"has no images"),
         (
             _tfrecord,

@@ -179,7 +179,7 @@ def test_a_service_that_fails_does_not_stop_training():
     assert service.taken == [1, 4]
     assert service.closed
     (line,) = lines  # told once, in one line
-    assert "S does not take" in line
+    assert "S rejects" in line
     assert "no route to host" in line
 
 
@@ -193,7 +193,7 @@ def test_a_service_that_cannot_be_opened_is_left_out():
     writer.close()
     (line,) = lines
     assert "no such server" in line
-    assert "going on without it" in line
+    assert "training continues without it" in line
 
 
 def test_a_service_that_hangs_is_not_waited_for(monkeypatch):
@@ -206,8 +206,8 @@ def test_a_service_that_hangs_is_not_waited_for(monkeypatch):
         writer.write(step, "train", {})
     writer.close()
     hold.set()
-    assert any("points are left out" in line for line in lines)
-    assert any("did not take everything" in line for line in lines)
+    assert any("some points are dropped" in line for line in lines)
+    assert any("did not receive everything" in line for line in lines)
     assert len(service.taken) < 10
 
 

@@ -221,7 +221,7 @@ def test_processes_with_different_commands_are_refused(
 
     for error in in_two_processes(evaluate):
         assert isinstance(error, UserError)
-        assert "config of process 1 is not that of process 0" in str(error)
+        assert "config of process 1 differs from that of process 0" in str(error)
 
 
 def test_only_process_0_prints_and_writes_a_result(

@@ -86,6 +86,6 @@ def test_the_output_explains_why_a_result_is_a_variant(workdir, tmp_path, monkey
     folder = write(workdir, *stored)
     assert folder["variant"].startswith("data-")
     assert explain_variant(workdir, folder["measured"]) == (
-        "never reported as the run's result: the images differ from the run's, or are stored "
-        "differently"
+        "never reported as the run's result: the images, or the way they are stored, differ from "
+        "the run's"
     )

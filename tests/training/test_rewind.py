@@ -143,7 +143,8 @@ def test_training_rewinds_skips_the_window_and_records_it(quick, tmp_path, seen,
     ]  # fmt: skip
     assert [line["step"] for line in lines if line["split"] == "train"] == [2, 4, 6, 8]
     assert all(math.isfinite(line["loss"]) for line in lines if line["split"] == "train")
-    assert "not finite at step 6: back to step 4, without batches 4 to 5" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "not finite at step 6: rewinding to step 4 and skipping batches 4 to 5" in said
     assert read_rewinds(tmp_path) == [Rewind(6, 4, (4, 5), 48)]
     # A restart of the run uses the list.
     before = (tmp_path / "metrics.jsonl").read_text()

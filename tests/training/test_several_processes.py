@@ -198,7 +198,7 @@ def test_different_config_in_one_process_is_reported_by_both(digits_path, tmp_pa
     )
     for _, errors, code in outputs:
         assert code == 1
-        assert "error: config of process 1 is not that of process 0" in errors
+        assert "error: config of process 1 differs from that of process 0" in errors
     assert not (tmp_path / "run").exists()
 
 
@@ -221,7 +221,7 @@ def test_different_code_in_one_process_is_reported(digits_path, tmp_path):
         processes.append(_start(tmp_path / "run", digits_path, *more, code=clone))
     for _, errors, code in _finish(*processes):
         assert code == 1
-        assert "error: git_revision of process 1 is not that of process 0" in errors
+        assert "error: git_revision of process 1 differs from that of process 0" in errors
     assert not (tmp_path / "run").exists()
 
 
