@@ -88,7 +88,7 @@ def test_a_mistyped_flag_is_corrected(module, typed, meant, capsys):
         ("eval", ["--workdir", "--checkpoint", "--follow", "counted once", "eval/STEP.json"]),
         ("convert", ["--from", "--to", "--model", "torchvision", "load_state_dict"]),
         ("predict", ["IMAGE", "--weights", "--top", "--html", "exit code"]),
-        ("explain", ["IMAGE", "--class", "--layer", "--methods", "gradcam", "? lists them"]),
+        ("explain", ["IMAGE", "--class", "--layer", "--methods", "gradcam", "? lists the"]),
         ("report", ["WORKDIR", "--out", "--png", "--markdown"]),
         ("prepare", ["--tars", "--folder", "--resize", "killed continues", "not comparable"]),
         ("sweep", ["--grid", "--jobs", "--retry_failed", "--baseline", "command continues"]),

@@ -6,10 +6,11 @@
     --config=configs/resnet50.py --class=tabby --layer=layer3.5.conv3 --out=cat_explained.png
   python -m imagenet_jax.explain --workdir=runs/resnet50 '--layer=?'
 
-gradcam    where a layer supports the class (Selvaraju et al. 2017)
-occlusion  the probability with a part hidden: red falls, blue rises (Zeiler & Fergus 2014)
-guided     guided backpropagation, pixels that raise the score (Springenberg et al. 2015)
-features   output of a layer, the 64 strongest channels
+gradcam    regions where a layer supports the class (Selvaraju et al. 2017)
+occlusion  regions whose occlusion lowers (red) or raises (blue) the probability (Zeiler & Fergus
+           2014)
+guided     guided backpropagation: pixels that raise the score (Springenberg et al. 2015)
+features   the 64 strongest channels of a layer's output
 filters    weights of the first convolution; needs no image
 
 IMAGE is a file, a folder (with its subfolders) or - for an image on standard input, resized and
@@ -34,9 +35,12 @@ def main(argv: Sequence[str]) -> int:
     add("images", nargs="*", metavar="IMAGE", help="a file, a folder or -")
     cli.add_weights(parser)
     add("--methods", metavar="A,B", help="methods (default: all)")
-    add("--class", dest="class_name", metavar="NAME|INDEX", help="(default: the most likely)")
-    add("--layer", metavar="NAME", help="for gradcam, features (default: last); ? lists them")
-    add("--square", type=int, metavar="PIXELS", help="occlusion's square (default: side / 5)")
+    add("--class", dest="class_name", metavar="NAME|INDEX",
+        help="class to explain (default: the most likely)")  # fmt: skip
+    add("--layer", metavar="NAME",
+        help="layer for gradcam and features (default: the last); ? lists the layers")  # fmt: skip
+    add("--square", type=int, metavar="PIXELS",
+        help="side of the occluding square (default: a fifth of the image)")  # fmt: skip
     add("--out", metavar="DIR|FILE.png", help="a folder of pictures, or one sheet")
     args = parser.parse_args(argv)
     cli.check_weights(args)

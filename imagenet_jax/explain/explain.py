@@ -1,4 +1,4 @@
-"""Explanations of images: choice of the class, pictures by each method, files."""
+"""Explains images: chooses the class, draws a picture for each method, and writes files."""
 
 import dataclasses
 import difflib
@@ -32,9 +32,9 @@ class Request:
 
     Attributes:
       methods: any of "gradcam", "occlusion", "guided", "features" and "filters".
-      layer: of Grad-CAM and feature maps, one of `methods.conv_layers`; "": the last.
-      class_name: a name or an index; "": each image's most likely class.
-      square: side of occlusion's square in pixels; 0: a fifth of the image's.
+      layer: layer for Grad-CAM and feature maps, one of `methods.conv_layers`; "": the last.
+      class_name: name or index of the class; "": the most likely class of each image.
+      square: side of the occluding square in pixels; 0: a fifth of the image's side.
     """
 
     methods: Sequence[str]
@@ -50,7 +50,7 @@ def build_model(weights: Weights) -> methods.Model:
 
 
 def normalize_pixels(weights: Weights, pixels: np.ndarray) -> jax.Array:
-    """Return u8[B, H, W, 3] as the model's input."""
+    """Return `pixels` u8[B, H, W, 3], normalized as the model expects."""
     data, dtype = weights.config.data, weights.config.model.dtype
     return normalize(jnp.asarray(pixels), data.mean, data.std, dtype)
 
@@ -61,9 +61,9 @@ def print_layers(weights: Weights) -> None:
 
 
 def explain_files(weights: Weights, names: Sequence[str], request: Request, out: Path) -> int:
-    """Write the pictures of files and folders; print the files written, and errors on stderr.
+    """Write the pictures for files and folders. Print the written files, and errors on stderr.
 
-    `out` is a sheet if it ends in .png, else a folder.
+    `out` is a single sheet if it ends in .png, otherwise a folder.
 
     Returns the exit code: 1 if anything failed. Raises the UserErrors of `explain`, and UserError
     if `out` cannot be written.
@@ -86,10 +86,10 @@ def explain_files(weights: Weights, names: Sequence[str], request: Request, out:
 def explain(
     weights: Weights, images: Sequence[LooseImage], request: Request
 ) -> tuple[list[Explanation], list[Failure]]:
-    """Return the explanations of the images in order, and the failures of those that are bad.
+    """Return the explanations of the images, in order, and the failures of bad images.
 
-    Images are decoded and classified as by `predict_images`. With config.eval.flip, the class is
-    that of the image and its mirror image, but only the image itself is explained.
+    Images are decoded and classified as in `predict_images`. With config.eval.flip, the class is
+    predicted from the image and its mirror image, but only the image itself is explained.
 
     Raises UserError for an unknown layer or class, or a square larger than the images.
     """
@@ -178,9 +178,9 @@ def _enlarge_smoothly(heat: jax.Array | np.ndarray, zoom: int) -> np.ndarray:
 
 
 def _find_label(text: str, names: Sequence[str], classes: int) -> int | None:
-    """Return the label that `text` names, None for ""; a name comes before an index.
+    """Return the label of the class with the name or index `text`, or None for "".
 
-    Raises UserError if there is no such class, or several.
+    Names take precedence. Raises UserError if there is no such class, or more than one.
     """
     if not text:
         return None

@@ -1,9 +1,8 @@
-"""What in an image the score of a class depends on, and what the layers of a model put out.
+"""Grad-CAM, guided backpropagation, occlusion, activations and filters.
 
-Grad-CAM, guided backpropagation, occlusion, activations and filters. `images` are f[B, H, W, 3],
-normalized as the model expects, and `labels` i[B] the class to explain for each image. Layers are
-convolutions by torchvision's names. A model is never changed: to read or change the output of a
-convolution, a `Tap` replaces it in a copy that shares the model's arrays.
+`images` are f[B, H, W, 3], normalized as the model expects, and `labels` i[B] are the classes to
+explain. Layers are convolutions with torchvision's names. A model is never changed: to read or
+change the output of a convolution, a `Tap` replaces it in a copy that shares the model's arrays.
 """
 
 import difflib
@@ -25,7 +24,7 @@ from imagenet_jax.models.layers import StandardizedConv, standardize
 Array = jax.Array | np.ndarray
 
 _OCCLUDED_ROWS = 64  # images in a batch of occluded images
-_CALLS = ("jit", "pjit")  # JAX's names, new and old, for a call of a compiled function
+_CALLS = ("jit", "pjit")  # JAX's new and old names for a call of a compiled function
 
 
 def conv_layers(model: Model) -> tuple[str, ...]:
@@ -42,7 +41,7 @@ def check_layer(model: Model, layer: str) -> None:
     names = conv_layers(model)
     if layer in names:
         return
-    # Norms, linear layers and everything else that holds parameters.
+    # The layers are norms, linear layers and everything else that has parameters.
     paths = [path[:-1] for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))]
     is_layer = layer in {family(model.name).torch_name(model.name, path) for path in paths}
     kind = "a layer of this model, but no convolution" if is_layer else "no layer of this model"
@@ -63,7 +62,7 @@ def activations(model: Model, images: Array, layer: str) -> jax.Array:
 
 
 def first_kernel(model: Model) -> jax.Array:
-    """Return the filters f32[kh, kw, 3, K] of the first convolution, standardized if it does so."""
+    """Return the filters f32[kh, kw, 3, K] of the first convolution, standardized if it is."""
     conv = submodule(model, next(iter(_paths(model).values())))
     kernel = conv.kernel[...]
     return standardize(kernel) if isinstance(conv, StandardizedConv) else kernel
@@ -80,7 +79,7 @@ class Tap(nnx.Module):
 
 
 def add_tap(model: Model, layer: str, change: Callable[[jax.Array], jax.Array]) -> Model:
-    """Return a copy of the model in which the output of a convolution goes through `change`.
+    """Return a copy of the model that applies `change` to the output of a convolution.
 
     The copy shares the model's arrays.
     """
@@ -106,7 +105,7 @@ def _activations(graph: nnx.GraphDef, state: nnx.State, images: jax.Array, layer
 
 
 def _paths(model: Model) -> dict[str, Path]:
-    """Return where each convolution is, by its name, from input to output."""
+    """Return {name: path} of the convolutions, from input to output."""
     own = family(model.name)
     paths = [path for path, module in nnx.iter_modules(model) if isinstance(module, nnx.Conv)]
 
@@ -122,12 +121,13 @@ def _paths(model: Model) -> dict[str, Path]:
 def grad_cam(model: Model, images: jax.Array, labels: Array, layer: str) -> jax.Array:
     """Return Grad-CAM maps f32[B, H, W] in [0, 1] (Selvaraju et al. 2017, arXiv:1610.02391).
 
-    Equations 1 and 2: each channel of the layer is weighted by the spatial mean of the gradient of
-    the class's logit. The weighted sum is rectified, resized bilinearly to the image and divided by
-    its maximum. A map without positive values stays 0.
+    As in equations 1 and 2, each channel of the layer is weighted by the spatial mean of the
+    gradient of the class's logit. The weighted sum is rectified, resized bilinearly to the image
+    and divided by its maximum. A map without positive values is 0.
 
     Args:
       layer: one of `conv_layers`; its output before norm and ReLU is used.
+
     Raises UserError if the model has no such layer.
     """
     outputs, gradients = outputs_and_gradients(model, images, labels, layer)
@@ -142,7 +142,7 @@ def grad_cam(model: Model, images: jax.Array, labels: Array, layer: str) -> jax.
 def outputs_and_gradients(
     model: Model, images: jax.Array, labels: Array, layer: str
 ) -> tuple[jax.Array, jax.Array]:
-    """Return (A, dy/dA), both f32[B, h, w, K], of a convolution's output A and the logit y.
+    """Return (A, dy/dA), both f32[B, h, w, K], for a convolution's output A and the logit y.
 
     Arguments and errors are those of `grad_cam`.
     """
@@ -178,7 +178,7 @@ def guided_backpropagation(model: Model, images: jax.Array, labels: Array) -> ja
     def sum_logits(images: jax.Array) -> jax.Array:
         return _select(folded(images, train=False), labels).sum()
 
-    # The models need no hooks: the ReLUs are replaced in the traced computation.
+    # The ReLUs are replaced in the traced computation, so models need no hooks.
     traced = jax.make_jaxpr(sum_logits)(images)
     guided = jaxpr_as_fun(traced.replace(jaxpr=_with_guided_relus(traced.jaxpr)))
     return jax.grad(lambda x: guided(x)[0])(jnp.asarray(images)).astype(jnp.float32)
@@ -197,7 +197,7 @@ _guided_relu.defvjp(lambda x: (_guided_relu(x), x), _backward)
 
 
 def _with_guided_relus(jaxpr: Jaxpr) -> Jaxpr:
-    """Return the jaxpr with each ReLU, also in called functions, replaced by a guided one."""
+    """Return the jaxpr with each ReLU, including those in called functions, replaced by a guided one."""
     equations = []
     for equation in jaxpr.eqns:
         inner = _called_jaxpr(equation)
@@ -228,12 +228,12 @@ def _is_relu(equation: Any) -> bool:
 
 
 def default_square(side: int) -> int:
-    """Return the default side of occlusion's square: a fifth of the image's, at least 2 pixels."""
+    """Return the default side of the square: a fifth of the image's side, at least 2 pixels."""
     return max(2, round(side / 5))
 
 
 def default_stride(square: int) -> int:
-    """Return the default distance of squares: a quarter of the square's side, in pixels."""
+    """Return the default distance between squares: a quarter of their side, in pixels."""
     return max(1, square // 4)
 
 
@@ -254,10 +254,10 @@ def square_starts(side: int, square: int, stride: int) -> np.ndarray:
 def occluded_probabilities(
     model: Model, images: jax.Array, labels: Array, *, square: int, stride: int
 ) -> jax.Array:
-    """Return the class's probability f32[B, R, C] while a gray square hides part of the image.
+    """Return the probability of the class f32[B, R, C] while a square hides part of the image.
 
-    Squares start at the `square_starts` of H (R of them) and W (C). Gray is 0 after normalization,
-    the mean color of the data.
+    The squares start at the R `square_starts` of H and the C `square_starts` of W. They are 0 after
+    normalization, the mean color of the data.
 
     Raises UserError if the square does not fit the images.
     """
@@ -279,8 +279,9 @@ def occlusion(
 ) -> np.ndarray:
     """Return occlusion maps f32[B, H, W] in [-1, 1] (Zeiler & Fergus 2014, arXiv:1311.2901, 4.2).
 
-    A pixel's value is the probability that the class loses, averaged over the squares that hide the
-    pixel: negative if hiding it helps, 0 if no square hides it (stride > square).
+    The value of a pixel is the decrease of the class's probability, averaged over the squares that
+    hide the pixel. It is negative if hiding the pixel increases the probability, and 0 if no square
+    hides it (stride > square).
 
     Arguments and errors are those of `occluded_probabilities`.
     """

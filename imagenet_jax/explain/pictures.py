@@ -14,18 +14,18 @@ from imagenet_jax.debug.pictures import make_grid
 from imagenet_jax.errors import writing
 from imagenet_jax.files import write_atomically
 
-_OPACITY = 0.5  # of a heat map over its image
+_OPACITY = 0.5  # opacity of a heat map over its image
 _RED, _BLUE = np.array([1.0, 0.1, 0.05]), np.array([0.1, 0.3, 1.0])
 _INCHES = 2.8  # side of a picture on the sheet
 _TITLE_WIDTH = 36  # characters in a line of a title
 
 
 class Picture(NamedTuple):
-    """One picture.
+    """A picture.
 
     Attributes:
-      method: the method that made it; part of the file name.
-      title: what it shows.
+      method: name of the method, which is part of the file name.
+      title: title of the picture on a sheet.
       pixels: u8[H, W, 3].
     """
 
@@ -38,10 +38,10 @@ class Explanation(NamedTuple):
     """The pictures of one image.
 
     Attributes:
-      name: of the image.
+      name: name of the image.
       pixels: u8[H, W, 3], the model's input, possibly enlarged.
       class_name: the explained class.
-      probability: of that class.
+      probability: predicted probability of that class.
       pictures: one for each method.
     """
 
@@ -69,12 +69,12 @@ def signed_overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def signed(values: np.ndarray) -> np.ndarray:
-    """Return f[...] as u8[...]: 0 is mid-gray, the largest magnitude black or white."""
+    """Return f[...] as u8[...]: 0 is mid-gray, and the largest magnitude is black or white."""
     return _to_u8(0.5 + _scale(values) / 2)
 
 
 def filter_tiles(kernel: np.ndarray) -> np.ndarray:
-    """Return the filters of f[kh, kw, 3, K] as colors u8[K, kh, kw, 3], each scaled by itself."""
+    """Return the filters of f[kh, kw, 3, K] as u8[K, kh, kw, 3], each scaled separately."""
     return np.stack([signed(tile) for tile in np.moveaxis(np.asarray(kernel), -1, 0)])
 
 
@@ -95,7 +95,7 @@ def scale_channels(maps: np.ndarray, limit: int = 64) -> np.ndarray:
 
 
 def feature_maps(maps: np.ndarray, side: int = 32) -> np.ndarray:
-    """Return the strongest channels of f[h, w, K] as a grid, u8[H, W, 3]; brighter is larger.
+    """Return the strongest channels of f[h, w, K] as a grid u8[H, W, 3]. Brighter is larger.
 
     Each map is enlarged, without smoothing, to at least `side` pixels.
     """
@@ -110,7 +110,7 @@ def grid(tiles: np.ndarray, zoom: int) -> np.ndarray:
 
 
 def _scale(values: np.ndarray) -> np.ndarray:
-    """Divide by the largest magnitude; all zeros stay 0."""
+    """Divide by the largest magnitude, if it is not 0."""
     values = np.asarray(values, np.float32)
     return values / (np.abs(values).max() or 1)
 
@@ -144,7 +144,7 @@ def write_folder(
 def write_sheet(
     path: Path, explanations: Sequence[Explanation], of_model: Sequence[Picture]
 ) -> list[Path]:
-    """Write one PNG with a row for each image and one for the model's pictures; return [path].
+    """Write one PNG with a row for each image and one for the model's pictures. Return [path].
 
     Raises UserError if it cannot be written.
     """

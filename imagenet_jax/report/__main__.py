@@ -1,16 +1,16 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Report on training runs: an HTML page, figures for a paper, Markdown for a repository.
+"""Report on training runs with an HTML page, figures for a paper, or Markdown for a repository.
 
   python -m imagenet_jax.report runs/resnet50 --out=report.html
   python -m imagenet_jax.report runs/a runs/b runs/c --out=ablation.html
   python -m imagenet_jax.report runs/resnet50 --png=figures/ --markdown=report.md
   python -m imagenet_jax.report runs/resnet50 --png=overview.png
 
-The page is one file of about 5 MB (with plotly.js) that opens without network: curves with hover
-and zoom, the config as in the tables of papers, provenance, throughput, accuracy of each class,
-confusions, calibration, mistakes, filters, feature maps and Grad-CAM. Several runs share their
-charts, and a table shows how their configs and results differ. Each run's evaluation split is
-predicted once. If the data is elsewhere on this machine, name its folder:
+The page is one file of about 5 MB (with plotly.js) that works without a network. It has curves with
+hover and zoom, the config as in the tables of papers, provenance, throughput, accuracy of each
+class, confusions, calibration, mistakes, filters, feature maps and Grad-CAM. Several runs share
+their charts, and a table shows how their configs and results differ. The evaluation split of each
+run is predicted once. If the data is in another folder on this machine, give its path:
 
   --config.data.path=/data/imagenet
 """
@@ -25,11 +25,11 @@ from imagenet_jax.progress import announce
 def main(argv: Sequence[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
     parser = cli.parser("imagenet_jax.report", __doc__)
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of a training run")
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="workdir of a training run")
     parser.add_argument("--out", metavar="FILE", help="write the page")
     parser.add_argument(
         "--png", metavar="DIR|FILE",
-        help="write each figure into a folder, or an overview as one picture FILE.png",
+        help="write each figure to a folder, or an overview as one picture FILE.png",
     )  # fmt: skip
     parser.add_argument("--markdown", metavar="FILE", help="write the tables as Markdown")
     parser.add_argument(

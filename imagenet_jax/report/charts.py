@@ -1,4 +1,4 @@
-"""The charts of a report as data; the page and the PNG files draw the same charts."""
+"""The charts of a report as data. The page and the PNG files draw the same charts."""
 
 import bisect
 import dataclasses
@@ -12,7 +12,7 @@ from imagenet_jax.formatting import counted
 from imagenet_jax.report.read import Run
 from imagenet_jax.training.metrics import WEIGHTS_LABELS, shown_metrics
 
-MAX_POINTS = 4000  # of a curve; longer ones are thinned, and the page says so
+MAX_POINTS = 4000  # of a curve; longer curves are thinned, and the page says so
 CONFUSION_CLASSES = 100  # with more classes, a confusion matrix is unreadable
 
 
@@ -22,10 +22,10 @@ class Series:
 
     Attributes:
       run: index of the run.
-      role: "train", "ema", "raw", or the kind of the chart; decides how the line is drawn.
+      role: "train", "ema", "raw", or the kind of the chart; determines how the line is drawn.
       x, y: coordinates of the points; None is a gap.
-      text: shown for each point on hovering.
-      size: of the markers in pixels; () if they are all the same.
+      text: hover text of each point.
+      size: sizes of the markers in pixels; () if they are all equal.
     """
 
     run: int
@@ -42,12 +42,12 @@ class Chart:
     """A chart.
 
     Attributes:
-      key: part of the id of the page's element.
+      key: part of the id of its element in the page.
       kind: "curve", "reliability", "histogram", "classes" (bars), "ranks" or "confusion".
-      value_format: of y, in the common subset of d3-format and Python.
-      logarithmic: whether the y axis is logarithmic at first; None: it never is.
+      value_format: format of y, in the common subset of d3-format and Python.
+      logarithmic: whether the y axis is initially logarithmic; None: always linear.
       cells: counts [true][predicted] of a confusion matrix.
-      names: of the classes along an axis.
+      names: names of the classes along an axis.
     """
 
     key: str
@@ -91,12 +91,12 @@ def make_curves(runs: Sequence[Run]) -> list[Chart]:
 
 
 def make_speed(runs: Sequence[Run]) -> list[Chart]:
-    """Return the charts of throughput and of the time that steps wait for input, if logged."""
+    """Return the charts of throughput and of the time spent waiting for input, if logged."""
     return _fill(_SPEED, runs)
 
 
 def _fill(charts: Sequence[Chart], runs: Sequence[Run]) -> list[Chart]:
-    """Return the charts with a line for each run and kind of weights that logged their field."""
+    """Return the charts with a line for each run and kind of weights that have the field."""
     x_title = "epoch" if all(run.steps_per_epoch for run in runs) else "step"
     filled = []
     for chart in charts:
@@ -130,7 +130,7 @@ def _fill(charts: Sequence[Chart], runs: Sequence[Run]) -> list[Chart]:
 
 
 def _find_epochs(run: Run, steps: Sequence[int]) -> list[float | None]:
-    """Return the epoch of each step: the logged one, or one computed from the last logged one."""
+    """Return the epoch of each step: as logged, or computed from the last logged one."""
     known = {0: 0.0} | {line["step"]: line["epoch"] for line in run.metrics if "epoch" in line}
     logged = sorted(known)
     before = [logged[bisect.bisect_right(logged, step) - 1] for step in steps]
@@ -141,12 +141,12 @@ def _find_epochs(run: Run, steps: Sequence[int]) -> list[float | None]:
 
 
 def is_thinned(runs: Sequence[Run]) -> bool:
-    """Return whether a curve does not show all its points."""
+    """Return whether a curve omits some of its points."""
     return any(sum(line["split"] == "train" for line in run.metrics) > MAX_POINTS for run in runs)
 
 
 def make_calibration(runs: Sequence[Run]) -> list[Chart]:
-    """Return the reliability diagram and the histogram of confidences; [] without predictions."""
+    """Return the reliability diagram and the histogram of confidences, [] without predictions."""
     accuracy, fraction = [], []
     for i, run in enumerate(runs):
         if not run.predicted:
@@ -171,9 +171,9 @@ def make_calibration(runs: Sequence[Run]) -> list[Chart]:
 
 
 def make_class_accuracy(runs: Sequence[Run]) -> list[Chart]:
-    """Return the chart of each class's accuracy (its recall), [] without predictions.
+    """Return the chart of the accuracy (recall) of each class, [] without predictions.
 
-    Bars by name, or a line by rank if there are more than `NAMED_CLASSES` classes.
+    It has a bar per class name, or a line by rank if there are more than `NAMED_CLASSES` classes.
     """
     series = []
     all_names = (run.predicted.by_class.class_names for run in runs if run.predicted)
@@ -223,7 +223,7 @@ def make_confusion(index: int, run: Run) -> list[Chart]:
 
 
 def find_hidden_roles(runs: Sequence[Run]) -> list[str]:
-    """Return the roles of lines to hide at first: raw weights, if several runs have EMA weights."""
+    """Return the roles of lines to hide initially: raw weights, if several runs have both kinds."""
     kinds = {line["weights"] for run in runs for line in run.evaluations}
     return ["raw"] if len(runs) > 1 and kinds == {"ema", "raw"} else []
 

@@ -1,4 +1,4 @@
-"""HTML fragments of the page: places of charts, legend, class table, pictures."""
+"""HTML fragments of the page: placeholders of charts, legend, tables and pictures."""
 
 from collections.abc import Iterable, Sequence
 
@@ -25,12 +25,12 @@ _LEGEND = {
 
 
 def show_note(text: str) -> str:
-    """Return a line that says why something is missing."""
+    """Return a paragraph that says why something is missing."""
     return f'<p class="note">{escape(text)}</p>'
 
 
 def show_charts(drawn: Sequence[Chart], layout: str = "") -> str:
-    """Return a place for each chart; `layout` is a class of the style sheet."""
+    """Return a placeholder for each chart. `layout` is a class of the style sheet."""
     boxes = []
     for chart in drawn:
         button = ""
@@ -45,7 +45,7 @@ def show_charts(drawn: Sequence[Chart], layout: str = "") -> str:
 
 
 def show_legend(runs: Sequence[Run], drawn: Sequence[Chart]) -> str:
-    """Return the legend; its boxes show and hide lines."""
+    """Return the legend, with check boxes that show and hide lines."""
     roles = {line.role for chart in drawn for line in chart.series}
     hidden = charts.find_hidden_roles(runs)
     entries = []
@@ -68,7 +68,7 @@ def show_legend(runs: Sequence[Run], drawn: Sequence[Chart]) -> str:
 
 
 def show_name(run: Run, runs: Sequence[Run]) -> Html:
-    """Return the run's name after a square in the color of its lines."""
+    """Return the name of the run, after a square in the color of its lines."""
     color = f"--run-{runs.index(run) % 8}"
     return Html(f'<i class="swatch" style="background:var({color})"></i>{escape(run.name)}')
 
@@ -76,12 +76,12 @@ def show_name(run: Run, runs: Sequence[Run]) -> Html:
 def show_table(
     head: Sequence[str], rows: Iterable[Sequence[str]], numbers: Iterable[int] = (), key: str = ""
 ) -> str:
-    """Return a table; the first cell of a row is its header.
+    """Return a table. The first cell of a row is its header.
 
     Args:
       head: column names. No header row is written if all are empty.
       numbers: indices of the right-aligned columns.
-      key: id of a table that the reader can sort, in a box with its own scroll bar.
+      key: id of a sortable table, in a box with its own scroll bar; "": a plain table.
     """
     right = set(numbers)
     mark = [' class="number"' if i in right else "" for i in range(len(head))]
@@ -100,14 +100,14 @@ def show_table(
 
 
 def show_class_table(key: str, found: ByClass) -> str:
-    """Return the table of classes, which the reader sorts and searches."""
+    """Return the table of classes, which can be sorted and searched."""
     rows = tabulate_classes(found, _MAX_CLASSES)
     parts = []
     if len(found.f1) > len(rows):
         parts.append(
             show_note(
-                f"The {len(rows):,} classes of lowest F1 of {len(found.f1):,} are shown; "
-                "imagenet_jax.eval --by_class writes all."
+                f"Only the {len(rows):,} classes with the lowest F1 of {len(found.f1):,} are "
+                "shown; imagenet_jax.eval --by_class writes all of them."
             )
         )
     if len(rows) > _FILTERED_CLASSES:
@@ -124,7 +124,7 @@ def show_samples(samples: Sequence[Sample]) -> str:
 
 
 def show_pairs(pairs: Sequence[Pair]) -> str:
-    """Return a row for each pair of confused classes: how often, and some of its images."""
+    """Return a row for each pair of confused classes, with its frequency and some images."""
     rows = []
     for pair in pairs:
         images = _show_gallery(
@@ -184,7 +184,7 @@ def _show_gallery(figures: Iterable[tuple[str, str]], size: str = "") -> str:
 
 
 def _describe(sample: Sample) -> str:
-    """Return the predicted class with its confidence, and the true class if it is another."""
+    """Return the predicted class with its confidence, and the true class if it differs."""
     guess = f"{escape(sample.predicted)} {sample.confidence:.1%}"
     if sample.is_right:
         return f'<span class="right">{guess}</span>'

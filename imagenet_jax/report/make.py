@@ -20,7 +20,7 @@ from imagenet_jax.report.read import Run, read_run
 from imagenet_jax.report.sections import make_sections
 from imagenet_jax.runtime.workdir import read_config
 
-# The page may load nothing, so neither can text in it that looks like markup.
+# The page may not load anything, so neither can text in it that looks like markup.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data: blob:; connect-src 'none'"
@@ -33,13 +33,14 @@ def make_report(
     checkpoint: str,
     overrides: Sequence[tuple[str, str]],
 ) -> None:
-    """Write a report and print the names of its files, and what the runs lack.
+    """Write a report. Print the names of its files and what is missing from the runs.
 
     Args:
       outputs: "out": the page, "png": a file or a folder of figures, "markdown": a file.
-      checkpoint: "latest", "best" or a step; predictions are made with it.
-      overrides: (field, text) of the configs.
-    Raises UserError if a workdir is not one, or a file cannot be written.
+      checkpoint: "latest", "best" or a step, for the predictions.
+      overrides: (field, text) changes of the configs.
+
+    Raises UserError if a folder is not the workdir of a run, or a file cannot be written.
     """
     for workdir in workdirs:  # fail before the first prediction, which may take long
         read_config(workdir, overrides)
@@ -64,7 +65,7 @@ def make_report(
 
 
 def _make_names(workdirs: Sequence[Path]) -> list[str]:
-    """Return as many of the last parts of each path as make the names unique."""
+    """Return the last parts of each path, as many as are needed to make the names unique."""
     paths = [path.resolve() for path in workdirs]
     for path in paths:
         if paths.count(path) > 1:

@@ -1,4 +1,4 @@
-"""Predictions of a checkpoint on the evaluation split, and images, filters and maps to show."""
+"""Predictions of a checkpoint on the evaluation split, and the images, filters and maps to show."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ class Sample(NamedTuple):
 
     Attributes:
       pixels: u8[S, S, 3], the model's input.
-      name: of the record.
+      name: name of the record.
       true, predicted: class names.
       confidence: probability of the predicted class.
     """
@@ -55,8 +55,8 @@ class Pair(NamedTuple):
 
     Attributes:
       images: number of images of `true` predicted as `predicted`.
-      fraction: of all images of `true`.
-      samples: those with the highest confidence.
+      fraction: `images` as a fraction of all images of `true`.
+      samples: the images with the highest confidence.
     """
 
     true: str
@@ -71,11 +71,13 @@ class Predicted:
     """Predictions of one checkpoint on the evaluation split.
 
     Attributes:
-      step, weights: of the checkpoint; weights are "raw" or "ema".
+      step: step of the checkpoint.
+      weights: "raw" or "ema".
       split: name of the evaluation split.
       images: number of images.
       pairs: the most confused classes, most frequent first.
-      mistakes: those with the highest confidence, of `wrong` in total.
+      mistakes: misclassified images with the highest confidence.
+      wrong: total number of misclassified images.
     """
 
     step: int
@@ -95,9 +97,9 @@ class LayerImages(NamedTuple):
     """Images of some channels of a layer.
 
     Attributes:
-      name: of the layer.
+      name: name of the layer.
       images: u8[N, h, w] or u8[N, h, w, 3].
-      channels: of the layer; at least N.
+      channels: number of channels of the layer, at least N.
     """
 
     name: str
@@ -110,10 +112,10 @@ class Explained:
     """First-layer filters, feature maps and Grad-CAM of one checkpoint.
 
     Attributes:
-      filters: of the first convolution.
+      filters: filters of the first convolution.
       maps: feature maps of the first image of `cams`, from input to output.
       cam_layer: the layer of the Grad-CAM maps.
-      cams: images, and u8[S, S, 3] with the map of the predicted class as an overlay.
+      cams: images, each with its overlay u8[S, S, 3] of the map of the predicted class.
     """
 
     filters: LayerImages
@@ -128,8 +130,9 @@ def predict_and_explain(
     """Predict the evaluation split in one pass, then load and explain the images to show.
 
     Args:
-      step: of the checkpoint.
-      fingerprint: of the split that the run was evaluated on; "" if unknown.
+      step: step of the checkpoint.
+      fingerprint: fingerprint of the split that the run was evaluated on; "" if unknown.
+
     Raises UserError if the data is missing or does not fit the weights.
     """
     config, found = weights.config, predict_split(weights, fingerprint)
@@ -174,8 +177,8 @@ def _find_pairs(
 ) -> tuple[Pair, ...]:
     """Return the largest off-diagonal entries of the confusion matrix.
 
-    `labels` and `guesses` are those of the wrong predictions, most confident first; `load` takes
-    indices of them.
+    `labels` and `guesses` are those of the wrong predictions, most confident first. `load` returns
+    samples, given indices of wrong predictions.
     """
     confusion, names = classes.confusion.copy(), classes.class_names
     np.fill_diagonal(confusion, 0)
@@ -193,7 +196,7 @@ def _find_pairs(
 def _load_samples(
     weights: Weights, source: sources.Source, found: Predictions, rows: np.ndarray
 ) -> tuple[Sample, ...]:
-    """Return the images of some rows of the predictions, decoded as in evaluation."""
+    """Return the images of some rows of the predictions, as decoded in evaluation."""
     if not len(rows):
         return ()
     config, names = weights.config, found.class_names

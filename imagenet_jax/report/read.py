@@ -1,4 +1,4 @@
-"""Runs of a report, read from their workdirs whether finished or not."""
+"""Reads the runs of a report from their workdirs, whether they are finished or not."""
 
 import dataclasses
 import math
@@ -34,11 +34,11 @@ _REQUIRED = (*_EVALUATION, "top1", "loss")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A workdir, read.
+    """The content of a workdir.
 
     Attributes:
-      name: unique in the report.
-      workdir: as the user gave it.
+      name: a name that is unique in the report.
+      workdir: path as given by the user.
       status: for example "finished, 8 steps".
       config: {"optim.base_lr": 0.1, ...}.
       recipe: (name, value), as in the tables of papers.
@@ -46,7 +46,8 @@ class Run:
       metrics: lines of metrics.jsonl, in order.
       evaluations: {"step", "split", "weights", "count" and metrics}, by step.
       steps_per_epoch: None if unknown.
-      predicted, explained: None for the reason `missing`, one line.
+      predicted, explained: None if they are not available.
+      missing: one line that says why, or "".
     """
 
     name: str
@@ -77,9 +78,10 @@ def read_run(
     """Read a workdir, and predict the evaluation split if there are data and a checkpoint.
 
     Args:
-      name: of the run in the report.
-      checkpoint: "latest", "best" or a step; predictions are made with it.
-      overrides: (field, text), such as where the data is on this machine.
+      name: name of the run in the report.
+      checkpoint: "latest", "best" or a step, for the predictions.
+      overrides: (field, text) changes of the config, such as where the data is on this machine.
+
     Raises UserError if `workdir` is not the workdir of a run, or its files are damaged.
     """
     require_run_settings(workdir, overrides, "report")
@@ -127,7 +129,7 @@ class _Lengths(NamedTuple):
 
 
 def _find_lengths(config: ConfigDict, metrics: list[dict[str, Any]]) -> _Lengths:
-    """Return the lengths of a run, from its metrics if the data is missing."""
+    """Return the lengths of a run, based on its metrics if the data is missing."""
     trained = [line for line in metrics if line.get("epoch")]
     try:
         run = make_experiment(config)
@@ -149,7 +151,7 @@ def _find_lengths(config: ConfigDict, metrics: list[dict[str, Any]]) -> _Lengths
 def find_last_step(line: dict[str, Any], epochs: float, run: Experiment) -> int:
     """Return the last step of a run of `epochs` epochs that wrote `line` to metrics.jsonl.
 
-    If the batch size changed before that line, its step is in another epoch than in `run`.
+    If the batch size changed before that line, its step is in a different epoch than in `run`.
     """
     if math.isclose(line["epoch"], run.epoch_at(line["step"]), rel_tol=1e-9):
         return run.total_steps
@@ -184,9 +186,9 @@ def _read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_evaluations(workdir: Path, metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the evaluations by training and by `imagenet_jax.eval`, by step and weights.
+    """Return the evaluations of training and of `imagenet_jax.eval`, sorted by step and weights.
 
-    Evaluations with other settings or other data than the run's are left out.
+    Evaluations whose settings or data differ from the run's are left out.
     """
     found = {(e["step"], e["weights"]): e for e in metrics if "weights" in e}
     for path in sorted((workdir / "eval").glob("*.json")):

@@ -27,7 +27,7 @@ _MIXED_LABELS = ("loss.label_smoothing", "augment.mixup", "augment.cutmix")
 
 
 class Section(NamedTuple):
-    """`key` is the anchor; `body` is HTML with places for `charts`."""
+    """A section. `key` is its anchor, and `body` is HTML with placeholders for `charts`."""
 
     key: str
     title: str
@@ -215,7 +215,7 @@ def _note_missing(run: Run, prefix: str = "") -> str:
 
 
 def _fold(runs: Sequence[Run], show: Callable[[Run], str]) -> str:
-    """Return the content of a single run, or of each run in an element that unfolds."""
+    """Return the content of a single run, or that of each run in a collapsible element."""
     if len(runs) == 1:
         return show(runs[0])
     return "".join(
@@ -224,7 +224,7 @@ def _fold(runs: Sequence[Run], show: Callable[[Run], str]) -> str:
 
 
 def _fold_predicted(runs: Sequence[Run], show: Callable[[Run, Predicted], str]) -> str:
-    """Return `_fold` of the runs' predictions, with a note for a run without."""
+    """Return `_fold` of the predictions of the runs, with a note for runs without predictions."""
     return _fold(
         runs, lambda run: show(run, run.predicted) if run.predicted else _note_missing(run)
     )

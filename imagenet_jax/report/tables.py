@@ -1,4 +1,4 @@
-"""Tables of a report as rows of text, and all of them as Markdown."""
+"""Tables of a report as rows of text, and the report as Markdown."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ _MARKDOWN_SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_[]<>|#"})
 
 
 def tabulate_results(run: Run) -> tuple[list[str], Rows]:
-    """Return the head and the rows of the last and the best evaluation of a run."""
+    """Return the header, and the rows of the last and the best evaluation of a run."""
     metrics = shown_metrics(run.num_classes)
     labels = [
         f"{metric.label} ({metric.unit})" if metric.unit else metric.label for metric in metrics
@@ -51,7 +51,7 @@ def tabulate_results(run: Run) -> tuple[list[str], Rows]:
 
 
 def select_evaluations(run: Run) -> list[dict[str, Any]]:
-    """Return the evaluations that a run is judged by: of EMA weights, if it has any."""
+    """Return the evaluations of EMA weights, or of raw weights if the run has no EMA weights."""
     kinds = {line["weights"] for line in run.evaluations}
     kept = "ema" if "ema" in kinds else "raw"
     return [line for line in run.evaluations if line["weights"] == kept]
@@ -60,7 +60,7 @@ def select_evaluations(run: Run) -> list[dict[str, Any]]:
 def tabulate_comparison(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return rows (quantity, [(value, difference from the first run) of each run]).
 
-    Both are "" if the run does not have the quantity; quantities that no run has are left out.
+    Both are "" if the run does not have the quantity. Quantities that no run has are left out.
     """
     evaluations = [select_evaluations(run) or [{}] for run in runs]
     predicted = [run.predicted for run in runs]
@@ -110,7 +110,7 @@ def collect_logged(run: Run, field: str) -> list[float]:
 
 
 def find_median(run: Run, field: str) -> float | None:
-    """Return the median of `collect_logged`, None if there are none."""
+    """Return the median of `collect_logged`, or None if there are no values."""
     values = collect_logged(run, field)
     return float(np.median(values)) if values else None
 
@@ -121,7 +121,7 @@ def tabulate_config(run: Run) -> Fields:
 
 
 def tabulate_provenance(run: Run) -> Fields:
-    """Return (name, value) of provenance.json; the entries of a group as "packages.jax"."""
+    """Return (name, value) of provenance.json. Entries of groups are named like "packages.jax"."""
     rows: Fields = []
     for name, value in run.provenance.items():
         if name == "resumed":

@@ -1,1 +1,1 @@
-"""Sweeps: many runs of one config, and their comparison."""
+"""Sweeps: runs of one config with different values and seeds, and their comparison."""

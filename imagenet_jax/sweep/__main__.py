@@ -8,8 +8,8 @@
 Each trial (one setting with one seed) is a run of `python -m imagenet_jax.main` in its own folder,
 such as DIR/base_lr=0.1,mixup=0.2,seed=1, with its output in log.txt. Ctrl-C and SIGTERM stop the
 trials after they have saved. The same command continues and does not repeat finished trials.
-Values and seeds may be added to a sweep later; another base config is refused. --sweep takes a file
-such as sweeps/quickstart_ablation.py. The exit code is 0 if all trials have finished.
+Values and seeds may be added to a sweep later, but the base config cannot change. --sweep takes a
+file such as sweeps/quickstart_ablation.py. The exit code is 0 if all trials have finished.
 """
 
 from collections.abc import Sequence
@@ -31,18 +31,18 @@ def main(argv: Sequence[str]) -> int:
     run = running.add_argument
     cli.add_config(running, what="the base config")
     run("--sweep", metavar="FILE", help="a Python file that defines get_sweep()")
-    run("--grid", metavar="FIELDS", help="'FIELD=VALUE,VALUE ...': all combinations")
+    run("--grid", metavar="FIELDS", help="all combinations of 'FIELD=VALUE,VALUE ...'")
     run("--seeds", type=int, metavar="N", help="use seeds 0 to N - 1 (default: 1)")
-    run("--jobs", type=int, metavar="N", help="trials at a time, on separate devices (default: 1)")
+    run("--jobs", type=int, metavar="N", help="parallel trials, on separate devices (default: 1)")
     run("--launch", choices=("slurm", "skypilot"), help="submit the trials with launch/ instead")
     run("--launch_flags", metavar="FLAGS", help="flags for sbatch or sky jobs launch")
     run("--retry_failed", action="store_true", help="also run failed trials again")
     run("--dry_run", action="store_true", help="print the commands without running them")
     table = parser.add_argument_group("show results").add_argument
     table("--table", action="store_true", help="print means and differences over the seeds")
-    table("--metric", metavar="NAME", help="of the evaluation: top1 (default), top5, loss, ...")
+    table("--metric", metavar="NAME", help="metric to show: top1 (default), top5, loss, ...")
     table("--baseline", metavar="SETTING", help="the setting to compare the others with")
-    table("--format", choices=("text", "markdown", "latex", "csv"), help="of the table")
+    table("--format", choices=("text", "markdown", "latex", "csv"), help="format of the table")
     table("--plot", metavar="FILE", help="also write a plot: .png, .pdf or .svg")
     args = parser.parse_args(argv)
     unused = [f"config.{field}" for field, _ in overrides] if args.table else []

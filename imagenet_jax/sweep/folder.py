@@ -30,7 +30,7 @@ class State:
     Attributes:
       kind: one of the five constants above.
       step: the last step in metrics.jsonl.
-      total: steps of the whole run; 0 if metrics.jsonl is too short to know.
+      total: steps of the whole run; 0 if metrics.jsonl is too short to tell.
       history: the lines of metrics.jsonl.
       result: the first evaluation after the last step (of the EMA weights if the run has them);
         None unless finished.
@@ -49,7 +49,7 @@ def read_state(out: Path, trial: Trial) -> State:
     """Return the state of a trial, from the files in its workdir.
 
     A trial is finished if metrics.jsonl has an evaluation of the last step, and the checkpoint of
-    that step exists or the user has deleted all checkpoints.
+    that step exists, unless the user has deleted all checkpoints.
     """
     workdir = out / trial.name
     path = workdir / "metrics.jsonl"
@@ -71,7 +71,7 @@ def read_state(out: Path, trial: Trial) -> State:
 
 
 def read_states(out: Path, trials: Sequence[Trial]) -> dict[str, State]:
-    """Return {trial name: state}; UserError if a workdir belongs to a run of another config."""
+    """Return {trial name: state}. Raises UserError if a workdir has a run with another config."""
     for trial in trials:
         workdir = out / trial.name
         if not (workdir / "config.json").is_file():
@@ -92,10 +92,13 @@ def mark_failed(workdir: Path, code: int, reason: str) -> None:
 
 
 def read_plan(out: Path) -> Plan:
-    """Return the plan in sweep.json without running a config file; UserError if there is none."""
+    """Return the plan in sweep.json, without running a config file.
+
+    Raises UserError if there is none.
+    """
     path = out / "sweep.json"
     if not path.is_file():
-        raise UserError(f"no sweep.json in {out}: no sweep was run there")
+        raise UserError(f"{out} has no sweep.json: it is not the folder of a sweep")
     try:
         tree = read_json(path)
         base = config_io.from_json(dump_json(tree["base"]), path)
@@ -129,7 +132,7 @@ def write_plan(out: Path, plan: Plan) -> None:
 def extend_plan(out: Path, plan: Plan) -> tuple[Plan, Plan]:
     """Return (plan to run, plan to record) for `plan` in a folder that may have an older plan.
 
-    A setting that the folder already has keeps its name, so that no trial runs under two names.
+    A setting that is already in the folder keeps its name, so that no trial runs under two names.
     Raises UserError if the older sweep has another base config.
     """
     if not (out / "sweep.json").exists():
@@ -156,7 +159,7 @@ def extend_plan(out: Path, plan: Plan) -> tuple[Plan, Plan]:
 
 
 def _count_steps(history: tuple[dict[str, Any], ...], epochs: float) -> int:
-    """Return the steps of the whole run; 0 if no line has the number of steps per epoch."""
+    """Return the steps of the whole run, or 0 if no line tells the number of steps per epoch."""
     for line in history:
         if line.get("epoch"):
             return math.ceil(in_steps(epochs, line["step"] / line["epoch"]))

@@ -2,7 +2,7 @@
 
     Sweep (what the user wrote)  ->  Plan (checked settings, trials and their configs)
 
-A setting is a choice of values. A trial is one setting with one seed: one run in its own folder.
+A setting is a choice of values. A trial is a setting with a seed: one run, in its own folder.
 """
 
 import itertools
@@ -29,12 +29,12 @@ class Sweep:
     """The return value of a sweep file's `get_sweep()`.
 
     Attributes:
-      config: FILE[:ARG] of the base config; --config replaces it.
-      base: values that every trial shares, applied to the config.
+      config: FILE[:VARIANT] of the base config; --config replaces it.
+      base: values that all trials share, applied to the config.
       grid: {field: values}; every combination is a setting, and the last field changes fastest.
       cells: additional settings, each {field: value}; {} is the base config itself.
       seeds: the number of seeds, starting at 0, or a list of seeds.
-      baseline: the setting that the others are compared with; None: the first one.
+      baseline: the setting that the others are compared with; None: the first setting.
     """
 
     config: str = ""
@@ -69,7 +69,7 @@ class Plan:
     """A checked sweep.
 
     Attributes:
-      spec: FILE[:ARG] of the config.
+      spec: FILE[:VARIANT] of the config.
       overrides: changes to that config in every trial.
       base: the resolved config with these changes.
       trials: in the order of settings, then seeds.
@@ -89,7 +89,7 @@ class Plan:
 
 
 def read_sweep(path: str) -> Sweep:
-    """Run a sweep file and return what its `get_sweep()` returns; UserError if it fails."""
+    """Run a sweep file and return the result of its `get_sweep()`. Raises UserError if it fails."""
     module = python_files.run_file(path, "sweep file")
     if not hasattr(module, "get_sweep"):
         raise UserError(f"sweep file {path!r} defines no get_sweep()")
@@ -143,8 +143,8 @@ def make_plan(sweep: Sweep, overrides: Overrides) -> Plan:
     Args:
       overrides: (field, text) of the command line, applied after `sweep.base`.
 
-    Raises UserError for an invalid config, field, value, seed or baseline, and for two settings
-    that are the same run.
+    Raises UserError for an invalid config, field, value, seed or baseline, and if two settings are
+    the same run.
     """
     if not sweep.config:
         raise UserError("the sweep has no base config; add --config=FILE")
@@ -185,8 +185,8 @@ def make_plan(sweep: Sweep, overrides: Overrides) -> Plan:
 def make_config(base: ConfigDict, shared: Texts, overrides: Texts) -> ConfigDict:
     """Return the checked config of a setting.
 
-    `shared`, which `base` already has, is applied again: `overrides` may choose another model
-    family, whose defaults it has to replace.
+    `shared` is already applied to `base`. It is applied again, because `overrides` may choose
+    another model family, whose defaults it has to replace.
     """
     config = config_io.copy_config(base)
     config_io.apply_overrides(config, (*shared, *overrides))
@@ -200,14 +200,14 @@ def make_trial(setting: Setting, seed: int) -> Trial:
 
 
 def identity(config: ConfigDict) -> tuple:
-    """Return every field that changes a result, except the seed: equal for equal settings."""
+    """Return all fields that change a result, except the seed. Equal settings have equal ones."""
     ignored = (*config_io.OPERATIONAL, "seed")
     fields = sorted(config_io.flatten(config).items())
     return tuple((name, value) for name, value in fields if name not in ignored)
 
 
 def short_name(name: str, fields: Iterable[str]) -> str:
-    """Return the shortest suffix of a dotted field name that no other name in `fields` has."""
+    """Return the shortest suffix of a dotted field name that is unique among `fields`."""
     parts = name.split(".")
     suffixes = (".".join(parts[i:]) for i in reversed(range(len(parts))))
     others = [f".{other}" for other in fields if other != name]
@@ -228,7 +228,7 @@ def _list_settings(sweep: Sweep) -> list[Values]:
     for name, values in sweep.grid.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise UserError(f"the grid's {name} = {values!r} should be a list of values")
-    # An empty grid is the base config, which is not meant if settings are listed.
+    # An empty grid means the base config, unless other settings are listed.
     products = itertools.product(*sweep.grid.values()) if sweep.grid or not sweep.cells else ()
     return [*(dict(zip(sweep.grid, chosen, strict=True)) for chosen in products), *sweep.cells]
 
@@ -258,7 +258,7 @@ def _text(value: Any) -> str:
 
 
 def _make_name(values: Values, config: ConfigDict, swept: Sequence[str]) -> str:
-    """Return the values as the config parsed them, as a folder name: "base_lr=0.1,mixup=0"."""
+    """Return a folder name with the values as parsed by the config: "base_lr=0.1,mixup=0"."""
     flat = config_io.flatten(config)
     name = ",".join(f"{short_name(f, swept)}={_word(flat[f])}" for f in values) or "base"
     if len(name.encode()) > _LONGEST_NAME:

@@ -1,4 +1,4 @@
-"""Progress of a running sweep: a live table on a terminal, lines in a log."""
+"""Progress of a running sweep: a live table on a terminal, or lines in a log."""
 
 import sys
 import time
@@ -18,14 +18,14 @@ from imagenet_jax.sweep.plan import Trial
 from imagenet_jax.training.metrics import METRICS
 
 _LINE_SECONDS = 30.0  # between two lines about the same running trial in a log
-_ROWS = 20  # of the live table, which has to fit a terminal; the first states below come first
+_ROWS = 20  # of the live table, which must fit a terminal; in the order of the states below
 _ORDER = (RUNNING, FAILED, UNFINISHED, NOT_STARTED, FINISHED)
 _STYLES = {RUNNING: "cyan", FAILED: "bold red", FINISHED: "green"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One trial: the text of its `latest` metrics, and the `seconds` left if they are known."""
+    """One trial. `latest` are its latest metrics as text, `seconds` the time left, if known."""
 
     trial: str
     state: str
@@ -41,7 +41,7 @@ class Row:
 
 
 def make_row(trial: Trial, state: State, has_process: bool) -> Row:
-    """Return the row of a trial; one whose process is still starting counts as running."""
+    """Return the row of a trial. A trial whose process is still starting counts as running."""
     train = [line for line in state.history if line.get("split") == "train"]
     evaluated = [line for line in state.history if "weights" in line]
     rates = [line["images_per_second"] for line in train if "images_per_second" in line]
@@ -101,7 +101,7 @@ class Progress:
         self._console.file.flush()
 
     def _measure(self, row: Row) -> bool:
-        """Measure the duration of a trial; return whether it has ended since the last call."""
+        """Measure the duration of a trial. Return whether it has ended since the last call."""
         if row.state == RUNNING:
             self._started.setdefault(row.trial, time.monotonic())
             return False
@@ -122,7 +122,7 @@ class Progress:
         return f"{len(rows)} trials: {counts}" + (f"; ETA {format_duration(left)}" if left else "")
 
     def _seconds_left(self, rows: Sequence[Row]) -> float:
-        """Return the seconds to the end of the sweep; 0 before the first trial has finished."""
+        """Return the seconds until the sweep ends, or 0 before the first trial has finished."""
         if not self._durations:
             return 0.0
         mean, now, left = sum(self._durations) / len(self._durations), time.monotonic(), 0.0

@@ -1,7 +1,7 @@
-"""The results of a sweep: read from the files of its trials, and compared between settings.
+"""The results of a sweep: reads them from the files of its trials, and compares the settings.
 
-Statistics over a few seeds: Student's intervals, paired t-tests, Holm's correction. None stands for
-a quantity that so few values do not determine.
+The statistics are made for a few seeds: Student's intervals, paired t-tests and Holm's correction.
+None stands for a quantity that needs more values.
 """
 
 import itertools
@@ -35,9 +35,10 @@ class Summary:
       mean: NaN if a value is NaN or infinite.
       deviation: the standard deviation with n - 1 in the denominator; None for a single value and
         if the mean is NaN.
-      half_width: of the 95 % confidence interval of the mean, t * s / sqrt(n) (Student 1908).
-      p: of differences: the two-sided paired t-test of a mean of 0. None for one pair and for equal
-        differences, whose t is undefined.
+      half_width: half-width of the 95 % confidence interval of the mean, t * s / sqrt(n) (Student
+        1908).
+      p: for differences, the p-value of the two-sided paired t-test that the mean is 0. None for a
+        single pair, and for equal differences, whose t is undefined.
     """
 
     count: int
@@ -52,12 +53,12 @@ class SettingResult:
     """The results of one setting.
 
     Attributes:
-      name: of the setting.
+      name: name of the setting.
       values: {column: text} of the swept fields.
       metric: {seed: value} of the finished trials.
       states: {seed: state} of all trials.
-      device_seconds: of training, one per finished trial that recorded its speed.
-      images_per_second: likewise.
+      device_seconds: device time of training, for each finished trial that recorded its speed.
+      images_per_second: speed of the same trials.
     """
 
     name: str
@@ -77,8 +78,9 @@ class Row:
     """A setting's result with its statistics; None if too few trials have finished.
 
     Attributes:
-      difference: from the baseline, over the seeds that both have finished; None for the baseline.
-      p: of the difference, adjusted by Holm for all rows that have one.
+      difference: difference from the baseline over the seeds that both have finished; None for the
+        baseline.
+      p: p-value of the difference, adjusted for all rows that have one (Holm).
     """
 
     result: SettingResult
@@ -96,7 +98,7 @@ def read_results(out: Path, metric: str, baseline: str | None) -> tuple[list[Row
     """Return (rows, notes) of the table of the sweep in `out`.
 
     Args:
-      metric: name in `METRICS`; its value is that of the evaluation after the last step.
+      metric: name in `METRICS`; its value is taken from the evaluation after the last step.
       baseline: name of a setting or of one of its trials; None: the baseline of the sweep.
 
     Raises UserError for a folder without a sweep, an unknown metric or an unknown baseline.
@@ -116,7 +118,7 @@ def read_results(out: Path, metric: str, baseline: str | None) -> tuple[list[Row
 
 
 def axis_label(metric: str) -> str:
-    """Return the label of a metric, with its unit if it is a share: "top-1 (%)"."""
+    """Return the label of a metric, with the unit % if it is a fraction: "top-1 (%)"."""
     return METRICS[metric].label + " (%)" * METRICS[metric].is_share
 
 
@@ -136,7 +138,7 @@ def compare(results: Sequence[SettingResult], baseline: str) -> list[Row]:
 
 
 def summarize(values: Sequence[float]) -> Summary:
-    """Return the summary of `values`; ValueError if there are none."""
+    """Return the summary of `values`. Raises ValueError if there are none."""
     if not len(values):
         raise ValueError("no values")
     x = np.asarray(values, np.float64)
@@ -149,9 +151,9 @@ def summarize(values: Sequence[float]) -> Summary:
 
 
 def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Summary:
-    """Summarize and test `values[i] - baseline[i]`; ValueError for unequal lengths."""
+    """Summarize and test `values[i] - baseline[i]`. Raises ValueError for unequal lengths."""
     summary = summarize([a - b for a, b in zip(values, baseline, strict=True)])
-    # Rounding leaves a small deviation in differences that are equal.
+    # Because of rounding, equal differences may have a small deviation.
     noise = 1e-12 * max(map(abs, (*values, *baseline)))
     if summary.deviation is None or summary.deviation <= noise:
         return summary
@@ -160,10 +162,10 @@ def paired_difference(values: Sequence[float], baseline: Sequence[float]) -> Sum
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:
-    """Return p-values adjusted for multiple comparisons by Holm (1979), in order; None stays None.
+    """Return p-values, in order, adjusted for multiple comparisons (Holm 1979). None stays None.
 
-    Comparing them with a level keeps the probability of any false positive below that level, for
-    any dependence between the tests.
+    If they are compared with a level, the probability of any false positive is below that level,
+    however the tests depend on each other.
     """
     known = sorted((p, i) for i, p in enumerate(ps) if p is not None)
     adjusted: list[float | None] = [None] * len(ps)
@@ -201,7 +203,7 @@ def _value(result: dict[str, Any], metric: str) -> float:
 
 def _read_cost(out: Path, trial: Trial, state: State) -> tuple[float, float] | None:
     """Return (device-seconds of the train steps, images/s over all devices), or None."""
-    # Intervals have equal numbers of steps, so the mean rate is the harmonic mean.
+    # The intervals have equal numbers of steps, so the mean rate is the harmonic mean.
     slowness = [1 / h["images_per_second"] for h in state.history if h.get("images_per_second")]
     if not slowness:
         return None
@@ -225,7 +227,7 @@ def _explain(plan: Plan, metric: str, baseline: str, rows: list[Row]) -> list[st
         "seeds ± half-width of the 95 % confidence interval (Student's t); sd: standard deviation.",
         f"difference: from {baseline}, paired by seed; p: two-sided paired t-test; p (Holm): "
         f"adjusted for {tests} comparisons; * below 0.05.",
-        "device time: the train steps of one run, without compilation and evaluation.",
+        "device time: train steps of one run, without compilation and evaluation.",
     ]
     if all(row.summary is None or row.summary.count == 1 for row in rows):
         notes.append("One seed gives no deviation, interval or p: use --seeds=3 or more.")

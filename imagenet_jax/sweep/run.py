@@ -1,4 +1,4 @@
-"""Running the trials of a sweep on this machine, each in its own process."""
+"""Runs the trials of a sweep on this machine, each in its own process."""
 
 import argparse
 import contextlib
@@ -22,13 +22,13 @@ from imagenet_jax.sweep.progress import Progress, make_row
 _POLL_SECONDS = 0.5
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _STOPPED = {code for number in _SIGNALS for code in (128 + number, -number)}
-# Runs in its own process: one that has opened the devices would hold their memory.
+# Run in a separate process, because a process that opens the devices holds their memory.
 _COUNT_DEVICES = "import jax; print(jax.default_backend(), jax.local_device_count())"
 
 
 @dataclass(frozen=True)
 class Slot:
-    """The part of the machine that one trial uses: environment variables, cores (none: all)."""
+    """The part of the machine that a trial uses: environment variables, and cores (empty: all)."""
 
     environment: dict[str, str] = field(default_factory=dict)
     cores: frozenset[int] = frozenset()
@@ -49,11 +49,11 @@ def trial_flags(plan: Plan, trial: Trial, workdir: str) -> list[str]:
 
 
 def run_here(plan: Plan, out: Path, args: argparse.Namespace) -> int:
-    """Run every trial that is not finished, `args.jobs` at a time; return the exit code.
+    """Run every trial that is not finished, `args.jobs` at a time, and return the exit code.
 
-    It is 0 if all trials are finished, 1 if one failed, and 128 + the number of the signal that
-    stopped the sweep. Signals are passed on to the trials, which save. With `args.dry_run` it only
-    prints the commands.
+    The exit code is 0 if all trials are finished, 1 if one failed, or 128 + the number of the
+    signal that stopped the sweep. Signals are passed on to the trials, which save. With
+    `args.dry_run`, only the commands are printed.
 
     Raises UserError, before anything starts, if `out` belongs to another sweep, a workdir to
     another config, or there are more jobs than devices.
@@ -83,9 +83,10 @@ def run_here(plan: Plan, out: Path, args: argparse.Namespace) -> int:
 
 
 def make_slots(jobs: int) -> list[Slot]:
-    """Divide the machine into `jobs` slots: whole GPUs, or cores of a CPU; one job gets all of it.
+    """Divide the machine into `jobs` slots of whole GPUs, or of cores of a CPU.
 
-    Raises UserError if there are fewer devices than jobs. TPUs cannot be divided.
+    A single job gets the whole machine. Raises UserError if there are fewer devices than jobs. TPUs
+    cannot be divided.
     """
     if jobs < 1:
         raise UserError(f"--jobs={jobs}: use at least 1")
@@ -135,7 +136,7 @@ class _Runner:
     forwarded: int = 0
 
     def run(self) -> None:
-        """Return when nothing is left to run, or after a signal once all trials have ended."""
+        """Run the trials until none is left or, after a signal, until all have ended."""
         try:
             with Progress(len(self.slots)) as progress:
                 while True:
@@ -155,7 +156,7 @@ class _Runner:
                 job.process.terminate()
 
     def _start_waiting(self) -> None:
-        # A sweep that was killed leaves trials running: they hold the devices until they end.
+        # The trials of a sweep that was killed keep running, and hold the devices until they end.
         orphans = [t for t in self.waiting if self.states[t.name].kind == folder.RUNNING]
         for trial in orphans:
             self.states[trial.name] = folder.read_state(self.out, trial)
@@ -168,7 +169,7 @@ class _Runner:
         for number in self.signals[self.forwarded :]:
             self.forwarded += 1
             for job in self.jobs:
-                # The first makes a trial save and the second end at once; after that, kill it.
+                # The first signal makes a trial save, and the second makes it exit; then kill it.
                 job.process.send_signal(number if self.forwarded < 3 else signal.SIGKILL)
 
     def _update_jobs(self) -> None:
@@ -189,8 +190,8 @@ class _Runner:
             workdir.mkdir(parents=True, exist_ok=True)
             (workdir / "failed.json").unlink(missing_ok=True)
             with (workdir / "log.txt").open("ab") as log:
-                # A session of its own: Ctrl-C must reach a trial only once, from us, because twice
-                # means "do not save".
+                # Start a new session, so that Ctrl-C reaches a trial only once, through this
+                # process. A second signal would end the trial before it has saved.
                 process = subprocess.Popen(
                     _command(self.plan, trial, self.out), env=environment, start_new_session=True,
                     stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,

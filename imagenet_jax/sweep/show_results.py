@@ -1,4 +1,4 @@
-"""The results of a sweep as a table (text, Markdown, LaTeX with booktabs, CSV) and as a plot."""
+"""Shows the results of a sweep as a table (text, Markdown, LaTeX with booktabs, CSV) and a plot."""
 
 import csv
 import io
@@ -28,7 +28,7 @@ _TRIAL, _MEAN, _BASE, _SIGNIFICANT = "0.6", "tab:blue", "0.2", "tab:orange"  # c
 
 
 def format_table(rows: Sequence[Row], metric: str, notes: Sequence[str], style: str) -> str:
-    """Return the table in one of FORMATS; CSV has plain numbers and no notes."""
+    """Return the table in one of FORMATS. CSV has plain numbers and no notes."""
     fields = _list_numbers if style == "csv" else _list_cells
     cells = [fields(row, metric) for row in rows]
     table = [[name for name, _ in cells[0]], *([value for _, value in row] for row in cells)]
@@ -142,7 +142,7 @@ def _draw_latex(table: Sequence[Sequence[str]], texts: int, notes: Sequence[str]
     lines = []
     for row in table:
         cells = [escape_latex(cell) for cell in row]
-        # In math mode the sign of a number is a minus, not a hyphen.
+        # In math mode, the sign of a number is a minus, not a hyphen.
         cells[texts:] = [re.sub(r"^([+-])(?=\d)", r"$\1$", cell) for cell in cells[texts:]]
         lines.append(" & ".join(cells) + r" \\")
     columns = "l" * texts + "r" * (len(table[0]) - texts)
@@ -154,10 +154,10 @@ def _draw_latex(table: Sequence[Sequence[str]], texts: int, notes: Sequence[str]
 
 
 def plot_sweep(rows: Sequence[Row], metric: str, out: Path) -> None:
-    """Draw one line per setting: its trials with their mean, and its paired difference.
+    """Draw a line for each setting: its trials with their mean, and its paired difference.
 
     Bars are 95 % confidence intervals. Differences that are significant after Holm's correction
-    have their own color. Raises UserError if no trial has finished or the file cannot be written.
+    have a different color. Raises UserError if no trial has finished or the file cannot be written.
     """
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""Submitting the trials of a sweep: to SLURM as one job array, to SkyPilot as one job each."""
+"""Submits the trials of a sweep to SLURM, as a job array, or to SkyPilot, as a job for each."""
 
 import argparse
 import os
@@ -17,17 +17,17 @@ from imagenet_jax.sweep.plan import Plan, Trial
 from imagenet_jax.sweep.run import trial_flags
 
 _ROOT = Path(__file__).parents[2]
-_BUCKET = "/bucket"  # where launch/skypilot.yaml mounts it
+_BUCKET = "/bucket"  # where launch/skypilot.yaml mounts the bucket
 
 
 def submit(plan: Plan, out: Path, args: argparse.Namespace) -> int:
     """Submit every trial that is not finished, running, or already submitted; return 0.
 
-    `args.jobs` limits the tasks of a SLURM array that run at the same time. `args.retry_failed`
-    submits failed trials again. A trial that left SLURM's queue unfinished is submitted again;
-    SkyPilot's queue is not read, so there only `args.retry_failed` does that.
+    `args.jobs` limits the number of tasks of a SLURM array that run at the same time. Failed trials
+    are submitted again with `args.retry_failed`. A trial that left SLURM's queue unfinished is
+    submitted again. SkyPilot's queue is not read, so such trials need `args.retry_failed` there.
 
-    Raises UserError as `run_here` does, and if the scheduler refuses.
+    Raises UserError like `run_here`, and if the scheduler rejects the jobs.
     """
     if not args.launch:
         raise UserError("--launch_flags needs --launch=slurm or --launch=skypilot")
@@ -68,8 +68,8 @@ def _select(plan: Plan, out: Path, retry_failed: bool) -> tuple[Trial, ...]:
 
 
 def _submit_slurm(plan: Plan, trials: Sequence[Trial], out: Path, args: argparse.Namespace) -> None:
-    """Submit one job array; task I reads its arguments from line I of a file."""
-    # A new file for each array: the tasks of an earlier array read theirs when they start.
+    """Submit one job array. Task I reads its arguments from line I of a file."""
+    # Use a new file for each array, because tasks of earlier arrays read theirs when they start.
     path = next(p for i in range(1, 10**6) if not (p := out / f"array-{i}.tsv").exists())
     limit = f"%{args.jobs}" if args.jobs else ""
     call = [
@@ -125,7 +125,7 @@ def _submit_skypilot(
 
 
 def _call(*call: str, cwd: Path | None = None) -> str:
-    """Run a scheduler's command and return its output; UserError if it fails."""
+    """Run a scheduler's command and return its output. Raises UserError if it fails."""
     environment = {"PYTHON": sys.executable} | os.environ  # for launch/slurm.sbatch
     try:
         done = subprocess.run(call, cwd=cwd, env=environment, capture_output=True, text=True)

@@ -170,10 +170,10 @@ def test_the_page_loads_nothing(single):
 def test_the_class_table_is_limited_and_the_page_says_so():
     shown = Page(make.make_page([run_of(classes=1000)]))
     assert sum(row[0].startswith("kind ") for row in shown.rows) >= 1000
-    assert "classes of lowest F1" not in shown.text
+    assert "with the lowest F1" not in shown.text
     assert "confusion-0" not in shown.charts
     shown = Page(make.make_page([run_of(classes=2100)]))
-    assert "The 2,000 classes of lowest F1 of 2,100 are shown" in shown.text
+    assert "Only the 2,000 classes with the lowest F1 of 2,100 are shown" in shown.text
 
 
 def test_long_curves_are_thinned_and_the_page_says_so():
