@@ -1,4 +1,4 @@
-"""Append what benchmarks/accelerator.sh measured to benchmarks/RESULTS.md, as a row of a table."""
+"""Append the results of benchmarks/accelerator.sh to benchmarks/RESULTS.md, as a table row."""
 
 import argparse
 import datetime
@@ -28,7 +28,7 @@ Input is the fastest pipeline of synthetic JPEGs; start, restart and loop are of
 
 
 def make_row(measured: dict[str, dict[str, Any]], command: str) -> str:
-    """Return a row of the table, given the figures of each benchmark by its label."""
+    """Return a row of the table, given {label: figures} of the benchmarks."""
     steps = {label: f for label, f in measured.items() if "eval_images_per_second" in f}
     found = {name: measured.get(name, {}) for name in ("input", "loop", "checkpoint", "restart")}
     pipelines = [
@@ -69,7 +69,7 @@ def _format(figures: dict[str, Any], template: str) -> str:
 
 
 def append_row(page: str, row: str) -> str:
-    """Return the Markdown `page` with a row at the end of its table, which is made if needed."""
+    """Return the Markdown `page` with `row` at the end of its table, which is added if needed."""
     if TITLE not in page:
         return f"{page.rstrip()}\n\n{_INTRODUCTION}{row}\n"
     before, after = page.split(TITLE, 1)
@@ -82,7 +82,7 @@ def append_row(page: str, row: str) -> str:
 def main(argv: Any) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--figures", required=True, metavar="FILE", help="JSON lines")
-    parser.add_argument("--command", required=True, help="to name in the row")
+    parser.add_argument("--command", required=True, help="command to show in the row")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="a Markdown page")
     args = parser.parse_args(argv)
     measured = {line["label"]: line["figures"] for line in read_json_lines(Path(args.figures))}

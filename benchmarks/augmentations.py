@@ -1,7 +1,7 @@
-"""Every augmentation on a photograph, as one PNG.
+"""Draw every augmentation of a photograph, as one PNG.
 
 The photographs are scikit-learn's two sample images. Each picture is made by the function that
-training runs, at the magnitude that its title gives. For example:
+training uses, with the magnitude in its title. For example:
 
   python -m benchmarks.augmentations --out=docs/augmentations.png
 """
@@ -34,12 +34,12 @@ import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 
 _COLUMNS = 7
 _SIDE = 224
-_BIN = 20  # of the magnitudes shown, of 0 to 30
+_BIN = 20  # magnitude of the operations, 0 to 30
 _BLACK = (0.0, 0.0, 0.0)
 
 
 def photographs(side: int = _SIDE) -> np.ndarray:
-    """u8[2, side, side, 3]: the middle squares of scikit-learn's temple and flower."""
+    """Return the center squares of scikit-learn's temple and flower: u8[2, side, side, 3]."""
     squares = []
     for photo in load_sample_images().images:
         image = Image.fromarray(photo)
@@ -50,7 +50,7 @@ def photographs(side: int = _SIDE) -> np.ndarray:
 
 
 def _policy_operations(images: np.ndarray) -> dict[str, np.ndarray]:
-    """The fourteen operations of RandAugment and TrivialAugment, at one bin of the wide table."""
+    """Return pictures of the fourteen operations of TrivialAugment (wide), with one magnitude."""
     table = policies.magnitudes("trivialaugment", *images.shape[1:3])
     pictures = {}
     for index, name in enumerate(policies.OPERATIONS):
@@ -64,7 +64,7 @@ def _policy_operations(images: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _other_operations(images: np.ndarray) -> dict[str, np.ndarray]:
-    """What the policies leave out: invert, hue, jitter, lighting, erasing, mixing, the policies."""
+    """Return pictures of operations outside the policies, of mixing, and of whole policies."""
     key = jax.random.key(1)
     x = jnp.asarray(images)
     pixels = augment.normalize(x, IMAGENET_MEAN, IMAGENET_STD)

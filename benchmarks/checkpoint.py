@@ -1,10 +1,10 @@
-"""Cost of saving and restoring a checkpoint.
+"""Measure the cost of saving and restoring a checkpoint.
 
   python -m benchmarks.checkpoint --config=configs/resnet50.py
 
 Alternates between steps with and without a save, on a batch that is already on the device. The
-stall is the time that a save adds to the steps around it, including its asynchronous part;
-`stall_share_at_500_steps` is its share of the time if every 500th step saves.
+stall is the time that a save adds to the steps around it, including its asynchronous part.
+`stall_share_at_500_steps` is its fraction of the training time if every 500th step saves.
 """
 
 import statistics
@@ -25,7 +25,7 @@ SAVE_EVERY = 500  # steps
 
 
 def measure(config: Any, rounds: int, steps: int) -> dict[str, float]:
-    """Return medians over rounds of `steps` steps without and with a save."""
+    """Return medians over `rounds`, each of `steps` steps without and with a save."""
     bare = make_bare_step(config)
     state, batch = bare.create_state(), random_batch(config, bare.mesh)
     size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
@@ -77,7 +77,7 @@ def main(argv: Any) -> None:
     argv, overrides = cli.split_overrides(argv)
     parser = make_parser(__doc__, "configs/resnet50.py")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20, help="per measurement")
+    parser.add_argument("--steps", type=int, default=20, help="steps per measurement")
     args = parser.parse_args(argv)
     result = measure(config_io.load(args.config, overrides), args.rounds, args.steps)
     print_result(result, args.json)

@@ -1,15 +1,14 @@
-"""The train step as compilers see it, beside the same networks in plain Flax, without accelerators.
+"""Compile the train step, and the same networks in plain Flax, without accelerators.
 
-  pip install 'jax[tpu]' jax-cuda12-plugin jax-cuda12-pjrt     the compilers, of jax's version
+  pip install 'jax[tpu]' jax-cuda12-plugin jax-cuda12-pjrt     # the compilers, for jax's version
   python -m benchmarks.compile
   python -m benchmarks.compile --config=configs/resnet50.py:a3 --target=h100:8 --json
 
 Compiles the step of each config for each target, in bfloat16, and prints its temporary memory, its
-memory traffic and (TPU) the cycles that the compiler estimates. "plain" is the same step with a
-network that is written below with nnx.Conv and nnx.BatchNorm; BiT has no such network. A ratio is
-ours / plain; lower is better. The compiler for a TPU takes minutes for each network. With --eval,
-evaluation on one device is compiled instead: with batch norm folded into the convolutions, and
-without.
+memory traffic and, for TPUs, the compiler's estimate of the cycles. "plain" is the same step with a
+network that is defined below with nnx.Conv and nnx.BatchNorm; there is none for BiT. A ratio is
+ours / plain; lower is better. The TPU compiler takes minutes for each network. --eval compiles
+evaluation on one device instead, with and without folding batch norm into the convolutions.
 """
 
 import contextlib
@@ -40,12 +39,12 @@ from imagenet_jax.training.state import inference_graph
 
 CONFIGS = "configs/resnet50.py,configs/resnet.py:resnet101,configs/vgg.py:vgg16,configs/bit.py"
 TARGETS = "v5e:1x1,h100:1"
-TPU_IMAGES, GPU_IMAGES = 128, 256  # of a device
+TPU_IMAGES, GPU_IMAGES = 128, 256  # per device
 Stages = Iterator[tuple[str, jax.Array]]
 
 
 class Norm(nnx.Module):
-    """A convolution without bias, then nnx.BatchNorm."""
+    """A convolution without bias, followed by nnx.BatchNorm."""
 
     def __init__(self, inputs: int, outputs: int, size: int, stride: int, **options: Any):
         self.conv = nnx.Conv(
@@ -59,7 +58,7 @@ class Norm(nnx.Module):
 
 
 class PlainBottleneck(nnx.Module):
-    """1x1, 3x3, 1x1, and a shortcut."""
+    """A bottleneck: 1x1, 3x3 and 1x1 convolutions, and a shortcut."""
 
     def __init__(self, inputs: int, features: int, stride: int, **options: Any):
         self.first = Norm(inputs, features, 1, 1, **options)
@@ -75,7 +74,7 @@ class PlainBottleneck(nnx.Module):
 
 
 class PlainResNet(Model):
-    """A ResNet of bottlenecks."""
+    """A ResNet with bottlenecks."""
 
     def __init__(
         self, name: str, *, num_classes: int, dtype: Any, rngs: nnx.Rngs, width: float, **_: Any
@@ -132,7 +131,7 @@ class PlainVGG(Model):
 
 
 def find_plain(name: str) -> type[Model] | None:
-    """Return the plain network that has the layers of a model, if there is one."""
+    """Return the plain network with the layers of a model, or None if there is none."""
     variant = resnet.VARIANTS.get(name)
     if variant and variant == resnet.Variant(variant.depths):
         return PlainResNet
@@ -141,7 +140,7 @@ def find_plain(name: str) -> type[Model] | None:
 
 @contextlib.contextmanager
 def replaced(name: str, network: type[Model]) -> Iterator[None]:
-    """Build `network` where the model `name` is built."""
+    """Build `network` in place of the model `name` in this block."""
     module = resnet if name in resnet.VARIANTS else vgg
     family = dataclasses.replace(module.FAMILY, model=network)
     models._outline.cache_clear()
@@ -152,7 +151,7 @@ def replaced(name: str, network: type[Model]) -> Iterator[None]:
 
 
 def figures(cost: TargetCost) -> dict[str, float]:
-    """Return the figures to compare, of one device."""
+    """Return the figures to compare, for one device."""
     images = cost.batch_size / len(cost.target.devices)
     found = {
         "temporary MB": cost.memory["activations"] / 1e6,
@@ -166,7 +165,7 @@ def figures(cost: TargetCost) -> dict[str, float]:
 
 
 def compare(config: Any, target: Target) -> dict[str, float]:
-    """Return figures of ours and of the plain network on one target, and their ratios."""
+    """Return the figures of our network and the plain one on a target, and their ratios."""
     name, network = config.model.name, find_plain(config.model.name)
     found = {"ours": figures(target_cost(config, target))}
     if network is not None:
@@ -179,7 +178,7 @@ def compare(config: Any, target: Target) -> dict[str, float]:
 
 
 def compare_eval(config: Any, target: Target) -> dict[str, float]:
-    """Return figures of evaluation on one device with batch norm folded and not, and ratios."""
+    """Return figures of evaluation on one device, with and without folding batch norm."""
     graph, (_, params, stats) = inference_graph(config.model), models.outline(config.model)
     mesh = make_mesh(1, target.devices[:1])
     sharding, batch = NamedSharding(mesh, PartitionSpec()), abstract_batch(config, mesh)
@@ -217,9 +216,9 @@ def _name(prefix: str, found: dict[str, dict[str, float]]) -> dict[str, float]:
 def main(argv: Sequence[str]) -> None:
     argv, overrides = cli.split_overrides(argv)
     parser = make_parser(__doc__, CONFIGS)
-    parser.add_argument("--target", default=TARGETS, help="separated by commas")
+    parser.add_argument("--target", default=TARGETS, help="targets, separated by commas")
     parser.add_argument(
-        "--images", type=int, help="of a device in a step: 128 on TPUs, 256 on GPUs"
+        "--images", type=int, help="images per device and step (default: 128 on TPUs, 256 on GPUs)"
     )
     parser.add_argument("--eval", action="store_true", help="compile evaluation on one device")
     args = parser.parse_args(argv)

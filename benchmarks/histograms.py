@@ -1,10 +1,10 @@
-"""Cost of a histogram of weights and gradients, in train steps.
+"""Measure the cost of histograms of weights and gradients, in train steps.
 
   python -m benchmarks.histograms --config=configs/quickstart.py
   python -m benchmarks.histograms --config=configs/resnet50.py --config.model.name=resnet18
 
 Alternates between steps and histograms in one process, on data that is already on the device, and
-reports medians. With config.log.histograms_every_epochs=1 an epoch has one histogram.
+reports medians. With config.log.histograms_every_epochs=1, they are computed once per epoch.
 """
 
 import statistics
@@ -22,7 +22,7 @@ from imagenet_jax.debug.histograms import compile_histograms
 
 
 def measure(config: Any, rounds: int) -> dict[str, float]:
-    """Return medians over `rounds`, after a warm-up round, of milliseconds and of their ratio."""
+    """Return medians, over `rounds` after a warm-up round, of the times and their ratio."""
     bare = make_bare_step(config)
     of_gradients, of_weights = compile_histograms(bare.parts, bare.mesh)
     state, batch = bare.create_state(), random_batch(config, bare.mesh)

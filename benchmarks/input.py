@@ -1,14 +1,14 @@
-"""Input pipelines side by side: ours, tf.data and torchvision's reference loader.
+"""Compare input pipelines: ours, tf.data and torchvision's reference loader.
 
-  make bench                             installs TensorFlow and torch, then runs every benchmark
+  make bench      # install TensorFlow and torch, then run every benchmark
   python -m benchmarks.input --cores=1
 
 Every pipeline turns the same JPEGs (scikit-learn's two photographs, cropped and resized to 500x375,
-about 84 KB each) into uint8 batches of 224x224 random resized crops of the same distribution. They
-take turns in one process on the same cores; a ratio is the median over rounds of ratios within a
-round. "antialias" resizes with a low-pass filter, "fast" without; torchvision has only the former.
-Contenders that are not installed are left out. `--width=2000` takes photographs of 2000x1500
-pixels, which "fast" decodes at a fraction of their size.
+about 84 KB each) into uint8 batches of 224x224 random resized crops with the same distribution.
+They take turns in one process on the same cores. A ratio is the median over rounds of the ratios
+within a round. "antialias" resizes with a low-pass filter, and "fast" without; torchvision has only
+the former. Pipelines that are not installed are left out. `--width=2000` uses photographs of
+2000x1500 pixels, which "fast" decodes at a reduced size.
 """
 
 import argparse
@@ -29,9 +29,9 @@ SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
 def photographs(count: int = 128, width: int = 500) -> list[bytes]:
-    """Return JPEGs of aspect ratio 4:3. By default they have ImageNet's average size: 84 KB.
+    """Return JPEGs with aspect ratio 4:3. By default, they have ImageNet's average size, 84 KB.
 
-    Larger ones get grain and about 0.25 bytes per pixel, like photographs from a camera.
+    Larger images get grain and about 0.25 bytes per pixel, like photographs from a camera.
     """
     import numpy as np
     from PIL import Image
@@ -61,7 +61,7 @@ def photographs(count: int = 128, width: int = 500) -> list[bytes]:
 def ours(
     encoded: list[bytes], cores: int, resampling: str, directory: Path, resize: int = 0
 ) -> Callable[[], Iterator[Any]]:
-    """Our pipeline, from ArrayRecord; `resize` stores images with that shorter side."""
+    """Return our pipeline, from ArrayRecord. `resize` is the shorter side of stored images."""
     import numpy as np
     from PIL import Image
 
@@ -100,7 +100,7 @@ def ours(
 
 
 def tf_data(encoded: list[bytes], cores: int, antialias: bool) -> Callable[[], Iterator[Any]]:
-    """tf.data with fused decode and crop, JPEGs in memory, a thread pool of its own."""
+    """Return tf.data with fused decode and crop, JPEGs in memory, and a private thread pool."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow as tf
 
@@ -135,7 +135,7 @@ def tf_data(encoded: list[bytes], cores: int, antialias: bool) -> Callable[[], I
 
 
 def torchvision_loader(encoded: list[bytes], workers: int) -> Callable[[], Iterator[Any]]:
-    """The transforms of torchvision's references on Pillow images, in torch's DataLoader."""
+    """Return torch's DataLoader with the transforms of torchvision's references on PIL images."""
     import torch
 
     try:
@@ -171,12 +171,12 @@ def torchvision_loader(encoded: list[bytes], workers: int) -> Callable[[], Itera
 
 
 def measure(contenders: dict[str, Callable], rounds: int, batches: int) -> dict[str, list[float]]:
-    """Images per second of each contender in each round, after a round to warm up."""
+    """Return the images per second of each contender in each round, after a warm-up round."""
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for i in range(rounds + 1):
         for name, start in contenders.items():
             iterator = start()
-            for _ in range(4):  # fill the prefetch buffers, so that they do not count as speed
+            for _ in range(4):  # fill the prefetch buffers, which would count as speed
                 next(iterator)
             began = time.perf_counter()
             for _ in range(batches):
@@ -193,10 +193,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cores", type=int, default=1, help="cores to run on")
+    parser.add_argument("--cores", type=int, default=1, help="number of cores to use")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batches", type=int, default=16, help="batches of 64 a measurement")
-    parser.add_argument("--width", type=int, default=500, help="of the photographs, in pixels")
+    parser.add_argument("--batches", type=int, default=16, help="batches of 64 per measurement")
+    parser.add_argument("--width", type=int, default=500, help="width of the photographs in pixels")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     args = parser.parse_args(argv)
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])

@@ -1,11 +1,11 @@
-"""Cost of the training loop: its throughput relative to the bare train step.
+"""Measure the cost of the training loop: its throughput relative to the bare train step.
 
   python -m benchmarks.loop
 
-Trains configs/quickstart.py with logging, metrics and prefetch to the device, but on batches that
-are ready in host memory, so that decoding is not measured. Checkpoints are saved only at the end:
-such a small model would otherwise be saved every two seconds. Alternates between bare steps and the
-loop in one process and reports medians; a ratio of 1 means that the loop costs nothing.
+Trains configs/quickstart.py with logging, metrics and prefetch to the device, but with a batch that
+is ready in host memory, so that decoding is not measured. A checkpoint is saved only at the end,
+because such a small model would otherwise be saved every two seconds. Alternates between bare steps
+and the loop in one process, and reports medians. A ratio of 1 means that the loop costs nothing.
 """
 
 import itertools
@@ -31,7 +31,7 @@ from imagenet_jax.training.step import compile_train_step
 
 
 class Ready:
-    """Replaces the input pipeline by one batch in host memory, repeated."""
+    """Replaces the input pipeline with one batch in host memory, repeated."""
 
     def __init__(self, config: Any):
         rng = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def measure(config: Any, rounds: int) -> dict[str, float]:
 
 
 def _loop_rate(config: Any, workdir: Path, ready: Ready) -> float:
-    """Return images per second of a whole run as the loop measures them, from step 2 on."""
+    """Return the images per second of a whole run as measured by the loop, from step 2 on."""
     real = loop.pipeline.train_batches
     loop.pipeline.train_batches = ready  # type: ignore[assignment]
     try:

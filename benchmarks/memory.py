@@ -1,10 +1,11 @@
-"""Host memory of the input pipeline: growth over a million records, peak by batch size.
+"""Measure the host memory of the input pipeline: growth over a million records, and peaks.
 
   python -m benchmarks.memory
 
-Each figure is of a process of its own. Growth: scikit-learn's digits, a million records of them, in
-batches of 256; resident memory after the first tenth against the end. Peaks: 500x375 JPEGs to
-224x224, the default config's prefetch, beyond what a process needs before its first batch.
+Each figure is measured in a separate process. Growth compares the resident memory after a tenth of
+a million records of scikit-learn's digits, in batches of 256, with that at the end. Peaks, by batch
+size, are for 500x375 JPEGs, crops of 224x224 and the default prefetch, minus the memory before the
+first batch.
 """
 
 import argparse
@@ -22,13 +23,13 @@ MIB = 2**20
 
 
 def resident() -> float:
-    """MiB of this process that are in memory now (Linux)."""
+    """Return the resident memory of this process in MiB (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / MIB
 
 
 def growth(records: int, directory: str) -> dict[str, float]:
-    """Resident MiB after each tenth of `records`."""
+    """Return the resident MiB after a tenth of `records` and at the end, and their maximum."""
     from imagenet_jax.config.fields import defaults
     from imagenet_jax.data import builtin, pipeline, sources
 
@@ -55,7 +56,7 @@ def growth(records: int, directory: str) -> dict[str, float]:
 
 
 def peak(batch_size: int) -> dict[str, float]:
-    """Peak MiB over that before the first batch, after 12 batches, and of the batch alone."""
+    """Return the MiB before the first batch, and the additional peak over 12 batches."""
     from benchmarks.input import photographs
     from imagenet_jax.config.fields import defaults
     from imagenet_jax.data import decode, pipeline
@@ -83,7 +84,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--records", type=int, default=1_000_000, help="for the growth")
+    parser.add_argument(
+        "--records", type=int, default=1_000_000, help="number of records for the growth"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     args = parser.parse_args(argv)
     result: dict[str, Any] = {}

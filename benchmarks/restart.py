@@ -1,4 +1,4 @@
-"""Seconds from the start of a run to its first step, without and with a compilation cache.
+"""Measure the seconds to the first step of a run, without and with a compilation cache.
 
   python -m benchmarks.restart --config=configs/quickstart.py
 

@@ -1,11 +1,11 @@
-"""Memory and communication of the train step by number of devices.
+"""Print the memory and communication of the train step by number of devices.
 
   python -m benchmarks.scale --config=configs/resnet50.py --devices=8,64
 
-Nothing is run: the step is compiled for N CPU devices, in a separate process for each N, and its
-memory and collectives are read from the program. Use as many images per device (--images) as in a
-real run: with few, XLA communicates activations instead of parameters. On CPUs it also uses an
-all-reduce where accelerators get a reduce-scatter.
+The step is compiled for N CPU devices, in a separate process for each N, but not run: its memory
+and collectives are read from the program. Use as many images per device (--images) as in a real
+run, because with few images XLA communicates activations instead of parameters. On CPUs, XLA uses
+an all-reduce where accelerators use a reduce-scatter.
 """
 
 import json
@@ -20,7 +20,6 @@ from imagenet_jax import cli
 
 def compiled_here(config: Any) -> dict[str, Any]:
     """Return the figures of the step of `config`, compiled for the devices of this process."""
-
     from imagenet_jax.debug.compiled import read_cost
     from imagenet_jax.debug.cost import (
         abstract_batch,
@@ -49,7 +48,7 @@ def main(argv: Any) -> None:
     parser = make_parser(__doc__, "configs/resnet50.py")
     parser.add_argument("--devices", default="8,64", metavar="N,N,...")
     parser.add_argument("--fsdp", default="1,8", metavar="N,N,...")
-    parser.add_argument("--images", type=int, default=32, help="per device")
+    parser.add_argument("--images", type=int, default=32, help="images per device")
     parser.add_argument("--here", action="store_true", help="compile for this process's devices")
     args = parser.parse_args(argv)
     if args.here:

@@ -1,10 +1,11 @@
-"""Speed of torch's train step of a torchvision model, beside which ours stands.
+"""Measure the speed of torch's train step of a torchvision model, for comparison with ours.
 
   pip install torch torchvision
   python -m benchmarks.torch_step --model=resnet50 --compile
 
-The step that is fastest on one GPU: bfloat16 autocast, channels_last, fused SGD with momentum, and
-with --compile torch's compiler. Images are uint8 on the device and normalized there, as ours are.
+The step has the fastest options on one GPU: bfloat16 autocast, channels_last, fused SGD with
+momentum and, with --compile, torch.compile. As in our step, images are uint8 on the device and
+normalized there.
 """
 
 import statistics
@@ -16,7 +17,7 @@ from imagenet_jax import cli
 
 
 def make_step(name: str, batch_size: int, image_size: int, compile: bool) -> Callable[[], None]:
-    """Return a function that does one step, on one random batch."""
+    """Return a function that runs one step, on a random batch."""
     import torch
     import torchvision
 
@@ -44,7 +45,7 @@ def make_step(name: str, batch_size: int, image_size: int, compile: bool) -> Cal
 
 
 def time_steps(step: Callable[[], None], repeats: int, steps: int) -> list[float]:
-    """Return the seconds of a step, from `steps` in a row, `repeats` times, after five untimed."""
+    """Return the seconds per step of `repeats` series of `steps`, after five untimed steps."""
     import torch
 
     wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
@@ -63,13 +64,13 @@ def time_steps(step: Callable[[], None], repeats: int, steps: int) -> list[float
 
 def main(argv: Sequence[str]) -> None:
     parser = make_parser(__doc__)
-    parser.add_argument("--model", default="resnet50", help="torchvision's name")
+    parser.add_argument("--model", default="resnet50", help="torchvision's name of the model")
     parser.add_argument("--batch_size", type=int, default=256)
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--compile", action="store_true", help="compile the model")
     parser.add_argument("--steps", type=int, default=20, help="steps per measurement")
     parser.add_argument(
-        "--repeats", type=int, default=3, help="measurements, of which the median is reported"
+        "--repeats", type=int, default=3, help="number of measurements; the median is reported"
     )
     args = parser.parse_args(argv)
     step = make_step(args.model, args.batch_size, args.image_size, args.compile)

@@ -1,11 +1,11 @@
-"""Speed of the train step, and of the evaluation step, on data that is already on the device.
+"""Measure the speed of the train or evaluation step on data that is already on the device.
 
   python -m benchmarks.train_step --config=configs/resnet50.py
   python -m benchmarks.train_step --config=configs/vgg.py --config.batch_size=256 --json
 
-Reports images per second and achieved FLOP/s, with the operations that a run logs too. --eval
-measures the evaluation step too, at config.eval.batch_size. --plain times the same network in plain
-Flax (benchmarks/compile.py) in turns with ours.
+Reports images per second and achieved FLOP/s, counting operations as in the log of a run. --eval
+also measures the evaluation step, with config.eval.batch_size. --plain alternates between our
+network and the same network in plain Flax (benchmarks/compile.py).
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from imagenet_jax.training.sharding import batch_sharding
 
 
 def measure(config: Any, repeats: int = 5, steps: int = 10) -> dict[str, Any]:
-    """Return figures from the median time of `steps` consecutive steps over `repeats`."""
+    """Return figures for the median time, over `repeats`, of `steps` consecutive steps."""
     cost = step_cost(config, repeats=repeats, steps=steps)
     return {
         "model": config.model.name,
@@ -51,7 +51,7 @@ def measure(config: Any, repeats: int = 5, steps: int = 10) -> dict[str, Any]:
 
 
 def measure_evaluation(config: Any, repeats: int, steps: int) -> dict[str, float]:
-    """Return the speed of the evaluation step, as `measure` does; the data need not be here."""
+    """Return the speed of the evaluation step, like `measure`. The data set is not needed."""
     evaluation = make_evaluation(without_data(config))
     step = compile_eval_step(evaluation)
     weights = make_bare_step(config).create_state().weights("raw")
@@ -69,9 +69,9 @@ def measure_evaluation(config: Any, repeats: int, steps: int) -> dict[str, float
 
 
 def measure_plain(config: Any, repeats: int, steps: int) -> dict[str, float]:
-    """Return the median speeds of our step and of plain Flax's, timed in turns, and their ratio.
+    """Return the median speeds of our step and of plain Flax, timed in turns, and their ratio.
 
-    Raises UserError if there is no plain network of the model.
+    Raises UserError if there is no plain network for the model.
     """
     name = config.model.name
     network = find_plain(name)
@@ -99,10 +99,10 @@ def main(argv: Any) -> None:
     parser = make_parser(__doc__, "configs/resnet50.py")
     parser.add_argument("--steps", type=int, default=10, help="steps per measurement")
     parser.add_argument(
-        "--repeats", type=int, default=5, help="measurements, of which the median is reported"
+        "--repeats", type=int, default=5, help="number of measurements; the median is reported"
     )
     parser.add_argument("--eval", action="store_true", help="also time the evaluation step")
-    parser.add_argument("--plain", action="store_true", help="time plain Flax beside ours instead")
+    parser.add_argument("--plain", action="store_true", help="compare with plain Flax instead")
     args = parser.parse_args(argv)
     config = config_io.load(args.config, overrides)
     if args.plain:

@@ -1,11 +1,11 @@
 # PYTHON_ARGCOMPLETE_OK
-"""List the commands, the models and the configs.
+"""List the commands, models and configs.
 
   python -m imagenet_jax              # the commands
   python -m imagenet_jax --models     # names for config.model.name
   python -m imagenet_jax --configs    # files and variants for --config
 
-Each command prints its flags with --help, and the fields of the config with --help_config.
+Each command prints its flags with --help, and the config fields with --help_config.
 
 To complete flags with the tab key in bash and zsh, run this once and open a new shell:
 

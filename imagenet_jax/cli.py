@@ -24,10 +24,7 @@ Overrides = list[tuple[str, str]]
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser that a shell can ask to complete a command line.
-
-    For an unknown option it suggests the nearest one.
-    """
+    """An argument parser with shell completion. For an unknown option, it suggests the nearest."""
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
         if "_ARGCOMPLETE" in os.environ:  # set by the shell function of argcomplete
@@ -72,8 +69,8 @@ def add_config(p: argparse._ActionsContainer, *, what: str, required: bool = Fal
     p.add_argument("--config.FIELD", metavar="VALUE", help="set one field of the config")
     p.add_argument(
         "--help_config", nargs="?", const="", metavar="PREFIX", action=_HelpConfig,
-        help="print the config fields whose names start with PREFIX, and exit; after --config: "
-        "those of its model",
+        help="print the config fields whose names start with PREFIX, and exit; give --config "
+        "first to see the fields of its model",
     )  # fmt: skip
 
 
@@ -88,44 +85,48 @@ class _HelpConfig(argparse.Action):
 def add_process_flags(p: argparse.ArgumentParser) -> None:
     """Add --coordinator, --num_processes and --process_id, for `processes.connect`."""
     group = p.add_argument_group(
-        "several processes", "detected on SLURM, TPU VMs and Kubernetes JobSets; see launch/"
+        "several processes",
+        "detected automatically on SLURM, TPU VMs and Kubernetes JobSets; see launch/",
     )
     group.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
     group.add_argument(
-        "--num_processes", type=int, metavar="N", help="1: a single process, without detection"
+        "--num_processes", type=int, metavar="N",
+        help="number of processes; 1: a single process, without detection",
+    )  # fmt: skip
+    group.add_argument(
+        "--process_id", type=int, metavar="I", help="index of this process, 0 to N - 1"
     )
-    group.add_argument("--process_id", type=int, metavar="I", help="0 to N - 1")
 
 
 def add_weights_key(p: argparse.ArgumentParser) -> None:
     """Add --weights_key, for `weight_file.read`."""
     p.add_argument(
         "--weights_key", metavar="KEY",
-        help="entry of the weights file that holds the state dict, such as model_ema (default: the "
-        "EMA weights, if there are any)",
+        help="entry of the weights file with the state dict, such as model_ema (default: the EMA "
+        "weights, if there are any)",
     )  # fmt: skip
 
 
 def add_weights(p: argparse.ArgumentParser) -> None:
     """Add --workdir, --checkpoint, --weights, --weights_key and --config, for `open_weights`."""
-    p.add_argument("--workdir", metavar="DIR", help="a training run")
+    p.add_argument("--workdir", metavar="DIR", help="workdir of a training run")
     p.add_argument(
         "--checkpoint", metavar="latest|best|STEP",
-        help="of the workdir; best: by config.checkpoint.best_metric (default: latest)",
+        help="checkpoint of the workdir; best: by config.checkpoint.best_metric (default: latest)",
     )  # fmt: skip
     p.add_argument(
         "--weights", metavar="FILE|NAME",
-        help="a state dict with the names of torchvision, or published weights that "
-        "python -m imagenet_jax.weights lists, instead of --workdir",
+        help="instead of --workdir: a state dict with torchvision's names, or published weights "
+        "that python -m imagenet_jax.weights lists",
     )  # fmt: skip
     add_weights_key(p)
-    add_config(p, what="model and data of --weights; not needed with a NAME")
+    add_config(p, what="model and data for --weights; not needed with a NAME")
 
 
 def check_weights(args: argparse.Namespace) -> None:
     """Raise UserError unless the flags name a workdir, a file with a config or published weights.
 
-    Published weights may have a config.
+    A config is optional for published weights.
     """
     from imagenet_jax.weights import catalog
 
@@ -140,10 +141,10 @@ def check_weights(args: argparse.Namespace) -> None:
 
 
 def load_weights_config(args: argparse.Namespace, overrides: Overrides) -> "ConfigDict":
-    """Return the config to use --weights with.
+    """Return the config for --weights.
 
-    Published weights bring their preprocessing, which is printed, and without --config their model.
-    The overrides come last.
+    Published weights set their preprocessing, which is printed, and without --config also their
+    model. The overrides are applied last.
     """
     from imagenet_jax import config as config_io
     from imagenet_jax.config.fields import defaults
@@ -169,8 +170,8 @@ def load_weights_config(args: argparse.Namespace, overrides: Overrides) -> "Conf
 def open_weights(args: argparse.Namespace, overrides: Overrides) -> "Weights":
     """Return the weights that the flags of `check_weights` name.
 
-    If a weights file has several state dicts, prints which one is used. Raises UserError if the
-    weights cannot be read, or if the data is given and does not fit them.
+    If a weights file has several state dicts, print which one is used. Raises UserError if the
+    weights cannot be read, or if data is given that does not fit them.
     """
     from imagenet_jax.training.load_weights import check_data, load_run_weights, load_weights_file
     from imagenet_jax.weights import catalog
@@ -212,13 +213,13 @@ def run(
     command: Callable[[Sequence[str]], int | None],
     lost_output: Literal["ends", "fails", "ignored"] = "fails",
 ) -> None:
-    """Run a command and exit with its code; print a UserError as one line and exit with 1.
+    """Run a command and exit with its code. A UserError is printed as one line, with exit code 1.
 
     Args:
       lost_output: what to do if standard output cannot be written: "ends" ends the command with
         exit code 1, "fails" finishes it and then exits with 1, "ignored" has no effect.
     """
-    # orbax logs a traceback for every failed write, which we report in one line.
+    # orbax logs a traceback for every failed write, which is reported in one line instead.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for stream in (sys.stdout, sys.stderr):  # for file names that the terminal cannot show
@@ -228,7 +229,7 @@ def run(
         code = _code(command, sys.argv[1:])
     if output.lost and lost_output != "ignored":
         code = code or 1
-    if code and code > 128:  # a stop signal: its sender does not wait for long
+    if code and code > 128:  # after a stop signal, whose sender does not wait for long
         exit_soon(code)
     sys.exit(code)
 
@@ -244,7 +245,7 @@ def _code(command: Callable[[Sequence[str]], int | None], argv: Sequence[str]) -
         text = e if isinstance(e, UserError) else f"{e.filename}: {e.strerror}"
         print(f"error: {one_line(text, length=None)}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # the reader of the output, for example `head`, has ended
+    except BrokenPipeError:  # the reader of the output, such as `head`, has ended
         return 1
     except KeyboardInterrupt:
         return 130
@@ -260,7 +261,7 @@ class Output:
     """
 
     def __init__(self, stream: TextIO, name: str, *, ends: bool):
-        """`ends`: the first failure ends the command, because this output is its result."""
+        """If `ends`, the first failure ends the command, because this output is its result."""
         self._stream, self._name, self._ends = stream, name, ends
         self.lost: OSError | None = None
 
@@ -291,7 +292,7 @@ class Output:
             print(f"warning: {problem}; the command continues without it", file=sys.stderr)
 
     def finish(self) -> None:
-        """Flush now: a failure while Python exits would change the exit code."""
+        """Flush now, because a failure while Python exits would change the exit code."""
         try:
             self._stream.flush()
         except OSError as e:
@@ -302,9 +303,9 @@ class Output:
 
 @contextlib.contextmanager
 def safe_streams(*, ends: bool) -> Iterator[Output]:
-    """Replace sys.stdout and sys.stderr by `Output`s in this block; yield that of sys.stdout.
+    """Replace sys.stdout and sys.stderr with `Output`s in this block. Yield the one of sys.stdout.
 
-    `ends`: the first failure of sys.stdout raises UserError or BrokenPipeError.
+    If `ends`, the first failure of sys.stdout raises UserError or BrokenPipeError.
     """
     _open_closed_streams()
     output = Output(sys.stdout, "standard output", ends=ends)
@@ -318,7 +319,7 @@ def safe_streams(*, ends: bool) -> Iterator[Output]:
 
 
 def _open_closed_streams() -> None:
-    """Open closed streams as os.devnull: otherwise the next file gets their number."""
+    """Open closed streams as os.devnull, because the next file would get their number."""
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             try:

@@ -1,17 +1,18 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Turn weights into a .safetensors file that imagenet_jax, torchvision and timm read.
+"""Convert weights to a .safetensors file that imagenet_jax, torchvision and timm read.
 
   python -m imagenet_jax.convert --from=resnet50.pth --to=resnet50.safetensors
   python -m imagenet_jax.convert --from=runs/resnet50 --to=resnet50.safetensors --checkpoint=best
   python -m imagenet_jax.convert --from=runs/resnet50 --to=resnet50.safetensors --average=3
   python -m imagenet_jax.convert --from=torchvision/resnet50.v2 --to=resnet50.safetensors
 
-The first reads a state dict with the names of torchvision, timm, transformers or mmpretrain:
-.safetensors, or what torch.save writes, which needs torch. No code in a file is run. The second
-reads a workdir, and takes its EMA weights if the run keeps them. The third takes the mean of the
-last three checkpoints, or of the best three with --checkpoint=best. The result has torchvision's
-keys and layouts in float32 and, if they are known, the class names. Every key and shape is checked
-against the model. --weights of main, eval, predict and explain takes it, and so does torch:
+The first command reads a state dict with the names of torchvision, timm, transformers or
+mmpretrain, from a .safetensors file or a file of torch.save, which needs torch. No code in a file
+is run. The second reads a workdir, and uses its EMA weights if the run keeps them. The third uses
+the mean of the last three checkpoints, or of the best three with --checkpoint=best. The result has
+torchvision's keys and layouts in float32 and, if they are known, the class names. Every key and
+shape is checked against the model. main, eval, predict and explain read it with --weights, and so
+does torch:
 
   model.load_state_dict(safetensors.torch.load_file("resnet50.safetensors"))
 """
@@ -36,11 +37,13 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--model", default="", metavar="NAME",
-        help="the model that it must be, such as resnet50 (default: any, found from the keys)",
+        help="expected model, such as resnet50 (default: any model, identified by the keys)",
     )  # fmt: skip
     cli.add_weights_key(parser)
     parser.add_argument(
-        "--checkpoint", metavar="latest|best|STEP", help="of a workdir (default: latest)"
+        "--checkpoint",
+        metavar="latest|best|STEP",
+        help="checkpoint of a workdir (default: latest)",
     )
     parser.add_argument(
         "--average", type=int, default=1, metavar="N",

@@ -24,7 +24,7 @@ def one_line(reason: object, length: int | None = 300) -> str:
 
 
 def expand_user(path: str | Path) -> Path:
-    """Return `path` with a leading `~` or `~user` replaced. Raises UserError: unknown user."""
+    """Return `path` with a leading `~` or `~user` expanded. UserError if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as e:
@@ -53,7 +53,7 @@ def writing(what: object) -> Iterator[None]:
 
 
 def why_unreadable(path: Path, error: OSError) -> str:
-    """Return why `path` cannot be read, as a text that follows its name."""
+    """Return why `path` cannot be read, as a phrase that follows its name."""
     if isinstance(error, FileNotFoundError) and path.is_symlink():
         return f"is a link to {path.readlink()}, which does not exist; remove the link"
     return f"cannot be read: {error.strerror}"

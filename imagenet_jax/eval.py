@@ -7,15 +7,15 @@
   python -m imagenet_jax.eval --weights=resnet50.safetensors --config=configs/resnet50.py
   python -m imagenet_jax.eval --weights=torchvision/resnet50.v2
 
-Every image of the evaluation split is counted once. An evaluation of a workdir needs only the
-workdir and the data. It measures the EMA weights, if the run keeps them, and the raw weights,
-prints the results, and writes them to eval/STEP.json in the workdir. With settings or data that
-differ from the run's own, the file name includes the difference, as in
-eval/STEP-size256-resize292.json. For --weights, the config sets the model and the data. Published
-weights, which python -m imagenet_jax.weights lists, set their model and preprocessing, and their
-published accuracy is printed beside the measured one.
+Every image of the evaluation split is counted once. To evaluate a run, only its workdir and the
+data are needed. The EMA weights, if the run keeps them, and the raw weights are evaluated. The
+results are printed and written to eval/STEP.json in the workdir. If settings or data differ from
+the run's, the file name includes the difference, as in eval/STEP-size256-resize292.json. For
+--weights, the config sets the model and the data. Published weights, which
+python -m imagenet_jax.weights lists, set their model and preprocessing, and their published
+accuracy is printed beside the measured one.
 
-To change where the data is, or the batch size for other devices:
+To set the path of the data, or a batch size for other devices:
 
   --config.data.path=/data/imagenet --config.eval.batch_size=64
 """
@@ -37,13 +37,14 @@ def main(argv: Sequence[str]) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--json", nargs="?", const="-", metavar="FILE",
-        help="print the result as JSON instead of a table; with FILE: write it there, too",
+        help="print the result as JSON instead of a table; with FILE, print the table and write "
+        "JSON to FILE",
     )  # fmt: skip
     parser.add_argument(
         "--by_class", nargs="?", const="", metavar="DIR",
-        help="also print precision, recall and F1 of every class and the calibration error, for "
-        "the EMA weights if there are any, and write STEP_by_class.json and STEP_confusion.png to "
-        "DIR (default: eval/ in the workdir)",
+        help="also print the calibration error and the precision, recall and F1 of every class, "
+        "for the EMA weights if there are any, and write STEP_by_class.json and "
+        "STEP_confusion.png to DIR (default: eval/ in the workdir)",
     )  # fmt: skip
     cli.add_process_flags(parser)
     args = parser.parse_args(argv)

@@ -1,8 +1,8 @@
 """Atomic writes, JSON, JSON lines and hashes. All JSON of the package is written and read here.
 
-JSON has no NaN and infinite numbers. They are written as null, and the field "nonfinite_values" of
-their object holds the value: {"loss": null, "nonfinite_values": {"loss": "nan"}}. The key of a
-number in a list is its path from that object, such as "losses/2".
+JSON has no NaN or infinite numbers. They are written as null, and the field "nonfinite_values" of
+their object has the value: {"loss": null, "nonfinite_values": {"loss": "nan"}}. The key of a number
+in a list is its path from that object, such as "losses/2".
 """
 
 import contextlib
@@ -25,12 +25,12 @@ def write_atomically(path: Path, content: str | bytes | Callable[[Path], object]
     `path`. If that fails, `path` is unchanged and the hidden file is removed.
 
     Args:
-      content: text (written as UTF-8), bytes, or a function that writes the file to the path it is
-        given. That path has the suffix of `path`.
+      content: text (written as UTF-8), bytes, or a function that writes the file to a given path,
+        which has the suffix of `path`.
 
     Raises OSError.
     """
-    # A random name: processes in two containers may share a directory and a process number.
+    # The name is random, because two containers may share a directory and a process number.
     part = path.with_name(f".{path.name}.{secrets.token_hex(8)}{path.suffix}")
     try:
         if callable(content):
@@ -56,7 +56,7 @@ def _flush_to_disk(path: Path) -> None:
 
 
 def dump_json(value: Any, **options: Any) -> str:
-    """Return `value` as JSON that every parser accepts. `options` are those of `json.dumps`.
+    """Return `value` as JSON that every parser accepts. `options` are passed to `json.dumps`.
 
     Raises ValueError for a NaN or infinite number outside of an object.
     """
@@ -72,7 +72,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
-    """Write `value` as JSON, NaN and infinite numbers included, atomically. Raises OSError."""
+    """Write `value` atomically as JSON, including NaN and infinite numbers. Raises OSError."""
     write_atomically(path, dump_json(value, indent=indent) + "\n")
 
 
@@ -85,8 +85,8 @@ def read_json_lines(path: Path, *, skip_torn: bool = True, skip_damaged: bool = 
     """Return the value of each line of a JSON-lines file such as metrics.jsonl.
 
     Args:
-      skip_torn: skip an incomplete last line: it is being written, or its writer was killed.
-      skip_damaged: skip every other line that is not JSON as well.
+      skip_torn: skip an incomplete last line, which is being written or whose writer was killed.
+      skip_damaged: also skip all other lines that are not JSON.
 
     Raises OSError, or ValueError that names the damaged line.
     """
@@ -109,7 +109,7 @@ def hash_texts(*texts: str) -> str:
 
 
 def encode_nonfinite(value: Any) -> Any:
-    """Return a copy of `value` that holds NaN and infinite numbers as `dump_json` writes them."""
+    """Return a copy of `value` with NaN and infinite numbers in the form of `dump_json`."""
     if isinstance(value, list | tuple):
         return [encode_nonfinite(item) for item in value]
     if not isinstance(value, dict):
@@ -129,7 +129,7 @@ def encode_nonfinite(value: Any) -> Any:
 
 
 def _decode_nonfinite(value: dict[str, Any]) -> dict[str, Any]:
-    """Put the numbers of "nonfinite_values" back into their object; ValueError for a wrong path."""
+    """Put the numbers of "nonfinite_values" back. Raises ValueError for a wrong path."""
     for path, number in value.pop(_NONFINITE, {}).items():
         node: Any = value
         try:

@@ -1,4 +1,4 @@
-"""Quantities, text and images as people read them: with units on a terminal, or as HTML."""
+"""Formats quantities with units, and escapes text and encodes images for HTML."""
 
 import base64
 import html
@@ -15,7 +15,7 @@ _BYTES = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 _FLOPS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))
 
 _THUMBNAIL_SIDE = 192  # pixels
-_PNG_SIDE = 64  # pixels; JPEG would blur small images, which are shown pixel by pixel
+_PNG_SIDE = 64  # pixels; JPEG would blur smaller images, which are shown pixel by pixel
 
 
 def format_duration(seconds: float) -> str:
@@ -49,7 +49,7 @@ def counted(count: int, noun: str) -> str:
 
 
 class Html(str):
-    """Text that is HTML already; `escape` does not change it."""
+    """Text that is already HTML. `escape` does not change it."""
 
 
 def escape(text: str) -> str:
@@ -58,7 +58,7 @@ def escape(text: str) -> str:
 
 
 def data_uri(pixels: "np.ndarray") -> str:
-    """Return the `src` of an <img> for u8[H, W] or u8[H, W, 3]: a PNG if small, else a JPEG."""
+    """Return the `src` of an <img> for u8[H, W] or u8[H, W, 3]: a PNG if it is small, or a JPEG."""
     from PIL import Image
 
     file = io.BytesIO()

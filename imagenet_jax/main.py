@@ -3,8 +3,8 @@
 
   python -m imagenet_jax.main --config=configs/resnet50.py --workdir=runs/resnet50
 
-The same command continues a stopped run from its last checkpoint, on the same samples. Every field
-of the config can be set on the command line; --help_config lists the fields:
+The same command continues a stopped run from its last checkpoint, with the same samples. Every
+field of the config can be set on the command line; --help_config lists the fields:
 
   --config.batch_size=1024 --config.data.path=/data/imagenet --config.optim.nesterov=true
 
@@ -29,15 +29,15 @@ def main(argv: Sequence[str]) -> int:
     # fmt: off
     flag("--workdir", metavar="DIR", help="folder of the run, created if needed")
     flag("--weights", metavar="FILE|NAME",
-        help="initial weights: short for --config.init.weights=FILE")
+        help="initial weights; short for --config.init.weights=FILE")
     cli.add_weights_key(parser)
     flag("--dry_run", action="store_true",
-        help="print the recipe, its memory and its training time; write nothing. If the data is "
-        "elsewhere: --config.data.source=synthetic")
+        help="print the recipe, its memory and its training time, and write nothing; if the data "
+        "is not on this machine, add --config.data.source=synthetic")
     flag("--target", metavar="NAME", default="",
-        help="with --dry_run: compile for hardware that is not here: v5e:2x4, h100:8, ...")
+        help="with --dry_run: compile for other hardware, such as v5e:2x4 or h100:8")
     flag("--price", metavar="DOLLARS", type=float,
-        help="with --target: of a TPU chip or a GPU for an hour")
+        help="with --target: price of a TPU chip or a GPU per hour")
     flag("--strict_restore", action="store_true",
         help="exit if the last checkpoint is damaged (default: continue from an earlier one)")
     flag("--quiet", action="store_true", help="print only errors and the final result")

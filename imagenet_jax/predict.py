@@ -5,11 +5,11 @@
   python -m imagenet_jax.predict photos/ --weights=resnet50.safetensors --config=configs/resnet50.py
   python -m imagenet_jax.predict photos/ --weights=torchvision/resnet50.v2
 
-IMAGE is a file, a folder, with everything below it, or - for an image on standard input. Images are
-resized and cropped as in evaluation. A workdir has everything that is needed: the EMA weights (the
-raw weights if the run keeps no EMA) and the class names. For --weights, the config sets the model;
-a model with 1000 classes gets the names of ImageNet's. A bad file is reported, the others are
-predicted, and the exit code is 1.
+IMAGE is a file, a folder (with its subfolders) or - for an image on standard input. Images are
+resized and cropped as in evaluation. A workdir has everything that is needed: the EMA weights (or
+the raw weights if the run keeps no EMA weights) and the class names. For --weights, the config sets
+the model, and a model with 1000 classes gets ImageNet's class names. An image that cannot be read
+is reported and skipped, and the exit code is 1.
 
 --json prints one object per line:
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         "--top", type=int, default=5, metavar="N",
         help="number of classes for each image (default: 5)",
     )  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="print JSON lines, not a table")
+    parser.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
     parser.add_argument("--html", metavar="FILE", help="also write a page with pictures and bars")
     args = parser.parse_args(argv)
     cli.check_weights(args)

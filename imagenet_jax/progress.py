@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with the time left in a terminal, lines at intervals in a log."""
+"""Progress of long work: a bar with the time left on a terminal, or lines in a log."""
 
 import contextlib
 import threading
@@ -21,19 +21,19 @@ from imagenet_jax.formatting import format_bytes, format_duration
 _T = TypeVar("_T")
 
 _FIRST_LINE, _LAST_INTERVAL = 3.0, 30.0  # seconds between lines in a log
-_SLOW_SECONDS = 2.0  # after which `announce` names the work
+_SLOW_SECONDS = 2.0  # time after which `announce` names the work
 
 
 class ProgressReporter:
     """A context manager that shows the progress of one stage of work.
 
     Args:
-      stage: its name.
+      stage: name of the stage.
       total: amount of work.
-      already: amount done by an earlier run; it is ignored when estimating the time left.
+      already: amount done by an earlier run, which is ignored when estimating the time left.
       unit: what `total` counts.
       quiet: show nothing.
-      stderr: write to standard error; work that takes less than three seconds gets no line.
+      stderr: write to standard error, without a line for work of less than three seconds.
     """
 
     def __init__(

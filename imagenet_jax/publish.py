@@ -5,11 +5,11 @@
   python -m imagenet_jax.publish --table            # update the README's table of all baselines
   python -m imagenet_jax.publish --table --check    # exit code 1 if that table is out of date
 
-The folder has the config, provenance and metrics of the run, its results (also by class), the
-weights, a model card, and a fingerprint that identifies the run: the data, the loss and gradient
-norm of the first 50 steps, and the SHA-256 of the weights. The code must be committed, so that
-`python -m imagenet_jax.reproduce` can check the run. Either the whole folder is written or nothing.
-If the data has moved on this machine: --config.data.path=/data/imagenet
+The folder has the config, provenance and metrics of the run, its results (including those of each
+class), the weights, a model card, and a fingerprint that identifies the run: the data, the loss and
+gradient norm of the first 50 steps, and the SHA-256 of the weights. The code must be committed, so
+that `python -m imagenet_jax.reproduce` can check the run. The folder is written completely or not
+at all. If the data has moved on this machine, add --config.data.path=/data/imagenet
 """
 
 from collections.abc import Sequence
@@ -22,25 +22,25 @@ def main(argv: Sequence[str]) -> int:
     argv, overrides = cli.split_overrides(argv)
     parser = cli.parser("imagenet_jax.publish", __doc__)
     add = parser.add_argument
-    add("workdir", nargs="?", metavar="WORKDIR", help="of a finished run")
-    add("--out", metavar="DIR", help="baselines/NAME; must not exist")
+    add("workdir", nargs="?", metavar="WORKDIR", help="workdir of a finished run")
+    add("--out", metavar="DIR", help="a new folder baselines/NAME")
     add(
         "--checkpoint", metavar="latest|best|STEP",
-        help="which one; best is by config.checkpoint.best_metric (default: latest)",
+        help="checkpoint to publish; best: by config.checkpoint.best_metric (default: latest)",
     )  # fmt: skip
     add(
         "--no_weights", action="store_true",
-        help="leave out weights.safetensors but keep the checksums, if it is too large for git",
+        help="publish only the checksums of the weights, if the weights are too large for git",
     )  # fmt: skip
     add(
         "--allow_dirty", action="store_true",
-        help="publish even if the code was not committed or changed during the run",
+        help="publish even if the code was not committed or has changed during the run",
     )  # fmt: skip
     add(
         "--table", nargs="?", const="README.md", metavar="FILE",
         help="update the table of all baselines in FILE (default: README.md)",
     )  # fmt: skip
-    add("--check", action="store_true", help="with --table: compare it without writing")
+    add("--check", action="store_true", help="with --table: only compare the table")
     add("--config.FIELD", metavar="VALUE", help="set a field for the evaluation on this machine")
     args = parser.parse_args(argv)
     of_a_run = args.out or args.checkpoint or args.no_weights or args.allow_dirty or overrides

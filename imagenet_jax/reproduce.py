@@ -6,12 +6,12 @@
   python -m imagenet_jax.reproduce baselines/resnet50_v1 --full --workdir=runs/again \\
     --config.data.path=/data/imagenet2012/5.1.0
 
-Prints which versions, devices and processors differ, refuses different data, and trains from the
-same seed. Loss and gradient norm of each step are compared bit for bit if versions and hardware are
-the same, otherwise within a tolerance that grows with the step (see baselines/reproduction.py).
---full also compares the weights at the end, or the top-1 accuracy if bits cannot agree. The last
-line is PASS, or FAIL with the first step and quantity that differ; the exit code is 0 or 1. With
---workdir, the same command continues a run that was stopped.
+The command prints which versions, devices and processors differ, rejects different data, and trains
+from the same seed. The loss and gradient norm of each step are compared bit for bit if versions and
+hardware are the same, otherwise within a tolerance that grows with the step (see
+baselines/reproduction.py). --full also compares the final weights, or the top-1 accuracy if bits
+cannot agree. The last line is PASS, or FAIL with the first step and quantity that differ; the exit
+code is 0 or 1. With --workdir, the same command continues a run that was stopped.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ def main(argv: Sequence[str]) -> int:
     parser = cli.parser("imagenet_jax.reproduce", __doc__)
     add = parser.add_argument
     add("baseline", metavar="BASELINE", help="a folder such as baselines/NAME")
-    add("--steps", type=int, metavar="N", help="steps to compare (default: all that are published)")
+    add("--steps", type=int, metavar="N", help="steps to compare (default: all published steps)")
     add("--full", action="store_true", help="train to the published checkpoint")
     add("--workdir", metavar="DIR", help="where to train (default: a temporary folder)")
-    add("--config.FIELD", metavar="VALUE", help="set where the data is, how it is read, ...")
+    add("--config.FIELD", metavar="VALUE", help="set a field such as data.path or data.threads")
     args = parser.parse_args(argv)
     if args.full and args.steps is not None:
         raise UserError("give either --steps=N or --full")

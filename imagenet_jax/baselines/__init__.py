@@ -1,1 +1,1 @@
-"""Published baselines: writing, reading, reproducing."""
+"""Publishes, reads and reproduces baselines."""

@@ -1,4 +1,4 @@
-"""The folder of a published baseline: reading it, and the form of its files."""
+"""The folder of a published baseline: reads it, and defines the format of its files."""
 
 import dataclasses
 import functools
@@ -26,9 +26,11 @@ _REQUIRED = {
 
 @dataclasses.dataclass(frozen=True)
 class Baseline:
-    """The content of a folder.
+    """A published baseline.
 
     Attributes:
+      path: its folder.
+      config: the config of the run.
       provenance: see `collect_provenance`; "resumed" lists the later starts of the run.
       metrics: the lines of metrics.jsonl.
       results: {checkpoint, split, results: [{weights, count, METRICS ...}], by_class}; the first
@@ -69,7 +71,7 @@ class Baseline:
 
 
 def read(path: Path) -> Baseline:
-    """Return what `publish` wrote; UserError, naming the file, if it is incomplete."""
+    """Return what `publish` wrote. Raises UserError, naming the file, if it is incomplete."""
     if not (path / FINGERPRINT).is_file():
         raise UserError(
             f"{path} is not a published baseline: it has no {FINGERPRINT}; "
@@ -86,12 +88,12 @@ def read(path: Path) -> Baseline:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSON-lines file; UserError if it cannot be read."""
+    """Return the objects of a JSON-lines file. Raises UserError if it cannot be read."""
     return _read(path, functools.partial(read_json_lines, skip_torn=False))
 
 
 def format_json(value: Any, indent: int = 0) -> str:
-    """Return JSON with one line per innermost object or list: short, and readable as a diff."""
+    """Return JSON with a line for each innermost object or list: short, with readable diffs."""
     value = encode_nonfinite(value)
     inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     if not any(isinstance(item, dict | list) for item in inner):
@@ -106,8 +108,8 @@ def format_json(value: Any, indent: int = 0) -> str:
 def checksums(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Return {"all": SHA-256, "tensors": {name: SHA-256}} in hexadecimal.
 
-    A tensor's is that of its bytes in a .safetensors file: little-endian, row-major. "all" is that
-    of the lines "SHA-256  NAME", sorted by name, as sha256sum prints them.
+    The SHA-256 of a tensor is that of its bytes in a .safetensors file: little-endian, row-major.
+    "all" is that of the lines "SHA-256  NAME", sorted by name, as printed by sha256sum.
     """
     sums = {}
     for name in sorted(tensors):

@@ -1,7 +1,7 @@
-"""The Markdown of published baselines: model cards, and the README's table of results.
+"""Markdown of published baselines: model cards, and the README's table of results.
 
-The sections of a card follow Mitchell et al. 2019, "Model Cards for Model Reporting",
-arXiv:1810.03993, as far as a training run has the information.
+The sections of a card are those of Mitchell et al. 2019, "Model Cards for Model Reporting",
+arXiv:1810.03993, if a training run has the information.
 """
 
 import math
@@ -32,7 +32,7 @@ _Z = 1.959964  # quantile of the normal distribution for a 95 % interval
 def write_card(
     baseline: Baseline, folder: Path, recipe: Sequence[tuple[str, str]], *, with_weights: bool
 ) -> str:
-    """Return the Markdown of the card of a baseline that will be in `folder`."""
+    """Return the model card of a baseline that will be in `folder`, in Markdown."""
     config, results, first = baseline.config, baseline.results, baseline.result
     low, high = wilson_interval(first["top1"], first["count"])
     name, kind = _escape(folder.resolve().name), WEIGHTS_LABELS[first["weights"]]
@@ -164,7 +164,7 @@ python -m imagenet_jax.predict IMAGE --weights={path}/{WEIGHTS} --config={path}/
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table; the cells are Markdown already."""
+    """Return a Markdown table. The cells are already Markdown."""
     lines = (header, ["---"] * len(header), *rows)
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -175,9 +175,9 @@ def _escape(text: str) -> str:
 
 
 def update_table(readme: Path, baselines: Path, *, check: bool = False) -> str:
-    """Write the table of `baselines`/* between the markers in `readme`; return a line about it.
+    """Write the table of `baselines`/* between the markers in `readme`. Return a line about it.
 
-    With `check` nothing is written. Raises UserError if the file has no markers, cannot be read or
+    With `check`, nothing is written. Raises UserError if the file has no markers, cannot be read or
     written, or, with `check`, has a different table.
     """
     try:
@@ -205,7 +205,7 @@ def update_table(readme: Path, baselines: Path, *, check: bool = False) -> str:
 
 
 def find_baselines(folder: Path) -> list[Baseline]:
-    """Return every published baseline in `folder`, by name; UserError if one is damaged."""
+    """Return the published baselines in `folder`, sorted by name. UserError if one is damaged."""
     return [files.read(path.parent) for path in sorted(folder.glob(f"[!.]*/{FINGERPRINT}"))]
 
 
@@ -239,7 +239,7 @@ def _describe_device(published: Baseline) -> str:
 
 
 def _find_speed(published: Baseline) -> str:
-    """Return the median rate of the run; "" on a CPU, where it depends on what else was running."""
+    """Return the median speed of the run, or "" on a CPU, where other programs affect it."""
     if "cpu" in published.provenance["devices"]:
         return ""
     rates = [line["images_per_second"] for line in published.metrics if "images_per_second" in line]

@@ -1,4 +1,4 @@
-"""Publishing a finished run as a baseline."""
+"""Publishes a finished run as a baseline."""
 
 import math
 import shutil
@@ -27,8 +27,8 @@ from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS
 from imagenet_jax.weights import torch_names, weight_file
 
 CHECKOUT = ROOT
-# Fraction of the images that another machine may classify differently, because their two best
-# classes are equal up to rounding.
+# Fraction of the images that another machine may classify differently, because their two most
+# likely classes are equal up to rounding.
 _NEAR_TIES = 0.001
 
 
@@ -41,7 +41,7 @@ def publish(
     with_weights: bool = True,
     overrides: Iterable[tuple[str, str]] = (),
 ) -> str:
-    """Write the folder `out` from a finished run, completely or not at all; return a line about it.
+    """Write the folder `out` from a finished run, completely or not at all. Return a summary line.
 
     Args:
       checkpoint: "latest", "best" or a step.
@@ -49,7 +49,7 @@ def publish(
       with_weights: include the weights; their checksums are always included.
       overrides: (field, text) changes for the evaluation on this machine, such as data.path.
 
-    Raises UserError, with a way out, if the run or the code is not fit to be published.
+    Raises UserError, with a way to fix it, if the run or the code cannot be published.
     """
     overrides = list(overrides)
     if out.exists():
@@ -117,7 +117,7 @@ def publish(
 
 
 def _require_known_code(workdir: Path, provenance: dict[str, Any]) -> None:
-    """Raise UserError unless one committed revision trained the run and is unchanged here."""
+    """Raise UserError unless a single committed revision trained the run, and is unchanged here."""
     hint = "or publish with --allow_dirty, which the model card will state"
     here = find_revision(CHECKOUT)
     if here.get("git_untracked"):
@@ -153,15 +153,15 @@ def _require_same_data(workdir: Path, provenance: dict[str, Any], run: Experimen
 
 
 def _require_one_batch_size(workdir: Path, run: Experiment) -> None:
-    """Raise UserError if the records of each step do not follow from config.json."""
+    """Raise UserError if config.json does not determine the records of each step."""
     for line in baseline.read_lines(workdir / "metrics.jsonl"):
         here = run.epoch_at(line["step"])
         if "epoch" in line and not math.isclose(line["epoch"], here, rel_tol=1e-9):
             raise UserError(
                 f"{workdir} changed its batch size during training: step {line['step']} is at "
                 f"epoch {line['epoch']:.6g}, not {here:.6g} as with config.batch_size = "
-                f"{run.config.batch_size} from the start. Only the config is "
-                "published, which cannot reproduce such a run: train it again in another --workdir"
+                f"{run.config.batch_size} from the start. The published config cannot reproduce "
+                "such a run: train it again in another --workdir"
             )
 
 
@@ -179,7 +179,7 @@ def _read_first_steps(workdir: Path, total_steps: int) -> list[dict[str, Any]]:
 def _make_results(
     workdir: Path, step: int, weights: Weights, overrides: list[tuple[str, str]]
 ) -> dict[str, Any]:
-    """Return the content of results.json; a checkpoint without a recorded result is evaluated."""
+    """Return the content of results.json. Evaluates a checkpoint without a recorded result."""
     split = weights.config.data.eval_split
     history = baseline.read_lines(workdir / "metrics.jsonl")
     wanted = (step, split)
@@ -200,7 +200,7 @@ def _make_results(
 
 
 def _require_same_accuracy(result: dict[str, Any], accuracy: float, count: int) -> None:
-    """Raise UserError if the split, evaluated here, does not give the recorded accuracy."""
+    """Raise UserError if the accuracy measured here differs from the recorded one."""
     allowed = max(2, _NEAR_TIES * count)
     if count != result["count"] or abs(accuracy - result["top1"]) * count > allowed:
         raise UserError(

@@ -1,10 +1,10 @@
-"""Training a published baseline again and comparing it: bit for bit, or within a tolerance.
+"""Trains a published baseline again and compares it, bit for bit or within a tolerance.
 
-Two programs that round differently (another processor or compiler version) differ by rounding at
-the first step. Training amplifies the difference at each step, until they are two independent runs
-of one recipe. Largest relative differences measured on the quickstart, between jax 0.10.2 and
-0.12.0 and between SSE4.2 and AVX2; in float32 also between one core and two, and between one device
-and eight:
+Programs that round differently, because of another processor or compiler version, differ only by
+rounding at the first step. Training amplifies the difference at each step, until the two runs are
+like independent runs of one recipe. Largest relative differences measured on the quickstart,
+between jax 0.10.2 and 0.12.0 and between SSE4.2 and AVX2; in float32 also between one core and two,
+and between one device and eight:
 
     step                      1      2      3      4      5      7     10     20     30     50
     float32   loss        2e-07  2e-07  2e-05  1e-03  1e-02  6e-03  3e-02  7e-02  1e-01  1e-01
@@ -12,9 +12,9 @@ and eight:
     bfloat16  loss        4e-05  2e-04  5e-05  8e-04  2e-03  1e-02  5e-03  9e-02  3e-02  9e-02
               grad_norm   2e-02  6e-02  2e-02  2e-01  1e-01  2e-02  2e-01  3e-01  2e-01  8e-02
 
-The tolerance therefore starts small, grows tenfold per step, and ends at a level that only excludes
-runs that diverge or do not learn. The first steps detect different data, seeds, initial weights and
-losses. A small change of the learning rate is detected only bit for bit.
+The tolerance therefore starts small, grows tenfold per step, and ends at a level that excludes only
+runs that diverge or do not learn. The first steps reveal different data, seeds, initial weights and
+losses. A small change of the learning rate is detected only if bits are compared.
 """
 
 import contextlib
@@ -41,12 +41,12 @@ from imagenet_jax.training.load_weights import load_run_weights, read_initial_we
 from imagenet_jax.weights import torch_names
 
 MARK = "reproduces.json"
-# Provenance that may differ while results stay identical: the code is what is being tested.
+# Provenance that may differ in a bit-for-bit comparison, because it tests the code.
 _CODE = (
     "git_revision", "git_dirty", "git_untracked", "version", "code_sha256", "python", "platform",
 )  # fmt: skip
 _NO_ENVIRONMENT = ("data", "initial_weights", "resumed", "published_with")
-# Fields that may be set but make XLA compile a program that rounds differently.
+# Fields that may be set, but make XLA compile a program that rounds differently.
 _ROUNDING = ("mesh.fsdp", "log.group_norms", "debug.nans")
 _SETTABLE = ("init.weights", *config_io.OPERATIONAL)
 
@@ -57,7 +57,7 @@ _FIRST = {
 }
 _GROWTH = 10.0
 _LAST = {"loss": 0.5, "grad_norm": 0.8}
-_STANDARD_ERRORS = 3.0  # allowed between the top-1 accuracies of two runs
+_STANDARD_ERRORS = 3.0  # allowed difference of the top-1 accuracies of two runs
 QUANTITIES = ("loss", "grad_norm")
 
 
@@ -78,7 +78,7 @@ def reproduce(
       overrides: (field, text) changes of operational fields and of init.weights.
 
     Returns:
-      0 if the runs agree, 1 if not, 128 + the number of a signal that stopped the training.
+      0 if the runs agree, 1 if not, 128 + the number of the signal if one stopped the training.
 
     Raises UserError if the runs cannot be compared.
     """
@@ -146,13 +146,13 @@ class Difference(NamedTuple):
 
 
 def tolerance(step: int, quantity: str, dtype: str) -> float:
-    """Return the relative difference that rounding explains after `step` steps in `dtype`."""
-    # 9: reaches every limit, and cannot overflow.
+    """Return the relative difference that rounding can explain after `step` steps in `dtype`."""
+    # The exponent 9 reaches every limit and cannot overflow.
     return min(_FIRST[dtype][quantity] * _GROWTH ** min(step - 1, 9), _LAST[quantity])
 
 
 def relative_difference(a: float, b: float) -> float:
-    """Return |a - b| / max(|a|, |b|); 0 for equal values, infinity for NaN and infinite ones."""
+    """Return |a - b| / max(|a|, |b|): 0 for equal values, infinity if one is NaN or infinite."""
     if a == b:
         return 0.0
     difference = abs(a - b) / max(abs(a), abs(b))
@@ -165,7 +165,7 @@ def first_difference(
     """Return the first difference between steps [{step, loss, grad_norm}], or None.
 
     Args:
-      here: the same steps, or the first ones of them.
+      here: the same steps, or only the first of them.
       exact: compare bit for bit instead of within `tolerance`.
       dtype: compute dtype of the model, "float32" or "bfloat16".
     """
@@ -182,14 +182,14 @@ def accuracy_tolerance(top1: float, count: int) -> float:
     """Return the allowed absolute difference from `top1` for a run that rounds differently.
 
     It is three standard errors of the difference between two independent samples of `count` images.
-    Laplace's estimate of the proportion keeps it above 0 at an accuracy of 100 %.
+    Laplace's estimate of the proportion makes it positive even at an accuracy of 100 %.
     """
     p = (top1 * count + 1) / (count + 2)
     return _STANDARD_ERRORS * math.sqrt(2 * p * (1 - p) / count)
 
 
 def _flatten(provenance: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return one entry for each package and each property of the machine."""
+    """Return a flat dictionary with an entry for each package and property of the machine."""
     flat: dict[str, Any] = {}
     for name, value in provenance.items():
         if name in ("packages", "machine", "environment"):
@@ -202,7 +202,7 @@ def _flatten(provenance: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _print_environment(published: Baseline, config: ConfigDict, here: dict[str, Any]) -> bool:
-    """Print how this environment differs; return whether results must agree bit for bit."""
+    """Print how this environment differs. Return whether results must agree bit for bit."""
     different: dict[str, tuple[Any, Any]] = {}  # name: (published, here)
     ours = _flatten(here)
     for start in published.starts:
@@ -251,10 +251,10 @@ def _require_same_data(
 
 
 def _mark_workdir(workdir: Path, published: Baseline, here: dict[str, Any]) -> None:
-    """Mark `workdir` as this reproduction's; UserError if it contains anything else.
+    """Mark `workdir` as a run of this reproduction. Raises UserError if it has another run.
 
-    A stopped reproduction continues only with the same code on the same machine: steps of other
-    code would prove nothing about this one.
+    A stopped reproduction continues only with the same code on the same machine, because earlier
+    steps of different code would prove nothing about this code.
     """
     text = (published.path / baseline.FINGERPRINT).read_bytes()
     mark = {"fingerprint": hashlib.sha256(text).hexdigest(), "by": here}
@@ -264,7 +264,7 @@ def _mark_workdir(workdir: Path, published: Baseline, here: dict[str, Any]) -> N
             if read_json(path) == mark and not here["git_dirty"]:
                 return
         raise UserError(
-            f"--workdir={workdir} holds another run, or one of different code: use a new one"
+            f"--workdir={workdir} has another run, or a run of different code: use a new workdir"
         )
     with writing(f"--workdir={workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
@@ -282,7 +282,7 @@ def _describe_agreement(published: list[dict[str, Any]], here: list[dict[str, An
 
 
 def _compare_weights(published: Baseline, workdir: Path) -> tuple[Difference | None, str]:
-    """Return the first tensor that differs, and the text for agreement."""
+    """Return the first tensor that differs, if any, and the message if all agree."""
     theirs = published.fingerprint["weights"]
     weights = load_run_weights(workdir, str(theirs["checkpoint"]))
     params, stats = jax.device_get((weights.tree["params"], weights.tree["batch_stats"]))
@@ -296,7 +296,7 @@ def _compare_weights(published: Baseline, workdir: Path) -> tuple[Difference | N
 
 
 def _compare_accuracy(published: Baseline, workdir: Path) -> tuple[Difference | None, str]:
-    """Return the top-1 accuracies if they differ too much, and the text for agreement."""
+    """Return the top-1 accuracies if they differ too much, and the message if they agree."""
     step = published.results["checkpoint"]
     a, b = published.result["top1"], _find_result(published, workdir)["top1"]
     allowed = accuracy_tolerance(a, published.result["count"])

@@ -1,4 +1,4 @@
-"""Predictions of a split: precision, recall, F1 and confusions of each class, and calibration."""
+"""Predicts a split: precision, recall, F1 and confusions of each class, and calibration."""
 
 import dataclasses
 import sys
@@ -23,8 +23,8 @@ from imagenet_jax.training.load_weights import Weights
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_BINS = 15  # of confidence, as in Guo et al. 2017
-_SHOWN = 50  # classes in the terminal's table; the JSON has all
+_BINS = 15  # bins of confidence, as in Guo et al. 2017
+_SHOWN = 50  # number of classes in the printed table; the JSON has all
 NAMED_CLASSES = 40  # with more classes, an axis has no room for their names
 
 
@@ -32,9 +32,9 @@ class Predictions(NamedTuple):
     """Class probabilities of a split.
 
     Attributes:
-      indices: i64[N], of the records that can be decoded, in order.
-      labels: i32[N], of the data.
-      probabilities: f32[N, K], of the classes of the data.
+      indices: i64[N], the records that can be decoded, in order.
+      labels: i32[N], their labels.
+      probabilities: f32[N, K], for the classes of the data.
       class_names: readable name of each label.
       outputs: i[K], the model's output for each label.
     """
@@ -47,22 +47,22 @@ class Predictions(NamedTuple):
 
 
 def predict_split(weights: Weights, fingerprint: str = "") -> Predictions:
-    """Run every image of config.data.eval_split through the model, and show progress.
+    """Predict every image of config.data.eval_split, and show progress.
 
     Every process must call it.
 
     Args:
-      fingerprint: required of the split; "": any.
+      fingerprint: the fingerprint that the split must have; "": any.
 
-    Raises UserError if the data does not fit the weights, or has another fingerprint.
+    Raises UserError if the data does not fit the weights, or has a different fingerprint.
     """
     config = weights.config
     evaluation = make_evaluation(config, weights.mesh, weights.known)
     source, outputs = evaluation.source, evaluation.outputs
     if fingerprint and source.fingerprint != fingerprint:
         raise UserError(
-            f"{source.name} has other images than the run was evaluated on, or they are stored "
-            f"differently (fingerprint {source.fingerprint}, not {fingerprint}); give their folder "
+            f"{source.name} differs from the images that the run was evaluated on, or stores them "
+            f"differently (fingerprint {source.fingerprint}, not {fingerprint}); set their folder "
             "with --config.data.path=DIR"
         )
     step, size = compile_model(weights, outputs), config.eval.batch_size
@@ -93,7 +93,7 @@ class ByClass:
 
     Attributes:
       class_names: name of each label.
-      accuracy: fraction of right predictions.
+      accuracy: fraction of correct predictions.
       calibration_error: see `Reliability.error`.
       precision, recall, f1: f64[C]; 0 for a class that is never predicted, or has no images.
       support: i64[C], images of each class.
@@ -110,7 +110,7 @@ class ByClass:
     confusion: np.ndarray
 
     def as_json(self) -> dict[str, Any]:
-        """Return plain values, with the classes in the order of their labels."""
+        """Return a JSON value, with the classes in the order of their labels."""
         scores = {"precision": self.precision, "recall": self.recall, "f1": self.f1}
         columns = {"name": self.class_names, **scores, "images": self.support}
         rows = zip(*(np.asarray(values).tolist() for values in columns.values()), strict=True)
@@ -125,7 +125,7 @@ class ByClass:
 
 
 def by_class(labels: np.ndarray, probabilities: np.ndarray, names: tuple[str, ...]) -> ByClass:
-    """Return the statistics of i[N] labels and f[N, C] probabilities."""
+    """Return the statistics for i[N] labels and f[N, C] probabilities."""
     predicted = probabilities.argmax(axis=1)
     classes = np.arange(len(names))
     precision, recall, f1, support = precision_recall_fscore_support(
@@ -138,11 +138,11 @@ def by_class(labels: np.ndarray, probabilities: np.ndarray, names: tuple[str, ..
 
 
 class Reliability(NamedTuple):
-    """Confidence and accuracy within bins of equal width; bin i is (i / B, (i + 1) / B].
+    """Confidence and accuracy in bins of equal width. Bin i is (i / B, (i + 1) / B].
 
     Attributes:
-      images: i64[B], images of each bin.
-      confidence, accuracy: f64[B], means over them; NaN if there are none.
+      images: i64[B], number of images in each bin.
+      confidence, accuracy: f64[B], means over the images; NaN for an empty bin.
     """
 
     images: np.ndarray
@@ -161,10 +161,10 @@ class Reliability(NamedTuple):
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = _BINS) -> Reliability:
-    """Return the reliability diagram (Guo et al.) of i[N] labels and f[N, C] probabilities."""
+    """Return the reliability diagram (Guo et al.) for i[N] labels and f[N, C] probabilities."""
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == labels
-    # Bins are open below and closed above, as in the paper.
+    # As in the paper, bins include their upper bound but not their lower bound.
     bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     images = np.bincount(bin_of, minlength=bins)
     with np.errstate(invalid="ignore"):
@@ -175,9 +175,9 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = _BINS
 
 
 def write_by_class(weights: Weights, directory: Path, stem: str) -> None:
-    """Print the statistics; write STEM_by_class.json and STEM_confusion.png in `directory`.
+    """Print the statistics. Write STEM_by_class.json and STEM_confusion.png to `directory`.
 
-    Every process must call it; the first one prints and writes. Raises UserError if it cannot.
+    Every process must call it; the first one prints and writes. Raises UserError if writing fails.
     """
     found = predict_split(weights)
     report = by_class(found.labels, found.probabilities, found.class_names)
@@ -255,10 +255,10 @@ def save_confusion(report: ByClass, path: Path) -> None:
 def draw_confusion(
     axes: "Axes", confusion: np.ndarray, names: Sequence[str], numbered: int = NAMED_CLASSES
 ) -> None:
-    """Draw i[C, C] counts [true, predicted] as fractions of each row.
+    """Draw counts i[C, C] [true, predicted] as fractions of each row.
 
     Args:
-      numbered: the largest number of classes for which the cells show the counts.
+      numbered: maximum number of classes for which the cells show the counts.
     """
     fractions = confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     picture = axes.imshow(fractions, vmin=0, vmax=1, cmap="Blues", interpolation="nearest")

@@ -1,4 +1,4 @@
-"""Evaluation of the checkpoints of a run, or of a weights file: measure, print, write."""
+"""Evaluates the checkpoints of a run, or a weights file; prints and writes the results."""
 
 import hashlib
 import sys
@@ -49,7 +49,7 @@ _POLL_SECONDS = 2.0
 
 
 def evaluate_and_report(args: Namespace, overrides: list[tuple[str, str]]) -> None:
-    """Evaluate what the flags of the command eval name; print and write each result."""
+    """Evaluate the weights that the flags of `eval` name. Print and write each result."""
     workdir = expand_user(args.workdir) if args.workdir else None
     records: Iterable[Result]
     if workdir:
@@ -95,7 +95,7 @@ def evaluate_workdir(
     Args:
       overrides: (field, text) changes to the run's config, such as where the data is.
       follow: continue with each newer checkpoint until training ends, and wait for the first one if
-        there is none yet. A checkpoint that is removed before it is read is skipped.
+        there is none yet. Checkpoints that are removed before they are read are skipped.
 
     Yields the records of `write_result`, in every process. Raises UserError if there is nothing to
     evaluate.
@@ -119,7 +119,7 @@ def evaluate_workdir(
     yield evaluate(state, last)
 
     def find_next() -> tuple[int | None, bool]:
-        running = is_training(workdir)  # before looking, to see the last checkpoint of a run
+        running = is_training(workdir)  # check this first, so as not to miss the last checkpoint
         return next((step for step in checkpoints.steps() if step > last), None), running
 
     while follow:
@@ -145,7 +145,7 @@ def evaluate_file(file: Path, config: ConfigDict, key: str = "") -> Result:
     """Evaluate a weights file on the evaluation split of `config`.
 
     Args:
-      key: the entry of the file that holds the weights, as for `weight_file.read`.
+      key: the entry of the file that has the weights, as for `weight_file.read`.
 
     Returns a record like that of `write_result`, with step 0, "file", and a "note" if entries of
     the file were chosen, renamed or skipped. Raises UserError if the file does not fit the model,
@@ -175,9 +175,9 @@ def evaluate_file(file: Path, config: ConfigDict, key: str = "") -> Result:
 def write_result(workdir: Path, step: int, evaluation: Evaluation, results: list[Result]) -> Result:
     """Write the results of a checkpoint to `eval/STEP.json`, and return what was written.
 
-    The record has the first result, the others under "also", and under "measured" the data and the
-    settings. If those differ from the run's own, the file is `eval/STEP-VARIANT.json`, and
-    "variant" names the differences.
+    The record has the first result, the others under "also", and the data and settings under
+    "measured". If those differ from the run's, the file is `eval/STEP-VARIANT.json`, and "variant"
+    names the differences.
     """
     record = _make_record(step, evaluation, results)
 
@@ -205,7 +205,7 @@ def _make_record(step: int, evaluation: Evaluation, results: list[Result]) -> Re
 
 
 def print_result(record: dict[str, Any], workdir: Path | None = None) -> None:
-    """Print an evaluation as a table and, if it is of a run, where its files are."""
+    """Print an evaluation as a table and, for a run, the paths of its files."""
     stem = result_stem(record)
     num_classes = record.get("classes", record["measured"]["model.num_classes"])
     metrics = shown_metrics(num_classes)

@@ -1,4 +1,4 @@
-"""Predictions on image files: as a table, JSON lines, and an HTML page with pictures and bars."""
+"""Predicts image files, and shows the predictions as a table, JSON lines or an HTML page."""
 
 import itertools
 import os
@@ -56,7 +56,7 @@ class Prediction(NamedTuple):
     """The most likely classes of one image.
 
     Attributes:
-      name: of the image.
+      name: name of the image.
       pixels: u8[S, S, 3], the input of the model.
       labels: i64[K], most likely first.
       classes: their names; "class 7" if the names are unknown.
@@ -71,7 +71,7 @@ class Prediction(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """An image that has no prediction, and one line that names it and says why."""
+    """An image without a prediction, and a line with its name and the reason."""
 
     name: str
     reason: str
@@ -85,7 +85,7 @@ def predict_images(
     Images are decoded as in evaluation and run in batches of at most config.eval.batch_size.
 
     Args:
-      top: number of classes of a Prediction, at most all.
+      top: number of classes in a Prediction; all classes if there are fewer.
     """
     config, step = weights.config, compile_model(weights)
     rows = weights.mesh.size
@@ -96,7 +96,7 @@ def predict_images(
     with ThreadPoolExecutor(config.data.threads or os.cpu_count()) as pool:
         while chunk := list(itertools.islice(remaining, rows)):
             decoded = list(pool.map(lambda image: _decode(image, weights), chunk))
-            yield from done  # of the chunk before, which the devices run while this one is decoded
+            yield from done  # the previous chunk, which ran on the devices during decoding
             good = [item for item in decoded if not isinstance(item, Failure)]
             yield from (item for item in decoded if isinstance(item, Failure))
             done = iter(())
@@ -150,9 +150,9 @@ def watch(batches: Batches, evaluation: Evaluation, work: str) -> Batches:
 
 
 def compile_model(weights: Weights, outputs: np.ndarray | None = None) -> jax.stages.Wrapped:
-    """Return a program: (tree, batch) -> what the batch has besides images, and "probabilities".
+    """Return a program: (tree, batch) -> the batch without images, with "probabilities".
 
-    They are f32[B, C], or f32[B, K] of `outputs`. All results are on every device.
+    They are f32[B, C], or f32[B, K] for K `outputs`. All results are replicated on every device.
     """
     config, graph = weights.config, inference_graph(weights.config.model)
 
@@ -176,13 +176,13 @@ def show_predictions(
     json_lines: bool,
     page: Path | None,
 ) -> int:
-    """Print predictions on standard output and failures on standard error; write the page.
+    """Print predictions on standard output and failures on standard error. Write the page.
 
     Args:
-      problems: other failures, such as names that are no images.
+      problems: messages of other failures, such as folders without images.
       title: the model, for the page.
-      json_lines: print each prediction as a JSON object at once, instead of a table at the end.
-      page: path of the HTML page, a single file.
+      json_lines: print each prediction immediately as a JSON object, instead of a table at the end.
+      page: path of the HTML page, a single file; None: no page.
 
     Returns the exit code: 1 if anything failed. Raises UserError if `page` cannot be written.
     """

@@ -1,13 +1,13 @@
-"""Checks of a data set: counts, damage, duplicates, leakage between splits.
+"""Checks of a data set: counts, damage, duplicates, and leakage between splits.
 
-Errors stop a training run or make its numbers wrong. ImageNet as published has no errors except
-perhaps `leakage`; it has some of the warnings, CMYK files and duplicates among them.
+Errors stop training or make its results wrong. ImageNet as published has no errors, except perhaps
+`leakage`, but some of the warnings, such as CMYK files and duplicates.
 """
 
 from typing import NamedTuple
 
 ERRORS = {
-    "unreadable": "not an image, a damaged one, or a file that cannot be opened",
+    "unreadable": "not an image, a damaged image, or a file that cannot be opened",
     "truncated": "an image that ends early and cannot be decoded",
     "wrong_count": "a number of images or classes that differs from ImageNet's",
     "leakage": "the same bytes in two splits",
@@ -16,13 +16,13 @@ ERRORS = {
     "different_classes": "splits whose classes differ",
 }
 WARNINGS = {
-    "unterminated": "an image without an end marker that can be decoded nevertheless",
+    "unterminated": "an image without an end marker that can still be decoded",
     "cmyk": "CMYK colors; converted to RGB",
     "sixteen_bit": "16 bits per channel; reduced to 8",
     "animated": "several frames; only the first is used",
     "alpha": "transparency; dropped",
-    "misnamed": "another format than the file name says, such as a PNG in a .JPEG",
-    "odd_metadata": "damaged or unusual metadata; the pixels do not depend on it",
+    "misnamed": "a format that differs from the file name, such as a PNG in a .JPEG",
+    "odd_metadata": "damaged or unusual metadata, which does not affect the pixels",
     "exif_rotated": "an EXIF rotation, which is not applied",
     "tiny": "a shorter side of less than 32 pixels",
     "conflicting_labels": "the same bytes twice in a split with different labels",
@@ -33,12 +33,12 @@ WARNINGS = {
 
 
 class Finding(NamedTuple):
-    """Something found.
+    """A finding.
 
     Attributes:
       kind: a key of ERRORS or WARNINGS.
-      split: its split; "" if it concerns the whole data set.
-      name: of the record, class or split.
+      split: name of the split; "" for the whole data set.
+      name: name of the record, class or split.
       detail: one line, or "".
     """
 

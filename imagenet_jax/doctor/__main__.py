@@ -1,15 +1,15 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Look at every image of a data set and report what is wrong with it, without changing anything.
+"""Check every image of a data set and report problems, without changing anything.
 
   python -m imagenet_jax.doctor /data/imagenet2012/5.1.0
   python -m imagenet_jax.doctor /images --json=report.json
 
 DATA is a tfds directory of ArrayRecord files, or a folder in one of the layouts that docs/data.md
-lists; the first line names the layout. The table has counts, a histogram of images per class, sizes
-and formats for each split; then follow the findings and what is left out. The fingerprint depends
-only on the images and their classes, so it is the same however the data are stored. A data set that
-is called imagenet2012, or has its classes, must have 1,281,167 + 50,000 images in 1,000 classes.
-Exits with 1 if there are errors.
+lists; the first line names the layout. A table shows counts, a histogram of images per class, sizes
+and formats for each split. It is followed by the findings and the files that are left out. The
+fingerprint depends only on the images and their classes, so it is the same however the data is
+stored. A data set that is called imagenet2012, or has its classes, must have 1,281,167 + 50,000
+images in 1,000 classes. Exits with 1 if there are errors.
 """
 
 import os
@@ -24,7 +24,7 @@ from imagenet_jax.files import dump_json, write_json
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.parser("imagenet_jax.doctor", f"{__doc__}\n{describe_kinds()}")
-    parser.add_argument("data", metavar="DATA", help="the data set's directory")
+    parser.add_argument("data", metavar="DATA", help="folder of the data set")
     parser.add_argument(
         "--json", metavar="FILE", nargs="?", const="-",
         help="write all findings and counts as JSON; without FILE, print them instead of the table",
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         if kind not in ERRORS:
             raise UserError(f"--allow={kind} is not a kind of error; they are {', '.join(ERRORS)}")
     if args.workers < 1:
-        raise UserError(f"--workers={args.workers}: give a number from 1")
+        raise UserError(f"--workers={args.workers}: give at least 1")
 
     from imagenet_jax.doctor.diagnosis import diagnose, print_diagnosis
 

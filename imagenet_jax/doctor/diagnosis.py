@@ -1,4 +1,4 @@
-"""Diagnosis of a data set: findings in and between its splits, counts, a fingerprint."""
+"""Diagnosis of a data set: findings in and between its splits, counts, and a fingerprint."""
 
 import hashlib
 import math
@@ -24,21 +24,21 @@ from imagenet_jax.errors import UserError, printable, reading_files
 from imagenet_jax.formatting import counted, format_bytes
 from imagenet_jax.prepare.imagenet import OFFICIAL
 
-_SHOWN = 5  # of each kind; --json has all
-_BINS = 8  # of the histogram of class sizes, at most
+_SHOWN = 5  # findings of each kind that are printed; --json has all of them
+_BINS = 8  # maximum number of bins of the histogram of class sizes
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
 @dataclass
 class DataSet:
-    """Every split of a data set, opened even if training would refuse it.
+    """All splits of a data set, including those that training would not accept.
 
     Attributes:
-      path: its directory.
-      name: such as "imagenet2012".
+      path: its folder.
+      name: name such as "imagenet2012".
       layout: "tfds", or the name of a `Layout`.
       splits: name -> records.
-      findings: those of opening it.
+      findings: findings from opening the data set.
     """
 
     path: Path
@@ -90,8 +90,8 @@ class Diagnosis:
     Attributes:
       data: the data set.
       surveys: one per split.
-      findings: in the order of splits, those between splits last.
-      fingerprint: of the content, see `fingerprint_content`.
+      findings: findings in the order of splits, then those between splits.
+      fingerprint: see `fingerprint_content`.
       allowed: kinds of errors that count as warnings.
     """
 
@@ -143,10 +143,10 @@ def diagnose(
 
 
 def fingerprint_content(surveys: list[Survey]) -> str:
-    """Return 16 hexadecimal digits of the images and their classes, by split.
+    """Return 16 hexadecimal digits that identify the images and their classes in each split.
 
-    File names, order, shards and storage do not matter, so a folder and what was prepared from it
-    without loss have the same fingerprint.
+    File names, order, shards and storage do not matter, so a folder and a data set that was
+    prepared from it without loss have the same fingerprint.
     """
     whole = hashlib.sha256()
     for survey in sorted(surveys, key=lambda s: s.name):
@@ -207,7 +207,7 @@ def _compare_with_imagenet(data: DataSet, surveys: list[Survey]) -> Iterator[Fin
 
 
 def _group_equal(digests: np.ndarray) -> list[np.ndarray]:
-    """Return the indices of each digest that occurs more than once; zeros are not digests."""
+    """Return the indices of each digest that occurs more than once, except for zeros."""
     keys = np.ascontiguousarray(digests).view(f"V{digests.shape[1]}").ravel()
     order = np.argsort(keys, kind="stable") if len(keys) else np.empty(0, int)
     ends = np.flatnonzero(keys[order][1:] != keys[order][:-1]) + 1
@@ -289,7 +289,7 @@ def _make_table(surveys: list[Survey]) -> Table:
 
 
 def _format_class_sizes(counts: list[int]) -> str:
-    """Return the sizes of the smallest and the largest class, and a histogram between them."""
+    """Return the sizes of the smallest and largest class, with a histogram between them."""
     low, high = min(counts, default=0), max(counts, default=0)
     if low == high:
         return f"{low:,} each"

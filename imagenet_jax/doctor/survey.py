@@ -1,4 +1,4 @@
-"""Inspection of every image of a split on all cores, keeping about 40 bytes of each."""
+"""Inspects every image of a split, on all cores, and keeps about 40 bytes of each."""
 
 import functools
 import hashlib
@@ -21,9 +21,9 @@ from imagenet_jax.doctor import Finding
 from imagenet_jax.errors import one_line, printable
 from imagenet_jax.progress import ProgressReporter
 
-_TINY = 32  # pixels; crops of anything smaller are blurred
-_HASH_BYTES = 16  # of SHA-256; no two of a billion images are equal by chance
-_NO_LABEL = -1  # of test images in tfds, and of records that cannot be read
+_TINY = 32  # pixels; crops of smaller images are blurred
+_HASH_BYTES = 16  # of SHA-256: enough to avoid collisions among a billion images
+_NO_LABEL = -1  # label of test images in tfds, and of records that cannot be read
 _CHUNK = 64  # records per task: enough to hide its overhead, few enough for smooth progress
 
 _ORIENTATION = 0x0112  # EXIF tag
@@ -42,19 +42,19 @@ _Part = tuple[np.ndarray, Counter[str], list[tuple[int, str, str, str]]]
 
 
 class Survey:
-    """What is known of a split.
+    """What is known about a split.
 
     Attributes:
-      name: of the split.
+      name: name of the split.
       source: its records.
-      rows: for each record its digest (zeros if it cannot be read), label, size (bytes), height
+      rows: for each record, its digest (zeros if it cannot be read), label, size (bytes), height
         and width (pixels; 0 if it cannot be decoded).
       formats: number of images by format.
-      findings: about single records, in their order.
+      findings: findings about single records, in their order.
     """
 
     def __init__(self, name: str, source: Source, workers: int, quiet: bool = False):
-        """Inspect all records with `workers` processes. Raises UserError if one of them dies."""
+        """Inspect all records with `workers` processes. Raises UserError if a process dies."""
         self.name, self.source = name, source
         self.rows = np.zeros(len(source), _ROW)
         self.formats: Counter[str] = Counter()
@@ -69,7 +69,7 @@ class Survey:
         self.findings = [Finding(kind, name, record, detail) for _, kind, record, detail in found]
 
     def record_name(self, index: int) -> str:
-        """Return the name of a record, read from the data: all names would not fit in memory."""
+        """Return the name of a record, read from the data because not all names fit in memory."""
         return printable(self.source[index]["id"])
 
     def class_counts(self) -> list[int]:
@@ -126,13 +126,13 @@ def _survey_span(source: Source | Path, start: int, stop: int) -> _Part:
 
 
 class Facts(NamedTuple):
-    """What is known of one image.
+    """What is known about an image.
 
     Attributes:
-      digest: SHA-256 of the encoded bytes, shortened.
+      digest: shortened SHA-256 of the encoded bytes.
       height, width: pixels; 0 if it cannot be decoded.
-      format: such as "JPEG RGB"; "?" if it is unknown.
-      findings: (kind, detail), see `findings`.
+      format: a format such as "JPEG RGB", or "?" if it is unknown.
+      findings: (kind, detail) of each finding.
     """
 
     digest: bytes
@@ -146,7 +146,7 @@ def inspect(encoded: bytes, name: str) -> Facts:
     """Return the facts of an image; the suffix of `name` should match its format. Never raises."""
     digest = hashlib.sha256(encoded).digest()[:_HASH_BYTES]
     with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")  # `image_formats` silences them
+        warnings.simplefilter("always")  # `image_formats` suppresses them
         try:
             with open_image(encoded) as image:
                 kind, findings = _inspect_header(image, encoded, PurePosixPath(name).suffix.lower())

@@ -197,7 +197,7 @@ _guided_relu.defvjp(lambda x: (_guided_relu(x), x), _backward)
 
 
 def _with_guided_relus(jaxpr: Jaxpr) -> Jaxpr:
-    """Return the jaxpr with each ReLU, including those in called functions, replaced by a guided one."""
+    """Return the jaxpr with each ReLU replaced by a guided one, also in called functions."""
     equations = []
     for equation in jaxpr.eqns:
         inner = _called_jaxpr(equation)

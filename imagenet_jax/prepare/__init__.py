@@ -1,1 +1,1 @@
-"""Preparation of a data set: archives or folders to a tfds directory of ArrayRecord files."""
+"""Prepares a data set: turns archives or folders into a tfds directory of ArrayRecord files."""

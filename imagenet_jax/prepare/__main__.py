@@ -1,22 +1,22 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Turn the official ImageNet archives, or a folder of images, into what training reads fastest.
+"""Convert the official ImageNet archives, or a folder of images, to the fastest training format.
 
   python -m imagenet_jax.prepare --tars=/downloads --out=/data
   python -m imagenet_jax.prepare --folder=/images --name=flowers --out=/data
 
---tars has ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz (the
-validation labels). The command writes /data/imagenet2012/5.1.0, a tfds directory of ArrayRecord
-files that tfds can open too; record i is the same image as in the directory that tfds prepares.
-Nothing is unpacked: the result needs as much space as the archives. Put the archives on an SSD,
-because shards mix the classes. Images are stored byte for byte, except that CMYK JPEGs and files of
-another format become RGB JPEGs (or PNGs, without loss, for a folder that has no JPEG). A run that
-was killed continues where it stopped.
+The folder of --tars has ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
+ILSVRC2012_devkit_t12.tar.gz (the validation labels). The command writes /data/imagenet2012/5.1.0, a
+tfds directory of ArrayRecord files that tfds can also open; record i is the same image as in the
+directory that tfds prepares. The archives are not unpacked, and the result needs as much space as
+they do. Put them on an SSD, because shards mix the classes. Images are stored byte for byte, except
+that CMYK JPEGs and files of another format become RGB JPEGs (or lossless PNGs, for a folder without
+JPEGs). A run that was killed continues where it stopped.
 
 --resize=256 shrinks larger images to a shorter side of 256 pixels and stores them as JPEGs of
-quality --quality, in imagenet2012_256q90/5.1.0; smaller images are stored as without it. They take
-less space and less time to decode. The price: random crops come from fewer pixels and a second JPEG
-compression, and evaluation sees different pixels, so accuracies are not comparable with published
-ones, whose recipes trained on full-size files.
+quality --quality, in imagenet2012_256q90/5.1.0. Smaller images are stored unchanged. The result
+takes less space and is decoded faster. However, random crops come from fewer pixels and from a
+second JPEG compression, and evaluation sees different pixels, so accuracies are not comparable with
+published ones, whose recipes trained on full-size files.
 """
 
 import os
@@ -28,22 +28,27 @@ from imagenet_jax.errors import UserError, expand_user
 
 def main(argv: Sequence[str]) -> int:
     parser = cli.parser("imagenet_jax.prepare", __doc__)
-    parser.add_argument("--tars", metavar="DIR", help="directory of the official archives")
+    parser.add_argument("--tars", metavar="DIR", help="folder of the official archives")
     parser.add_argument(
         "--val_labels", metavar="FILE",
-        help="labels instead of the kit's: a WordNet id per line in file order, or 'FILE_NAME ID'",
+        help="replaces the labels of the development kit; lines are 'WORDNET_ID', in the order of "
+        "the files, or 'FILE_NAME WORDNET_ID'",
     )  # fmt: skip
     parser.add_argument("--folder", metavar="DIR", help="data set in a layout of docs/data.md")
-    parser.add_argument("--name", help="of the data set to make from --folder")
+    parser.add_argument("--name", help="name of the data set that is made from --folder")
     parser.add_argument("--out", metavar="DIR", required=True, help="where to write NAME/VERSION")
     parser.add_argument(
         "--workers", type=int, metavar="N", default=os.cpu_count(), help="processes (default: all)"
     )
-    parser.add_argument("--resize", type=int, metavar="N", help="shorter side in pixels")
-    parser.add_argument("--quality", type=int, metavar="Q", help="with --resize (default: 90)")
+    parser.add_argument(
+        "--resize", type=int, metavar="N", help="shorter side of larger images in pixels"
+    )
+    parser.add_argument(
+        "--quality", type=int, metavar="Q", help="JPEG quality of resized images (default: 90)"
+    )
     parser.add_argument(
         "--shard_mb", type=float, default=140, metavar="MB",
-        help="input per shard, which a worker holds in memory (default: 140; at most 1024 shards)",
+        help="input per shard, which a worker keeps in memory (default: 140; at most 1024 shards)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     if bool(args.tars) == bool(args.folder):

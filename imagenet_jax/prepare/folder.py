@@ -1,4 +1,4 @@
-"""A data set in folders or shards as a data set to prepare."""
+"""Opens a data set in folders or shards as a data set to prepare."""
 
 import hashlib
 import re
@@ -16,13 +16,13 @@ from imagenet_jax.prepare.shards import order_images
 def open_folder(path: Path, name: str) -> Dataset:
     """Return the images of every split of the layout that is recognized at `path`.
 
-    JPEGs are stored as they are; a data set without a JPEG is stored as PNGs, without loss. A
-    record's file_name is the image's path below the folder of its split. Raises UserError if the
-    name or the folder cannot be used.
+    JPEGs are stored unchanged. A data set without JPEGs is stored as lossless PNGs. The file_name
+    of a record is the path of its image relative to the folder of the split. Raises UserError if
+    the name or the folder cannot be used.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise UserError(
-            f"--name={name!r}: tfds needs lower-case letters, digits and _, a letter first"
+            f"--name={name!r}: use lower-case letters, digits and _, starting with a letter"
         )
     require_utf8(path)
     print(f"listing the images in {path}", flush=True)
@@ -55,7 +55,7 @@ def open_folder(path: Path, name: str) -> Dataset:
 
 
 def _check_class_names(path: Path, splits: dict[str, Split]) -> None:
-    """Raise UserError if splits have different classes, or a name that tfds cannot store."""
+    """Raise UserError if splits have different classes, or names that tfds cannot store."""
     first, names = next((split, found.class_names) for split, found in splits.items())
     for split, found in splits.items():
         if found.class_names != names:
@@ -77,8 +77,9 @@ def _print_left_out(path: Path, layout: Layout, splits: dict[str, Split]) -> Non
         tail = {image.label for image in images[len(images) * 95 // 100 :]}
         if images[0].shard.endswith(".parquet") and tail != {image.label for image in images}:
             print(
-                f"{path}: records keep the order of the parquet files, whose last 5% lack classes; "
-                f"do not slice them: use --config.data.path={path} --config.data.holdout=0.05"
+                f"{path}: records keep the order of the parquet files, and their last 5% lack some "
+                f"classes; instead of slicing, use --config.data.path={path} "
+                "--config.data.holdout=0.05"
             )
     for other in layout.splits.keys() - splits.keys():
         print(f"{path}: the {other} split is left out; prepare takes only train and validation")
@@ -88,7 +89,7 @@ def _print_left_out(path: Path, layout: Layout, splits: dict[str, Split]) -> Non
 
 
 def _has_jpeg(split: Split) -> bool:
-    """Return whether an image is a JPEG by its suffix, or by its bytes if no name has one."""
+    """Return whether an image has a JPEG suffix or, if no name has a suffix, JPEG bytes."""
     suffixes = {PurePosixPath(image.name).suffix.lower() for image in split.images}
     if suffixes - {""}:
         return bool(suffixes & {".jpg", ".jpeg"})

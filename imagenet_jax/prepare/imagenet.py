@@ -1,6 +1,6 @@
-"""The official ImageNet archives as a data set to prepare; they are read without unpacking.
+"""Opens the official ImageNet archives as a data set to prepare. They are not unpacked.
 
-The labels of the validation images are in the development kit, or in a file of their own.
+The labels of the validation images are in the development kit or in a separate file.
 """
 
 import io
@@ -22,7 +22,7 @@ TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _TRUTH, _META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"  # files of the kit
 OFFICIAL = {"train": 1_281_167, "validation": 50_000}  # images
-_VERSION = "5.1.0"  # of tfds's imagenet2012, to which the result is equal
+_VERSION = "5.1.0"  # version of tfds's imagenet2012 that has the same content
 
 
 @reading_files()
@@ -31,8 +31,8 @@ def open_archives(tars: Path, labels_file: Path | None) -> Dataset:
     for name in (TRAIN, VAL):
         if not (tars / name).is_file():
             raise UserError(
-                f"--tars={tars} has no {name}; https://image-net.org/download-images gives it "
-                "to registered users ('ILSVRC2012')"
+                f"--tars={tars} has no {name}; registered users can download it from "
+                "https://image-net.org/download-images ('ILSVRC2012')"
             )
     if labels_file and not labels_file.is_file():
         raise UserError(f"--val_labels={labels_file} does not exist")
@@ -55,7 +55,8 @@ def open_archives(tars: Path, labels_file: Path | None) -> Dataset:
 
 
 def _scan(tars: Path, labels_file: Path | None, pool: Pool) -> dict[str, SplitInput]:
-    # Validation first: missing labels are reported before the long scan of the train archive.
+    # Scan validation first, so that missing labels are reported before the long scan of the train
+    # archive.
     found = _list_members(tars / VAL)
     if not found:
         raise UserError(f"{tars / VAL} has no images")
@@ -89,7 +90,10 @@ def _scan_train(path: Path, pool: Pool) -> SplitInput:
 
 
 def _list_members(path: Path, within: Member | None = None) -> list[Member]:
-    """Return the files of a tar by their base names; UserError for links and suspicious names."""
+    """Return the files of a tar with their base names.
+
+    Raises UserError for links and suspicious names.
+    """
     where = f"{path}: {within.name}" if within else str(path)
     members = []
     for member in read_tar_members(path, within):
@@ -109,7 +113,7 @@ def _labels_by_wnid() -> dict[str, int]:
 
 
 def _find_labels(tars: Path, labels_file: Path | None, images: Sequence[str]) -> dict[str, int]:
-    """Return {image name: label} of the validation images; UserError if there are no labels."""
+    """Return {image name: label} of the validation images. Raises UserError without labels."""
     if labels_file:
         return read_label_file(labels_file, images)
     if (tars / DEVKIT).is_file():
@@ -125,7 +129,7 @@ def _find_labels(tars: Path, labels_file: Path | None, images: Sequence[str]) ->
 
 
 def _read_devkit(path: Path) -> list[tuple[int, list[str]]]:
-    """Return the lines of the ground truth file as `_match_labels` takes them."""
+    """Return the lines of the ground truth file in the form of `_match_labels`."""
     from scipy.io import loadmat
 
     found: dict[str, bytes] = {}
@@ -172,7 +176,7 @@ def _match_labels(
     known, labels = _labels_by_wnid(), {}
     for i, row in rows:
         if len(row) != 2:
-            raise UserError(f"{path} line {i}: write 'WNID' or 'IMAGE WNID', in every line alike")
+            raise UserError(f"{path} line {i}: every line must be 'WNID', or every 'IMAGE WNID'")
         name, wnid = row
         if wnid not in known:
             raise UserError(f"{path} line {i}: {wnid!r} is not one of ImageNet's 1000 classes")

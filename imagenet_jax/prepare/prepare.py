@@ -1,4 +1,4 @@
-"""Preparation of a data set: plan the shards, write the missing ones, publish the directory."""
+"""Prepares a data set: plans the shards, writes the missing ones, and publishes the directory."""
 
 import contextlib
 import fcntl
@@ -17,8 +17,8 @@ from imagenet_jax.prepare import shards
 from imagenet_jax.prepare.shards import SplitInput, Storage, Task, WrittenShard
 from imagenet_jax.progress import ProgressReporter
 
-_FORMAT = 3  # increase to discard unfinished work when what is stored changes
-_MANIFEST = "prepared.json"  # stays in the finished directory: where its records came from
+_FORMAT = 3  # increase it if the stored content changes, to discard unfinished work
+_MANIFEST = "prepared.json"  # stays in the finished directory and says where its records came from
 _LOCK = "lock"
 
 
@@ -27,14 +27,14 @@ class Dataset:
     """A data set to prepare.
 
     Attributes:
-      name: of the tfds data set, without the suffix for resizing.
-      version: of the tfds data set.
+      name: name of the tfds data set, without the suffix for resizing.
+      version: version of the tfds data set.
       class_names: label -> name.
-      description: for dataset_info.json.
+      description: text for dataset_info.json.
       source: where it comes from, for messages.
-      identity: JSON that changes if an input changes.
+      identity: a JSON value that changes if an input changes.
       encoding: how images are stored, "jpeg" or "png".
-      scan: returns the images of every split; it may use the workers.
+      scan: returns the images of every split. It may use the workers.
       expected: split -> number of images that it should have.
     """
 
@@ -54,10 +54,10 @@ def prepare(
 ) -> None:
     """Write OUT/NAME/VERSION, continuing where an earlier run stopped.
 
-    The files do not depend on `workers`. `shard_bytes` is the size of a shard's input. Raises
+    The files do not depend on `workers`. `shard_bytes` is the size of the input of a shard. Raises
     UserError for bad input; finished shards are kept for the next run.
     """
-    # The name tells resized images from originals.
+    # The name distinguishes resized images from originals.
     name = dataset.name + (f"_{storage.resize}q{storage.quality}" if storage.resize else "")
     target = out / name / dataset.version
     if target.exists():
@@ -106,7 +106,7 @@ def _write_missing(
     tasks: list[Task],
     storage: Storage,
 ) -> dict[str, WrittenShard]:
-    """Write the shards that no earlier run has finished; return all of them by file name."""
+    """Write the shards that no earlier run has finished. Return {file name: shard} of all."""
     written = {task.file: shard for task in tasks if (shard := workspace.find(task.file))}
     missing = [task for task in tasks if task.file not in written]
     total, left = (sum(task.size for task in some) for some in (tasks, missing))
@@ -156,14 +156,14 @@ def _write_metadata(
 
 
 class Workspace:
-    """A hidden sibling of `target` with the finished shards, which survive a kill.
+    """A hidden directory beside `target` with the finished shards, which survive a kill.
 
     Attributes:
       path: the directory. A manifest in it lists the finished shards.
     """
 
     def __init__(self, target: Path, identity: dict[str, Any]):
-        """Open or create the directory; `identity` (JSON) is what the shards depend on.
+        """Open or create the directory. The shards depend on `identity`, a JSON value.
 
         Raises UserError if another process uses it.
         """
@@ -194,12 +194,12 @@ class Workspace:
         return WrittenShard(**entry) if intact else None
 
     def add(self, file: str, shard: WrittenShard) -> None:
-        """Record that the shard `file` is finished; from here on a kill does not lose it."""
+        """Record that the shard `file` is finished, so that a kill does not lose it."""
         self._manifest["shards"][file] = vars(shard)
         write_json(self.path / _MANIFEST, self._manifest, indent=1)
 
     def publish(self, files: Collection[str]) -> None:
-        """Rename the directory to the target, with only `files`, the manifest and tfds's files."""
+        """Rename the directory to the target. Keep only `files`, the manifest and tfds's files."""
         keep = {*files, _MANIFEST, "dataset_info.json", "features.json"}
         self._remove(lambda name: name not in keep and not name.endswith(".labels.txt"))
         (self.path / _LOCK).unlink()
@@ -216,7 +216,7 @@ class Workspace:
 
 
 def _read_manifest(directory: Path) -> dict[str, Any]:
-    """Return {"inputs": what the shards depend on, "shards": the finished ones}, empty if lost."""
+    """Return {"inputs": what the shards depend on, "shards": finished shards}, empty if missing."""
     try:
         manifest = read_json(directory / _MANIFEST)
         return {"inputs": dict(manifest["inputs"]), "shards": dict(manifest["shards"])}

@@ -1,4 +1,4 @@
-"""Shards of a prepared data set: the order of images, how each is stored, and writing a shard."""
+"""Shards of a prepared data set: orders images, encodes each for storage, and writes shards."""
 
 import hashlib
 import io
@@ -28,7 +28,7 @@ class SplitInput:
 
     Attributes:
       root: the archive that offsets refer to, or the folder that names and shards are relative to.
-      images: all of them.
+      images: the images.
     """
 
     root: Path
@@ -38,10 +38,10 @@ class SplitInput:
 def order_images(root: Path, split: str, images: Iterable[StoredImage]) -> SplitInput:
     """Return the images in tfds's order, which is by md5(split + name).
 
-    This hash mixes the classes over the shards, and record i and "train[:99%]" are the same images
-    as in a directory that tfds prepared. Images in parquet files keep their order, because reading
-    one of them reads a whole row group, about a hundred times as many bytes. (Images of several
-    tars are read one at a time, which is slow on a hard disk.)
+    This mixes the classes over the shards, and record i and "train[:99%]" are the same images as in
+    a directory prepared by tfds. Images in parquet files keep their order, because reading one of
+    them reads a whole row group, about a hundred times as many bytes. (Images in tars are read one
+    at a time, which is slow on a hard disk.)
 
     Raises UserError if two images have the same name.
     """
@@ -65,7 +65,7 @@ def order_images(root: Path, split: str, images: Iterable[StoredImage]) -> Split
 
 @dataclass(frozen=True)
 class Task:
-    """A shard to write: images `start` to `stop` of a split, of `size` bytes together."""
+    """A shard to write: images `start` to `stop` - 1 of a split, `size` bytes in total."""
 
     file: str
     split: str
@@ -90,9 +90,8 @@ class Storage(NamedTuple):
 
     Attributes:
       encoding: "jpeg" or "png"; files of another format are encoded again.
-      resize: pixels of the shorter side, or None. Images that are shrunk become JPEGs; smaller
-        ones are stored as without it.
-      quality: of the JPEGs of resized images, 1 to 100.
+      resize: shorter side in pixels of larger images, which become JPEGs; None: do not resize.
+      quality: JPEG quality of resized images, 1 to 100.
     """
 
     encoding: str = "jpeg"
@@ -109,16 +108,16 @@ class Stored(NamedTuple):
 
 
 def to_store(encoded: bytes, storage: Storage) -> Stored:
-    """Return what is stored for an image.
+    """Return the bytes to store for an image.
 
-    Every file is decoded as in training, so that everything stored can be trained on. CMYK JPEGs
-    and files of a format other than `storage.encoding` are repaired: their RGB pixels are encoded
-    again, as JPEGs of quality 100 with full-resolution color. Raises UndecodableImage.
+    Every file is decoded as in training, to make sure that training can read it. CMYK JPEGs and
+    files in a format other than `storage.encoding` are repaired: their RGB pixels are encoded
+    again, as PNGs or as JPEGs of quality 100 with full-resolution color. Raises UndecodableImage.
     """
     pixels = decode(encoded)
     height, width = pixels.shape[:2]
     if storage.resize and storage.resize < min(height, width):
-        # Rounded as in evaluation, so that resizing to the same side again changes nothing.
+        # Round as in evaluation, so that resizing to the same side again changes nothing.
         tall, wide = resized_size(height, width, storage.resize)
         image = Image.fromarray(pixels).resize((wide, tall), Image.Resampling.LANCZOS)
         return Stored(_encode(image, "jpeg", storage.quality, "4:2:0"), resized=True)
@@ -139,7 +138,15 @@ def _encode(image: Image.Image, encoding: str, quality: int, subsampling: str) -
 
 @dataclass
 class WrittenShard:
-    """A shard that was written; sizes in bytes, of the records and of the file."""
+    """A written shard.
+
+    Attributes:
+      records: number of records.
+      num_bytes: size of the records.
+      file_size: size of the file.
+      repaired: names of the repaired images.
+      resized: number of resized images.
+    """
 
     records: int = 0
     num_bytes: int = 0
@@ -151,10 +158,10 @@ class WrittenShard:
 def write_shard(
     path: Path, root: Path, images: list[StoredImage], storage: Storage
 ) -> WrittenShard:
-    """Write the shard `path`, which appears only once it is complete.
+    """Write the shard `path`, which appears when it is complete.
 
-    All files of the shard are in memory at once. Raises UserError, naming the image, if one cannot
-    be read, decoded or stored.
+    All files of the shard are in memory at once. Raises UserError, naming the image, if an image
+    cannot be read, decoded or stored.
     """
     done = WrittenShard()
     in_order_on_disk = sorted(images, key=lambda image: (image.shard, image.offset))

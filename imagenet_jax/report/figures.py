@@ -1,4 +1,4 @@
-"""The report's charts and pictures as PNG files for papers and slides."""
+"""Charts and pictures of a report as PNG files for papers and slides."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,7 +21,7 @@ _COLORS = (
     "#0067a8", "#c44f00", "#00805c", "#a8417f", "#8a6d00", "#1f83b8", "#5b4bb3", "#555555",
 )  # fmt: skip
 _DPI = 150
-_COLUMNS = 6  # of pictures
+_COLUMNS = 6  # columns of pictures
 
 Draw = Callable[[Path], None]
 
@@ -29,7 +29,8 @@ Draw = Callable[[Path], None]
 def plan_figures(runs: Sequence[Run], target: Path) -> dict[Path, Draw]:
     """Return the PNG files to write, with the functions that draw them.
 
-    One overview if `target` ends in .png, else a file in the folder `target` for each figure.
+    There is one overview if `target` ends in .png, otherwise a file for each figure in the folder
+    `target`.
     """
     if target.suffix.lower() == ".png":
         return {target: partial(_draw_overview, runs)} if charts.make_curves(runs) else {}
@@ -70,7 +71,7 @@ def _list_pictures(run: Run) -> dict[str, list[tuple[np.ndarray, str]]]:
 
 
 def _draw_overview(runs: Sequence[Run], path: Path) -> None:
-    """Draw the most important charts and, of a single run, some predictions."""
+    """Draw the most important charts and, for a single run, some predictions."""
     drawn = [
         *charts.make_curves(runs),
         *charts.make_speed(runs)[:1],
@@ -102,7 +103,7 @@ def _draw_charts(runs: Sequence[Run], drawn: Sequence[Chart], path: Path) -> Non
 def _draw_chart_grid(
     figure: FigureBase, drawn: Sequence[Chart], runs: Sequence[Run], columns: int
 ) -> None:
-    """Draw charts in rows, and one legend for all of them below."""
+    """Draw charts in rows, with one legend for all of them below."""
     grid = figure.subplots(-(-len(drawn) // columns), columns, squeeze=False).ravel()
     entries: dict[str, Artist] = {}
     for axes, chart in zip(grid, drawn, strict=False):

@@ -164,7 +164,7 @@ def test_invalid_flags_are_refused(baseline, finished, tmp_path, fails):
     fails(command, [baseline, "--config.optim.base_lr=1"], "config.optim.base_lr changes what is")
     fails(command, [baseline, "--config.optim.bass_lr=1"], "did you mean config.optim.base_lr")
     before = sorted(finished.workdir.iterdir())
-    fails(command, [baseline, f"--workdir={finished.workdir}"], "holds another run")
+    fails(command, [baseline, f"--workdir={finished.workdir}"], "has another run")
     assert sorted(finished.workdir.iterdir()) == before
 
 

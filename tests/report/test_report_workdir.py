@@ -176,7 +176,7 @@ def test_evaluations_with_other_settings_or_data_are_left_out(copy):
 def test_predictions_of_other_images_are_refused(copy):
     back = read_run(copy, "copy", "latest", [("data.eval_split", "validation[:50]")])
     assert back.predicted is None
-    assert "has other images than the run was evaluated on, or" in back.missing
+    assert "differs from the images that the run was evaluated on, or" in back.missing
 
 
 def test_progress_is_shown(finished, tmp_path, call_command, monkeypatch):
