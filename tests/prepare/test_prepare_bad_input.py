@@ -99,7 +99,7 @@ def test_a_cut_inner_archive_is_named(tars, tmp_path):
         ("n01440764\n" * 9, "9 labels"),
         ("n01440764\n" * 9 + "tench\n", "line 10: 'tench' is not one of"),
         ("x.JPEG n01440764\n" * 10, r"no label for ILSVRC2012_val_00000001\.JPEG"),
-        ("a b c\n" * 10, "line 1: write 'WNID'"),
+        ("a b c\n" * 10, "line 1: every line must be 'WNID'"),
     ],
 )
 def test_bad_label_files(tars, tmp_path, text, message):
