@@ -19,7 +19,8 @@ from imagenet_jax.config.fields import IMAGENET_MEAN, IMAGENET_STD, defaults
 from imagenet_jax.errors import UserError
 from imagenet_jax.files import write_atomically
 from imagenet_jax.weights.catalog import FILE
-from imagenet_jax.weights.torch_names import identify, rename
+from imagenet_jax.weights.library_names import rename
+from imagenet_jax.weights.state_dicts import identify
 
 # Weight, image size, crop share and top-1 and top-5 accuracy at the size where timm's top-1 is
 # best, from results/results-imagenet.csv of huggingface/pytorch-image-models at aa4b585

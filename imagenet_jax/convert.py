@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--weights_key goes with a file, and {source} is a folder")
 
     from imagenet_jax.training.state import count_parameters
-    from imagenet_jax.weights import torch_names, weight_file
+    from imagenet_jax.weights import state_dicts, weight_file
 
     if source.is_dir():
         checkpoint = args.checkpoint or "latest"
@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     else:
         config, trees, names = _read_file(source, args.model, args.weights_key or "")
     params, batch_stats = trees
-    weight_file.save(torch_names.to_torch(params, batch_stats, config), target, names)
+    weight_file.save(state_dicts.to_torch(params, batch_stats, config), target, names)
     width = "" if config.width == 1 else f", width {config.width:g}"
     print(
         f"{target}: {config.name}{width}, {config.num_classes:,} classes, "
@@ -93,18 +93,18 @@ def _read_workdir(source: Path, name: str, checkpoint: str, average: int) -> tup
 def _read_file(source: Path, name: str, key: str) -> tuple:
     """Return (config.model, (params, batch_stats), class names) of a weights file."""
     from imagenet_jax.config.fields import defaults
-    from imagenet_jax.weights import torch_names, weight_file
+    from imagenet_jax.weights import state_dicts, weight_file
 
     origin = f"weights file {source}"
     file = weight_file.read(source, key)
     if file.note:
         print(file.note)
-    fields = torch_names.identify(file.arrays, name, origin=origin)
+    fields = state_dicts.identify(file.arrays, name, origin=origin)
     if not fields["num_classes"]:
-        raise UserError(f"{origin} holds {torch_names.describe(fields)}; {torch_names.HEADLESS}")
+        raise UserError(f"{origin} holds {state_dicts.describe(fields)}; {state_dicts.HEADLESS}")
     config = defaults(fields["name"]).model
     config.update(fields)
-    trees = torch_names.from_torch(file.arrays, config, origin=origin)
+    trees = state_dicts.from_torch(file.arrays, config, origin=origin)
     return config, trees, weight_file.load_class_names(source)
 
 

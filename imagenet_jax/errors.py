@@ -67,6 +67,12 @@ def printable(text: str) -> str:
     )
 
 
+def shorten(names: list[str], most: int = 3) -> str:
+    """Return "a, b, c and 2 more": the first `most` names, and the number of others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
 def check_choice(what: str, value: object, choices: Iterable[str]) -> None:
     """Raise UserError that lists the `choices` and suggests the nearest, unless `value` is one."""
     choices = list(choices)

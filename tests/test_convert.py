@@ -13,7 +13,7 @@ from imagenet_jax import convert, models
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.errors import UserError
 from imagenet_jax.training.checkpoint import Checkpoints, Position
-from imagenet_jax.weights import torch_names, weight_file
+from imagenet_jax.weights import state_dicts, weight_file
 
 
 def state_dict_of(name, classes=7, width=1 / 8, **fields):
@@ -29,7 +29,7 @@ def state_dict_of(name, classes=7, width=1 / 8, **fields):
         lambda x: rng.normal(size=x.shape).astype(np.float32),
         (nnx.to_pure_dict(params), nnx.to_pure_dict(stats)),
     )
-    return torch_names.to_torch(*trees, config)
+    return state_dicts.to_torch(*trees, config)
 
 
 def keys_of(name, width):
@@ -37,7 +37,7 @@ def keys_of(name, width):
     config = defaults(name).model
     config.update(num_classes=7, width=width)
     trees = jax.tree.map(lambda x: np.zeros(x.shape, bool), models.outline(config)[1:])
-    return torch_names.to_torch(*trees, config), config
+    return state_dicts.to_torch(*trees, config), config
 
 
 # In `make test`: the smallest of each family, and those whose shapes a wider model has too.
@@ -55,7 +55,7 @@ IN_CI = {family.variants[0] for family in models.families()} | {"convnext_base",
 def test_every_model_is_identified_by_its_keys(name):
     arrays, config = keys_of(name, 1.0)
     has_twin = "conv_stem.weight" in arrays  # in timm, with other padding
-    found = torch_names.identify(arrays, name if has_twin else "")
+    found = state_dicts.identify(arrays, name if has_twin else "")
     assert found["name"] == name
     assert found.items() <= dict(config).items()
 
@@ -64,7 +64,7 @@ def test_every_model_is_identified_by_its_keys(name):
 def test_widths_are_identified_given_the_name(name):
     """The last two have the shapes of a wider convnext_small and vit_ti16."""
     arrays, config = keys_of(name, 1 / 8)
-    assert torch_names.identify(arrays, name).items() <= dict(config).items()
+    assert state_dicts.identify(arrays, name).items() <= dict(config).items()
 
 
 @pytest.mark.parametrize("name", [n for n in models.names() if n.startswith("bit")])
@@ -77,13 +77,13 @@ def test_bit_is_identified_by_its_keys_and_its_stem(name):
     }
     keys["stem.conv.weight"] = np.zeros((64 * int(factor), 3, 7, 7))
     keys["head.fc.weight"] = np.zeros((7, 1, 1, 1))  # timm's names, and its convolution as head
-    assert torch_names.identify(keys) == {"name": name, "num_classes": 7, "width": 1}
+    assert state_dicts.identify(keys) == {"name": name, "num_classes": 7, "width": 1}
 
 
 def test_a_small_stem_is_identified_by_its_kernel():
     fields = {"stem": "small"}
     assert (
-        torch_names.identify(state_dict_of("resnet18", width=1.0, **fields)).items()
+        state_dicts.identify(state_dict_of("resnet18", width=1.0, **fields)).items()
         >= fields.items()
     )
 
@@ -113,7 +113,7 @@ def test_a_workdir_comes_out_with_its_average_and_its_class_names(saved_run, tmp
     np.testing.assert_array_equal(
         written["layer3.1.conv2.weight"], np.einsum("hwio->oihw", np.asarray(kernel))
     )
-    torch_names.from_torch(written, config.model)
+    state_dicts.from_torch(written, config.model)
     with safe_open(target, framework="numpy") as file:
         names = json.loads(file.metadata()["class_names"])
     assert names == [str(digit) for digit in range(10)]
@@ -206,7 +206,7 @@ def test_metadata_of_other_programs_is_not_used_as_class_names(tmp_path):
         ),
         (
             ["--from=other.safetensors", "--to=x.safetensors"],
-            ["other.safetensors is of no ", "encoder.weight"],
+            ["other.safetensors is not a state dict of ", "encoder.weight"],
         ),
         (["--from=text.safetensors", "--to=x.safetensors"], ["text.safetensors cannot be read"]),
         (["--from=.", "--to=x.safetensors"], ["no config.json"]),

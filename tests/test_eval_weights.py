@@ -61,7 +61,7 @@ CONFIG = f"--config={REPOSITORY}/configs/quickstart.py"
         (["--workdir=x", "--weights_key=ema"], ["--weights_key goes with --weights"]),
         (
             ["--weights={file}", CONFIG, "--weights_key=ema"],
-            ["w.safetensors has no state dict 'ema' (--weights_key)", "leave the key out"],
+            ["w.safetensors has no state dict 'ema' (--weights_key)", "omit the key"],
         ),
         (["--weights=nope.pth", CONFIG], ["nope.pth does not exist"]),
         (

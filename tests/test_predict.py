@@ -20,7 +20,7 @@ from imagenet_jax import convert, models, predict, progress
 from imagenet_jax.data.classes import imagenet_names
 from imagenet_jax.data.image_files import find_images
 from imagenet_jax.training.load_weights import load_weights_file
-from imagenet_jax.weights import torch_names, weight_file
+from imagenet_jax.weights import state_dicts, weight_file
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_class_names_by_the_number_of_classes(tiny, tmp_path, digits_path):
             for kind in (nnx.Param, nnx.BatchStat)
         ]
         path = tmp_path / "w.safetensors"
-        weight_file.save(torch_names.to_torch(*trees, tiny.model), path)
+        weight_file.save(state_dicts.to_torch(*trees, tiny.model), path)
         return load_weights_file(path, tiny).class_names
 
     assert names(1000)[281] == "tabby"

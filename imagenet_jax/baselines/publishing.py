@@ -24,7 +24,7 @@ from imagenet_jax.runtime.provenance import ROOT, collect_provenance, find_revis
 from imagenet_jax.training.experiment import Experiment, make_experiment
 from imagenet_jax.training.load_weights import Weights, load_run_weights, open_to_read
 from imagenet_jax.training.metrics import METRICS, WEIGHTS_LABELS
-from imagenet_jax.weights import torch_names, weight_file
+from imagenet_jax.weights import state_dicts, weight_file
 
 CHECKOUT = ROOT
 # Fraction of the images that another machine may classify differently, because their two most
@@ -78,7 +78,7 @@ def publish(
     results = _make_results(workdir, step, weights, overrides)
     result = results["results"][0]
     params, stats = jax.device_get((weights.tree["params"], weights.tree["batch_stats"]))
-    tensors = torch_names.to_torch(params, stats, config.model)
+    tensors = state_dicts.to_torch(params, stats, config.model)
     sums = baseline.checksums(tensors)
     fingerprint = {
         "data": run.fingerprints,

@@ -38,7 +38,7 @@ from imagenet_jax.files import read_json, write_json
 from imagenet_jax.runtime.provenance import collect_provenance
 from imagenet_jax.training.experiment import make_experiment
 from imagenet_jax.training.load_weights import load_run_weights, read_initial_weights
-from imagenet_jax.weights import torch_names
+from imagenet_jax.weights import state_dicts
 
 MARK = "reproduces.json"
 # Provenance that may differ in a bit-for-bit comparison, because it tests the code.
@@ -286,7 +286,7 @@ def _compare_weights(published: Baseline, workdir: Path) -> tuple[Difference | N
     theirs = published.fingerprint["weights"]
     weights = load_run_weights(workdir, str(theirs["checkpoint"]))
     params, stats = jax.device_get((weights.tree["params"], weights.tree["batch_stats"]))
-    ours = baseline.checksums(torch_names.to_torch(params, stats, weights.config.model))
+    ours = baseline.checksums(state_dicts.to_torch(params, stats, weights.config.model))
     step, a, b = f"step {theirs['checkpoint']}", theirs["tensors"], ours["tensors"]
     differing = (name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name))
     found = None

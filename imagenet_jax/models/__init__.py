@@ -1,7 +1,7 @@
 """Models by name: `build(config.model, rngs=nnx.Rngs(seed))` makes one.
 
-A family is one module here, which ends with its FAMILY, and one line in _MODULES, which says how
-the names of its models begin. A module is imported only when a config names a model of it.
+A family is one module here, which defines FAMILY, and one line in _MODULES, which has the prefixes
+of its model names. A module is imported only when one of its models is needed.
 """
 
 import functools
@@ -38,29 +38,29 @@ _MODULES = {
 
 
 def families(model: str = "") -> Iterator[Family]:
-    """Yield every family, starting with those whose prefixes fit the name of `model`.
+    """Yield every family, starting with those that have a prefix of the name `model`.
 
-    A module is imported only when the iteration reaches it.
+    A module is imported only when the iterator reaches it.
     """
     for module in sorted(_MODULES, key=lambda module: not model.startswith(_MODULES[module])):
         yield importlib.import_module(f"{__name__}.{module}").FAMILY
 
 
 def names() -> list[str]:
-    """Return the name of every model that can be built."""
+    """Return the names of all models."""
     return [name for family in families() for name in family.variants]
 
 
 def family(name: object) -> Family:
-    """Return the family of a model.
+    """Return the family of the model `name`.
 
-    Raises UserError, with the nearest name, if there is no such model.
+    Raises UserError, suggesting the nearest name, if there is no such model.
     """
     for found in families(str(name)):
         if name in found.variants:
             return found
     check_choice("config.model.name", name, names())
-    raise AssertionError("check_choice has raised")
+    raise AssertionError("unreachable: check_choice raises")
 
 
 def check(config: Config) -> None:
@@ -74,11 +74,11 @@ def check(config: Config) -> None:
 def build(config: Config, *, rngs: nnx.Rngs) -> Model:
     """Return the model of `config.model`, with initial weights drawn from `rngs.params`.
 
-    Call it under jax.jit or nnx.eval_shape, where it costs no eager operations.
+    Call it under jax.jit or nnx.eval_shape; eagerly, each initializer runs on its own.
 
-    With dtype "bfloat16", convolutions and hidden layers compute in bfloat16. With "float32" they
-    compute in the common type of images and parameters, so that casting both to float64 (under
-    jax_enable_x64) gives a float64 model.
+    With dtype "bfloat16", convolutions and hidden layers compute in bfloat16. With "float32", they
+    compute in the common dtype of images and parameters: if both are cast to float64 (under
+    jax_enable_x64), the model computes in float64.
 
     Raises UserError for an unknown name, a field of another family or a value out of range.
     """
@@ -101,9 +101,9 @@ def build(config: Config, *, rngs: nnx.Rngs) -> Model:
 
 
 def resolve_norm_impl(config: Config, platform: str = "") -> Config:
-    """Return `config.model` with norm_impl "auto" replaced by the faster form on `platform`.
+    """Return `config.model` with norm_impl "auto" replaced by the faster choice on `platform`.
 
-    `platform` is that of the devices of a program, such as "tpu"; empty: of the default backend.
+    `platform` is "cpu", "gpu" or "tpu"; "": the platform of the default backend.
     """
     if config.get("norm_impl") != "auto":
         return config
@@ -112,9 +112,9 @@ def resolve_norm_impl(config: Config, platform: str = "") -> Config:
 
 
 def outline(config: Config) -> tuple[nnx.GraphDef, Any, Any]:
-    """Return (structure, params, batch_stats) of the model of `config.model`, without arrays.
+    """Return (graphdef, params, batch_stats) of the model of `config.model`, without arrays.
 
-    params and batch_stats are nested dicts, by module path, of shapes and dtypes.
+    params and batch_stats are nested dicts of jax.ShapeDtypeStruct by module path.
     """
     return _outline(**config)
 

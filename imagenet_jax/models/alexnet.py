@@ -1,9 +1,9 @@
-"""AlexNet in the form of "One weird trick" (Krizhevsky 2014, arXiv:1404.5997).
+"""AlexNet, in the version of "One weird trick" (Krizhevsky 2014, arXiv:1404.5997).
 
-Semantics, initial weights and module names of torchvision.models.alexnet, in NHWC.
+Semantics, initial weights and module names follow torchvision.models.alexnet; arrays are NHWC.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.config.fields import Field
-from imagenet_jax.models.base import Family, Model, Path, count_outputs, require_pixels
+from imagenet_jax.models.base import Activations, Family, Model, Path, count_outputs
 from imagenet_jax.models.layers import (
     adaptive_average_pool,
     three_linear,
@@ -24,17 +24,17 @@ from imagenet_jax.models.windows import max_pool
 
 # Output channels, kernel size, stride and padding of each convolution.
 CONVOLUTIONS = ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1))
-POOL_AFTER = (0, 1, 4)  # indices of the convolutions that a 3x3 max-pool of stride 2 follows
+POOL_AFTER = (0, 1, 4)  # convolutions before a 3x3 max-pool of stride 2
 HIDDEN = 4096  # units of each of the two hidden linear layers
 POOLED = 6  # side of the feature map that the classifier reads, for every image size
-LEAST = 63  # pixels on a side: smaller images leave nothing to the last max-pool
+MIN_SIDE = 63  # pixels; smaller images leave nothing for the last max-pool
 
-# torchvision numbers all layers of a part, ReLUs, pools and dropout too.
+# Indices in torchvision's nn.Sequential, which also count ReLU, pooling and dropout layers.
 _FEATURES, _CLASSIFIER = (0, 3, 6, 8, 10), (1, 4, 6)
 
 
 class AlexNet(Model):
-    """Five convolutions, three of which a max-pool follows, then three linear layers."""
+    """Five convolutions, three of them followed by a max-pool, and three linear layers."""
 
     def __init__(
         self, name: str, *, num_classes: int, width: float, dropout: float, dtype: jnp.dtype | None,
@@ -55,10 +55,8 @@ class AlexNet(Model):
         self.classifier = three_linear(linear, inputs * POOLED**2, hidden, num_classes, dtype)
         self.dropout = nnx.Dropout(dropout)
 
-    def activations(
-        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> Iterator[tuple[str, jax.Array]]:
-        require_pixels(images, LEAST, "AlexNet")
+    def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
+        self.require_pixels(images, MIN_SIDE)
         x = images
         for i, conv in enumerate(self.features):
             x = nnx.relu(self.run(conv, x))
@@ -78,7 +76,7 @@ def _torch_name(name: str, path: Path) -> str:
 
 
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the AlexNet of a state dict: see Family."""
+    """Return the AlexNet models that fit a state dict: see Family."""
     kernel = arrays.get("features.0.weight")
     if kernel is None or kernel.shape[2:] != (11, 11):
         return []

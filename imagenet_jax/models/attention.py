@@ -1,4 +1,4 @@
-"""Layers of transformers: multi-head attention, two linear layers, and layer scale."""
+"""Layers of transformers: multi-head attention, MLP, layer scale."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ ZEROS = nnx.initializers.zeros_init()
 
 
 class Mlp(nnx.Module):
-    """Linear, GELU (exact, as in torch), linear, with dropout after each linear layer."""
+    """Two linear layers with GELU (exact, as in torch) between them, and dropout after each."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Mlp(nnx.Module):
     def __call__(
         self, x: jax.Array, *, train: bool = False, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
-        """f[..., C] -> f[..., C]; training draws what is dropped from `rngs.dropout`."""
+        """f[..., C] -> f[..., C]. Training draws dropout masks from `rngs.dropout`."""
         x = nnx.gelu(self.fc1(x), approximate=False)
         x = self.fc2(self.dropout(x, deterministic=not train, rngs=rngs))
         return self.dropout(x, deterministic=not train, rngs=rngs)
@@ -41,7 +41,7 @@ class Mlp(nnx.Module):
 class Attention(nnx.Module):
     """Multi-head self-attention (Vaswani et al. 2017, arXiv:1706.03762).
 
-    One linear layer makes queries, keys and values, in this order, each head after head.
+    One linear layer computes queries, keys and values, concatenated in this order.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Attention(nnx.Module):
         dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ):
-        """`features` is a multiple of `heads`; biases start at 0."""
+        """`features` must be a multiple of `heads`; biases start at 0."""
         make = partial(nnx.Linear, dtype=dtype, rngs=rngs)
         self.qkv = make(features, 3 * features, kernel_init=qkv_init)
         self.proj = make(features, features, kernel_init=proj_init)
@@ -63,7 +63,7 @@ class Attention(nnx.Module):
     def __call__(self, x: jax.Array, bias: jax.Array | None = None) -> jax.Array:
         """f[B, N, C] -> f[B, N, C].
 
-        `bias`, f[B or 1, heads, N, N], is added to the products of queries and keys.
+        `bias`, f[B or 1, heads, N, N], is added to the attention logits.
         """
         batch, tokens, features = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, features // self.heads)

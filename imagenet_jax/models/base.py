@@ -1,4 +1,4 @@
-"""What every model and every model family has in common."""
+"""The interfaces of models and of model families."""
 
 import dataclasses
 import re
@@ -13,15 +13,18 @@ from ml_collections import ConfigDict
 from imagenet_jax.config.fields import Field
 from imagenet_jax.errors import UserError
 
-Path = tuple[Any, ...]  # names and indices that lead to a module or an array in a model
-Config: TypeAlias = ConfigDict | Mapping[str, Any]  # a config.model
+Path = tuple[Any, ...]  # attribute names and indices from the model to a module or an array
+Config: TypeAlias = ConfigDict | Mapping[str, Any]  # config.model
+Activations = Iterator[tuple[str, jax.Array]]  # (name, value) of each stage, the logits last
 
 
 class Model(nnx.Module):
-    """An image classifier with nnx.Param and nnx.BatchStat variables only, all float32.
+    """An image classifier whose variables are float32, of types nnx.Param and nnx.BatchStat.
 
-    `name` is the name of its variant, `remat` is `config.model.remat`. `aux_weight` is the factor
-    of the losses of its auxiliary heads, if it has any.
+    Attributes:
+      name: name of the variant.
+      remat: `config.model.remat`.
+      aux_weight: factor of the losses of the auxiliary heads; 0 if there are none.
     """
 
     name: str
@@ -36,28 +39,26 @@ class Model(nnx.Module):
         rngs: nnx.Rngs | None = None,
         **options: Any,
     ) -> jax.Array:
-        """Return `block(x, **options)`, given `rngs` too unless they are None.
+        """Return `block(x, **options)`, passing `rngs` unless it is None.
 
-        `x` is an array or a tuple of arrays. An array that several blocks read is kept once.
         Families call their blocks through this method, so that `remat` applies: the backward pass
-        computes again what it does not keep (Chen et al. 2016, arXiv:1604.06174).
+        recomputes activations instead of storing them (Chen et al. 2016, arXiv:1604.06174). `x` is
+        an array or a tuple of arrays. An array that is read by several blocks is stored once.
         """
         random = {} if rngs is None else {"rngs": rngs}
         if self.remat == "none":
             return block(x, **random, **options)
-        kept = _is_product if self.remat == "dots" else None
+        saved = _is_product if self.remat == "dots" else None
 
         def call(block: Callable[..., jax.Array], x: Any, random: Any) -> jax.Array:
             return block(x, **random, **options)
 
-        return nnx.remat(call, policy=kept)(block, x, random)
+        return nnx.remat(call, policy=saved)(block, x, random)
 
-    def activations(
-        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> Iterator[tuple[str, jax.Array]]:
-        """Yield (name, value) of the output of each stage, from input to output, then the logits.
+    def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
+        """Yield (name, output) of each stage in order, and at the end ("logits", logits).
 
-        In training, a model with auxiliary heads also yields their logits, named "aux...".
+        In training, a model with auxiliary heads also yields their logits, as "aux...".
 
         Arguments and errors are those of `__call__`.
         """
@@ -68,10 +69,13 @@ class Model(nnx.Module):
     ) -> jax.Array:
         """f[B, H, W, 3] -> logits f32[B, num_classes].
 
-        `train` uses and updates batch statistics, and draws what is dropped from `rngs.dropout`,
-        which is needed if the config drops anything.
+        Args:
+          images: normalized images.
+          train: normalize with the statistics of the batch and update the running ones; apply
+            dropout and drop path.
+          rngs: its stream `dropout` is needed in training if the config has dropout or drop path.
 
-        Raises UserError for images that are too small.
+        Raises UserError if the images are too small.
         """
         *_, (_, logits) = self.activations(images, train=train, rngs=rngs)
         return logits
@@ -79,12 +83,29 @@ class Model(nnx.Module):
     def training_logits(
         self, images: jax.Array, *, rngs: nnx.Rngs
     ) -> tuple[jax.Array, list[jax.Array]]:
-        """Return the logits in training: of the head, and of each auxiliary head.
+        """Return the logits of the head, and those of each auxiliary head, in training.
 
         Arguments and errors are those of `__call__`.
         """
         *stages, (_, logits) = self.activations(images, train=True, rngs=rngs)
         return logits, [value for name, value in stages if name.startswith("aux")]
+
+    def require_pixels(
+        self, images: jax.Array, side: int, *, multiple: bool = False, what: str = ""
+    ) -> None:
+        """Raise UserError if a side of f[B, H, W, 3] has fewer than `side` pixels.
+
+        Args:
+          multiple: both sides must be multiples of `side`.
+          what: what needs them, for the message; "": the name of the model.
+        """
+        height, width = images.shape[1:3]
+        if min(height, width) < side or (multiple and (height % side or width % side)):
+            raise UserError(
+                f"images of {height}x{width} pixels: {what or self.name} needs "
+                f"{'multiples of' if multiple else 'at least'} {side}x{side} "
+                "(config.augment.image_size, eval.image_size)"
+            )
 
 
 def _is_product(primitive: Any, *_: Any, **__: Any) -> bool:
@@ -97,30 +118,31 @@ def _join(name: str, path: Path) -> str:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Family:
-    """What the rest of the package knows about the models of one file.
+    """The models of one file, as the rest of the package sees them.
 
     Attributes:
-      model: the class, called with name, num_classes, width, dtype, `fields` and rngs.
-      variants: the names of its models.
-      fields: the fields of `config.model` that only this family has, by name.
-      groups: the parameters from input to output: for each group, the paths where they are. Every
-        parameter is in one group; the last group is the head, the layer that num_classes shapes,
-        and the auxiliary heads. Groups in which a variant has no parameters do not count.
+      model: the class, called with name, num_classes, width, dtype, rngs and one argument for each
+        of `fields`.
+      variants: names of the models.
+      fields: fields of `config.model` that only this family has, by name.
+      groups: layer groups from input to output, each a tuple of paths. Every parameter is in
+        exactly one group. The last group starts with the head, the layer whose outputs are the
+        logits, and has the auxiliary heads too. Groups without parameters in a variant are skipped.
       first: torch's name of the first convolution.
-      identify: returns what a state dict in torch's layout can be of: for each candidate, name,
-        width and other fields of `config.model`, the likeliest first; [] for another family. It
-        need not look at every key.
-      torch_name: returns torch's name of the module at a path of the model of that name.
-      timm_name: the same for state dicts with a `conv_stem`, as timm's mobile networks have. They
-        are read, not written.
-      flattened: linear layers that read a flattened feature map, and the side of that map.
-      constants: returns the entries of torch's state dict of the model of that name that are no
-        weights: reading a state dict skips them, writing one adds them.
-      auxiliary: where the heads are that only training uses (config.model.aux_weight). A model may
-        lack them. Their last layers have num_classes outputs too.
-      multiple: returns the number of pixels of which sides of images must be multiples.
+      identify: given a state dict in torch's layout, returns the models that fit it, each as
+        a dict of name, width and other fields of `config.model`; [] if it is of another family.
+        Need not look at every key.
+      torch_name: given a model name and a path, returns torch's name of the module there.
+      timm_name: like `torch_name`, for the names in state dicts with a `conv_stem`, as timm's
+        MobileNets and EfficientNets have. They are only read.
+      flattened: path of each linear layer that reads a flattened feature map -> side of that map.
+      constants: given a model name, returns the entries of torch's state dict that are not weights.
+        They are skipped when a state dict is read, and added when one is written.
+      auxiliary: paths of the heads that are used only in training (config.model.aux_weight). A
+        model may lack them. Their last layers have num_classes outputs too.
+      multiple: given a model name, returns the number that must divide the sides of images.
       fit: given a path, the array of a state dict and the shape of the model's array there, returns
-        the array in that shape if it only belongs to another image size, else the array as it is.
+        the array in that shape if it was trained at another image size, else the array unchanged.
     """
 
     model: type[Model]
@@ -141,26 +163,12 @@ class Family:
 
     @property
     def head(self) -> Path:
-        """The path of the last linear layer."""
+        """Path of the layer whose outputs are the logits."""
         return self.groups[-1][0]
 
     def in_heads(self, path: Path) -> bool:
-        """Return whether a module or an array is part of the head or of an auxiliary head."""
+        """Return whether the module or array at `path` is in the head or an auxiliary head."""
         return any(path[: len(head)] == head for head in (self.head, *self.auxiliary))
-
-
-def require_pixels(images: jax.Array, least: int, who: str, *, multiple: bool = False) -> None:
-    """Raise UserError, which names `who`, unless each side of f[B, H, W, 3] has `least` pixels.
-
-    With `multiple`, sides must be multiples of `least`.
-    """
-    height, width = images.shape[1:3]
-    if min(height, width) < least or (multiple and (height % least or width % least)):
-        what = "multiples of" if multiple else "at least"
-        raise UserError(
-            f"images of {height}x{width} pixels: {who} needs {what} {least}x{least} "
-            "(config.augment.image_size, eval.image_size)"
-        )
 
 
 def submodule(module: Any, path: Path) -> Any:
@@ -172,13 +180,13 @@ def submodule(module: Any, path: Path) -> Any:
 
 
 def count_blocks(keys: Mapping[str, Any], pattern: str) -> tuple[int, ...]:
-    """Return the number of blocks in each stage, of the (stage, block) that `pattern` captures."""
+    """Return the number of blocks in each stage; `pattern` captures (stage, block) in a key."""
     pairs = {tuple(map(int, m.groups())) for key in keys if (m := re.match(pattern, key))}
     stages = [stage for stage, _ in sorted(pairs)]
     return tuple(stages.count(stage) for stage in dict.fromkeys(stages))
 
 
 def count_outputs(arrays: Mapping[str, np.ndarray], key: str) -> int:
-    """Return the output channels of a kernel f[O, I, H, W]; 0 if there is no such kernel."""
+    """Return the output channels of the kernel f[O, I, H, W] at `key`; 0 if there is none."""
     kernel = arrays.get(key)
     return 0 if kernel is None or kernel.ndim != 4 else len(kernel)

@@ -1,13 +1,13 @@
-"""Big Transfer ResNets (Kolesnikov et al. 2020, arXiv:1912.11370): ResNet-v2 with group norm and
-weight standardization, without batch statistics.
+"""Big Transfer (BiT, Kolesnikov et al. 2020, arXiv:1912.11370).
 
-Pre-activation blocks (He et al. 2016, arXiv:1603.05027) whose shortcuts read the activated input,
-with the stride on the 3x3. As in github.com/google-research/big_transfer: 32 groups and epsilon
-1e-5 in group norm, 1e-10 in weight standardization, a max-pool padded with zeros after a stem
-without norm. Module names are those of timm's resnetv2_*_bit, whose state dicts have this layout.
+BiT is a ResNet v2 (pre-activation, He et al. 2016, arXiv:1603.05027) with group norm and weight
+standardization, and so without batch statistics. As in github.com/google-research/big_transfer,
+projection shortcuts read the activated input, the stride is in the 3x3 convolution, group norm has
+32 groups and epsilon 1e-5, weight standardization has epsilon 1e-10, and the stem has no norm and a
+max-pool with zero padding. Module names follow timm's resnetv2_*_bit; arrays are NHWC.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from imagenet_jax.models.base import Family, Model, count_blocks, count_outputs, require_pixels
+from imagenet_jax.models.base import Activations, Family, Model, count_blocks, count_outputs
 from imagenet_jax.models.layers import StandardizedConv, global_average_pool
 from imagenet_jax.models.norms import GroupNorm
 from imagenet_jax.models.windows import max_pool
@@ -53,15 +53,13 @@ class BiT(Model):
             stages.append(nnx.Dict(blocks=nnx.List(blocks)))
         self.stages = nnx.List(stages)
         self.norm = GroupNorm(inputs)
-        # A 1x1 convolution, so that the kernel has timm's shape. Zeros: all classes start alike.
+        # A 1x1 convolution, so that the kernel has timm's shape. It starts at zero, as in BiT.
         zeros = nnx.initializers.zeros_init()
         fc = nnx.Conv(inputs, num_classes, (1, 1), kernel_init=zeros, rngs=rngs)
         self.head = nnx.Dict(fc=fc)
 
-    def activations(
-        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> Iterator[tuple[str, jax.Array]]:
-        require_pixels(images, 1, "BiT")
+    def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
+        self.require_pixels(images, 1)
         x = jnp.pad(self.stem["conv"](images), ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = max_pool(x, 3)
         yield "stem", x
@@ -74,7 +72,7 @@ class BiT(Model):
 
 
 class PreActivation(nnx.Module):
-    """Norm and ReLU before each of 1x1, 3x3, 1x1; added to the input or a 1x1 of its activation."""
+    """A bottleneck with norm and ReLU before each convolution, and a shortcut."""
 
     expansion = 4
 
@@ -116,7 +114,7 @@ def _conv(
         strides=stride,
         padding=size // 2,
         use_bias=False,
-        # Standardization undoes the scale, which then only sets the effective learning rate.
+        # Standardization removes the scale, which only sets the effective learning rate.
         kernel_init=nnx.initializers.lecun_normal(),
         dtype=dtype,
         rngs=rngs,
@@ -124,18 +122,17 @@ def _conv(
 
 
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the BiT of a state dict: see Family.
+    """Return the BiT models that fit a state dict: see Family.
 
-    A wide variant and a narrow one with a larger width have the same keys and shapes.
+    A wider variant and a narrower one with a larger `width` have the same keys and shapes.
     """
     depths = count_blocks(arrays, r"stages\.(\d+)\.blocks\.(\d+)\.")
     channels = count_outputs(arrays, "stem.conv.weight")
-    candidates = [
+    return [
         {"name": name, "width": channels / (64 * factor)}
         for name, (known_depths, factor) in VARIANTS.items()
         if known_depths == depths and channels
     ]
-    return sorted(candidates, key=lambda fields: fields["width"] != 1)
 
 
 FAMILY = Family(

@@ -1,8 +1,8 @@
-"""Anti-aliased downsampling (Zhang 2019, arXiv:1904.11486), added to a model from outside.
+"""Anti-aliased downsampling (Zhang 2019, arXiv:1904.11486), applied to a finished model.
 
-As in github.com/libffcv/ffcv-imagenet, the input of strided convolutions goes through the paper's
-Tri-3 filter, [1, 2, 1] / 4 in each direction, with zeros beyond the edges. The large convolution
-that reads the image and max-pools are not changed.
+As in github.com/libffcv/ffcv-imagenet, the inputs of strided convolutions pass through the Tri-3
+filter of the paper, [1, 2, 1] / 4 in each direction, with zero padding. The first convolution and
+max-pools stay as they are.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ def blur_strided(model: nnx.Module) -> None:
 def _blur_and_convolve(
     x: jax.Array, kernel: jax.Array, window_strides: tuple[int, int], *args: Any, **options: Any
 ) -> jax.Array:
-    """jax.lax.conv_general_dilated of the filtered `x`."""
+    """Return jax.lax.conv_general_dilated of the filtered `x`."""
     if kernel.shape[:2] == (1, 1):  # reads only the pixels that the stride keeps
         x, window_strides = blur_pool(x, stride=window_strides[0]), (1, 1)
     else:
@@ -39,9 +39,9 @@ def _blur_and_convolve(
 
 
 def blur_pool(x: jax.Array, *, stride: int = 1) -> jax.Array:
-    """f[B, H, W, C] -> f[B, ceil(H / stride), ceil(W / stride), C], each channel filtered alone."""
+    """f[B, H, W, C] -> f[B, ceil(H / stride), ceil(W / stride), C]: filter each channel."""
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    # XLA fuses shifted slices with their neighbors, but not a depthwise convolution.
+    # XLA fuses shifted slices with neighboring operations, but not a depthwise convolution.
     for axis in (1, 2):
         last = (x.shape[axis] - 3) // stride * stride
         weighted = [

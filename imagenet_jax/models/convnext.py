@@ -1,9 +1,9 @@
 """ConvNeXt (Liu et al. 2022, arXiv:2201.03545).
 
-Semantics, initial weights and module names of torchvision.models.convnext, in NHWC.
+Semantics, initial weights and module names follow torchvision.models.convnext; arrays are NHWC.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,14 +13,7 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.models.attention import Mlp
-from imagenet_jax.models.base import (
-    Family,
-    Model,
-    Path,
-    count_blocks,
-    count_outputs,
-    require_pixels,
-)  # fmt: skip
+from imagenet_jax.models.base import Activations, Family, Model, Path, count_blocks, count_outputs
 from imagenet_jax.models.layers import (
     DROP_PATH,
     FOUR_STAGES,
@@ -31,27 +24,27 @@ from imagenet_jax.models.layers import (
 from imagenet_jax.models.norms import LayerNorm
 from imagenet_jax.models.windows import convolve
 
-# name -> blocks in each of the four stages, channels of the first; each stage doubles them
+# name -> (blocks in each of the four stages, channels of the first stage); each stage doubles them
 VARIANTS = {
     "convnext_tiny": ((3, 3, 9, 3), 96),
     "convnext_small": ((3, 3, 27, 3), 96),
     "convnext_base": ((3, 3, 27, 3), 128),
     "convnext_large": ((3, 3, 27, 3), 192),
 }
-STRIDE = 32  # of the whole network: no padding, so smaller images have no output
+STRIDE = 32  # of the whole network; without padding, smaller images have no output
 LAYER_SCALE = 1e-6  # initial value
-# torch.nn.init.trunc_normal_ cuts at -2 and 2, which are 100 standard deviations.
+# torch.nn.init.trunc_normal_ truncates at -2 and 2, which are 100 standard deviations.
 INIT = nnx.initializers.normal(0.02)
-EPSILON = 1e-6  # of layer norms
-# Places in torch's nn.Sequential; permutations and GELU have the others.
+EPSILON = 1e-6  # of layer norm
+# Indices in torchvision's nn.Sequential, which also count permutations and GELU.
 _IN_BLOCK = {"conv": "0", "norm": "2", "fc1": "3", "fc2": "5"}
 
 
 class Block(nnx.Module):
-    """Depthwise 7x7, layer norm, two linear layers with GELU, layer scale, and a shortcut."""
+    """Depthwise 7x7 convolution, layer norm, MLP with GELU, layer scale, and a shortcut."""
 
     def __init__(self, channels: int, rate: float, *, dtype: jnp.dtype | None, rngs: nnx.Rngs):
-        """`rate` is the probability to drop the branch of an image in training."""
+        """`rate` is the probability of dropping the branch of an image in training."""
         self.conv = nnx.Conv(
             channels,
             channels,
@@ -75,7 +68,7 @@ class Block(nnx.Module):
 
 
 class ConvNeXt(Model):
-    """4x4 patches, four stages of blocks with 2x2 convolutions between, pool, linear classifier."""
+    """4x4 patches, four stages with 2x2 convolutions between, pool, norm, linear classifier."""
 
     def __init__(
         self, name: str, *, num_classes: int, width: float, drop_path: float,
@@ -104,8 +97,8 @@ class ConvNeXt(Model):
         features: list[Any] = [nnx.List([patches(3, channels, 4), norm(channels)])]
         for i, depth in enumerate(depths):
             if i:
-                shrink = [norm(channels), patches(channels, 2 * channels, 2)]
-                features.append(nnx.List(shrink))
+                downsample = [norm(channels), patches(channels, 2 * channels, 2)]
+                features.append(nnx.List(downsample))
                 channels *= 2
             blocks = [Block(channels, next(rates), dtype=dtype, rngs=rngs) for _ in range(depth)]
             features.append(nnx.List(blocks))
@@ -113,10 +106,8 @@ class ConvNeXt(Model):
         self.norm = norm(channels)
         self.head = nnx.Linear(channels, num_classes, kernel_init=INIT, rngs=rngs)
 
-    def activations(
-        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> Iterator[tuple[str, jax.Array]]:
-        require_pixels(images, STRIDE, self.name)
+    def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
+        self.require_pixels(images, STRIDE)
         x = images
         for i in range(0, len(self.features), 2):
             first, second = self.features[i]
@@ -143,18 +134,17 @@ def _torch_name(name: str, path: Path) -> str:
 
 
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the ConvNeXt of a state dict: see Family.
+    """Return the ConvNeXt models that fit a state dict: see Family.
 
-    The three larger ones differ only in their width.
+    The three larger variants differ only in width.
     """
     depths = count_blocks(arrays, r"features\.([1357])\.(\d+)\.block\.0\.weight$")
     channels = count_outputs(arrays, "features.0.0.weight")
-    found = [
+    return [
         {"name": name, "width": channels / first}
         for name, (known, first) in VARIANTS.items()
         if known == depths and channels
     ]
-    return sorted(found, key=lambda fields: fields["width"] != 1)
 
 
 FAMILY = Family(

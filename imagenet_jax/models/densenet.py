@@ -1,9 +1,9 @@
 """DenseNet (Huang et al. 2016, arXiv:1608.06993), with bottlenecks and compression (DenseNet-BC).
 
-Semantics, initial weights and module names of torchvision.models.densenet, in NHWC.
+Semantics, initial weights and module names follow torchvision.models.densenet; arrays are NHWC.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from imagenet_jax.models.base import Family, Model, count_blocks, count_outputs, require_pixels
+from imagenet_jax.models.base import Activations, Family, Model, count_blocks, count_outputs
 from imagenet_jax.models.layers import BN_GROUP, ConvNorm, global_average_pool
 from imagenet_jax.models.norms import BatchNorm
 from imagenet_jax.models.windows import max_pool
 
-LEAST = 29  # pixels on a side: smaller images leave nothing to the last pool
-BOTTLENECK = 4  # channels between the two convolutions of a layer, over the growth
+MIN_SIDE = 29  # pixels; smaller images leave nothing for the last pool
+BOTTLENECK = 4  # channels between the two convolutions of a layer, as a multiple of the growth
 
 
 class Variant(NamedTuple):
-    """Channels that a layer adds, channels of the stem, layers in each of the four blocks."""
+    """Channels that each layer adds, channels of the stem, layers in each of the four blocks."""
 
     growth: int
     stem: int
@@ -38,7 +38,7 @@ VARIANTS = {
 
 
 class DenseLayer(nnx.Module):
-    """Norm, ReLU, 1x1; norm, ReLU, 3x3 of all features before it."""
+    """Norm, ReLU, 1x1; norm, ReLU, 3x3. Reads the concatenation of all features before it."""
 
     def __init__(self, inputs: int, growth: int, make: Callable[..., ConvNorm], bn_group: int):
         self.norm1 = BatchNorm(inputs, images_per_group=bn_group)
@@ -52,7 +52,7 @@ class DenseLayer(nnx.Module):
 
 
 class Transition(nnx.Module):
-    """Norm, ReLU, 1x1 to half the channels, and average pool."""
+    """Norm, ReLU, 1x1 convolution to half the channels, 2x2 average pool."""
 
     def __init__(self, inputs: int, make: Callable[..., ConvNorm], bn_group: int):
         self.norm = BatchNorm(inputs, images_per_group=bn_group)
@@ -95,17 +95,15 @@ class DenseNet(Model):
         uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         self.classifier = nnx.Linear(channels, num_classes, kernel_init=uniform, rngs=rngs)
 
-    def activations(
-        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> Iterator[tuple[str, jax.Array]]:
-        require_pixels(images, LEAST, "DenseNet")
+    def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
+        self.require_pixels(images, MIN_SIDE)
         parts, depths = self.features, VARIANTS[self.name].depths
         x = ConvNorm(parts.conv0, parts.norm0)(images, train=train)
         x = max_pool(x, 3, padding=1)
         yield "stem", x
         for i, depth in enumerate(depths, 1):
-            # Layers read the tuple, not its concatenation, so that remat "blocks" keeps each
-            # feature once: memory is linear in the depth (Pleiss et al. 2017, arXiv:1707.06990).
+            # Layers read a tuple and concatenate it themselves, so that remat "blocks" stores each
+            # feature once and memory is linear in depth (Pleiss et al. 2017, arXiv:1707.06990).
             found: tuple[jax.Array, ...] = (x,)
             for j in range(depth):
                 layer = parts[f"denseblock{i}"][f"denselayer{j + 1}"]
@@ -121,7 +119,7 @@ class DenseNet(Model):
 
 
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the DenseNet of a state dict: see Family."""
+    """Return the DenseNet models that fit a state dict: see Family."""
     depths = count_blocks(arrays, r"features\.denseblock(\d+)\.denselayer(\d+)\.")
     channels = count_outputs(arrays, "features.conv0.weight")
     return [

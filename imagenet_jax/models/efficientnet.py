@@ -1,16 +1,20 @@
 """EfficientNet (Tan & Le 2019, arXiv:1905.11946), EfficientNetV2 (arXiv:2104.00298) and Lite.
 
-B0-B7 and V2 have the semantics, initial weights and module names of torchvision, in NHWC.
-tf_efficientnet_b0-b7 are the authors' own networks, as in Keras: TensorFlow's padding and constants
-of batch norm, and the module names of the package efficientnet_pytorch. Lite (Liu 2020,
-github.com/tensorflow/tpu, models/official/efficientnet/lite) also has ReLU6, no
-squeeze-and-excitation, and the same names in the package efficientnet_lite_pytorch.
-timm_efficientnet_lite0 is timm's: torch's padding and constants of batch norm, and timm's names.
-timm's names of B0-B4, of tf_efficientnet_* and of Lite (tf_efficientnet_lite* there) are read too.
+- efficientnet_b0-b7 and efficientnet_v2_*: semantics, initial weights and module names of
+  torchvision.
+- tf_efficientnet_b0-b7: the authors' own networks, as in Keras, with TensorFlow's padding and
+  batch-norm constants. Module names are those of the package efficientnet_pytorch.
+- efficientnet_lite0-lite4 (Liu 2020, github.com/tensorflow/tpu, models/official/efficientnet/lite):
+  like tf_*, but with ReLU6 and without squeeze-and-excitation. Module names are those of the
+  package efficientnet_lite_pytorch.
+- timm_efficientnet_lite0: timm's, with torch's padding and batch-norm constants, and timm's names.
+
+Arrays are NHWC. timm's names of B0-B4, tf_efficientnet_* and Lite (tf_efficientnet_lite* in timm)
+are read too.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,8 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from imagenet_jax.config.fields import Field
-from imagenet_jax.models.base import Family, Model, Path, count_blocks, require_pixels
+from imagenet_jax.models.base import Activations, Family, Model, Path, count_blocks
+from imagenet_jax.models.inverted_residual import (
+    TIMM_BLOCK,
+    InvertedResidual,
+    round_channels,
+    timm_block_name,
+    timm_end_name,
+)
 from imagenet_jax.models.layers import (
     BN_GROUP,
     DROP_PATH,
@@ -28,14 +38,13 @@ from imagenet_jax.models.layers import (
     ConvNorm,
     SqueezeExcite,
     drop_path_rates,
+    dropout_field,
     global_average_pool,
 )
-from imagenet_jax.models.mobilenet import TIMM_BLOCK, InvertedResidual, timm_block_name
-from imagenet_jax.models.mobilenet_v3 import round_channels
 
 
 class Stage(NamedTuple):
-    """Blocks of one width: expansion, kernel size, stride of the first block, output channels."""
+    """A row of table 1. `stride` is that of the first block, `channels` are output channels."""
 
     expansion: int
     size: int
@@ -46,10 +55,15 @@ class Stage(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """Channels of the first and the last convolution, stages, and constants of batch norm.
+    """What distinguishes one EfficientNet.
 
-    `tensorflow` stands for TensorFlow's padding and efficientnet_pytorch's names, `timm` for timm's
-    names.
+    Attributes:
+      stem, last: channels of the first and the last convolution.
+      stages: the stages of blocks between them.
+      eps, momentum: of batch norm.
+      tensorflow: has TensorFlow's padding and efficientnet_pytorch's module names.
+      lite: has ReLU6 and no squeeze-and-excitation.
+      timm: has timm's module names.
     """
 
     stem: int
@@ -85,7 +99,7 @@ def _scaled(width: float, depth: float, eps: float, momentum: float) -> Variant:
 
 
 def _lite(width: float, depth: float) -> Variant:
-    """Return a Lite variant: first and last convolution and depth of both end stages are B0's."""
+    """Return a Lite variant: only the width and the depth of the middle stages are scaled."""
     first, *middle, last = _scaled(width, depth, 1e-3, 0.99).stages
     stages = (first._replace(blocks=1), *middle, last._replace(blocks=1))
     return Variant(32, stages, 1280, 1e-3, 0.99, tensorflow=True, lite=True)
@@ -100,7 +114,7 @@ def _v2(*rows: tuple[int, ...]) -> Variant:
     return Variant(stages[0].channels, stages, 1280, 1e-3, 0.9)
 
 
-# name -> channels and depth, as multiples of B0's
+# name -> factors on the channels and on the depth of B0
 SCALES = {
     "efficientnet_b0": (1.0, 1.0),
     "efficientnet_b1": (1.0, 1.1),
@@ -151,10 +165,7 @@ class EfficientNet(Model):
         self, name: str, *, num_classes: int, width: float, dropout: float, drop_path: float,
         bn_group: int, norm_impl: str, dtype: jnp.dtype | None, rngs: nnx.Rngs,
     ):  # fmt: skip
-        """`dtype` is the compute dtype of convolutions; None: that of images and parameters.
-
-        `width` scales the channels of the variant, which are not rounded to multiples of 8 again.
-        """
+        """`dtype` is the compute dtype of convolutions; None: that of images and parameters."""
         self.name = name
         stem, stages, last, eps, momentum, tensorflow, lite, _ = VARIANTS[name]
         make = partial(
@@ -166,7 +177,7 @@ class EfficientNet(Model):
         inputs = max(1, round(stem * width))
         conv, bn = make(3, inputs, 3, 2)
         features: list[Any] = [nnx.Dict(conv=conv, bn=bn)]
-        # In torchvision, timm and TensorFlow the rates reach `drop_path` one block after the last.
+        # As in torchvision, timm and TensorFlow, the rate of a further block would be `drop_path`.
         total = sum(stage.blocks for stage in stages)
         rates = drop_path_rates(drop_path * (total - 1) / total, total)
         for stage in stages:
@@ -186,14 +197,12 @@ class EfficientNet(Model):
         features.append(nnx.Dict(conv=conv, bn=bn))
         self.features: nnx.List[Any] = nnx.List(features)
         self.dropout = nnx.Dropout(dropout)
-        # Uniform within 1 / sqrt(num_classes).
+        # Uniform in +-1 / sqrt(num_classes).
         init = nnx.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
         self.classifier = nnx.Linear(conv.out_features, num_classes, kernel_init=init, rngs=rngs)
 
-    def activations(
-        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> Iterator[tuple[str, jax.Array]]:
-        require_pixels(images, 1, "EfficientNet")
+    def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
+        self.require_pixels(images, 1)
         first, *stages, last = self.features
         x = ConvNorm(first.conv, first.bn)(images, train=train, activation=self.activation)
         yield "stem", x
@@ -219,7 +228,7 @@ def _torch_name(name: str, path: Path) -> str:
 
 
 def _tensorflow_name(variant: Variant, path: Path) -> str:
-    """efficientnet_pytorch numbers blocks across stages, and norms within a block."""
+    """Return efficientnet_pytorch's name; block numbers run across stages."""
     if path[0] == "classifier":
         return "_fc"
     _, index, *place, kind = path
@@ -227,17 +236,17 @@ def _tensorflow_name(variant: Variant, path: Path) -> str:
         names = ("_conv_stem", "_bn0") if index == 0 else ("_conv_head", "_bn1")
         return names[kind == "bn"]
     block, _, layer = place
-    layer += variant.stages[index - 1].expansion == 1  # then there is no first 1x1 convolution
+    layer += variant.stages[index - 1].expansion == 1  # no first 1x1 convolution
     number = block + sum(stage.blocks for stage in variant.stages[: index - 1])
     if kind in ("fc1", "fc2"):
         return f"_blocks.{number}._se_{'reduce' if kind == 'fc1' else 'expand'}"
-    layer = min(layer, 2)  # squeeze-and-excitation may come before the last
+    layer = min(layer, 2)  # the squeeze-and-excitation, if any, comes before the last
     conv = ("_expand_conv", "_depthwise_conv", "_project_conv")[layer]
     return f"_blocks.{number}.{conv if kind == 'conv' else f'_bn{layer}'}"
 
 
 def _in_timm(variant: Variant) -> bool:
-    """Return whether timm has weights of this network. timm's B5-B7 have another epsilon."""
+    """Return whether timm has this network. timm's B5-B7 have another batch-norm epsilon."""
     return variant.tensorflow or variant.timm or variant.eps == 1e-5
 
 
@@ -249,17 +258,16 @@ def _timm_name(name: str, path: Path) -> str:
         return "classifier"
     _, index, *place, part = path
     if not place:
-        names = ("conv_stem", "bn1") if index == 0 else ("conv_head", "bn2")
-        return names[part == "bn"]
+        return timm_end_name(index, part)
     block, _, layer = place
     expands = variant.stages[index - 1].expansion > 1
     return timm_block_name(index - 1, block, layer, part, expands=expands)
 
 
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the EfficientNet of a state dict: see Family.
+    """Return the EfficientNet models that fit a state dict: see Family.
 
-    Variants of equal depth differ by the ratios of their widths.
+    Variants of equal depth are told apart by the ratio of the channels of two layers.
     """
     if "conv_stem.weight" in arrays:
         head, depths = "conv_head.weight", count_blocks(arrays, TIMM_BLOCK)
@@ -283,19 +291,19 @@ def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         width = len(kernel) / variant.last
         if abs(kernel.shape[1] - inner * width) <= 1:
             found.append({"name": name, "width": width})
-    return sorted(found, key=lambda fields: abs(math.log(fields["width"])))
+    return found
 
 
 FAMILY = Family(
     model=EfficientNet,
     variants=tuple(VARIANTS),
     fields={
-        "dropout": Field(0.2, "Dropout rate before the last layer", at_least=0, below=1),
+        "dropout": dropout_field(0.2),
         "drop_path": DROP_PATH,
         "bn_group": BN_GROUP,
         "norm_impl": NORM_IMPL,
     },
-    # V2 has six stages or seven, so that its last convolution is number 7 or 8.
+    # V2 has 6 or 7 stages, so its last convolution has index 7 or 8.
     groups=(
         *((("features", i),) for i in range(7)),
         (("features", 7), ("features", 8)),

@@ -1,10 +1,10 @@
 """GoogLeNet (Szegedy et al. 2014, arXiv:1409.4842) with batch norm and two auxiliary heads.
 
-Semantics, initial weights and module names of torchvision.models.googlenet, in NHWC: as in
-TensorFlow's weights, which torchvision distributes, the paper's 5x5 convolutions are 3x3.
+Semantics, initial weights and module names follow torchvision.models.googlenet; arrays are NHWC.
+The 5x5 convolutions of the paper are 3x3, as in the TensorFlow weights that torchvision converted.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,19 +14,20 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.config.fields import Field
-from imagenet_jax.models.base import Family, Model, Path, count_outputs, require_pixels
+from imagenet_jax.models.base import Activations, Family, Model, Path, count_outputs
 from imagenet_jax.models.layers import (
     BN_GROUP,
     ConvNorm,
     adaptive_average_pool,
+    dropout_field,
     global_average_pool,
     uniform_linear,
 )
 from imagenet_jax.models.windows import max_pool
 
 STEM = 64  # channels of the first convolution
-# Output channels of the convolutions of each block (table 1): 1x1; 1x1 and 3x3; 1x1 and "5x5"; 1x1
-# after a max-pool. A max-pool follows stages 3 and 4.
+# Output channels of the convolutions in the four branches of each block (table 1): 1x1, (1x1, 3x3),
+# (1x1, "5x5"), 1x1 after a max-pool. A max-pool follows stages 3 and 4.
 STAGES = {
     "inception3": {"a": (64, 96, 128, 16, 32, 32), "b": (128, 128, 192, 32, 96, 64)},
     "inception4": {
@@ -37,10 +38,10 @@ STAGES = {
     "inception5": {"a": (256, 160, 320, 32, 128, 128), "b": (384, 192, 384, 48, 128, 128)},
 }  # fmt: skip
 POOLS = {"inception3": 3, "inception4": 2}  # window of the max-pool after a stage
-HEADS = {"inception4a": "aux1", "inception4d": "aux2"}  # auxiliary head that reads a block
+HEADS = {"inception4a": "aux1", "inception4d": "aux2"}  # auxiliary heads, by the block they read
 POOLED = 4  # side of the feature map that an auxiliary head reads, for every image size
-LEAST = 15  # pixels on a side: smaller images leave nothing to the third max-pool
-# torchvision cuts the normal distribution off at 2, which is 200 standard deviations.
+MIN_SIDE = 15  # pixels; smaller images leave nothing for the third max-pool
+# torchvision truncates the normal distribution at 2, which is 200 standard deviations.
 INIT = nnx.initializers.normal(0.01)
 
 
@@ -57,12 +58,12 @@ class ConvBlock(nnx.Module):
 
 
 def scaled(channels: int, width: float) -> int:
-    """Return a number of channels times `width`, rounded, but at least 1."""
+    """Return `channels` times `width`, rounded to an integer, at least 1."""
     return max(1, round(channels * width))
 
 
 class Inception(nnx.Module):
-    """Four branches side by side: 1x1, 1x1 then 3x3 (twice), and a max-pool then 1x1."""
+    """Four parallel branches: 1x1; 1x1 then 3x3; 1x1 then 3x3; max-pool then 1x1."""
 
     def __init__(self, inputs: int, channels: list[int], make: Callable[..., ConvBlock]):
         one, narrow, three, narrower, five, pooled = channels
@@ -82,7 +83,7 @@ class Inception(nnx.Module):
 
 
 class Auxiliary(nnx.Module):
-    """A classifier that training adds: mean over 4x4 regions, 1x1 convolution, hidden layer."""
+    """An auxiliary head, used in training: average pool, 1x1 convolution, two linear layers."""
 
     def __init__(
         self,
@@ -110,7 +111,7 @@ class Auxiliary(nnx.Module):
 
 
 class GoogLeNet(Model):
-    """Three convolutions and nine Inception blocks with max-pools between, pool and classifier."""
+    """Three convolutions, nine Inception blocks with max-pools between, pool, linear classifier."""
 
     def __init__(
         self, name: str, *, num_classes: int, width: float, aux_weight: float, dropout: float,
@@ -137,10 +138,8 @@ class GoogLeNet(Model):
         self.dropout = nnx.Dropout(dropout)
         self.fc = uniform_linear(inputs, num_classes, kernel_init=INIT, rngs=rngs)
 
-    def activations(
-        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> Iterator[tuple[str, jax.Array]]:
-        require_pixels(images, LEAST, "GoogLeNet")
+    def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
+        self.require_pixels(images, MIN_SIDE)
         x = max_pool(self.conv1(images, train=train), 3, ceil=True)
         x = max_pool(self.conv3(self.conv2(x, train=train), train=train), 3, ceil=True)
         yield "stem", x
@@ -158,12 +157,12 @@ class GoogLeNet(Model):
 
 
 def _torch_name(name: str, path: Path) -> str:
-    """torchvision counts the max-pool of the fourth branch as a layer."""
+    """Return torchvision's name; it counts the max-pool of the fourth branch as a layer."""
     return ".".join(map(str, path)).replace("branch4", "branch4.1")
 
 
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the GoogLeNet of a state dict: see Family."""
+    """Return the GoogLeNet models that fit a state dict: see Family."""
     if "inception3a.branch1.conv.weight" not in arrays:
         return []
     found = {"name": "googlenet", "width": count_outputs(arrays, "conv1.conv.weight") / STEM}
@@ -178,7 +177,7 @@ FAMILY = Family(
         "aux_weight": Field(
             0.3, "Factor of the losses of the auxiliary heads; 0: a model without them", at_least=0
         ),
-        "dropout": Field(0.2, "Dropout rate before the last layer", at_least=0, below=1),
+        "dropout": dropout_field(0.2),
         "aux_dropout": Field(
             0.7, "Dropout rate before the last layer of an auxiliary head", at_least=0, below=1
         ),

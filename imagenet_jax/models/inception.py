@@ -1,6 +1,6 @@
 """Inception v3 (Szegedy et al. 2015, arXiv:1512.00567) with an auxiliary head.
 
-Semantics, initial weights and module names of torchvision.models.inception_v3, in NHWC.
+Semantics, initial weights and module names follow torchvision.models.inception_v3; arrays are NHWC.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,9 +13,9 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.config.fields import Field
-from imagenet_jax.models.base import Family, Model, count_outputs, require_pixels
+from imagenet_jax.models.base import Activations, Family, Model, count_outputs
 from imagenet_jax.models.googlenet import ConvBlock, scaled
-from imagenet_jax.models.layers import BN_GROUP, global_average_pool, uniform_linear
+from imagenet_jax.models.layers import BN_GROUP, dropout_field, global_average_pool, uniform_linear
 from imagenet_jax.models.windows import max_pool
 
 # Output channels, kernel size, stride and padding of the first convolutions.
@@ -27,7 +27,7 @@ STEM = {
     "Conv2d_4a_3x3": (192, 3, 1, 0),
 }
 POOL_AFTER = ("Conv2d_2b_3x3", "Conv2d_4a_3x3")  # where a 3x3 max-pool of stride 2 follows
-CROSS = "1x3 and 3x1, side by side"
+CROSS = "1x3 and 3x1 in parallel"
 HALVE = "3x3 of stride 2"
 
 Branches = dict[str, list[tuple[int, Any]]]
@@ -60,8 +60,8 @@ _BLOCK_E: Branches = {
     "branch3x3dbl": [(448, 1), (384, 3), (384, CROSS)],
     "branch_pool": [(192, 1)],
 }
-# Output channels and kernel size of the convolutions of each branch of each block. A block without
-# branch_pool halves the sides and has a max-pool as its last branch.
+# block -> branch -> output channels and kernel size of each convolution. A block without
+# branch_pool has stride 2, and a max-pool as its last branch.
 BLOCKS: dict[str, Branches] = {
     "Mixed_5b": _block_a(32),
     "Mixed_5c": _block_a(64),
@@ -79,9 +79,9 @@ BLOCKS: dict[str, Branches] = {
     "Mixed_7c": _BLOCK_E,
 }
 STAGES = ("Mixed_5", "Mixed_6", "Mixed_7")
-LEAST = 75  # pixels on a side: smaller images leave nothing to Mixed_7a
-LEAST_WITH_HEAD = 299  # in training: smaller images leave nothing to the head's 5x5 convolution
-# torchvision cuts the normal distribution off at 2, which is 20 standard deviations.
+MIN_SIDE = 75  # pixels; smaller images leave nothing for Mixed_7a
+MIN_SIDE_WITH_HEAD = 299  # in training: smaller images leave nothing to the head's 5x5 convolution
+# torchvision truncates the normal distribution at 2, which is 20 standard deviations.
 INIT = nnx.initializers.normal(0.1)
 
 
@@ -92,7 +92,7 @@ def _named(branch: str, layers: list[tuple[int, Any]]) -> Iterator[tuple[str, in
 
 
 class Mixed(nnx.Module):
-    """Branches side by side, whose outputs are concatenated. `name` is a key of BLOCKS."""
+    """Parallel branches whose outputs are concatenated. `name` is a key of BLOCKS."""
 
     def __init__(self, name: str, inputs: int, width: float, make: Callable[..., ConvBlock]):
         self.name = name
@@ -131,7 +131,7 @@ class Mixed(nnx.Module):
 
 
 class Auxiliary(nnx.Module):
-    """A classifier that training adds: 5x5 mean of stride 3, 1x1 and 5x5 convolution, linear."""
+    """An auxiliary head, used in training: average pool, 1x1 and 5x5 convolution, linear."""
 
     def __init__(
         self, inputs: int, num_classes: int, width: float, make: Callable[..., ConvBlock],
@@ -151,7 +151,7 @@ class Auxiliary(nnx.Module):
 
 
 class InceptionV3(Model):
-    """Five convolutions and eleven blocks of branches, pool and linear classifier."""
+    """Five convolutions, eleven blocks of parallel branches, pool, linear classifier."""
 
     def __init__(
         self, name: str, *, num_classes: int, width: float, aux_weight: float, dropout: float,
@@ -174,14 +174,12 @@ class InceptionV3(Model):
         self.dropout = nnx.Dropout(dropout)
         self.fc = uniform_linear(inputs, num_classes, kernel_init=INIT, rngs=rngs)
 
-    def activations(
-        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> Iterator[tuple[str, jax.Array]]:
+    def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
         has_head = train and self.aux_weight > 0
         if has_head:
-            who = "training Inception v3 with its auxiliary head (config.model.aux_weight)"
-            require_pixels(images, LEAST_WITH_HEAD, who)
-        require_pixels(images, LEAST, "Inception v3")
+            what = "training Inception v3 with its auxiliary head (config.model.aux_weight)"
+            self.require_pixels(images, MIN_SIDE_WITH_HEAD, what=what)
+        self.require_pixels(images, MIN_SIDE)
         x = images
         for layer in STEM:
             x = getattr(self, layer)(x, train=train)
@@ -204,7 +202,7 @@ def _blocks(stage: str) -> list[str]:
 
 
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the Inception v3 of a state dict: see Family."""
+    """Return the Inception v3 models that fit a state dict: see Family."""
     first = "Conv2d_1a_3x3.conv.weight"
     if first not in arrays or "Mixed_5b.branch1x1.conv.weight" not in arrays:
         return []
@@ -219,7 +217,7 @@ FAMILY = Family(
         "aux_weight": Field(
             0.4, "Factor of the loss of the auxiliary head; 0: a model without it", at_least=0
         ),
-        "dropout": Field(0.5, "Dropout rate before the last layer", at_least=0, below=1),
+        "dropout": dropout_field(0.5),
         "bn_group": BN_GROUP,
     },
     groups=(

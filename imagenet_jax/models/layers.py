@@ -19,16 +19,23 @@ BN_GROUP = Field(
 )
 NORM_IMPL = Field(
     "auto", "moments: compute a 1x1 convolution and its batch norm in one pass, from the second "
-    "moments of its input, where that saves memory; plain: one after the other; auto: moments on "
-    "GPUs and TPUs, plain on CPUs. Results differ by rounding",
+    "moments of the input, where that saves memory; plain: first one, then the other; auto: moments "
+    "on GPUs and TPUs, plain on CPUs. Results differ by rounding",
     choices=("auto", "plain", "moments"), operational=True,
 )  # fmt: skip
 DROP_PATH = Field(
-    0.0, "Probability to skip the last block in training; it rises linearly from 0 at the first "
-    "block", at_least=0, below=1, aliases=("drop_path_rate", "stochastic_depth"),
+    0.0, "Probability of skipping the last block in training; it grows linearly from 0 at the "
+    "first block", at_least=0, below=1, aliases=("drop_path_rate", "stochastic_depth"),
 )  # fmt: skip
-# Layer groups of a network whose `features` are a stem and four stages, each after the first behind
-# a layer that shrinks the image, and whose `norm` comes before the `head`.
+
+
+def dropout_field(rate: float) -> Field:
+    """Return the config field of dropout before the last layer, whose default is `rate`."""
+    return Field(rate, "Dropout rate before the last layer", at_least=0, below=1)
+
+
+# Layer groups of a network with a stem and four stages in `features`, a downsampling layer before
+# each stage but the first, and a `norm` before the `head`.
 FOUR_STAGES = (
     (("features", 0),),
     (("features", 1),),
@@ -38,25 +45,25 @@ FOUR_STAGES = (
     (("head",),),
 )
 STANDARDIZATION_EPSILON = 1e-10
-# He et al. 2015, arXiv:1502.01852, over the fan-out, as in torchvision.
+# He et al. 2015, arXiv:1502.01852, with the fan-out, as in torchvision.
 HE_NORMAL = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 @jax.custom_jvp
 def relu(x: jax.Array) -> jax.Array:
-    """max(x, 0), elementwise. Its gradient reads the output, so that x need not be kept for it."""
+    """Return max(x, 0). Its gradient reads the output, so that x need not be stored."""
     return jnp.maximum(x, 0)
 
 
-# Not output > 0, which XLA would rewrite as x > 0.
+# Not output > 0, which XLA rewrites as x > 0.
 relu.defjvps(lambda tangent, output, x: jnp.where(output != 0, tangent, 0))
 
 
 class ConvNorm(NamedTuple):
-    """A convolution and the norm of its output, the building block of convolutional networks.
+    """A convolution followed by batch norm, the building block of convolutional networks.
 
-    This is not a module: a model stores the two under the names that torch has for them, such as
-    conv1 and bn1, so that parameters have the same paths as in torch's state dicts.
+    This is not a module: models store the two under torch's names, such as conv1 and bn1, so that
+    parameters have the same paths as in torch's state dicts.
     """
 
     conv: nnx.Conv
@@ -82,16 +89,17 @@ class ConvNorm(NamedTuple):
         dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ) -> "ConvNorm":
-        """Return a convolution, by default with He's initial weights, and batch norm if `norm`.
+        """Create a convolution, and batch norm if `norm`.
 
         Args:
-          size: of the kernel; one number is that of a square.
-          padding: pixels on each side; None: size // 2, which keeps the size at stride 1; "SAME":
-            TensorFlow's, which pads a strided convolution more at the bottom and right.
-          groups: of channels that are convolved apart; `inputs` of them: a depthwise convolution.
-          eps, momentum, bn_group: of the norm, see BatchNorm.
+          inputs, outputs: channels.
+          size: height and width of the kernel; an integer for square kernels.
+          padding: pixels on each side; None: size // 2, which keeps the image size at stride 1;
+            "SAME": as in TensorFlow, with more padding at the bottom and right at stride 2.
+          groups: feature groups of the convolution; equal to `inputs`: a depthwise convolution.
+          eps, momentum, bn_group: arguments of BatchNorm.
           norm_impl: "plain" or "moments".
-          dtype: of the computation; None: that of images and parameters.
+          dtype: compute dtype; None: that of images and parameters.
         """
         height, width = (size, size) if isinstance(size, int) else size
         # Symmetric, as in torch.
@@ -122,7 +130,7 @@ class ConvNorm(NamedTuple):
         train: bool,
         activation: Callable[[jax.Array], jax.Array] | None = relu,
     ) -> jax.Array:
-        """f[B, H, W, I] -> f[B, h, w, O]; training uses and updates batch statistics."""
+        """f[B, H, W, I] -> f[B, h, w, O]. Training uses and updates batch statistics."""
         if self.norm is None:
             x = self.conv(x)
         elif train and isinstance(self.conv, PointwiseConv) and self.conv.widens:
@@ -133,12 +141,12 @@ class ConvNorm(NamedTuple):
 
 
 class PointwiseConv(nnx.Conv):
-    """nnx.Conv of size 1x1 without a bias, as a matrix product.
+    """1x1 nnx.Conv without a bias, computed as a matrix product.
 
-    XLA fuses a matrix product with more of its neighbors than a convolution.
+    XLA fuses matrix products with more neighboring operations than convolutions.
 
     Attributes:
-      subsample: called as subsample(x, stride=2), returns the pixels to multiply.
+      subsample: subsample(x, stride=s) returns the pixels that a convolution of stride s reads.
     """
 
     subsample: Callable[..., jax.Array] = staticmethod(
@@ -147,13 +155,13 @@ class PointwiseConv(nnx.Conv):
 
     @property
     def widens(self) -> bool:
-        """Whether the output, which moments of the input save, is at least as wide as the input."""
+        """Whether there are at least as many outputs as inputs, so that moments save memory."""
         return self.out_features >= self.in_features
 
     def operands(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Return the pixels f[B, h, w, I] to multiply, in the compute dtype, and kernel f[I, O]."""
+        """Return the pixels f[B, h, w, I], in the compute dtype, and the kernel f[I, O]."""
         stride = self.strides
-        assert isinstance(stride, int)  # ConvNorm.make, which makes these, gives one number
+        assert isinstance(stride, int)  # as ConvNorm.make passes it
         dtype = self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype)
         x = x.astype(dtype)
         return (x if stride == 1 else self.subsample(x, stride=stride)), self.kernel[0, 0]
@@ -165,11 +173,11 @@ class PointwiseConv(nnx.Conv):
 
 
 def standardize(kernel: jax.Array) -> jax.Array:
-    """f[H, W, I, O] -> f[H, W, I, O]: mean 0 and variance 1 over H, W, I of each output.
+    """f[H, W, I, O] -> f[H, W, I, O] with mean 0 and variance 1 over H, W and I.
 
-    Weight standardization (Qiao et al. 2019, arXiv:1903.10520) as in BiT's published code
-    (Kolesnikov et al. 2020, arXiv:1912.11370): 1e-10 is added to the biased variance, while Qiao
-    et al. add 1e-5 to the unbiased standard deviation.
+    Weight standardization (Qiao et al. 2019, arXiv:1903.10520) as in the code of BiT (Kolesnikov et
+    al. 2020, arXiv:1912.11370): 1e-10 is added to the biased variance, whereas Qiao et al. add 1e-5
+    to the unbiased standard deviation.
     """
     centered = kernel - jnp.mean(kernel, (0, 1, 2), keepdims=True)
     variance = jnp.mean(jnp.square(centered), (0, 1, 2), keepdims=True)
@@ -177,28 +185,28 @@ def standardize(kernel: jax.Array) -> jax.Array:
 
 
 class StandardizedConv(nnx.Conv):
-    """nnx.Conv without a bias, whose kernel is standardized in its own precision at each call."""
+    """nnx.Conv without a bias that standardizes its kernel, in float32, at each call."""
 
     def __call__(self, inputs: jax.Array) -> jax.Array:  # type: ignore[override]
-        """f[B, H, W, I] -> f[B, H', W', O] in `dtype`, or in the operands' common type."""
+        """f[B, H, W, I] -> f[B, h, w, O] in `dtype`, or in the common dtype of the operands."""
         kernel = standardize(self.kernel[...])
         dtype = self.dtype or jnp.promote_types(inputs.dtype, kernel.dtype)
-        side = ((self.padding, self.padding),) * 2
+        padding = ((self.padding, self.padding),) * 2
         strides = (self.strides, self.strides) if isinstance(self.strides, int) else self.strides
         return convolve(
             inputs.astype(dtype),
             kernel.astype(dtype),
             strides,  # type: ignore[arg-type]
-            side,  # type: ignore[arg-type]
+            padding,  # type: ignore[arg-type]
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
 
 
 class SqueezeExcite(nnx.Module):
-    """Scale each channel by a gate in [0, 1] computed from the means of all channels.
+    """Scale each channel by a gate in [0, 1] that depends on the means of all channels.
 
-    Hu et al. 2018, arXiv:1709.01507. The two linear maps are 1x1 convolutions with a bias, fc1 and
-    fc2, as in torchvision and timm.
+    Hu et al. 2018, arXiv:1709.01507. The two linear layers are 1x1 convolutions, fc1 and fc2, as in
+    torchvision and timm.
     """
 
     def __init__(
@@ -212,7 +220,7 @@ class SqueezeExcite(nnx.Module):
         dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ):
-        """`squeezed` is the number of hidden channels; `gate` makes the factor of each channel."""
+        """`squeezed` is the number of hidden channels; `gate` is the activation of the output."""
         make = partial(nnx.Conv, kernel_size=(1, 1), kernel_init=kernel_init, dtype=dtype)
         self.fc1 = make(channels, squeezed, rngs=rngs)
         self.fc2 = make(squeezed, channels, rngs=rngs)
@@ -232,9 +240,9 @@ def uniform_linear(
     dtype: jnp.dtype | None = None,
     rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """Return torch's default linear layer: weights and bias uniform within 1 / sqrt(inputs).
+    """Return a linear layer with torch's default initialization: uniform in +-1 / sqrt(inputs).
 
-    `kernel_init` replaces the initial weights, not the bias.
+    `kernel_init` replaces that of the kernel, not that of the bias.
     """
     init = _uniform(inputs)
     return nnx.Linear(
@@ -249,7 +257,7 @@ def three_linear(
     num_classes: int,
     dtype: jnp.dtype | None,
 ) -> nnx.List[nnx.Linear]:
-    """Return the classifier of AlexNet and VGG; its last layer does not round the logits."""
+    """Return the three linear layers of AlexNet and VGG; the last one computes in float32."""
     first, second = make(inputs, hidden, dtype=dtype), make(hidden, hidden, dtype=dtype)
     return nnx.List([first, second, make(hidden, num_classes)])
 
@@ -264,7 +272,7 @@ def uniform_conv(
     dtype: jnp.dtype | None = None,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """Return torch's default convolution: weights and bias uniform within 1 / sqrt(fan-in)."""
+    """Return a convolution with torch's default initialization: uniform in +-1 / sqrt(fan-in)."""
     init = _uniform(inputs * size**2)
     return nnx.Conv(
         inputs,
@@ -290,10 +298,10 @@ def _uniform(fan_in: int) -> Callable[..., jax.Array]:
 
 
 def drop_path(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
-    """f[B, ...] -> f[B, ...]: each row is 0 with probability `rate`, else x / (1 - rate).
+    """f[B, ...] -> f[B, ...]: each example is 0 with probability `rate`, else x / (1 - rate).
 
-    Stochastic depth (Huang et al. 2016, arXiv:1603.09382), scaled in training and not, as in the
-    paper, in evaluation. Rows are drawn independently, as in torchvision's mode "row".
+    Stochastic depth (Huang et al. 2016, arXiv:1603.09382), like torchvision's mode "row". Outputs
+    are scaled in training, whereas the paper scales them in evaluation.
     """
     keep = 1.0 - rate
     shape = (x.shape[0],) + (1,) * (x.ndim - 1)
@@ -314,28 +322,27 @@ def drop_branch(x: jax.Array, rate: float, *, train: bool, rngs: nnx.Rngs | None
 
 
 def drop_path_rates(last: float, blocks: int) -> Iterator[float]:
-    """Yield the drop path rate of each block, from 0 to `last`.
+    """Yield the drop path rate of each block, growing linearly from 0 to `last`.
 
-    This is timm's rule, whose recipes the configs follow; the linear rule of the paper of
-    `drop_path` drops the first block too.
+    This is timm's rule. In the paper of `drop_path`, the first block has a rate above 0.
     """
     return (last * i / max(1, blocks - 1) for i in range(blocks))
 
 
 def global_average_pool(x: jax.Array, *, keepdims: bool = False) -> jax.Array:
-    """f[B, H, W, C] -> f[B, C], or f[B, 1, 1, C] with `keepdims`, in float32 or wider.
+    """f[B, H, W, C] -> f[B, C], or f[B, 1, 1, C] with `keepdims`, in float32 or float64.
 
-    The mean and what follows it, the logits, are cheap and should not round.
+    Not in bfloat16, because the mean and the logits computed from it are cheap.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return jnp.mean(x, axis=(1, 2), keepdims=keepdims, dtype=wide)
 
 
 def adaptive_average_pool(x: jax.Array, side: int) -> jax.Array:
-    """f[B, H, W, C] -> f[B, side, side, C], torch's AdaptiveAvgPool2d.
+    """f[B, H, W, C] -> f[B, side, side, C], like torch's AdaptiveAvgPool2d.
 
-    Output i averages input rows floor(i * H / side) up to ceil((i + 1) * H / side), exclusive;
-    columns likewise. Sums are in float32 at least.
+    Output row i is the mean of the input rows from floor(i * H / side) to
+    ceil((i + 1) * H / side) - 1, and likewise for columns. Sums are in float32 or float64.
     """
     if x.shape[1:3] == (side, side):
         return x
@@ -346,7 +353,7 @@ def adaptive_average_pool(x: jax.Array, side: int) -> jax.Array:
 
 
 def _bins(size: int, side: int) -> np.ndarray:
-    """f64[side, size]: row i holds the weights of output i."""
+    """Return f64[side, size]: row i has the weights of output i."""
     weights = np.zeros((side, size))
     for i in range(side):
         start, stop = i * size // side, -(-(i + 1) * size // side)

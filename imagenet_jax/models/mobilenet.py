@@ -1,10 +1,10 @@
 """MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381).
 
-Semantics, initial weights and module names of torchvision.models.mobilenetv2, in NHWC. The names of
-timm's model are read too.
+Semantics, initial weights and module names follow torchvision.models.mobilenetv2; arrays are NHWC.
+The names of timm's model are read too.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,21 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from imagenet_jax.config.fields import Field
-from imagenet_jax.models.base import (
-    Family,
-    Model,
-    Path,
-    count_blocks,
-    count_outputs,
-    require_pixels,
-)  # fmt: skip
+from imagenet_jax.models.base import Activations, Family, Model, Path, count_blocks, count_outputs
+from imagenet_jax.models.inverted_residual import (
+    TIMM_BLOCK,
+    InvertedResidual,
+    locate_block,
+    timm_block_name,
+    timm_end_name,
+)
 from imagenet_jax.models.layers import (
     BN_GROUP,
     NORM_IMPL,
     ConvNorm,
-    SqueezeExcite,
-    drop_branch,
+    dropout_field,
     global_average_pool,
 )
 
@@ -38,65 +36,6 @@ STAGES = (
     (6, 320, 1, 1),
 )  # fmt: skip
 BLOCKS = sum(blocks for _, _, blocks, _ in STAGES)
-TIMM_BLOCK = r"blocks\.(\d+)\.(\d+)\."  # stage and block in timm's names
-
-
-class InvertedResidual(nnx.Module):
-    """1x1 convolution to `wide` channels, depthwise convolution, linear 1x1, and a shortcut.
-
-    With `squeezed`, a squeeze-and-excitation of that many hidden channels follows the depthwise
-    convolution (Howard et al. 2019, arXiv:1905.02244). If `fused`, one dense convolution replaces
-    the first two, and the third too unless the block is wide (Tan & Le 2021, arXiv:2104.00298).
-    `rate` is the probability of dropping the branch of an image in training.
-    """
-
-    def __init__(
-        self,
-        inputs: int,
-        wide: int,
-        outputs: int,
-        make: Callable[..., ConvNorm],
-        *,
-        size: int = 3,
-        stride: int = 1,
-        activation: Callable[[jax.Array], jax.Array] = nnx.relu6,
-        gate: Callable[..., SqueezeExcite] = SqueezeExcite,
-        squeezed: int = 0,
-        fused: bool = False,
-        rate: float = 0.0,
-    ):
-        """`make` makes convolutions, `gate` the squeeze-and-excitation."""
-        layers: list[Any] = []
-        if fused:
-            layers.append(make(inputs, wide if wide != inputs else outputs, size, stride))
-        else:
-            layers += [make(inputs, wide, 1)] if wide != inputs else []
-            layers.append(make(wide, wide, size, stride, groups=wide))
-        if squeezed:
-            layers.append(gate(wide, squeezed))
-        if wide != inputs or not fused:
-            layers.append(make(wide, outputs, 1))
-        self.block: nnx.List[Any] = nnx.List(
-            [
-                nnx.Dict(conv=layer.conv, bn=layer.norm) if isinstance(layer, ConvNorm) else layer
-                for layer in layers
-            ]
-        )
-        self.activation, self.rate = activation, rate
-        self.has_shortcut = stride == 1 and inputs == outputs
-
-    def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
-        """f[B, H, W, I] -> f[B, h, w, O]."""
-        y, last = x, len(self.block) - 1
-        for i, layer in enumerate(self.block):
-            if isinstance(layer, SqueezeExcite):
-                y = layer(y)
-            else:
-                activation = None if 0 < i == last else self.activation
-                y = ConvNorm(layer.conv, layer.bn)(y, train=train, activation=activation)
-        if not self.has_shortcut:
-            return y
-        return x + drop_branch(y, self.rate, train=train, rngs=rngs)
 
 
 class MobileNetV2(Model):
@@ -106,10 +45,7 @@ class MobileNetV2(Model):
         self, name: str, *, num_classes: int, width: float, dropout: float, bn_group: int,
         norm_impl: str, dtype: jnp.dtype | None, rngs: nnx.Rngs,
     ):  # fmt: skip
-        """`dtype` is the compute dtype of convolutions; None: that of images and parameters.
-
-        torchvision rounds channels to multiples of 8, which only matters if `width` is not 1.
-        """
+        """`dtype` is the compute dtype of convolutions; None: that of images and parameters."""
         self.name = name
         make = partial(
             ConvNorm.make, bn_group=bn_group, norm_impl=norm_impl, dtype=dtype, rngs=rngs
@@ -133,10 +69,8 @@ class MobileNetV2(Model):
         init = nnx.initializers.normal(0.01)
         self.classifier = nnx.Linear(conv.out_features, num_classes, kernel_init=init, rngs=rngs)
 
-    def activations(
-        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> Iterator[tuple[str, jax.Array]]:
-        require_pixels(images, 1, "MobileNetV2")
+    def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
+        self.require_pixels(images, 1)
         first, *rest, last = self.features
         x = ConvNorm(first.conv, first.bn)(images, train=train, activation=nnx.relu6)
         yield "stem", x
@@ -152,7 +86,10 @@ class MobileNetV2(Model):
 
 
 def _torch_name(name: str, path: Path) -> str:
-    """torchvision's blocks end with a bare convolution and norm; others are parts of a pair."""
+    """Return torchvision's name.
+
+    The last convolution and norm of a block are numbered on their own, others within a pair.
+    """
     if path[0] == "classifier":
         return "classifier.1"
     _, index, *place = path
@@ -164,41 +101,18 @@ def _torch_name(name: str, path: Path) -> str:
     return f"features.{index}.conv.{pair}"
 
 
-def timm_block_name(stage: int, block: int, layer: int, part: str, *, expands: bool) -> str:
-    """Return timm's name of `part` of a layer of an inverted residual.
-
-    `part` is "conv" or "bn", or "fc1" or "fc2" of the squeeze-and-excitation. `expands` is whether
-    the block begins with a 1x1 convolution.
-    """
-    if part in ("fc1", "fc2"):
-        return f"blocks.{stage}.{block}.se.conv_{'reduce' if part == 'fc1' else 'expand'}"
-    names = ("conv_pw", "conv_dw", "conv_pwl") if expands else ("conv_dw", "conv_pw")
-    layer = min(layer, len(names) - 1)  # squeeze-and-excitation may come before the last
-    return f"blocks.{stage}.{block}.{names[layer] if part == 'conv' else f'bn{layer + 1}'}"
-
-
 def _timm_name(name: str, path: Path) -> str:
     if path[0] == "classifier":
         return "classifier"
     _, index, *place, part = path
     if not place:
-        names = ("conv_stem", "bn1") if index == 0 else ("conv_head", "bn2")
-        return names[part == "bn"]
+        return timm_end_name(index, part)
     stage, block = locate_block(index - 1, [blocks for _, _, blocks, _ in STAGES])
     return timm_block_name(stage, block, place[1], part, expands=index > 1)
 
 
-def locate_block(index: int, counts: Sequence[int]) -> tuple[int, int]:
-    """Return the stage of block number `index` and its number there; `counts` is of each stage."""
-    for stage, count in enumerate(counts):
-        if index < count:
-            return stage, index
-        index -= count
-    raise IndexError(index)
-
-
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the MobileNetV2 of a state dict: see Family."""
+    """Return the MobileNetV2 models that fit a state dict: see Family."""
     if "conv_stem.weight" in arrays:
         depths = tuple(blocks for _, _, blocks, _ in STAGES)
         known = count_blocks(arrays, TIMM_BLOCK) == depths and "conv_head.weight" in arrays
@@ -210,7 +124,7 @@ def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 
 
 def _groups() -> tuple[tuple[Path, ...], ...]:
-    """Return the stem, the stages, the last convolution and the classifier."""
+    """Return the layer groups: stem, stages, last convolution, classifier."""
     stages, first = [], 1
     for _, _, blocks, _ in STAGES:
         stages.append(tuple(("features", first + i) for i in range(blocks)))
@@ -222,7 +136,7 @@ FAMILY = Family(
     model=MobileNetV2,
     variants=("mobilenet_v2",),
     fields={
-        "dropout": Field(0.2, "Dropout rate before the last layer", at_least=0, below=1),
+        "dropout": dropout_field(0.2),
         "bn_group": BN_GROUP,
         "norm_impl": NORM_IMPL,
     },

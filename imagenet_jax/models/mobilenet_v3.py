@@ -1,12 +1,13 @@
 """MobileNetV3 (Howard et al. 2019, arXiv:1905.02244), small and large.
 
-Semantics, initial weights and module names of torchvision.models.mobilenetv3, in NHWC. Models named
-timm_* and tf_* are timm's: both have its module names, and a 1x1 convolution as the hidden layer of
-the classifier. timm_* have timm's constants of batch norm, tf_* TensorFlow's padding.
+Semantics, initial weights and module names follow torchvision.models.mobilenetv3; arrays are NHWC.
+Models named timm_* and tf_* are timm's: they have its module names, and a 1x1 convolution as the
+hidden layer of the classifier. timm_* have timm's batch-norm constants; tf_* have TensorFlow's
+constants and padding.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,33 +16,27 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from imagenet_jax.config.fields import Field
-from imagenet_jax.models.base import (
-    Family,
-    Model,
-    Path,
-    count_blocks,
-    count_outputs,
-    require_pixels,
-)  # fmt: skip
+from imagenet_jax.models.base import Activations, Family, Model, Path, count_blocks, count_outputs
+from imagenet_jax.models.inverted_residual import (
+    TIMM_BLOCK,
+    InvertedResidual,
+    locate_block,
+    round_channels,
+    timm_block_name,
+)
 from imagenet_jax.models.layers import (
     BN_GROUP,
     NORM_IMPL,
     ConvNorm,
     SqueezeExcite,
+    dropout_field,
     global_average_pool,
 )
-from imagenet_jax.models.mobilenet import (
-    TIMM_BLOCK,
-    InvertedResidual,
-    locate_block,
-    timm_block_name,
-)  # fmt: skip
 
 STEM = 16  # channels after the first convolution
-# Tables 1 and 2: of each block the kernel, expanded channels, output channels, whether it squeezes,
-# whether its activation is hard swish (else ReLU), and the stride. Then the width of the hidden
-# layer of the classifier.
+# Tables 1 and 2. Each block: kernel size, expanded channels, output channels, whether it has
+# squeeze-and-excitation, whether its activation is hard swish (else ReLU), stride. The last number
+# is the units of the hidden layer of the classifier.
 SIZES: dict[str, tuple[tuple[tuple[int, ...], ...], int]] = {
     "mobilenet_v3_small": (
         (
@@ -63,19 +58,13 @@ SIZES: dict[str, tuple[tuple[tuple[int, ...], ...], int]] = {
         1280,
     ),
 }  # fmt: skip
-# Padding, and epsilon and momentum of batch norm.
+# Padding, batch-norm epsilon and momentum.
 KINDS = {"": (None, 1e-3, 0.99), "timm_": (None, 1e-5, 0.9), "tf_": ("SAME", 1e-3, 0.99)}
 VARIANTS = {
     f"{kind}{name}": (*size, *constants)
     for kind, constants in KINDS.items()
     for name, size in SIZES.items()
 }
-
-
-def round_channels(channels: float) -> int:
-    """Return the multiple of 8 nearest to `channels`, but at least 8 and 0.9 * channels."""
-    rounded = max(8, int(channels + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
 
 
 class MobileNetV3(Model):
@@ -85,10 +74,7 @@ class MobileNetV3(Model):
         self, name: str, *, num_classes: int, width: float, dropout: float, bn_group: int,
         norm_impl: str, dtype: jnp.dtype | None, rngs: nnx.Rngs,
     ):  # fmt: skip
-        """`dtype` is the compute dtype of all but the last layer; None: that of the operands.
-
-        torchvision rounds channels to multiples of 8, which only matters if `width` is not 1.
-        """
+        """`dtype` is the compute dtype of all but the last layer; None: that of the operands."""
         self.name = name
         blocks, hidden, padding, eps, momentum = VARIANTS[name]
         make = partial(
@@ -126,10 +112,8 @@ class MobileNetV3(Model):
         )
         self.dropout = nnx.Dropout(dropout)
 
-    def activations(
-        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> Iterator[tuple[str, jax.Array]]:
-        require_pixels(images, 1, "MobileNetV3")
+    def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
+        self.require_pixels(images, 1)
         first, *blocks, last = self.features
         x = ConvNorm(first.conv, first.bn)(images, train=train, activation=nnx.hard_swish)
         yield "stem", x
@@ -149,7 +133,7 @@ class MobileNetV3(Model):
 
 
 def _torch_name(name: str, path: Path) -> str:
-    """torchvision numbers the convolution and the norm of a pair, and an activation and dropout."""
+    """Return torchvision's name; its indices also count the activation and dropout of the head."""
     if name not in SIZES:
         return _timm_name(name, path)
     if path[0] == "classifier":
@@ -158,12 +142,12 @@ def _torch_name(name: str, path: Path) -> str:
 
 
 def _depths(blocks: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
-    """Return the blocks of each width, timm's stages."""
+    """Return the number of blocks in each of timm's stages, which have equal output channels."""
     return tuple(len(list(stage)) for _, stage in itertools.groupby(row[2] for row in blocks))
 
 
 def _timm_name(name: str, path: Path) -> str:
-    """timm counts the last convolution as a stage."""
+    """Return timm's name; the last convolution counts as a stage."""
     if path[0] == "classifier":
         return ("conv_head", "classifier")[path[1]]
     _, index, *place, part = path
@@ -177,7 +161,10 @@ def _timm_name(name: str, path: Path) -> str:
 
 
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the MobileNetV3 of a state dict: see Family. timm_* and tf_* have the same keys."""
+    """Return the MobileNetV3 models that fit a state dict: see Family.
+
+    timm_* and tf_* have the same keys and shapes.
+    """
     if "conv_stem.weight" in arrays and "conv_head.bias" in arrays:
         width = count_outputs(arrays, "conv_stem.weight") / STEM
         depths = count_blocks(arrays, TIMM_BLOCK)
@@ -196,21 +183,22 @@ def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     ]
 
 
-# The stem, blocks at each resolution of the large network, the two linear layers.
-_ENDS = (0, 1, 2, 4, 7, 17)
+# First index in `features` of each layer group: the stem, then the blocks of each resolution of the
+# large network.
+_STARTS = (0, 1, 2, 4, 7, 17)
 
 FAMILY = Family(
     model=MobileNetV3,
     variants=tuple(VARIANTS),
     fields={
-        "dropout": Field(0.2, "Dropout rate before the last layer", at_least=0, below=1),
+        "dropout": dropout_field(0.2),
         "bn_group": BN_GROUP,
         "norm_impl": NORM_IMPL,
     },
     groups=(
         *(
             tuple(("features", i) for i in range(start, stop))
-            for start, stop in zip(_ENDS, _ENDS[1:], strict=False)
+            for start, stop in zip(_STARTS, _STARTS[1:], strict=False)
         ),
         (("classifier", 0),),
         (("classifier", 1),),

@@ -8,23 +8,23 @@ from flax import nnx
 
 from imagenet_jax.errors import UserError
 
-GROUPS = 32  # of channels in group norm: the default of its paper, and BiT's
+GROUPS = 32  # of channels in group norm, as in its paper and in BiT
 
 
 class BatchNorm(nnx.Module):
     """Batch norm (Ioffe & Szegedy 2015, arXiv:1502.03167) over all axes but the last.
 
-    Training divides by the biased variance of the batch but keeps a running average of the
-    unbiased one, n / (n - 1) times larger, as torch does and flax.nnx.BatchNorm does not. So
-    statistics can be exchanged with torch. In a jitted step whose batch is sharded, the means are
-    over the global batch.
+    As in torch, and unlike in flax.nnx.BatchNorm, training normalizes with the biased variance of
+    the batch, but the running variance averages the unbiased one, which is n / (n - 1) times
+    larger. Statistics can therefore be exchanged with torch. In a jitted step with a sharded batch,
+    they are over the global batch.
 
-    With `images_per_group` the batch is normalized in groups of that many consecutive images, as on
-    devices that do not share statistics (Goyal et al. 2017, arXiv:1706.02677, section 2.3: 32
-    images, whatever the batch size), and the running statistics follow the mean over groups.
+    With `images_per_group`, the batch is normalized in groups of that many consecutive images, as
+    on devices that do not share statistics (Goyal et al. 2017, arXiv:1706.02677, section 2.3: 32
+    images at every batch size). The running statistics average over the groups.
 
-    Moments are computed in float32 or wider, in one pass (E[x^2] - E[x]^2) that XLA fuses into the
-    producer of x.
+    Moments are computed in float32 or float64, in one pass (E[x^2] - E[x]^2) that XLA fuses into
+    the operation that produces x.
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class BatchNorm(nnx.Module):
         momentum: float = 0.9,
         images_per_group: int = 0,
     ):
-        """`momentum` is flax's: new = momentum * old + (1 - momentum) * batch; torch's is 0.1.
+        """`momentum` is that of Flax: new = momentum * old + (1 - momentum) * batch.
 
-        `images_per_group` = 0: the whole batch is one group.
+        torch's default, 0.1, is 0.9 here. `images_per_group` 0: the whole batch is one group.
         """
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
@@ -47,10 +47,10 @@ class BatchNorm(nnx.Module):
         self.images_per_group = images_per_group
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """f[B, ..., C] -> f[B, ..., C] in the dtype of x; training updates the statistics.
+        """f[B, ..., C] -> f[B, ..., C] in the dtype of x. Training updates the running statistics.
 
         Raises UserError in training if a channel has only one value, whose variance is undefined,
-        or if the batch is not a multiple of the group.
+        or if the batch is not divisible by `images_per_group`.
         """
         if not train:
             return self._normalize(x, self.mean[...], self.var[...])
@@ -74,7 +74,7 @@ class BatchNorm(nnx.Module):
         return out.reshape(*x.shape[:-1], -1)
 
     def _grouped(self, x: jax.Array) -> tuple[jax.Array, int]:
-        """Return f[groups, images, ..., C], and the number of values per channel of a group."""
+        """Return (x, values per channel in each group); several groups add a leading axis to x."""
         size = self.images_per_group or x.shape[0]
         if x.shape[0] % size:
             raise UserError(
@@ -88,11 +88,11 @@ class BatchNorm(nnx.Module):
                 "batch norm sees one value per channel (one image, reduced to 1x1): use a "
                 "larger config.batch_size, config.augment.image_size or config.model.bn_group"
             )
-        # A single group adds no axis: it would keep XLA from seeing one plain sum.
+        # A leading axis of size 1 would keep XLA from compiling a plain sum.
         return (x if groups == 1 else x.reshape(groups, size, *x.shape[1:])), n
 
     def _track(self, mean: jax.Array, var: jax.Array, n: int) -> None:
-        """Move the running statistics toward those of a batch of `n` values per channel."""
+        """Update the running statistics with those of groups of `n` values per channel."""
         for average, value in ((self.mean, mean), (self.var, var * (n / (n - 1)))):
             value = jnp.mean(value.reshape(-1, value.shape[-1]), 0) if value.ndim > 1 else value
             average[...] = self.momentum * average[...] + (1 - self.momentum) * value
@@ -104,13 +104,13 @@ class BatchNorm(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Group norm (Wu & He 2018, arXiv:1803.08494) of each image over its pixels and 32 channels.
+    """Group norm (Wu & He 2018, arXiv:1803.08494) with 32 groups of consecutive channels.
 
-    Each of the 32 groups is a run of consecutive channels. Epsilon 1e-5 is torch's and BiT's.
+    Epsilon 1e-5 is the default of torch and the value in BiT.
     """
 
     def __init__(self, features: int, *, eps: float = 1e-5):
-        """Raises UserError unless `features` is a multiple of 32."""
+        """Create the norm. Raises UserError unless `features` is a multiple of 32."""
         if features % GROUPS:
             raise UserError(
                 f"group norm needs a multiple of {GROUPS} channels, not {features}: use a larger "
@@ -131,13 +131,13 @@ class GroupNorm(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """Layer norm (Ba et al. 2016, arXiv:1607.06450) over the last axis, with torch's variance.
+    """Layer norm (Ba et al. 2016, arXiv:1607.06450) over the last axis.
 
-    Moments are computed in float32 or wider.
+    Moments are computed in float32 or float64.
     """
 
     def __init__(self, features: int, *, eps: float = 1e-5):
-        """`eps` is added to the biased variance; torch's default is 1e-5, most models take 1e-6."""
+        """`eps` is added to the biased variance. torch's default is 1e-5; most models use 1e-6."""
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
         self.eps = eps
@@ -151,44 +151,44 @@ class LayerNorm(nnx.Module):
         return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 
-# The products of small float32 matrices cost little; by default TPUs would round their inputs.
+# Products of small float32 matrices are cheap. By default, TPUs round their inputs to bfloat16.
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 def product_norm(
     x: jax.Array, kernel: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return batch norm of `x @ kernel` over all axes but the last, in training.
+    """Return the batch norm of `x @ kernel` over all axes but the last, in training.
 
-    A step of a ResNet-50 waits for memory, and its widest arrays are outputs of 1x1 convolutions,
-    which batch norm reads twice and the backward pass once more. But y = x W is linear: mean and
-    variance of y follow from those of x, which has a fraction of the channels. So the normalized
-    output is written directly, and y never exists. Neither pass reads or writes anything as wide
-    except that output and its gradient.
+    A step of ResNet-50 is limited by memory bandwidth. Its widest arrays are the outputs of 1x1
+    convolutions, which batch norm reads twice and the backward pass once more. But y = x W is
+    linear, so the mean and variance of y follow from the mean and covariance of x, which has fewer
+    channels. The normalized output is computed directly, and y is never stored. Both passes read
+    and write nothing as wide as y except that output and its gradient.
 
-    With x of n rows (all pixels of the batch), S the covariance of its C channels, W[C, K] the
-    kernel, g and b the scale and bias of the norm:
+    Let x have n rows (all pixels of the batch), let S be the covariance matrix of its C channels,
+    W[C, K] the kernel, and g and b the scale and bias of the norm:
 
         u = x - mean(x)         S = u'u / n             var(y) = diag(W'S W)
         r = 1 / sqrt(var(y) + eps)                      a = g r
         out = u (W a) + b
 
-    and with d, the gradient of the loss by `out`:
+    and with d, the gradient of the loss with respect to `out`:
 
         G = u'd                 db = sum(d)             dg = r diag(W'G)
         k = a r dg / n          dW = G a - n S W k      dx = d (W a)' - u (W k W') - db (W a)' / n
 
-    Centering x first keeps variances accurate that are far below the squared mean.
+    x is centered first because a variance far below the squared mean would lose its digits.
 
     Args:
-      x: f[..., C], in the dtype of the computation.
+      x: f[..., C], in the compute dtype.
       kernel: f[C, K].
       scale, bias: f[K].
       eps: added to the variance.
 
     Returns:
-      The output f[..., K] in the dtype of x; mean and biased variance f[K] of `x @ kernel` in
-      float32 or wider. No gradients flow through mean and variance.
+      The output f[..., K] in the dtype of x, and the mean and biased variance f[K] of `x @ kernel`
+      in float32 or float64, through which no gradients flow.
     """
     out, mean, var = _product_norm(x, kernel, scale, bias, eps)
     return out, jax.lax.stop_gradient(mean), jax.lax.stop_gradient(var)
@@ -235,7 +235,7 @@ _product_norm.defvjp(_product_forward, _product_backward)
 
 
 def _sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:
-    """f[..., C], f[..., K] -> f[C, K]: the sum of a_i b_j over all rows, in float32 or wider."""
+    """f[..., C], f[..., K] -> f[C, K]: the sum of a_i b_j over all rows, in float32 or float64."""
     rows = tuple(range(a.ndim - 1))
     wide = jnp.promote_types(a.dtype, jnp.float32)
     return jax.lax.dot_general(a, b, ((rows, rows), ((), ())), preferred_element_type=wide)

@@ -1,7 +1,7 @@
-"""Multiply-adds of a model: of its convolutions, linear layers and attention.
+"""Count the multiply-adds of the convolutions, linear layers and attention of a model.
 
-They are counted in what JAX traces, before any compiler rewrites it, so that they depend on neither
-the device nor the form in which the compiler computes a layer.
+They are counted in the jaxpr, before compilation, so that they do not depend on the device or the
+compiler.
 """
 
 import functools
@@ -19,17 +19,18 @@ from imagenet_jax.models.base import Config
 
 
 def count_multiply_adds(config: Config, side: int, *, train: bool = False) -> int:
-    """Return the multiply-adds of the model of `config.model` for one image of `side` pixels.
+    """Return the multiply-adds of the model of `config.model` for one image of `side` x `side`.
 
-    In evaluation these are the numbers that papers and torchvision publish; products with padding
-    count. `train` counts a forward pass with auxiliary heads and its backward pass: each product
-    once more for each operand with a gradient, which the pixels do not have. Not counted: what
-    config.model.remat computes again, and the second moments of config.model.norm_impl.
+    In evaluation, these are the numbers that papers and torchvision publish. Products with zero
+    padding count. With `train`, the forward pass includes auxiliary heads, and the backward pass
+    counts each product once more for each operand that has a gradient, which images do not.
+    What config.model.remat recomputes, and the second moments of config.model.norm_impl, do not
+    count.
     """
     return _count(side, train, **config)
 
 
-@functools.cache  # tracing takes half a second in Python, and every step asks
+@functools.cache  # tracing takes half a second in Python, and each step needs the count
 def _count(side: int, train: bool, **config: Any) -> int:
     graph, params, stats = models.outline(config)
 
@@ -37,10 +38,10 @@ def _count(side: int, train: bool, **config: Any) -> int:
         model = nnx.merge(graph, params, stats)
         if train and model.aux_weight:
             return model.training_logits(images, rngs=nnx.Rngs(dropout=jax.random.key(0)))
-        # Otherwise training has the same products; tracing its batch norms takes longer.
+        # Training has the same products, but takes longer to trace.
         return model(images, train=False)
 
-    rows = 2  # one value is too few for batch norm in training
+    rows = 2  # batch norm in training needs at least two values
     images = jax.ShapeDtypeStruct((rows, side, side, 3), jnp.float32)
     jaxpr = jax.make_jaxpr(logits)(params, stats, images).jaxpr
     weights = len(jax.tree.leaves(params))
@@ -48,9 +49,9 @@ def _count(side: int, train: bool, **config: Any) -> int:
 
 
 def _total(jaxpr: Any, wanted: list[bool]) -> tuple[int, list[bool]]:
-    """Return the multiply-adds of `jaxpr`, and which of its outputs have a gradient.
+    """Return (multiply-adds of `jaxpr`, which of its outputs have a gradient).
 
-    `wanted`: which of its inputs have one.
+    `wanted` says which of its inputs have one.
     """
     total, found = 0, {var for var, has in zip(jaxpr.invars, wanted, strict=True) if has}
 
@@ -58,7 +59,7 @@ def _total(jaxpr: Any, wanted: list[bool]) -> tuple[int, list[bool]]:
         return not isinstance(var, Literal) and var in found
 
     for equation in jaxpr.eqns:
-        operands = equation.invars["branches" in equation.params :]  # without the branch's number
+        operands = equation.invars["branches" in equation.params :]  # without the branch index
         gradients = [has_gradient(var) for var in operands]
         outputs = [any(gradients)] * len(equation.outvars)
         total += _multiply_adds(equation) * (1 + sum(gradients))
@@ -72,7 +73,7 @@ def _total(jaxpr: Any, wanted: list[bool]) -> tuple[int, list[bool]]:
 
 
 def _inner(equation: Any) -> Iterator[Any]:
-    # The last branch is the form for all other platforms (models/windows.py).
+    # The last branch is the default platform's (models/windows.py).
     for value in (*equation.params.values(), *equation.params.get("branches", ())[-1:]):
         inner = getattr(value, "jaxpr", value)
         if hasattr(inner, "eqns"):

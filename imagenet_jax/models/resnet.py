@@ -1,16 +1,16 @@
-"""ResNets (He et al. 2015, arXiv:1512.03385), v1.5: the stride is on the 3x3 of a bottleneck.
+"""ResNet v1.5 (He et al. 2015, arXiv:1512.03385), with the stride in the 3x3 of bottlenecks.
 
-ResNeXts (Xie et al. 2016, arXiv:1611.05431) and wide ResNets (Zagoruyko & Komodakis 2016,
-arXiv:1605.07146) differ in the channels of that 3x3, and in the groups that it convolves apart.
-ResNet-D (He et al. 2018, arXiv:1812.01187) has a stem of three 3x3 and shortcuts that average 2x2
-pixels, a squeeze-and-excitation ResNet (Hu et al. 2017, arXiv:1709.01507) scales the channels of
-each branch.
+- ResNeXt (Xie et al. 2016, arXiv:1611.05431) and wide ResNets (Zagoruyko & Komodakis 2016,
+  arXiv:1605.07146) have other channels and groups in the 3x3 convolution of bottlenecks.
+- ResNet-D (He et al. 2018, arXiv:1812.01187) has a stem of three 3x3 convolutions, and shortcuts
+  with 2x2 average pooling.
+- SE-ResNet (Hu et al. 2017, arXiv:1709.01507) ends each branch with squeeze-and-excitation.
 
-Semantics, initial weights and module names of torchvision.models.resnet, in NHWC; of these last
-two, which torchvision lacks, those of timm.models.resnet.
+Semantics, initial weights and module names follow torchvision.models.resnet, and timm.models.resnet
+for ResNet-D and SE-ResNet; arrays are NHWC.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.config.fields import Field
-from imagenet_jax.models.base import Family, Model, count_blocks, require_pixels
+from imagenet_jax.models.base import Activations, Family, Model, count_blocks
 from imagenet_jax.models.layers import (
     BN_GROUP,
     DROP_PATH,
@@ -39,11 +39,11 @@ Make = Callable[..., ConvNorm]  # ConvNorm.make with the options of the network
 
 FIELDS = {
     "stem": Field(
-        "imagenet", "imagenet: 7x7 convolution of stride 2 and max-pool; small: 3x3, no stride",
+        "imagenet", "imagenet: 7x7 convolution of stride 2 and max-pool; small: 3x3 of stride 1",
         choices=("imagenet", "small"),
     ),
     "zero_init_residual": Field(
-        False, "Start the scale of the last norm of each block at 0 (Goyal 2017)"
+        False, "Initialize the scale of the last norm of each block to 0 (Goyal 2017)"
     ),
     "drop_path": DROP_PATH,
     "blur_pool": Field(
@@ -55,14 +55,15 @@ FIELDS = {
 
 
 class Variant(NamedTuple):
-    """What sets one ResNet apart.
+    """What distinguishes one ResNet.
 
     Attributes:
       depths: blocks in each of the four stages.
-      bottleneck: whether blocks are bottlenecks.
-      groups, group_width: of the 3x3 of a bottleneck; channels of a group where `features` is 64.
-      deep: ResNet-D.
-      squeeze: squeeze-and-excitation ends each branch.
+      bottleneck: has bottlenecks, not basic blocks.
+      groups: groups of the 3x3 convolution of a bottleneck.
+      group_width: channels of each group in the first stage, at width 1.
+      deep: is a ResNet-D.
+      squeeze: has squeeze-and-excitation.
     """
 
     depths: tuple[int, ...]
@@ -73,7 +74,7 @@ class Variant(NamedTuple):
     squeeze: bool = False
 
     def inner(self, features: int) -> int:
-        """Return the channels of the 3x3 of a bottleneck."""
+        """Return the channels of the 3x3 convolution of a bottleneck."""
         return max(1, features * self.group_width // 64) * self.groups
 
 
@@ -98,13 +99,13 @@ VARIANTS = {
 
 
 class Block(nnx.Module):
-    """A residual branch, which drop path may skip in training, plus a shortcut, then ReLU."""
+    """A residual branch, which drop path may skip in training, plus a shortcut; then ReLU."""
 
     expansion: int  # output channels over `features`
-    last_norm: str  # of the branch
+    last_norm: str  # attribute name of the last norm in the branch
     downsample: nnx.List[Any] | None = None
     se: SqueezeExcite | None = None  # at the end of the branch
-    rate = 0.0  # probability of drop path to skip the block
+    rate = 0.0  # probability of dropping the branch
 
     def __init__(self, inputs: int, features: int, stride: int, make: Make, variant: Variant):
         outputs = self.expansion * features
@@ -112,7 +113,7 @@ class Block(nnx.Module):
         self.pools = variant.deep and stride > 1
         if stride > 1 or inputs != outputs:
             layers = make(inputs, outputs, 1, 1 if variant.deep else stride)
-            # In timm's ResNet-D, layer 0 is the pool, or nothing.
+            # In timm's ResNet-D, index 0 is the pool or an identity.
             self.downsample = nnx.List([None, *layers] if variant.deep else layers)
 
     def build(self, inputs: int, features: int, stride: int, make: Make, variant: Variant) -> None:
@@ -134,20 +135,21 @@ class Block(nnx.Module):
         y = drop_branch(y, self.rate, train=train, rngs=rngs)
         if self.downsample is not None:
             if self.pools:
-                odd = tuple((0, side % 2) for side in x.shape[1:3])  # windows of fewer pixels
+                # Windows at the end of an odd side have fewer pixels.
+                odd = tuple((0, side % 2) for side in x.shape[1:3])
                 x = nnx.avg_pool(x, (2, 2), (2, 2), odd, count_include_pad=False)  # pyright: ignore
             *_, conv, norm = self.downsample
             x = ConvNorm(conv, norm)(x, train=train, activation=None)
         return relu(y + x)
 
     def zero_last_scale(self) -> None:
-        """Start as the shortcut (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
+        """Zero the scale of the last norm (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
         scale = getattr(self, self.last_norm).scale
         scale[...] = jnp.zeros_like(scale[...])
 
 
 class BasicBlock(Block):
-    """3x3, 3x3."""
+    """Two 3x3 convolutions."""
 
     expansion, last_norm = 1, "bn2"
 
@@ -161,7 +163,7 @@ class BasicBlock(Block):
 
 
 class Bottleneck(Block):
-    """1x1, 3x3, 1x1 to four times the channels."""
+    """1x1, 3x3 and 1x1 convolutions; the last has four times the channels."""
 
     expansion, last_norm = 4, "bn3"
 
@@ -197,7 +199,7 @@ class ResNet(Model):
             half = max(1, channels // 2)
             (conv, bn), (conv2, bn2) = make(3, half, 3, 2), make(half, half, 3)
             conv3, self.bn1 = make(half, channels, 3)
-            # torch numbers the ReLUs.
+            # timm's indices also count the ReLUs.
             self.conv1: Any = nnx.List([conv, bn, None, conv2, bn2, None, conv3])
         else:
             size, stride = (3, 1) if self.small_stem else (7, 2)
@@ -211,7 +213,7 @@ class ResNet(Model):
                 block.rate = next(rates)
                 channels = features * 2**i * block_type.expansion
                 if variant.squeeze:
-                    squeezed = 8 * max(1, round(channels / 128))  # 1 / 16, rounded as timm does
+                    squeezed = 8 * max(1, round(channels / 128))  # 1/16, rounded as in timm
                     block.se = SqueezeExcite(channels, squeezed, dtype=dtype, rngs=rngs)
                 if zero_init_residual:
                     block.zero_last_scale()
@@ -220,10 +222,8 @@ class ResNet(Model):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.fc = uniform_linear(channels, num_classes, rngs=rngs)
 
-    def activations(
-        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> Iterator[tuple[str, jax.Array]]:
-        require_pixels(images, 1, "a ResNet")
+    def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
+        self.require_pixels(images, 1)
         x, last = images, self.conv1
         if isinstance(last, nnx.List):
             conv, bn, _, conv2, bn2, _, last = last
@@ -242,7 +242,7 @@ class ResNet(Model):
 
 
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the ResNet of a state dict: see Family."""
+    """Return the ResNet models that fit a state dict: see Family."""
     depths = count_blocks(arrays, r"layer(\d+)\.(\d+)\.")
     stem = arrays.get("conv1.weight", arrays.get("conv1.6.weight"))  # its last convolution
     middle, shortcut = map(arrays.get, ("layer1.0.conv2.weight", "layer2.0.downsample.1.weight"))

@@ -1,10 +1,11 @@
 """A small convolutional network for images of 28x28 or 32x32 pixels, in NHWC.
 
 The network of Flax's MNIST example (github.com/google/flax, examples/mnist/train.py), with its
-initial weights, for color images. torch has no such model; its names here are those of its layers.
+initial weights, for color images. torchvision and timm do not have it; state dicts have the module
+names of this file.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from imagenet_jax.models.base import Family, Model, count_outputs, require_pixels
+from imagenet_jax.models.base import Activations, Family, Model, count_outputs
 from imagenet_jax.models.layers import adaptive_average_pool
 
 CHANNELS = (32, 64)  # of the two convolutions
@@ -36,10 +37,8 @@ class SmallCNN(Model):
         self.fc1 = nnx.Linear(second * POOLED**2, hidden, dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(hidden, num_classes, rngs=rngs)  # logits are not rounded
 
-    def activations(
-        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> Iterator[tuple[str, jax.Array]]:
-        require_pixels(images, 4, "SmallCNN halves them twice and")
+    def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
+        self.require_pixels(images, 4)
         x = images
         for i, conv in enumerate((self.conv1, self.conv2)):
             x = nnx.avg_pool(nnx.relu(self.run(conv, x)), (2, 2), strides=(2, 2))
@@ -50,7 +49,7 @@ class SmallCNN(Model):
 
 
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the SmallCNN of a state dict: see Family."""
+    """Return the SmallCNN models that fit a state dict: see Family."""
     if {key.split(".")[0] for key in arrays} - {"fc2"} != {"conv1", "conv2", "fc1"}:
         return []
     return [{"name": "small_cnn", "width": count_outputs(arrays, "conv1.weight") / CHANNELS[0]}]

@@ -1,9 +1,9 @@
 """SqueezeNet (Iandola et al. 2016, arXiv:1602.07360), versions 1.0 and 1.1.
 
-Semantics, initial weights and module names of torchvision.models.squeezenet, in NHWC.
+Semantics, initial weights and module names follow torchvision.models.squeezenet; arrays are NHWC.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from imagenet_jax.config.fields import Field
-from imagenet_jax.models.base import Family, Model, Path, count_outputs, require_pixels
+from imagenet_jax.models.base import Activations, Family, Model, Path, count_outputs
+from imagenet_jax.models.layers import dropout_field
 from imagenet_jax.models.windows import convolve, max_pool
 
-POOL = "pool"  # a 3x3 max-pool of stride 2, which keeps the last row and column of an even size
-# The first convolution (channels, size), then fires (squeeze channels, channels of each expansion).
+POOL = "pool"  # 3x3 max-pool of stride 2 with ceil mode
+# The first convolution (channels, kernel size), then Fire modules (squeeze channels, channels of
+# each expand convolution).
 VARIANTS: dict[str, tuple[Any, ...]] = {
     "squeezenet1_0": (
         (96, 7), POOL, (16, 64), (16, 64), (32, 128), POOL, (32, 128), (48, 192), (48, 192),
@@ -27,7 +28,7 @@ VARIANTS: dict[str, tuple[Any, ...]] = {
         (64, 256), (64, 256),
     ),
 }  # fmt: skip
-LEAST = 17  # pixels on a side: smaller images leave nothing to a max-pool
+MIN_SIDE = 17  # pixels; smaller images leave nothing for a max-pool
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1, **options: Any) -> nnx.Conv:
@@ -39,7 +40,7 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1, **options: Any)
 
 
 class Fire(nnx.Module):
-    """A 1x1 convolution to few channels, then 1x1 and 3x3 convolutions of it, side by side."""
+    """A 1x1 convolution to few channels, then a 1x1 and a 3x3 convolution in parallel."""
 
     def __init__(self, inputs: int, squeezed: int, expanded: int, **options: Any):
         self.squeeze = _conv(inputs, squeezed, 1, **options)
@@ -53,7 +54,7 @@ class Fire(nnx.Module):
 
 
 class SqueezeNet(Model):
-    """A convolution and eight fires with max-pools between, then a 1x1 convolution to classes."""
+    """A convolution, eight Fire modules with max-pools between, a 1x1 convolution to classes."""
 
     def __init__(
         self, name: str, *, num_classes: int, width: float, dropout: float, dtype: jnp.dtype | None,
@@ -74,10 +75,8 @@ class SqueezeNet(Model):
         init = nnx.initializers.normal(0.01)
         self.classifier = _conv(inputs, num_classes, 1, kernel_init=init, rngs=rngs)
 
-    def activations(
-        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> Iterator[tuple[str, jax.Array]]:
-        require_pixels(images, LEAST, "SqueezeNet")
+    def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
+        self.require_pixels(images, MIN_SIDE)
         x, layers, pools = images, iter(self.features), 0
         for entry in VARIANTS[self.name]:
             if entry != POOL:
@@ -87,14 +86,14 @@ class SqueezeNet(Model):
             yield f"stage{pools}", x
             x = max_pool(x, 3, ceil=True)
         yield f"stage{pools + 1}", x
-        # float32 from here: the mean over pixels and the logits are cheap and should not round.
+        # The classifier and the mean over pixels are cheap: compute them in float32.
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         x = self.dropout(x, deterministic=not train, rngs=rngs)
         yield "logits", jnp.mean(nnx.relu(self.classifier(x)), axis=(1, 2))
 
 
 def _torch_name(name: str, path: Path) -> str:
-    """torchvision numbers all layers of a part: a ReLU follows the first, pools count too."""
+    """Return torchvision's name, whose index counts pools and the first ReLU too."""
     part, *place = path
     if part == "classifier":
         return "classifier.1"
@@ -103,7 +102,7 @@ def _torch_name(name: str, path: Path) -> str:
 
 
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the SqueezeNet of a state dict: see Family."""
+    """Return the SqueezeNet models that fit a state dict: see Family."""
     kernel = arrays.get("features.0.weight")
     if kernel is None or "features.3.squeeze.weight" not in arrays:
         return []
@@ -115,7 +114,7 @@ def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
 FAMILY = Family(
     model=SqueezeNet,
     variants=tuple(VARIANTS),
-    fields={"dropout": Field(0.5, "Dropout rate before the last layer", at_least=0, below=1)},
+    fields={"dropout": dropout_field(0.5)},
     groups=(*((("features", i),) for i in range(9)), (("classifier",),)),
     first="features.0",
     identify=identify,

@@ -1,10 +1,11 @@
 """Swin Transformer (Liu et al. 2021, arXiv:2103.14030).
 
-Semantics, initial weights and module names of torchvision.models.swin_transformer, in NHWC. Sides
-that are no multiples of the window or odd before a merge are padded with zeros, as there.
+Semantics, initial weights and module names follow torchvision.models.swin_transformer; arrays are
+NHWC. As there, sides that are not a multiple of the window, or odd before a merge, are padded with
+zeros.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.models.attention import Attention, Mlp
-from imagenet_jax.models.base import Family, Model, Path, count_blocks, require_pixels
+from imagenet_jax.models.base import Activations, Family, Model, Path, count_blocks
 from imagenet_jax.models.layers import (
     DROP_PATH,
     FOUR_STAGES,
@@ -25,21 +26,21 @@ from imagenet_jax.models.layers import (
 )
 from imagenet_jax.models.norms import LayerNorm
 
-# name -> blocks and heads of attention in each of the four stages
+# name -> (blocks in each of the four stages, attention heads in each)
 VARIANTS = {
     "swin_t": ((2, 2, 6, 2), (3, 6, 12, 24)),
     "swin_s": ((2, 2, 18, 2), (3, 6, 12, 24)),
     "swin_b": ((2, 2, 18, 2), (4, 8, 16, 32)),
 }
 PATCH, WINDOW = 4, 7  # pixels, patches
-HEAD = 32  # channels of each head
-MASKED = -100.0  # added to the logits of pixels that are not neighbors in the image
-# torch.nn.init.trunc_normal_ cuts at -2 and 2, which are 100 standard deviations.
+HEAD_CHANNELS = 32  # channels of each attention head
+MASKED = -100.0  # added to attention logits of pixels that are not neighbors in the image
+# torch.nn.init.trunc_normal_ truncates at -2 and 2, which are 100 standard deviations.
 INIT = nnx.initializers.normal(0.02)
 
 
 class WindowAttention(Attention):
-    """Self-attention inside windows of 7x7, shifted by `shift`, with relative position bias."""
+    """Self-attention in 7x7 windows, shifted by `shift`, with relative position bias."""
 
     def __init__(
         self, channels: int, heads: int, shift: int, *, dtype: jnp.dtype | None, rngs: nnx.Rngs
@@ -54,7 +55,7 @@ class WindowAttention(Attention):
         height, width = x.shape[1:3]
         x = jnp.pad(x, ((0, 0), (0, -height % WINDOW), (0, -width % WINDOW), (0, 0)))
         batch, rows, columns, channels = x.shape
-        # A side with one window only has nothing to shift.
+        # A side with a single window is not shifted.
         shifts = tuple(self.shift if side > WINDOW else 0 for side in (rows, columns))
         x = jnp.roll(x, tuple(-shift for shift in shifts), (1, 2))
         grid = (batch, rows // WINDOW, WINDOW, columns // WINDOW, WINDOW, channels)
@@ -70,19 +71,19 @@ class WindowAttention(Attention):
 
 
 def position_index() -> np.ndarray:
-    """Return i64[49 * 49]: for each query and key of a window, the row of the table of biases."""
+    """Return i64[49 * 49]: the row of the bias table for each query and key of a window."""
     places = np.stack(np.meshgrid(*2 * [np.arange(WINDOW)], indexing="ij"), -1).reshape(-1, 2)
     down, right = np.moveaxis(places[:, None] - places[None] + WINDOW - 1, 2, 0)
     return (down * (2 * WINDOW - 1) + right).reshape(-1)
 
 
 def window_mask(rows: int, columns: int, shifts: tuple[int, ...]) -> np.ndarray:
-    """Return f32[windows, 49, 49]: MASKED if query and key were apart before the shift, else 0."""
+    """Return f32[windows, 49, 49]: MASKED if the shift brought query and key together, else 0."""
 
     def parts(side: int, shift: int) -> np.ndarray:
-        """i64[side]: windows before the last, and the two parts of the last."""
+        """Return i64[side]: 0 before the last window, 1 and 2 in the two parts of the last."""
         place = np.arange(side)
-        # With no shift all of the last window is one part.
+        # Without a shift, the last window is one part.
         return (place >= side - WINDOW).astype(int) + ((place >= side - shift) & (shift > 0))
 
     part = 3 * parts(rows, shifts[0])[:, None] + parts(columns, shifts[1])
@@ -92,7 +93,7 @@ def window_mask(rows: int, columns: int, shifts: tuple[int, ...]) -> np.ndarray:
 
 
 class Block(nnx.Module):
-    """Window attention, then two linear layers with GELU, each after a norm, with a shortcut."""
+    """Window attention and an MLP with GELU, each after a norm and with a shortcut."""
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class Block(nnx.Module):
         dtype: jnp.dtype | None,
         rngs: nnx.Rngs,
     ):
-        """`rate` is the probability to drop a branch of an image in training."""
+        """`rate` is the probability of dropping a branch of an image in training."""
         self.norm1 = LayerNorm(channels)
         self.attn = WindowAttention(channels, heads, shift, dtype=dtype, rngs=rngs)
         self.norm2 = LayerNorm(channels)
@@ -119,7 +120,7 @@ class Block(nnx.Module):
 
 
 class PatchMerging(nnx.Module):
-    """The pixels of each 2x2 side by side, a norm, and a linear layer to twice the channels."""
+    """Concatenate the pixels of each 2x2 patch; then a norm, and a linear layer to 2 C channels."""
 
     def __init__(self, channels: int, *, dtype: jnp.dtype | None, rngs: nnx.Rngs):
         self.norm = LayerNorm(4 * channels)
@@ -135,7 +136,7 @@ class PatchMerging(nnx.Module):
 
 
 class SwinTransformer(Model):
-    """4x4 patches, four stages of blocks with merges between, norm, pool, linear classifier."""
+    """4x4 patches, four stages with patch merging between, norm, pool, linear classifier."""
 
     def __init__(
         self, name: str, *, num_classes: int, width: float, drop_path: float,
@@ -143,11 +144,11 @@ class SwinTransformer(Model):
     ):  # fmt: skip
         """`dtype` is the compute dtype of hidden layers; None: that of images and parameters.
 
-        `width` scales the channels of each head, so that they divide evenly.
+        `width` scales the channels of each head, so that heads stay equal.
         """
         self.name = name
         depths, heads = VARIANTS[name]
-        channels = heads[0] * max(1, round(HEAD * width))
+        channels = heads[0] * max(1, round(HEAD_CHANNELS * width))
         rates = drop_path_rates(drop_path, sum(depths))
         stem = nnx.Dict(
             conv=uniform_conv(3, channels, PATCH, PATCH, dtype=dtype, rngs=rngs),
@@ -174,10 +175,8 @@ class SwinTransformer(Model):
         self.norm = LayerNorm(channels)
         self.head = nnx.Linear(channels, num_classes, kernel_init=INIT, rngs=rngs)
 
-    def activations(
-        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> Iterator[tuple[str, jax.Array]]:
-        require_pixels(images, PATCH, self.name)
+    def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
+        self.require_pixels(images, PATCH)
         stem, *rest = self.features
         x = stem.norm(stem.conv(images))
         yield "stem", x
@@ -192,7 +191,7 @@ class SwinTransformer(Model):
         yield "logits", self.head(x)
 
 
-# Places in torch's nn.Sequential; permutations, GELU and dropout have the others.
+# Indices in torchvision's nn.Sequential, which also count permutations, GELU and dropout.
 _PLACES = {"fc1": "0", "fc2": "3", "conv": "0"}
 
 
@@ -203,21 +202,21 @@ def _torch_name(name: str, path: Path) -> str:
 
 
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the Swin Transformer of a state dict: see Family."""
+    """Return the Swin Transformer models that fit a state dict: see Family."""
     key = "features.1.0.attn.relative_position_bias_table"
     if key not in arrays or arrays[key].ndim != 2 or "features.0.2.weight" not in arrays:
         return []
     depths = count_blocks(arrays, r"features\.([1357])\.(\d+)\.norm1\.weight$")
     heads, channels = arrays[key].shape[1], len(arrays["features.0.2.weight"])
     return [
-        {"name": name, "width": channels / (HEAD * heads)}
+        {"name": name, "width": channels / (HEAD_CHANNELS * heads)}
         for name, (known, known_heads) in VARIANTS.items()
         if (known, known_heads[0]) == (depths, heads)
     ]
 
 
 def _constants(name: str) -> dict[str, np.ndarray]:
-    """Return the buffers of torchvision's model."""
+    """Return the buffers of torchvision's model, which are no weights."""
     return {
         f"features.{2 * i + 1}.{j}.attn.relative_position_index": position_index()
         for i, depth in enumerate(VARIANTS[name][0])
@@ -230,8 +229,8 @@ FAMILY = Family(
     variants=tuple(VARIANTS),
     fields={"drop_path": DROP_PATH},
     groups=FOUR_STAGES,
+    constants=_constants,
     first="features.0.0",
     identify=identify,
     torch_name=_torch_name,
-    constants=_constants,
 )

@@ -1,11 +1,11 @@
 """VGG (Simonyan & Zisserman 2014, arXiv:1409.1556), with and without batch norm.
 
-Semantics and initial weights of torchvision.models.vgg, in NHWC.
+Semantics and initial weights follow torchvision.models.vgg; arrays are NHWC.
 """
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.config.fields import Field
-from imagenet_jax.models.base import Family, Model, Path, count_outputs, require_pixels
+from imagenet_jax.models.base import Activations, Family, Model, Path, count_outputs
 from imagenet_jax.models.layers import BN_GROUP, ConvNorm, adaptive_average_pool, three_linear
 from imagenet_jax.models.windows import max_pool
 
@@ -29,7 +29,7 @@ _DEPTHS = {
     "vgg16": (2, 2, 3, 3, 3),
     "vgg19": (2, 2, 4, 4, 4),
 }
-# name -> (3x3 convolutions in each of the five stages, whether batch norm follows each)
+# name -> (3x3 convolutions in each of the five stages, whether they have batch norm)
 VARIANTS: dict[str, tuple[tuple[int, ...], bool]] = {
     name + suffix: (depths, suffix == "_bn")
     for name, depths in _DEPTHS.items()
@@ -57,7 +57,7 @@ class Stage(nnx.List[Any]):
 
 
 class VGG(Model):
-    """Five stages of 3x3 convolutions with a max-pool after each, then three linear layers."""
+    """Five stages of 3x3 convolutions, each with a max-pool at its end, and three linear layers."""
 
     def __init__(
         self, name: str, *, num_classes: int, width: float, dropout: float, bn_group: int,
@@ -83,10 +83,8 @@ class VGG(Model):
         self.classifier = three_linear(linear, inputs * POOLED**2, hidden, num_classes, dtype)
         self.dropout = nnx.Dropout(dropout)
 
-    def activations(
-        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> Iterator[tuple[str, jax.Array]]:
-        require_pixels(images, 32, "VGG halves them five times and")
+    def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
+        self.require_pixels(images, 32)
         x = images
         for i, stage in enumerate(self.features):
             x = self.run(stage, x, train=train)
@@ -99,7 +97,7 @@ class VGG(Model):
 
 
 def _torch_name(name: str, path: Path) -> str:
-    """torchvision numbers all layers of a part, ReLUs, pools and dropout too."""
+    """Return torchvision's name, whose index counts ReLU, pooling and dropout layers too."""
     part, *place = path
     if part == "classifier":
         return f"classifier.{3 * place[0]}"
@@ -110,7 +108,7 @@ def _torch_name(name: str, path: Path) -> str:
 
 
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the VGG of a state dict: see Family."""
+    """Return the VGG models that fit a state dict: see Family."""
     keys = [key for key in arrays if re.fullmatch(r"features\.\d+\.weight", key)]
     convolutions = sum(arrays[key].ndim == 4 for key in keys)
     has_bn = "features.1.running_mean" in arrays

@@ -1,18 +1,18 @@
 """Vision Transformer (Dosovitskiy et al. 2020, arXiv:2010.11929) and its common variations.
 
-Module names are those of timm's vision_transformer.py. `config.model` chooses among three forms:
+Module names follow timm's vision_transformer.py. Fields of `config.model` give three forms:
 
-- torchvision's vit_b_16, ...: the defaults. The class token and every patch have learned positions.
-- DeiT (arXiv:2012.12877): init=timm, drop_path. DeiT III (arXiv:2204.07118): also
-  positions=learned_patches, layer_scale and drop_path_form=constant.
-- The plain ViT of Beyer et al. 2022, arXiv:2205.01580 (big_vision's models/vit.py, whose GELU is
-  the tanh approximation; it is exact here): pool=mean, positions=sincos2d, head=mlp,
-  init=big_vision.
+- torchvision's vit_b_16, ...: the defaults. The class token and all patches have learned positions.
+- DeiT (arXiv:2012.12877): init=timm, and drop_path above 0. DeiT III (arXiv:2204.07118) also has
+  positions=learned_patches, layer_scale, and drop_path_form=constant.
+- The simple ViT of Beyer et al. 2022 (arXiv:2205.01580; big_vision's models/vit.py): pool=mean,
+  positions=sincos2d, head=mlp, init=big_vision. GELU is exact here; big_vision has its tanh
+  approximation.
 """
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,7 @@ from flax import nnx
 from imagenet_jax.config.fields import ON, Field
 from imagenet_jax.errors import UserError
 from imagenet_jax.models.attention import ZEROS, Attention, LayerScale, Mlp
-from imagenet_jax.models.base import Family, Model, Path, require_pixels
+from imagenet_jax.models.base import Activations, Family, Model, Path
 from imagenet_jax.models.layers import (
     DROP_PATH,
     drop_branch,
@@ -34,12 +34,12 @@ from imagenet_jax.models.norms import LayerNorm
 from imagenet_jax.models.windows import convolve
 
 HEAD_CHANNELS = 64  # channels of each attention head
-EPSILON = 1e-6  # of layer norm, in all three forms; transformers has 1e-12
-TEMPERATURE = 10_000.0  # of the sine and cosine positions
+EPSILON = 1e-6  # of layer norm, in all three forms; the library transformers has 1e-12
+TEMPERATURE = 10_000.0  # of the sine and cosine embeddings
 
 
 class Variant(NamedTuple):
-    """Side of a patch in pixels, number of blocks, heads of each attention."""
+    """Side of a patch in pixels, number of blocks, attention heads of each block."""
 
     patch: int
     depth: int
@@ -62,7 +62,7 @@ _lecun, _xavier = nnx.initializers.lecun_normal(), nnx.initializers.xavier_unifo
 
 
 class Init(NamedTuple):
-    """Initial weights of each part; `patch` None: torch's default. Other biases start at 0."""
+    """Initializers of each part; `patch` None: torch's default. Other biases start at 0."""
 
     patch: nnx.Initializer | None
     qkv: nnx.Initializer
@@ -84,7 +84,7 @@ INITS = {
     "timm": Init(patch=None, qkv=_small, proj=_small, mlp=_small, token=_tiny, head=_small),
     "big_vision": Init(
         patch=_lecun,
-        qkv=_scaled(1.0, "fan_in", "uniform"),  # Xavier's, of three matrices side by side
+        qkv=_scaled(1.0, "fan_in", "uniform"),  # Xavier, for each of the three matrices
         proj=_xavier,
         mlp=_xavier,
         mlp_bias=_tiny,
@@ -92,7 +92,7 @@ INITS = {
 }
 FIELDS = {
     "image_size": Field(
-        224, "Side of the images that learned positions are for; they are interpolated for others",
+        224, "Image side that learned positions are for; they are interpolated for other sizes",
         above=0,
     ),
     "pool": Field(
@@ -107,10 +107,10 @@ FIELDS = {
         "linear", "mlp: a hidden layer with tanh before the last layer", choices=("linear", "mlp")
     ),
     "layer_scale": Field(
-        0.0, "Initial factor of each channel of a residual branch (Touvron 2021); 0: no factors",
+        0.0, "Initial value of layer scale (Touvron 2021); 0: no layer scale",
         at_least=0,
     ),
-    "init": Field("torchvision", "Whose initial weights", choices=tuple(INITS)),
+    "init": Field("torchvision", "Library whose initialization to use", choices=tuple(INITS)),
     "dropout": Field(
         0.0, "Dropout rate after the position embedding, attention and both layers of an MLP",
         at_least=0, below=1,
@@ -124,7 +124,7 @@ FIELDS = {
 
 
 class Block(nnx.Module):
-    """Attention and an MLP, each after a layer norm and with a shortcut around both."""
+    """Attention and an MLP, each after a layer norm and with a shortcut."""
 
     def __init__(
         self,
@@ -138,7 +138,7 @@ class Block(nnx.Module):
         dtype: jnp.dtype | None,
         rngs: nnx.Rngs,
     ):
-        """`rate` is the probability to drop a branch of an image in training."""
+        """`rate` is the probability of dropping a branch of an image in training."""
         self.norm1 = LayerNorm(features, eps=EPSILON)
         self.attn = Attention(
             features, heads, qkv_init=init.qkv, proj_init=init.proj, dtype=dtype, rngs=rngs
@@ -180,11 +180,11 @@ class VisionTransformer(Model):
 
         `width` scales the channels of each attention head, and thereby all layers.
 
-        Raises UserError if sincos2d cannot be divided among the channels.
+        Raises UserError if the channels do not divide into the four parts of sincos2d.
         """
         self.name = name
         patch, depth, heads = VARIANTS[name]
-        start = INITS[init]
+        inits = INITS[init]
         features = heads * max(1, round(HEAD_CHANNELS * width))
         if positions == "sincos2d" and (features % 4 or features < 8):
             raise UserError(
@@ -192,14 +192,14 @@ class VisionTransformer(Model):
                 f"not {features}: use another config.model.width, such as 1.0"
             )
         proj = uniform_conv(3, features, patch, patch, dtype=dtype, rngs=rngs)
-        if start.patch is not None:
+        if inits.patch is not None:
             proj = nnx.Conv(
                 3,
                 features,
                 (patch, patch),
                 strides=patch,
                 padding="VALID",
-                kernel_init=start.patch,
+                kernel_init=inits.patch,
                 conv_general_dilated=convolve,
                 dtype=dtype,
                 rngs=rngs,
@@ -211,7 +211,7 @@ class VisionTransformer(Model):
             return nnx.Param(init(rngs.params(), (1, count, features), jnp.float32))
 
         has_token = pool == "token"
-        self.cls_token = embedding(start.token, 1) if has_token else None
+        self.cls_token = embedding(inits.token, 1) if has_token else None
         count = (image_size // patch) ** 2 + (has_token and positions == "learned")
         self.pos_embed = embedding(normal, count) if positions != "sincos2d" else None
         self.dropout = nnx.Dropout(dropout)
@@ -221,7 +221,7 @@ class VisionTransformer(Model):
             Block(
                 features,
                 heads,
-                init=start,
+                init=inits,
                 dropout=dropout,
                 rate=rate,
                 layer_scale=layer_scale,
@@ -236,12 +236,10 @@ class VisionTransformer(Model):
             if head == "mlp"
             else None
         )
-        self.head = nnx.Linear(features, num_classes, kernel_init=start.head, rngs=rngs)
+        self.head = nnx.Linear(features, num_classes, kernel_init=inits.head, rngs=rngs)
 
-    def activations(
-        self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None
-    ) -> Iterator[tuple[str, jax.Array]]:
-        require_pixels(images, VARIANTS[self.name].patch, self.name, multiple=True)
+    def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
+        self.require_pixels(images, VARIANTS[self.name].patch, multiple=True)
         x = self.patch_embed["proj"](images)
         rows, columns = x.shape[1:3]
         x = x.reshape(len(x), rows * columns, x.shape[-1])
@@ -262,7 +260,7 @@ class VisionTransformer(Model):
         for i, block in enumerate(self.blocks):
             x = self.run(block, x, train=train, rngs=rngs)
             yield f"block{i}", x
-        # float32 from here: the mean over patches and the logits are cheap and should not round.
+        # The mean over patches and the head are cheap: compute them in float32.
         x = self.norm(x).astype(jnp.promote_types(x.dtype, jnp.float32))
         x = jnp.mean(x, axis=1) if self.cls_token is None else x[:, 0]
         if self.pre_logits is not None:
@@ -273,7 +271,7 @@ class VisionTransformer(Model):
 def sincos2d(rows: int, columns: int, features: int) -> np.ndarray:
     """Return f64[1, rows * columns, features]: sin and cos of the column, then of the row.
 
-    The form of MoCo v3 (Chen et al. 2021, arXiv:2104.02057) that big_vision uses.
+    These are the embeddings of MoCo v3 (Chen et al. 2021, arXiv:2104.02057) and big_vision.
     """
     y, x = (grid.reshape(-1, 1) for grid in np.mgrid[:rows, :columns])
     frequencies = TEMPERATURE ** -np.linspace(0, 1, features // 4)
@@ -282,10 +280,10 @@ def sincos2d(rows: int, columns: int, features: int) -> np.ndarray:
 
 
 def resize_positions(positions: jax.Array, rows: int, columns: int) -> jax.Array:
-    """f[1, T + N, C], of a square of N patches -> f[1, T + rows * columns, C].
+    """f[1, T + N, C] of a square of N patches -> f[1, T + rows * columns, C].
 
-    Bicubic with antialiasing, as timm's resample_abs_pos_embed. A first token (T = 1) keeps its
-    embedding; it is there if the number of positions is no square.
+    Interpolation is bicubic with antialiasing, as in timm's resample_abs_pos_embed. The class token
+    keeps its embedding. It is present (T = 1) if the number of positions is not a square.
     """
     count = positions.shape[1]
     side = math.isqrt(count)
@@ -298,7 +296,7 @@ def resize_positions(positions: jax.Array, rows: int, columns: int) -> jax.Array
 
 
 def _fit(path: Path, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return learned positions of weights of another image size, interpolated: see Family."""
+    """Interpolate learned positions that were trained at another image size: see Family."""
     if path != ("pos_embed",) or array.ndim != 3 or array.shape[2] != shape[2]:
         return array
     (old, old_tokens), (new, new_tokens) = (
@@ -310,9 +308,9 @@ def _fit(path: Path, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-    """Return the ViTs of a state dict: see Family.
+    """Return the ViT models that fit a state dict: see Family.
 
-    The number of heads, and so the variant of a width other than 1, cannot be read from it.
+    The number of heads, and so the variant at a width other than 1, cannot be read from it.
     """
     kernel = arrays.get("patch_embed.proj.weight")
     if kernel is None or kernel.ndim != 4 or "blocks.0.attn.qkv.weight" not in arrays:
@@ -323,7 +321,7 @@ def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         "pool": "token" if "cls_token" in arrays else "mean",
         "positions": "sincos2d",
         "head": "mlp" if "pre_logits.fc.weight" in arrays else "linear",
-        # The initial factor is not stored: DeiT-III's.
+        # The initial value is not stored; 1e-4 is that of DeiT III.
         "layer_scale": 1e-4 if "blocks.0.ls1.gamma" in arrays else 0.0,
     }
     if (positions := arrays.get("pos_embed")) is not None and positions.ndim == 3:
@@ -331,12 +329,11 @@ def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         has_token = form["pool"] == "mean" or side**2 < positions.shape[1]
         form["positions"] = "learned" if has_token else "learned_patches"
         form["image_size"] = side * patch
-    candidates = [
+    return [
         {"name": name, "width": features / (heads * HEAD_CHANNELS), **form}
         for name, (known_patch, depth, heads) in VARIANTS.items()
         if (known_patch, depth) == (patch, len(blocks)) and features % heads == 0
     ]
-    return sorted(candidates, key=lambda fields: fields["width"] != 1)
 
 
 FAMILY = Family(

@@ -1,8 +1,8 @@
-"""Convolution and max pooling, in forms that GPUs compute faster where XLA's are slow.
+"""Convolution and max pooling, with faster algorithms on GPUs where XLA's kernels are slow.
 
-A step of ResNet-50 on an H100 spent 13 % of its time in two operations for which XLA has slow
-kernels: the convolution of the image, whose 3 channels fill no tensor core, and the gradient of max
-pooling, a scatter (benchmarks/RESULTS.md). The forms return what XLA's do, up to the order of sums.
+A step of ResNet-50 on an H100 spent 13 % of its time in two operations with slow kernels: the
+convolution of the image, whose 3 channels do not fill tensor cores, and the gradient of max
+pooling, a scatter (benchmarks/RESULTS.md). The results equal XLA's up to the order of sums.
 """
 
 import functools
@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_FEW_CHANNELS = 3  # of images
-_ALIGNED = 8  # cuDNN's fast kernels read 16 bytes at a time, 8 channels of 16 bits
+_FEW_CHANNELS = 3  # those of RGB images
+_ALIGNED = 8  # fast cuDNN kernels read 16 bytes at a time: 8 channels of 16 bits
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
@@ -27,9 +27,9 @@ def convolve(
     padding: str | Sequence[tuple[int, int]],
     **options: Any,
 ) -> jax.Array:
-    """Return `lax.conv_general_dilated` of the same arguments, for `nnx.Conv`.
+    """Return `lax.conv_general_dilated` of the same arguments; an argument for `nnx.Conv`.
 
-    On NVIDIA's GPUs, a strided convolution of few channels is computed from blocks of pixels.
+    On NVIDIA GPUs, strided convolutions of at most 3 channels are computed by `convolve_blocks`.
 
     Args:
       images: f[B, H, W, I].
@@ -57,10 +57,16 @@ def convolve(
 def convolve_blocks(
     images: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
 ) -> jax.Array:
-    """Return the convolution with those strides, computed with stride 1.
+    """Return a strided convolution, computed with stride 1 after space-to-depth.
 
-    The pixels of a block of one stride become channels: 3 become 12 at stride 2, and a kernel of
-    7x7 becomes one of 4x4, with zeros where it had no weights. Channels of zeros fill up to 16.
+    The pixels of each block of `strides` become channels. At stride 2, 3 channels become 12, and a
+    7x7 kernel becomes 4x4, padded with zeros. Zeros fill the channels up to a multiple of 8.
+
+    Args:
+      images: f[B, H, W, I].
+      kernel: f[h, w, I, O].
+      strides: vertical and horizontal.
+      pads: pixels of zeros before and after the rows, and the columns.
     """
     rows, columns = strides
     image_pads, kernel_pads, block_pads = [], [], []
@@ -78,7 +84,7 @@ def convolve_blocks(
     kernel = jnp.pad(kernel, (*kernel_pads, (0, 0), (0, 0)))
 
     def to_channels(x: jax.Array) -> jax.Array:
-        """f[N, H, W, C] -> f[N, H / rows, W / columns, rows * columns * C], with zeros behind."""
+        """f[N, H, W, C] -> f[N, H / rows, W / columns, rows * columns * C], plus zero channels."""
         n, height, width, channels = x.shape
         x = x.reshape(n, height // rows, rows, width // columns, columns, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(n, height // rows, width // columns, -1)
@@ -100,7 +106,8 @@ def max_pool(
 
     Args:
       padding: pixels on each side that are never the maximum.
-      ceil: whether windows that reach beyond the image cover what is left at its end.
+      ceil: whether a last window that extends beyond the image covers the remaining pixels, as
+        with torch's ceil_mode.
     """
     rests = [(side + 2 * padding - window) % stride for side in x.shape[1:3]]
     rows, columns = ((padding, padding + (-rest % stride if ceil else 0)) for rest in rests)
@@ -123,9 +130,9 @@ def _reduce_window(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.Ar
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def max_pool_tracked(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.Array:
-    """Return the pooled pixels; the backward pass knows which pixel of each window was the largest.
+    """Return the max pool of x, a bfloat16 or float16 array; `pads` are those of `convolve_blocks`.
 
-    `x` is bfloat16 or float16; `pads` are the pixels before and after the rows, and the columns.
+    The forward pass stores the position of each maximum for the backward pass.
     """
     return _reduce_window(x, window, stride, pads)
 
@@ -133,11 +140,12 @@ def max_pool_tracked(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.
 def _track(
     x: jax.Array, window: int, stride: int, pads: Pads
 ) -> tuple[jax.Array, tuple[jax.Array, tuple[int, ...]]]:
-    """Return the pooled pixels, the place u8[B, h, w, C] of each in its window, and x's shape."""
+    """Return (pooled, (position u8[B, h, w, C] of each maximum in its window, shape of x))."""
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
     height, width = ((side - window) // stride for side in padded.shape[1:3])
     places = itertools.product(range(window), repeat=2)
-    # One maximum finds both: of integers in the order of the pixels, then from last to first place.
+    # One maximum finds both value and position: it is taken over integers whose high bits order the
+    # pixels, and whose low bits prefer the first position.
     last = window**2 - 1
     keys = [
         _ordered(
@@ -158,12 +166,12 @@ def _track(
 
 
 def _ordered(x: jax.Array) -> jax.Array:
-    """Return s32 numbers in the order of floating-point numbers of 16 bits."""
+    """Return s32 integers that are ordered like the 16-bit floating-point numbers in x."""
     return _flip(lax.bitcast_convert_type(x, jnp.int16).astype(jnp.int32))
 
 
 def _flip(bits: jax.Array) -> jax.Array:
-    """Reverse the order of the negative numbers, which IEEE 754 stores as sign and magnitude."""
+    """Reverse the order of negative numbers, which IEEE 754 stores as sign and magnitude."""
     return bits ^ ((bits >> 31) & 0x7FFF)
 
 
@@ -174,15 +182,15 @@ def _spread(
     tracked: tuple[jax.Array, tuple[int, ...]],
     gradient: jax.Array,
 ) -> tuple[jax.Array]:
-    """Return the gradient of x, gathered: a pixel reads the windows that it is in."""
+    """Return the gradient of x: each pixel gathers from the windows that contain it."""
     place, (images, height, width, channels) = tracked
     wide = gradient.astype(jnp.float32)
-    # The padded image in blocks of one stride. The pixels at one place of all blocks are in the
-    # windows that start at their block or `back` blocks before it.
+    # Divide the padded image into blocks of `stride` x `stride` pixels. A pixel is in windows that
+    # start at its block or `back` blocks before it.
     blocks = [-(-(side + sum(p)) // stride) for side, p in zip((height, width), pads, strict=True)]
 
     def at(row: int, column: int) -> jax.Array:
-        """f[B, blocks, blocks, C]: the gradient of the pixel at this place of each block."""
+        """Return f[B, blocks, blocks, C]: the gradient of the pixel at this position of a block."""
         total = jnp.zeros((), jnp.float32)
         for down in range(row, window, stride):
             for right in range(column, window, stride):

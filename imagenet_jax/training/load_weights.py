@@ -31,7 +31,7 @@ from imagenet_jax.runtime.workdir import read_classes, read_config
 from imagenet_jax.training.checkpoint import Checkpoints, make_state, weights_tree
 from imagenet_jax.training.sharding import get_shardings, make_mesh
 from imagenet_jax.training.state import TrainState, abstract_state, new_state
-from imagenet_jax.weights import catalog, torch_names, weight_file
+from imagenet_jax.weights import catalog, state_dicts, weight_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ def read_file(
     """
     file = weight_file.read(path, key)
     origin = f"weights file {path}"
-    params, batch_stats = torch_names.from_torch(file.arrays, config.model, origin=origin)
+    params, batch_stats = state_dicts.from_torch(file.arrays, config.model, origin=origin)
     return {"params": params, "batch_stats": batch_stats}, file
 
 
@@ -246,9 +246,9 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights:
     path = catalog.locate(config.init.weights)
     origin = f"config.init.weights = {str(path)!r}"
     file = weight_file.read(path, config.init.weights_key)
-    classes = torch_names.count_classes(file.arrays, config.model.name)
+    classes = state_dicts.count_classes(file.arrays, config.model.name)
     model = dict(config.model) | ({"num_classes": classes} if classes else {})
-    params, batch_stats = torch_names.from_torch(
+    params, batch_stats = state_dicts.from_torch(
         file.arrays, model, has_head=classes > 0, origin=origin
     )
     known, head = None, ""

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from imagenet_jax.errors import UserError
+from imagenet_jax.errors import UserError, shorten
 from imagenet_jax.models import vgg
-from imagenet_jax.weights.torch_names import shorten
 
 Layers = dict[str, dict[str, np.ndarray]]  # layer name -> variable name -> array
 

@@ -1,13 +1,13 @@
-"""Reading and writing of weights files, and what else a file is instead of weights.
+"""Reading and writing of weights files.
 
-Files of safetensors, torch.save and Keras are read, whatever their suffix. No code in a file is
-run. Names become torchvision's or timm's (torch_names.py). Only .safetensors files are written.
+Files written by safetensors, torch.save and Keras are read, whatever their suffix, without
+executing code in them. Keys become torchvision's or timm's (library_names.py). Files are written as
+.safetensors only.
 """
 
 import dataclasses
 import re
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from imagenet_jax.errors import UserError, expand_user, one_line, writing
+from imagenet_jax.errors import UserError, expand_user, one_line, shorten, writing
 from imagenet_jax.files import dump_json, parse_json, write_atomically
 from imagenet_jax.weights import keras_file
-from imagenet_jax.weights.torch_names import join_parts, rename, shorten
+from imagenet_jax.weights.file_format import explain_pickle_error, identify_file
+from imagenet_jax.weights.library_names import join_parts, rename
 
 _DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
@@ -28,15 +29,16 @@ _DTYPES = {
     "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
     "BOOL": np.bool_, "C64": np.complex64,
 }  # fmt: skip
-_CLASS_NAMES = "class_names"  # entry of a .safetensors file's metadata: a JSON list
-# Entries of a checkpoint that may hold a state dict, by preference: EMA weights come before raw
-# weights, as in a workdir. "teacher" is DINO's.
+_CLASS_NAMES = "class_names"  # key in the metadata of a .safetensors file: a JSON list
+# Keys of a checkpoint that may hold a state dict, in order of preference: EMA weights before raw
+# weights, as for a workdir. "teacher" is DINO's.
 _KEYS = (
     "state_dict_ema", "model_ema", "ema_state_dict", "model_ema_state_dict", "ema", "teacher",
     "state_dict", "model_state_dict", "model", "net", "network", "weights",
 )  # fmt: skip
 _DEPTH = 3  # levels of nested dicts that are searched for a state dict
-# What training scripts save beside tensors. All become _Ignored; none of these classes is created.
+# What training scripts save next to tensors. It is unpickled as _Ignored; none of these classes is
+# instantiated.
 _METADATA = (
     "argparse.Namespace", "types.SimpleNamespace", "datetime.datetime",
     "pathlib.PosixPath", "pathlib.WindowsPath",
@@ -44,23 +46,13 @@ _METADATA = (
     "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
     "numpy.core.multiarray._reconstruct", "numpy._core.multiarray._reconstruct",
     "numpy.ndarray", "numpy.dtype", "torch.torch_version.TorchVersion",
-    # mmengine's log, and the function its methods are pickled with.
+    # The log of mmengine, and the function that its methods are pickled with.
     "mmengine.logging.history_buffer.HistoryBuffer", "builtins.getattr", "__builtin__.getattr",
 )  # fmt: skip
 
 
-_SAVE = "where it was made, run torch.save(model.state_dict(), FILE)"
-_ARCHIVE = "archive; unpack it and give the weights file in it"
-_MAGIC = {
-    b"\x1f\x8b": f"a gzip {_ARCHIVE}", b"BZh": f"a bzip2 {_ARCHIVE}",
-    b"\xfd7zXZ": f"an xz {_ARCHIVE}", b"\x28\xb5\x2f\xfd": f"a zstd {_ARCHIVE}",
-    b"7z\xbc\xaf": f"a 7z {_ARCHIVE}",
-    b"\x93NUMPY": "one NumPy array, not a state dict",
-}  # fmt: skip
-
-
 class _Ignored:
-    """Stands for an object of a checkpoint that is not needed to read its tensors."""
+    """Placeholder for an object in a checkpoint that is not needed to read its tensors."""
 
     def __init__(self, *_: Any): ...
 
@@ -69,10 +61,12 @@ class _Ignored:
 
 @dataclasses.dataclass(frozen=True)
 class WeightsFile:
-    """Attributes:
-    arrays: by torchvision's or timm's names; narrower floats of the file become float32.
-    note: one line on what was chosen, renamed and skipped; "" if nothing was.
-    is_ema: whether the file calls the weights a moving average.
+    """The state dict in a weights file.
+
+    Attributes:
+      arrays: arrays by torchvision's or timm's keys; float16 and bfloat16 become float32.
+      note: one line on what was chosen, renamed and skipped; "" if nothing was.
+      is_ema: whether the file marks the weights as EMA weights.
     """
 
     arrays: dict[str, np.ndarray]
@@ -81,12 +75,12 @@ class WeightsFile:
 
 
 def read(path: str | Path, key: str = "") -> WeightsFile:
-    """Read the state dict of a weights file. Only a pickle needs torch.
+    """Read the state dict of a weights file. torch is needed only for files of torch.save.
 
     Args:
-      key: the entry that holds the state dict, with dots between nested entries; "": find it.
+      key: the entry with the state dict, such as "model" or "ema.state_dict"; "": find it.
 
-    Raises UserError for a missing or unreadable file, saying what the file is instead.
+    Raises UserError, saying what the file is, if it does not exist or has no state dict.
     """
     path = expand_user(path)
     origin = f"weights file {path}"
@@ -99,7 +93,7 @@ def read(path: str | Path, key: str = "") -> WeightsFile:
         if kind == "safetensors":
             found = {"": _read_safetensors(path, origin)}
         elif kind == "pickle":
-            found = _state_dicts(_unpickle(path, origin))
+            found = _find_state_dicts(_unpickle(path, origin))
         elif kind == "hdf5":
             found[""], notes = keras_file.read(path, origin)
         else:
@@ -116,11 +110,11 @@ def read(path: str | Path, key: str = "") -> WeightsFile:
     if is_ema or len(found) > 1:
         notes.append(f"{'EMA ' * is_ema}weights from {chosen!r}")
     if len(found) > 1 and not key:
-        notes.append(f"--weights_key={next(n for n in found if n != chosen)} takes others")
+        notes.append(f"--weights_key={next(n for n in found if n != chosen)} chooses others")
     if note:
         notes.append(note)
     if others:
-        notes.append(f"skipped what is not a tensor: {shorten(others)}")
+        notes.append(f"skipped entries that are not tensors: {shorten(others)}")
     arrays = {new: _to_numpy(state_dict[old], f"{origin}: {old}") for old, new in renamed.items()}
     return WeightsFile(join_parts(arrays), f"{origin}: {'; '.join(notes)}" if notes else "", is_ema)
 
@@ -146,7 +140,7 @@ def save(
 ) -> None:
     """Write a .safetensors file atomically, with class names in its metadata.
 
-    Raises UserError for another suffix, or if the file cannot be written.
+    Raises UserError if `path` has another suffix or cannot be written.
     """
     from safetensors import numpy as safetensors_numpy
 
@@ -155,12 +149,11 @@ def save(
         raise UserError(f"weights are written as .safetensors, not {path.name}")
     if not path.parent.is_dir():
         raise UserError(f"weights file {path}: the folder {path.parent} does not exist")
-    # safetensors ignores strides. ascontiguousarray would give torch's counters, 0-d arrays, an
-    # axis.
+    # safetensors ignores strides. np.ascontiguousarray would make torch's 0-d counters 1-d.
     arrays = {key: np.asarray(value, order="C") for key, value in state_dict.items()}
     metadata = {_CLASS_NAMES: dump_json(class_names)} if class_names else None
     with writing(f"weights file {path}"):
-        # save_file would make the file readable by its owner only; here the umask decides.
+        # Not save_file, which makes the file readable only by its owner, whatever the umask.
         write_atomically(path, safetensors_numpy.save(arrays, metadata))
 
 
@@ -201,35 +194,37 @@ def _unpickle(path: Path, origin: str) -> Any:
         ):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:  # torch raises many kinds; each means that the file cannot be used
-        raise UserError(f"{origin} cannot be read: it {_explain_pickle_error(e)}") from e
+        raise UserError(f"{origin} cannot be read: it {explain_pickle_error(e)}") from e
 
 
 def _is_array(value: Any) -> bool:
-    # By an attribute of torch's tensors: torch may not be installed.
+    # torch may not be installed, so look for an attribute of its tensors.
     return isinstance(value, np.ndarray) or hasattr(value, "is_floating_point")
 
 
-def _state_dicts(loaded: Any, path: str = "", depth: int = _DEPTH) -> dict[str, Mapping[str, Any]]:
-    """Return the dicts of tensors in nested dicts by dotted path; "" is the outermost."""
+def _find_state_dicts(
+    loaded: Any, path: str = "", depth: int = _DEPTH
+) -> dict[str, Mapping[str, Any]]:
+    """Return the dicts of tensors in nested dicts, by dotted path; "" is the outermost."""
     if not isinstance(loaded, Mapping) or depth < 0:
         return {}
     found: dict[str, Mapping[str, Any]] = {}
     if any(str(k).endswith("weight") and _is_array(v) for k, v in loaded.items()):
         found[path] = loaded
     for name, value in loaded.items():
-        found |= _state_dicts(value, f"{path}.{name}".removeprefix("."), depth - 1)
+        found |= _find_state_dicts(value, f"{path}.{name}".removeprefix("."), depth - 1)
     return found
 
 
 def _choose(found: Mapping[str, Any], key: str, origin: str) -> str:
-    """Return the path in `found` that `key` names, or the preferred one if `key` is ""."""
+    """Return the path in `found` that `key` names, or the preferred path if `key` is ""."""
     if not found:
-        raise UserError(f"{origin} holds no state dict: no tensor in it is named weight")
+        raise UserError(f"{origin} has no state dict: no tensor in it is named weight")
     choices = " or ".join(filter(None, found))
     if key:
         matches = [path for path in found if path == key or path.startswith(f"{key}.")]
         if not matches:
-            hint = f"use {choices}" if choices else "it has one state dict; leave the key out"
+            hint = f"use {choices}" if choices else "it has only one; omit the key"
             raise UserError(f"{origin} has no state dict {key!r} (--weights_key): {hint}")
         return matches[0]
     for name in _KEYS:
@@ -237,15 +232,15 @@ def _choose(found: Mapping[str, Any], key: str, origin: str) -> str:
             if name in path.split("."):
                 return path
     if "" in found or len(found) == 1:
-        return min(found)  # "" if it is one of several
+        return min(found)  # "" sorts first
     raise UserError(f"{origin} has several state dicts; choose one: --weights_key={choices}")
 
 
 def _to_numpy(value: Any, origin: str) -> np.ndarray:
-    """Return an array or a dense CPU tensor as an array; narrower floats become float32."""
+    """Return `value`, an array or a dense CPU tensor, as an array; 16-bit floats become float32."""
     if not isinstance(value, np.ndarray):
         if value.is_meta:
-            raise UserError(f"{origin} has no values (device meta): the model was never loaded")
+            raise UserError(f"{origin} has no values: it was saved from torch's meta device")
         odd = value.is_sparse or value.is_quantized or value.is_nested
         if odd or "sparse" in str(value.layout):
             raise UserError(f"{origin} is a sparse, quantized or nested tensor; save a dense one")
@@ -257,81 +252,3 @@ def _to_numpy(value: Any, origin: str) -> np.ndarray:
     if jnp.issubdtype(value.dtype, jnp.floating) and value.dtype.itemsize < 4:
         return value.astype(np.float32)
     return value
-
-
-def identify_file(path: Path) -> str:
-    """Return "safetensors", "pickle", "hdf5", or a phrase such as "is empty" for anything else.
-
-    Raises OSError if the file cannot be read.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(1024)
-    if not head:
-        return "is empty"
-    if head.startswith(b"version ") and b"\noid sha256:" in head:
-        return "is a git-lfs pointer, not the file it stands for; run git lfs pull"
-    # First, as the length of a safetensors header may look like any other format's first bytes.
-    is_header = head[8:9] == b"{"
-    if is_header and 8 + int.from_bytes(head[:8], "little") <= size:
-        return "safetensors"
-    if head.startswith(b"PK"):
-        return _kind_of_zip(path)
-    if head[0] == 0x80 and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        return "pickle"
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        return "hdf5"
-    if head[257:262] == b"ustar":
-        return f"is a tar {_ARCHIVE}"
-    for magic, what in _MAGIC.items():
-        if head.startswith(magic):
-            return f"is {what}"
-    if is_header:
-        return "is cut off; copy or download it again"
-    return _kind_of_text(head)
-
-
-def _kind_of_zip(path: Path) -> str:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except zipfile.BadZipFile:
-        return "is a zip archive that is cut off or damaged; copy or download it again"
-    if any(name.endswith("/constants.pkl") for name in names):
-        return f"is a TorchScript program, not a state dict; {_SAVE}"
-    if any(name.endswith("/data.pkl") for name in names):
-        return "pickle"
-    if names and all(name.endswith(".npy") for name in names):
-        return "is a NumPy archive, not a state dict of torch"
-    return "is a zip archive that torch did not write; unpack it and give the weights file in it"
-
-
-def _kind_of_text(head: bytes) -> str:
-    text = head.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").strip()
-    if re.match(r"<(!doctype|html|\?xml|head)", text, re.IGNORECASE):
-        return "is a web page, not weights; download the file that the page is about"
-    whole = text[:-1]  # the last character may be incomplete
-    if text and all(c.isprintable() or c.isspace() for c in whole) and "\ufffd" not in whole:
-        return f"is text, not weights; it begins with {' '.join(text.split())[:40]!r}"
-    return f"is neither a safetensors file nor of torch.save; it begins with {head[:8].hex(' ')}"
-
-
-def _explain_pickle_error(error: Exception) -> str:
-    """Return what is wrong with a file, without torch's advice to run the code in it."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    if found := re.search(r"GLOBAL (\S+)", text):
-        return (
-            f"holds a pickled {found[1]}, such as a whole model, and not only tensors; code in a "
-            f"file is never run here: {_SAVE}"
-        )
-    if isinstance(error, EOFError) or "truncated" in text:
-        return "is cut off; copy or download it again"
-    if "PytorchStreamReader" in text:
-        return "is damaged; copy or download it again"
-    if "magic number" in text or "Unsupported operand" in text:
-        return f"is a pickle of another program or of a protocol above 2; {_SAVE}"
-    lines = (text.partition("WeightsUnpickler error:")[2] or text).split("\n")
-    reason = next((line.strip() for line in lines if line.strip()), "")
-    if not reason or "weights_only" in reason or "Weights only" in reason:
-        reason = type(error).__name__
-    return f"is damaged or not a state dict ({reason})"

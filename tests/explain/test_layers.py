@@ -10,7 +10,7 @@ from flax import nnx
 from imagenet_jax import models
 from imagenet_jax.errors import UserError
 from imagenet_jax.explain import methods
-from imagenet_jax.weights import torch_names
+from imagenet_jax.weights import state_dicts
 
 
 def abstract(name, **fields):
@@ -34,7 +34,7 @@ def test_convolutions_are_the_four_dimensional_weights_of_the_state_dict(name, f
         jax.tree.map(lambda x: np.zeros(x.shape), nnx.to_pure_dict(nnx.state(model, kind)))
         for kind in (nnx.Param, nnx.BatchStat)
     ]
-    state_dict = torch_names.to_torch(*arrays, config)
+    state_dict = state_dicts.to_torch(*arrays, config)
     kernels = {key.removesuffix(".weight") for key, x in state_dict.items() if x.ndim == 4}
     names = methods.conv_layers(model)
     own = models.family(name)

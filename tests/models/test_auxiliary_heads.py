@@ -12,7 +12,7 @@ from imagenet_jax.errors import UserError
 from imagenet_jax.models import inception
 from imagenet_jax.training.load_weights import read_initial_weights
 from imagenet_jax.training.state import count_parameters
-from imagenet_jax.weights import torch_names
+from imagenet_jax.weights import state_dicts
 
 HEADS = {"googlenet": ("aux1", "aux2"), "inception_v3": ("aux",)}
 
@@ -20,7 +20,7 @@ HEADS = {"googlenet": ("aux1", "aux2"), "inception_v3": ("aux",)}
 def state_dict_of(config):
     _, *trees = models.outline(config)
     arrays = jax.tree.map(lambda x: np.broadcast_to(np.float32(2), x.shape), trees)
-    return {k: np.ascontiguousarray(v) for k, v in torch_names.to_torch(*arrays, config).items()}
+    return {k: np.ascontiguousarray(v) for k, v in state_dicts.to_torch(*arrays, config).items()}
 
 
 def stages(config, side, train):
@@ -82,12 +82,12 @@ def test_weights_of_heads_are_dropped_by_a_model_without_and_needed_by_one_with(
     full, bare = state_dict_of(with_heads), state_dict_of(without)
     assert bare.keys() < full.keys()
     for given in (full, bare):
-        back = torch_names.to_torch(*torch_names.from_torch(given, without), without)
+        back = state_dicts.to_torch(*state_dicts.from_torch(given, without), without)
         assert back.keys() == bare.keys()
-    assert torch_names.identify(bare)["aux_weight"] == 0
-    assert "aux_weight" not in torch_names.identify(full)
+    assert state_dicts.identify(bare)["aux_weight"] == 0
+    assert "aux_weight" not in state_dicts.identify(full)
     with pytest.raises(UserError, match=r"holds .* aux_weight 0.* --config\.model\.aux_weight=0"):
-        torch_names.from_torch(bare, with_heads)
+        state_dicts.from_torch(bare, with_heads)
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -23,7 +23,7 @@ def config_of(**fields):
 def test_stage_shapes():
     def stages(images):
         model = models.build(config_of(width=1.0), rngs=nnx.Rngs(0))
-        return dict(model.activations(images, train=False))
+        return dict(model.activations(images, train=False, rngs=None))
 
     out = jax.eval_shape(stages, jax.ShapeDtypeStruct((2, 224, 160, 3), jnp.float32))
     assert {name: x.shape[1:] for name, x in out.items()} == {

@@ -14,7 +14,7 @@ from imagenet_jax import models
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.runtime import xla
 from imagenet_jax.training.losses import cross_entropy
-from imagenet_jax.weights import torch_names
+from imagenet_jax.weights import state_dicts
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 _spec = importlib.util.spec_from_file_location("make_goldens", GOLDENS / "make.py")
@@ -39,9 +39,9 @@ def test_torchs_results(name):
     zeros = [
         jax.tree.map(lambda p: np.zeros(p.shape, np.float32), nnx.to_pure_dict(s)) for s in state
     ]
-    shapes = torch_names.to_torch(*zeros, config)
+    shapes = state_dicts.to_torch(*zeros, config)
     weights = {k: make.weight(k, v.shape) for k, v in shapes.items() if v.ndim}
-    params, stats = torch_names.from_torch(weights, config)
+    params, stats = state_dicts.from_torch(weights, config)
 
     @partial(jax.jit, compiler_options=xla.options(optimize=False))
     def run(params, stats, images):
@@ -56,7 +56,7 @@ def test_torchs_results(name):
     scale = np.abs(golden["logits"]).max()
     np.testing.assert_allclose(logits, golden["logits"], rtol=0, atol=1e-4 * scale)
     np.testing.assert_allclose(loss, golden["loss"], rtol=1e-4)
-    found = torch_names.to_torch(grads, {}, config)
+    found = state_dicts.to_torch(grads, {}, config)
     norms = {key: np.linalg.norm(value) for key, value in found.items()}
     assert {f"grad/{key}" for key in norms} == set(golden.files) - {"logits", "loss"}
     # Batch norm over the 16 values that the last stage has here magnifies float32's roundings;

@@ -26,7 +26,7 @@ NAMES = [
 def shapes(config, size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
     def stages(images):
         model = models.build(config, rngs=nnx.Rngs(0))
-        return dict(model.activations(images, train=False))
+        return dict(model.activations(images, train=False, rngs=None))
 
     out = jax.eval_shape(stages, jax.ShapeDtypeStruct((2, *size, 3), jnp.float32))
     return {name: x.shape[1:] for name, x in out.items()}
@@ -125,7 +125,7 @@ def test_initial_weights_are_torchvisions():
 
 def test_empty_images_are_refused(filled):
     model = filled(tiny_model("resnet18"))
-    with pytest.raises(UserError, match="0x5 pixels: a ResNet needs at least 1x1"):
+    with pytest.raises(UserError, match="0x5 pixels: resnet18 needs at least 1x1"):
         model(jnp.zeros((1, 0, 5, 3)), train=False)
 
 

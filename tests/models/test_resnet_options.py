@@ -96,7 +96,7 @@ def test_anti_aliasing_keeps_shapes_and_parameters(name):
     def outline(form: str):
         def run(images):
             model = models.build(tiny_model(name, blur_pool=form), rngs=nnx.Rngs(0))
-            return dict(model.activations(images, train=False)), nnx.to_pure_dict(
+            return dict(model.activations(images, train=False, rngs=None)), nnx.to_pure_dict(
                 nnx.state(model, nnx.Param)
             )
 

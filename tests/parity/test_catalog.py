@@ -10,7 +10,7 @@ from docs import make_catalog  # noqa: E402
 from imagenet_jax.config.fields import defaults  # noqa: E402
 from imagenet_jax.errors import UserError  # noqa: E402
 from imagenet_jax.files import read_json  # noqa: E402
-from imagenet_jax.weights import torch_names  # noqa: E402
+from imagenet_jax.weights import library_names, state_dicts  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -37,13 +37,13 @@ def test_the_catalog_is_what_the_script_writes():
 )
 def test_the_arrays_of_an_entry_fit_its_model(name, model):
     given = make_catalog.empty_state_dict(name)
-    names, _ = torch_names.rename(given, origin=name)
+    names, _ = library_names.rename(given, origin=name)
     arrays = {new: given[old] for old, new in names.items()}
     if model:  # with other padding the arrays would fit too
-        with pytest.raises(UserError, match=f"can be of .*{model}.* --model=NAME"):
-            torch_names.identify(arrays)
-    found = torch_names.identify(arrays, model)
+        with pytest.raises(UserError, match=f"fits .*{model}.* --model=NAME"):
+            state_dicts.identify(arrays)
+    found = state_dicts.identify(arrays, model)
     assert model in ("", found["name"])
     config = defaults(found["name"]).model
     config.update(found)
-    torch_names.from_torch(arrays, config)
+    state_dicts.from_torch(arrays, config)

@@ -11,7 +11,7 @@ from flax import nnx
 from imagenet_jax import models
 from imagenet_jax.config import fields
 from imagenet_jax.explain import methods
-from imagenet_jax.weights import torch_names
+from imagenet_jax.weights import state_dicts
 
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
@@ -53,7 +53,7 @@ def pair(request):
     model = fields.defaults(request.param).model
     model.num_classes = 10
     arrays = {key: value.numpy() for key, value in theirs.state_dict().items()}
-    params, stats = torch_names.from_torch(arrays, model)
+    params, stats = state_dicts.from_torch(arrays, model)
     abstract = nnx.eval_shape(lambda: models.build(model, rngs=nnx.Rngs(0)))
     graph = nnx.split(abstract, nnx.Param, nnx.BatchStat)[0]
     return request.param, theirs.double().eval(), nnx.merge(graph, params, stats)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from imagenet_jax import models
 from imagenet_jax.config import fields
-from imagenet_jax.weights import torch_names
+from imagenet_jax.weights import state_dicts
 
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
@@ -212,7 +212,7 @@ def compare(name, theirs, images, parity_table):
         if field in config:
             config[field] = 0.0
     numpy_dict = {k: v.numpy() for k, v in theirs.state_dict().items()}
-    trees = torch_names.from_torch(numpy_dict, config)
+    trees = state_dicts.from_torch(numpy_dict, config)
     graph, *states = nnx.split(
         nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0))), nnx.Param, nnx.BatchStat
     )
@@ -223,12 +223,12 @@ def compare(name, theirs, images, parity_table):
 
     @jax.jit
     def evaluate(states, images):
-        return dict(nnx.merge(graph, *states).activations(images, train=False))
+        return dict(nnx.merge(graph, *states).activations(images, train=False, rngs=None))
 
     @jax.jit
     def train(states, images):
         model = nnx.merge(graph, *states)
-        stages = dict(model.activations(images, train=True))
+        stages = dict(model.activations(images, train=True, rngs=None))
         return stages, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     tolerance = TOLERANCE[images.dtype.name]
@@ -242,7 +242,7 @@ def compare(name, theirs, images, parity_table):
 
     is_timm = "conv_stem.weight" in numpy_dict
     statistics = {
-        torch_names.torch_key(name, path, is_timm=is_timm): value
+        state_dicts.torch_key(name, path, is_timm=is_timm): value
         for path, value in flatten_dict(moved).items()
     }
     worst = 0.0
@@ -275,7 +275,7 @@ def test_torchvision_loads_what_we_write(name):
         theirs = getattr(torchvision.models, name)(**OPTIONS.get(name, {}))
     shapes = {k: tuple(v.shape) for k, v in theirs.state_dict().items()}
     ours = {k: np.broadcast_to(np.float32(i), shapes[k]) for i, k in enumerate(shapes)}
-    back = torch_names.to_torch(*torch_names.from_torch(ours, config), config)
+    back = state_dicts.to_torch(*state_dicts.from_torch(ours, config), config)
     assert {k: v.shape for k, v in back.items()} == shapes
     for i, key in enumerate(shapes):
         buffer = key.endswith(("num_batches_tracked", "relative_position_index"))

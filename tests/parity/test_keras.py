@@ -9,7 +9,7 @@ from flax import nnx
 
 from imagenet_jax import models
 from imagenet_jax.config.fields import IMAGENET_MEAN, IMAGENET_STD, defaults
-from imagenet_jax.weights import torch_names, weight_file
+from imagenet_jax.weights import state_dicts, weight_file
 
 pytestmark = [pytest.mark.parity, pytest.mark.full]
 CAFFE_MEAN = np.array((123.68, 116.779, 103.939)) / 255
@@ -60,11 +60,11 @@ def test_logits_equal(name, keras, tmp_path):
     others = weight_file.read(tmp_path / "w.weights.h5").arrays
     assert arrays.keys() == others.keys()
     assert all(np.array_equal(array, others[key]) for key, array in arrays.items())
-    config = defaults(torch_names.identify(arrays)["name"]).model
-    config.update(torch_names.identify(arrays))
+    config = defaults(state_dicts.identify(arrays)["name"]).model
+    config.update(state_dicts.identify(arrays))
     assert config.name.removeprefix("tf_").replace("_", "") == name.lower()
     ours = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
-    trees = torch_names.from_torch(arrays, config)
+    trees = state_dicts.from_torch(arrays, config)
     nnx.update(ours, *(jax.tree.map(np.float64, tree) for tree in trees if tree))
     got = nnx.jit(lambda net, x: net(x, train=False))(ours, normalized)
     np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max(), rtol=0)

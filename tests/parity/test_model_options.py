@@ -13,7 +13,7 @@ from flax import nnx
 from imagenet_jax import models
 from imagenet_jax.config import fields as defaults
 from imagenet_jax.models.layers import drop_path
-from imagenet_jax.weights import torch_names
+from imagenet_jax.weights import state_dicts
 
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
@@ -45,7 +45,7 @@ def ours(state_dict, *, train: bool, images: np.ndarray = IMAGES, **fields) -> n
     for field, value in fields.items():
         config[field] = value
     arrays = {k: v.detach().numpy() for k, v in state_dict.items()}
-    params, stats = torch_names.from_torch(arrays, config)
+    params, stats = state_dicts.from_torch(arrays, config)
     model = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
     graph = nnx.split(model, nnx.Param, nnx.BatchStat)[0]
 
@@ -149,7 +149,7 @@ def test_bit():
     torch.manual_seed(0)
     weights = {
         name: torch.randn(array.shape) * 0.1 + (name.endswith("weight") and array.ndim == 1)
-        for name, array in torch_names.to_torch(zeros, {}, config).items()
+        for name, array in state_dicts.to_torch(zeros, {}, config).items()
     }
     want = bit_in_torch(weights, to_torch(IMAGES))
     for train in (True, False):
@@ -174,5 +174,5 @@ def test_efficientnet_lite(size):
     for train in (False, True):
         got = ours(theirs.state_dict(), train=train, name=name, dropout=0.0)
         assert_close(got, theirs.train(train)(to_torch(IMAGES)))
-    found = torch_names.identify({k: v.numpy() for k, v in theirs.state_dict().items()})
+    found = state_dicts.identify({k: v.numpy() for k, v in theirs.state_dict().items()})
     assert found["name"] == name

@@ -10,7 +10,7 @@ from flax import nnx
 from imagenet_jax import models
 from imagenet_jax.config import fields
 from imagenet_jax.errors import UserError
-from imagenet_jax.weights import torch_names, weight_file
+from imagenet_jax.weights import state_dicts, weight_file
 
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
@@ -30,7 +30,7 @@ def check(loaded, model, tolerance=0.0):
         np.testing.assert_allclose(loaded[key], value.numpy(), rtol=tolerance)
     config = fields.defaults("resnet18").model
     config.num_classes = 5
-    params, _ = torch_names.from_torch(loaded, config)
+    params, _ = state_dicts.from_torch(loaded, config)
     want = model.state_dict()["fc.weight"].numpy().T
     np.testing.assert_allclose(params["fc"]["kernel"], want, rtol=tolerance)
 
@@ -69,7 +69,7 @@ def test_torch_loads_what_we_save_strictly(tmp_path):
     config.num_classes = 5
     model = jax.jit(lambda: nnx.state(models.build(config, rngs=nnx.Rngs(0))))()
     params, batch_stats = (nnx.to_pure_dict(s) for s in nnx.split_state(model, nnx.Param, ...))
-    weight_file.save(torch_names.to_torch(params, batch_stats, config), tmp_path / "w.safetensors")
+    weight_file.save(state_dicts.to_torch(params, batch_stats, config), tmp_path / "w.safetensors")
     torchvision.models.resnet18(num_classes=5).load_state_dict(
         load_file(tmp_path / "w.safetensors"), strict=True
     )
@@ -90,5 +90,5 @@ def test_code_in_a_pickle_is_not_run(tmp_path, save):
 @pytest.mark.parametrize("content", [{}, [1, 2], {"epoch": 3}])
 def test_no_state_dict(tmp_path, content):
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(UserError, match="holds no state dict"):
+    with pytest.raises(UserError, match="has no state dict"):
         weight_file.read(tmp_path / "w.pth")

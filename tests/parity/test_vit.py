@@ -18,7 +18,7 @@ from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 from imagenet_jax import models  # noqa: E402
 from imagenet_jax.config import fields  # noqa: E402
 from imagenet_jax.models import vit  # noqa: E402
-from imagenet_jax.weights import torch_names  # noqa: E402
+from imagenet_jax.weights import library_names, state_dicts  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -88,13 +88,13 @@ def reference(case):
 
 def renamed(model):
     """Return our names' state dict, as `weight_file.read` makes it."""
-    names, _ = torch_names.rename(model.state_dict(), origin="the reference")
+    names, _ = library_names.rename(model.state_dict(), origin="the reference")
     return {names[key]: value.numpy() for key, value in model.state_dict().items()}
 
 
 def forward(arrays, config):
     """Return the logits in evaluation and in training."""
-    trees = torch_names.from_torch(arrays, config)
+    trees = state_dicts.from_torch(arrays, config)
     model = nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0)))
     graph = nnx.graphdef(model)
 
@@ -112,12 +112,12 @@ def forward(arrays, config):
 def test_forward(case, parity_table):
     model, (_, fields_found) = reference(case), CASES[case]
     arrays = renamed(model)
-    found = torch_names.identify(arrays)
+    found = state_dicts.identify(arrays)
     config = fields.defaults(found["name"]).model
     config.update({"image_size": SIDE, "num_classes": 10, **fields_found})
     assert {**config.to_dict(), **found} == config.to_dict()
     compare(model, forward(arrays, config), case, parity_table)
-    back = torch_names.to_torch(*torch_names.from_torch(arrays, config), config)
+    back = state_dicts.to_torch(*state_dicts.from_torch(arrays, config), config)
     assert back.keys() == arrays.keys()
     assert all(np.array_equal(back[key], arrays[key]) for key in back)
 
@@ -156,7 +156,7 @@ def test_forward_of_the_plain_vit(parity_table):
     arrays = {k.replace("fc_norm.0", "pre_logits.fc"): v for k, v in renamed(model).items()}
     del arrays["pos_embed"]
     config = fields.defaults("vit_ti16").model
-    config.update(torch_names.identify(arrays), init="big_vision")
+    config.update(state_dicts.identify(arrays), init="big_vision")
     assert (config.pool, config.positions, config.head) == ("mean", "sincos2d", "mlp")
     compare(model, forward(arrays, config), "plain", parity_table)
 
@@ -173,9 +173,9 @@ def test_weights_of_another_image_size_are_interpolated():
     config = fields.defaults("vit_ti16").model
     config.update(width=1 / 16, image_size=SIDE)
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), models.outline(config)[1:])
-    arrays = torch_names.to_torch(*zeros, config)
+    arrays = state_dicts.to_torch(*zeros, config)
     arrays["pos_embed"] = np.random.default_rng(0).normal(size=(1, 17, 12)).astype(np.float32)
-    params, _ = torch_names.from_torch(arrays, {**config, "image_size": 96})
+    params, _ = state_dicts.from_torch(arrays, {**config, "image_size": 96})
     want = resample_abs_pos_embed(torch.from_numpy(arrays["pos_embed"]), [6, 6]).numpy()
     np.testing.assert_allclose(params["pos_embed"], want, rtol=0, atol=1e-5)
 
@@ -185,7 +185,7 @@ def initial(init):
     config = fields.defaults("vit_ti16").model
     config.update(init=init, image_size=SIDE, num_classes=10)
     params = nnx.state(models.build(config, rngs=nnx.Rngs(0)), nnx.Param)
-    return torch_names.to_torch(nnx.to_pure_dict(params), {}, config)
+    return state_dicts.to_torch(nnx.to_pure_dict(params), {}, config)
 
 
 @pytest.mark.full

@@ -19,7 +19,7 @@ from imagenet_jax import convert  # noqa: E402
 from imagenet_jax.config import fields  # noqa: E402
 from imagenet_jax.errors import UserError  # noqa: E402
 from imagenet_jax.training.load_weights import read_initial_weights  # noqa: E402
-from imagenet_jax.weights import torch_names, weight_file  # noqa: E402
+from imagenet_jax.weights import state_dicts, weight_file  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
@@ -226,7 +226,7 @@ def test_averages_come_first_and_either_is_chosen_by_its_key(tmp_path, raw, aver
     assert file.is_ema == bool(average)
     assert file.arrays["conv1.weight"].flat[0] == (2 if average else 1)
     if average:
-        assert f"EMA weights from '{average}'; --weights_key={raw} takes others" in file.note
+        assert f"EMA weights from '{average}'; --weights_key={raw} chooses others" in file.note
         assert "skipped 1: n_averaged" in file.note
         assert weight_file.read(path, average).is_ema
     file = weight_file.read(path, raw)
@@ -366,7 +366,9 @@ def test_a_damaged_byte_of_a_zip(tmp_path):
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_plain_pickles(tmp_path, protocol):
     (tmp_path / "w.pkl").write_bytes(pickle.dumps({"conv1.weight": [1.0]}, protocol))
-    with pytest.raises(UserError, match="is a pickle of another program or of a protocol above 2"):
+    with pytest.raises(
+        UserError, match="is a pickle not written by torch, or of a protocol above 2"
+    ):
         weight_file.read(tmp_path / "w.pkl")
 
 
@@ -377,6 +379,6 @@ def test_what_is_read_fits(tmp_path):
     )
     file = weight_file.read(tmp_path / "w.pth")
     config = small_config(5, "").model
-    assert torch_names.identify(file.arrays)["name"] == "resnet18"
-    params, _ = torch_names.from_torch(file.arrays, config)
+    assert state_dicts.identify(file.arrays)["name"] == "resnet18"
+    params, _ = state_dicts.from_torch(file.arrays, config)
     np.testing.assert_array_equal(params["fc"]["kernel"], given["fc.weight"].numpy().T)

@@ -10,7 +10,7 @@ from flax import nnx
 
 from imagenet_jax import models
 from imagenet_jax.config import fields
-from imagenet_jax.weights import torch_names
+from imagenet_jax.weights import library_names, state_dicts
 
 torch = pytest.importorskip("torch")
 torchvision = pytest.importorskip("torchvision")
@@ -38,10 +38,10 @@ def to_numpy(state_dict):
 
 def forward(state_dict):
     """Return (a function of NHWC images, config) of the model that the state dict holds."""
-    found = torch_names.identify(state_dict)
+    found = state_dicts.identify(state_dict)
     config = fields.defaults(found["name"]).model
     config.update(found)
-    trees = torch_names.from_torch(state_dict, config)
+    trees = state_dicts.from_torch(state_dict, config)
     graph, *states = nnx.split(
         nnx.eval_shape(lambda: models.build(config, rngs=nnx.Rngs(0))), nnx.Param, nnx.BatchStat
     )
@@ -71,7 +71,7 @@ def test_swin_writes_torchvisions_buffers():
     model = torchvision.models.swin_t(num_classes=10)
     want = to_numpy(model.state_dict())
     _, (trees, config) = forward(want)
-    written = torch_names.to_torch(*trees, config)
+    written = state_dicts.to_torch(*trees, config)
     assert written.keys() == want.keys()
     for key, array in want.items():
         np.testing.assert_array_equal(written[key], array)
@@ -115,7 +115,7 @@ def test_convnext_of_other_libraries():
     read = timm.models.convnext.checkpoint_filter_fn(of_authors, model)
     assert read.keys() == state_dict.keys()
     for library, names in given.items():
-        renamed, _ = torch_names.rename(names.values(), origin=library)
+        renamed, _ = library_names.rename(names.values(), origin=library)
         arrays = {renamed[names[name]]: array for name, array in state_dict.items()}
         ours, (_, config) = forward(arrays)
         assert (config.name, config.width) == ("convnext_tiny", 1 / 8), library

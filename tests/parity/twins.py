@@ -16,7 +16,7 @@ from imagenet_jax.config import fields
 from imagenet_jax.models import convnext, mobilenet, vit
 from imagenet_jax.training.state import TrainState
 from imagenet_jax.training.step import StepParts, train_step
-from imagenet_jax.weights import torch_names
+from imagenet_jax.weights import library_names, state_dicts
 
 CLASSES = 10
 NORMS = (torch.nn.BatchNorm2d, torch.nn.LayerNorm)
@@ -158,7 +158,7 @@ def state_of(
     """Our state before step 0, at the torch model's weights."""
     state_dict = renamed({k: v.numpy() for k, v in model.state_dict().items()})
     params, stats = jax.tree.map(
-        lambda x: jnp.asarray(x, dtype), torch_names.from_torch(state_dict, config.model)
+        lambda x: jnp.asarray(x, dtype), state_dicts.from_torch(state_dict, config.model)
     )
     ema = None
     if config.ema.decay:
@@ -202,7 +202,7 @@ def torch_pixels(images: np.ndarray, dtype: str) -> torch.Tensor:
 
 def renamed(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return arrays under the names of `as_torch`: timm's for ViTs, else torchvision's."""
-    names, _ = torch_names.rename(arrays, origin="torchvision")
+    names, _ = library_names.rename(arrays, origin="torchvision")
     return {names[key]: value for key, value in arrays.items()}
 
 
@@ -210,6 +210,6 @@ def as_torch(params, batch_stats, config: ConfigDict) -> dict[str, np.ndarray]:
     """Return our arrays under the names and in the layouts of torch."""
     return {
         k: v
-        for k, v in torch_names.to_torch(params, batch_stats, config.model).items()
+        for k, v in state_dicts.to_torch(params, batch_stats, config.model).items()
         if not k.endswith("num_batches_tracked")
     }

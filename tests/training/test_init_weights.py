@@ -18,7 +18,7 @@ from imagenet_jax.runtime.provenance import collect_provenance
 from imagenet_jax.training.load_weights import read_initial_weights, start_from
 from imagenet_jax.training.sharding import make_mesh
 from imagenet_jax.training.state import abstract_state
-from imagenet_jax.weights import torch_names, weight_file
+from imagenet_jax.weights import state_dicts, weight_file
 
 
 def random_weights(model, path):
@@ -28,7 +28,7 @@ def random_weights(model, path):
     trees = jax.tree.map(
         lambda x: rng.uniform(0.5, 1.5, x.shape).astype(np.float32), abstract.weights("raw")
     )
-    state_dict = torch_names.to_torch(trees["params"], trees["batch_stats"], model)
+    state_dict = state_dicts.to_torch(trees["params"], trees["batch_stats"], model)
     weight_file.save(state_dict, path)
     return state_dict
 
@@ -52,7 +52,7 @@ def test_every_array_comes_from_the_file(tiny, weights, fsdp):
     state = start_from(read_initial_weights(tiny), before, tx)
     for which in ("raw", "ema"):
         tree = jax.device_get(state.weights(which))
-        written = torch_names.to_torch(tree["params"], tree["batch_stats"], tiny.model)
+        written = state_dicts.to_torch(tree["params"], tree["batch_stats"], tiny.model)
         for key, array in weights.items():
             np.testing.assert_array_equal(written[key], array)
     jax.tree.map(lambda a, b: a.sharding == b.sharding or pytest.fail(), state, before)
@@ -92,7 +92,7 @@ def test_the_head_of_another_number_of_classes_stays_random(name, head, tmp_path
     assert "4 classes there and 10 here" in initial.summary
     state = start_from(initial, zeros(config.model, tx), tx)
     tree = jax.device_get(state.weights("ema"))
-    written = torch_names.to_torch(tree["params"], tree["batch_stats"], config.model)
+    written = state_dicts.to_torch(tree["params"], tree["batch_stats"], config.model)
     new = [key for key in weights if not np.array_equal(written[key], weights[key])]
     assert new == [f"{head}.bias", f"{head}.weight"]
     assert not any(written[key].any() for key in new)

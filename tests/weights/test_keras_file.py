@@ -7,7 +7,7 @@ import pytest
 
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.errors import UserError
-from imagenet_jax.weights import torch_names, weight_file
+from imagenet_jax.weights import state_dicts, weight_file
 
 # keras/src/applications/vgg16.py: name, shape of the kernel at a sixteenth of the channels.
 VGG16 = {
@@ -54,11 +54,11 @@ def test_vgg(tmp_path, form):
     write(tmp_path / "vgg.h5", layers, form)
     file = weight_file.read(tmp_path / "vgg.h5")
     assert "--config.data.mean=0.485019608,0.457956863,0.407603922 " in file.note
-    fields = torch_names.identify(file.arrays)
+    fields = state_dicts.identify(file.arrays)
     assert fields == {"name": "vgg16", "width": 1 / 16, "num_classes": 10}
     config = defaults("vgg16").model
     config.update(fields)
-    params, _ = torch_names.from_torch(file.arrays, config)
+    params, _ = state_dicts.from_torch(file.arrays, config)
     # RGB here, BGR there.
     np.testing.assert_array_equal(
         params["features"][0][0]["conv"]["kernel"], layers["block1_conv1"][0][:, :, ::-1]

@@ -14,7 +14,7 @@ import pytest
 from imagenet_jax import models
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.errors import UserError
-from imagenet_jax.weights import torch_names, weight_file
+from imagenet_jax.weights import library_names, state_dicts, weight_file
 
 
 def safetensors(dtype, shape, data):
@@ -85,13 +85,13 @@ def npz():
 POINTER = b"version https://example.org/spec/v1\noid sha256:4d7a2146\nsize 102530333\n"
 FILES = {
     "nothing": (b"", "is empty"),
-    "git-lfs": (POINTER, "is a git-lfs pointer, not the file it stands for; run git lfs pull"),
+    "git-lfs": (POINTER, "is a Git LFS pointer, not the file itself; run git lfs pull"),
     "page": (b"\xef\xbb\xbf\n<!DOCTYPE html>\n<html><head>", "is a web page"),
     "page without a doctype": (b"<HTML lang=en>", "is a web page"),
     "text": (b"Entry not found", "is text, not weights; it begins with 'Entry not found'"),
     "text that is cut in a letter": ("ü".encode() * 600, "is text"),
     "JSON": (b'{"error": "not found"}', "is text"),
-    "zip": (zip_of("a.txt", "b.txt"), "is a zip archive that torch did not write"),
+    "zip": (zip_of("a.txt", "b.txt"), "is a zip archive not written by torch"),
     "npz": (npz(), "is a NumPy archive"),
     "TorchScript": (zip_of("m/data.pkl", "m/constants.pkl"), "is a TorchScript program"),
     "half of a zip": (zip_of("m/data.pkl")[:300], "is a zip archive that is cut off"),
@@ -168,12 +168,12 @@ def test_pickles_without_torch_say_what_to_do(tmp_path, monkeypatch):
     ],
 )
 def test_names(name, want):
-    assert torch_names.rename([name], origin="file")[0] == {name: want}
+    assert library_names.rename([name], origin="file")[0] == {name: want}
 
 
 def test_other_names_of_the_classifier():
     names = ["conv1.weight", "last_linear.weight", "last_linear.bias"]
-    renamed = torch_names.rename(names, origin="file")[0]
+    renamed = library_names.rename(names, origin="file")[0]
     assert list(renamed.values()) == ["conv1.weight", "fc.weight", "fc.bias"]
 
 
@@ -182,17 +182,17 @@ def test_other_names_of_the_classifier():
 def test_a_classifier_beside_a_network_without_one(prefix, head):
     own = [f"{prefix}conv1.weight", f"{prefix}bn1.bias"]
     beside = [f"{head}.weight", f"{head}.bias"]
-    renamed = torch_names.rename([*own, *beside, "criterion.weight"], origin="file")[0]
+    renamed = library_names.rename([*own, *beside, "criterion.weight"], origin="file")[0]
     assert list(renamed) == [*own, *beside]
     assert list(renamed.values()) == ["conv1.weight", "bn1.bias", "fc.weight", "fc.bias"]
     own.append(f"{prefix}last_linear.weight")
     if prefix == "backbone.":  # one more classifier is not that of the network
-        assert list(torch_names.rename([*own, *beside], origin="file")[0]) == own
+        assert list(library_names.rename([*own, *beside], origin="file")[0]) == own
 
 
 def test_entries_beside_the_network_are_skipped_and_reported():
     names = ["model.conv1.weight", "model.fc.weight", "criterion.weight", "n_averaged"]
-    renamed, note = torch_names.rename(names, origin="file")
+    renamed, note = library_names.rename(names, origin="file")
     assert renamed == {"model.conv1.weight": "conv1.weight", "model.fc.weight": "fc.weight"}
     assert note == (
         "renamed 2, such as model.conv1.weight to conv1.weight; skipped 2: n_averaged, "
@@ -208,7 +208,7 @@ def vit_ti16(**fields):
     trees = jax.tree.map(
         lambda x: rng.normal(size=x.shape).astype(np.float32), models.outline(config)[1:]
     )
-    return torch_names.to_torch(*trees, config), config
+    return state_dicts.to_torch(*trees, config), config
 
 
 def read_back(arrays, path):
@@ -263,13 +263,13 @@ def test_vit_of_transformers(tmp_path):
     del given["vit.encoder.layer.3.attention.attention.key.bias"]
     arrays = read_back(given, tmp_path / "w.safetensors").arrays
     with pytest.raises(UserError, match=r"blocks\.3\.attn\.qkv\.bias \(24,\), not \(36,\)"):
-        torch_names.from_torch(arrays, config)
+        state_dicts.from_torch(arrays, config)
     backbone = {name: array for name, array in given.items() if not name.startswith("classifier")}
-    found = torch_names.identify(read_back(backbone, tmp_path / "w.safetensors").arrays)
+    found = state_dicts.identify(read_back(backbone, tmp_path / "w.safetensors").arrays)
     assert (found["name"], found["num_classes"]) == ("vit_ti16", 0)
 
 
 def test_two_entries_of_one_name_are_refused():
     names = ["conv1.weight", "module.conv1.weight"]
     with pytest.raises(UserError, match=r"f has two entries for conv1\.weight: .* and module\."):
-        torch_names.rename(names, origin="f")
+        library_names.rename(names, origin="f")

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from imagenet_jax import models
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.errors import UserError
-from imagenet_jax.weights import torch_names, weight_file
+from imagenet_jax.weights import state_dicts, weight_file
 
 # Entries of torchvision's state dicts, counters included.
 ENTRIES = {
@@ -71,11 +71,11 @@ def same(a, b) -> bool:
 def test_round_trip_is_exact(name):
     config = config_of(name)
     trees = random_trees(config)
-    state_dict = torch_names.to_torch(*trees, config)
+    state_dict = state_dicts.to_torch(*trees, config)
     assert len(state_dict) == ENTRIES[name]
-    back = torch_names.from_torch(state_dict, config)
+    back = state_dicts.from_torch(state_dict, config)
     assert same(back, trees)
-    again = torch_names.to_torch(*back, config)
+    again = state_dicts.to_torch(*back, config)
     assert same(again, state_dict)
 
 
@@ -89,7 +89,7 @@ def test_round_trip_is_exact(name):
 )
 def test_vgg_keys_are_torchvisions(name, convolutions):
     config = config_of(name)
-    state_dict = torch_names.to_torch(*random_trees(config), config)
+    state_dict = state_dicts.to_torch(*random_trees(config), config)
     keys = {f"features.{i}" for i in convolutions} | {f"classifier.{i}" for i in (0, 3, 6)}
     norms = {f"features.{i + 1}" for i in convolutions} if name.endswith("_bn") else set()
     want = {f"{k}.{leaf}" for k in keys | norms for leaf in ("weight", "bias")}
@@ -104,7 +104,7 @@ def test_resnet_keys_and_shapes_are_torchvisions():
     params, batch_stats = jax.tree.map(
         lambda x: np.broadcast_to(np.float32(0), x.shape), abstract_trees(config)
     )
-    state_dict = torch_names.to_torch(params, batch_stats, config)
+    state_dict = state_dicts.to_torch(params, batch_stats, config)
     shapes = {k: v.shape for k, v in state_dict.items()}
     assert shapes["conv1.weight"] == (64, 3, 7, 7)
     assert shapes["bn1.running_var"] == (64,)
@@ -121,7 +121,7 @@ def test_layouts_compute_the_same():
     """Each layout's own formula, in NumPy, gives the same numbers from the two sides' weights."""
     config = config_of("vgg11")
     params, stats = random_trees(config)
-    theirs = torch_names.to_torch(params, stats, config)
+    theirs = state_dicts.to_torch(params, stats, config)
     rng = np.random.default_rng(1)
 
     patch = rng.normal(size=(3, 3, 4))  # rows, columns, channels, under one output pixel
@@ -142,7 +142,7 @@ def test_layouts_compute_the_same():
 def test_file_round_trip_without_torch(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)  # importing it fails
     config = config_of("resnet18")
-    state_dict = torch_names.to_torch(*random_trees(config), config)
+    state_dict = state_dicts.to_torch(*random_trees(config), config)
     path = tmp_path / "weights.safetensors"
     weight_file.save(state_dict, path)
     assert same(weight_file.read(path).arrays, state_dict)
@@ -170,10 +170,10 @@ def test_permissions_follow_the_umask(tmp_path, umask):
 def test_half_precision_is_widened(tmp_path):
     config = config_of("resnet18")
     trees = random_trees(config)
-    state_dict = torch_names.to_torch(*trees, config)
+    state_dict = state_dicts.to_torch(*trees, config)
     half = {k: v.astype(np.float16) if v.ndim else v for k, v in state_dict.items()}
     save_file(half, tmp_path / "half.safetensors")
-    params, _ = torch_names.from_torch(
+    params, _ = state_dicts.from_torch(
         weight_file.read(tmp_path / "half.safetensors").arrays, config
     )
     assert params["fc"]["kernel"].dtype == np.float32
@@ -183,22 +183,22 @@ def test_half_precision_is_widened(tmp_path):
 def test_counters_may_be_absent():
     config = config_of("resnet18")
     trees = random_trees(config)
-    state_dict = torch_names.to_torch(*trees, config)
+    state_dict = state_dicts.to_torch(*trees, config)
     old = {k: v for k, v in state_dict.items() if "num_batches" not in k}
     assert len(old) == 102
-    assert same(torch_names.from_torch(old, config), trees)
+    assert same(state_dicts.from_torch(old, config), trees)
 
 
 def refusal(state_dict, config, **kwargs) -> str:
     with pytest.raises(UserError) as caught:
-        torch_names.from_torch(state_dict, config, **kwargs)
+        state_dicts.from_torch(state_dict, config, **kwargs)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 def test_missing_unknown_and_misshapen_keys_are_named():
     config = config_of("resnet18")
-    whole = torch_names.to_torch(*random_trees(config), config)
+    whole = state_dicts.to_torch(*random_trees(config), config)
 
     missing = {k: v for k, v in whole.items() if k != "layer3.1.bn2.running_var"}
     message = refusal(missing, config, origin="weights file w.pth")
@@ -221,7 +221,7 @@ def test_missing_unknown_and_misshapen_keys_are_named():
 
 def test_another_model_is_named_instead_of_its_keys():
     config, other = config_of("resnet18"), config_of("resnet34")
-    whole = torch_names.to_torch(*random_trees(other), other)
+    whole = state_dicts.to_torch(*random_trees(other), other)
     message = refusal(whole, config)
     assert message == (
         "state dict does not fit config.model: it holds resnet34, width 0.0625, stem imagenet, 5 "
@@ -247,7 +247,7 @@ def test_another_model_is_named_instead_of_its_keys():
 )
 def test_arrays_that_are_not_finite_floats_are_named(value, words):
     config = config_of("resnet18")
-    whole = torch_names.to_torch(*random_trees(config), config)
+    whole = state_dicts.to_torch(*random_trees(config), config)
     array = whole["layer2.0.bn1.running_var"].astype(np.asarray(value).dtype)
     array[2] = value
     message = refusal({**whole, "layer2.0.bn1.running_var": array}, config)
