@@ -19,8 +19,8 @@ BN_GROUP = Field(
 )
 NORM_IMPL = Field(
     "auto", "moments: compute a 1x1 convolution and its batch norm in one pass, from the second "
-    "moments of the input, where that saves memory; plain: first one, then the other; auto: moments "
-    "on GPUs and TPUs, plain on CPUs. Results differ by rounding",
+    "moments of its input, if that saves memory; plain: one after the other; auto: moments on GPUs "
+    "and TPUs, plain on CPUs. Results differ by rounding",
     choices=("auto", "plain", "moments"), operational=True,
 )  # fmt: skip
 DROP_PATH = Field(

@@ -1,12 +1,12 @@
 """Saving and restoring checkpoints with Orbax.
 
-`checkpoints/STEP/` has one directory per item; a rename commits all of them at once:
+`checkpoints/STEP/` has a directory for each item, and `checksums.json` (integrity.py). One rename
+commits all of them:
   weights     params, batch_stats and ema: everything that evaluation needs
   optimizer   step and opt_state
-  position    JSON: the position in the data and the sums of the unfinished logging interval
+  position    JSON: position in the data, and sums of the unfinished logging interval
   config, provenance   JSON
   metrics     JSON, if the step was evaluated
-and `checksums.json` (integrity.py).
 """
 
 import contextlib
@@ -32,10 +32,10 @@ from imagenet_jax.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """The part of a run's progress that is not in its state.
+    """The progress of a run that is not in its TrainState.
 
     Attributes:
-      data: the number of records trained on, and what their order depends on (data_position.py).
+      data: number of records trained on, and what their order depends on (data_position.py).
       interval: sums of the unfinished logging interval (metric_window.Interval as a dict).
     """
 
@@ -46,11 +46,14 @@ class Position:
 class Checkpoints:
     """The checkpoints of a workdir. Files are written in the background.
 
-    In a run of several processes every process must call each method.
+    In a run with several processes, every process must call each method.
     """
 
     def __init__(self, directory: Path, *, keep: int = 1, metric: str = "top1", write: bool = True):
-        """Keep the last `keep` checkpoints and the best by `metric`; `write=False`: only read."""
+        """Open `directory`. Keep the last `keep` checkpoints and the best one by `metric`.
+
+        With `write=False`, checkpoints can only be read.
+        """
         self.directory = directory
         self._keep, self._metric, self._write = keep, metric, write
         self._saving: int | None = None
@@ -73,12 +76,12 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy([latest, best]),
             create=create,
             read_only=not self._write,
-            # Removes incomplete checkpoints of a killed process, never complete ones.
+            # Remove incomplete checkpoints of killed processes. Complete ones are never removed.
             cleanup_tmp_directories=create,
             async_options=ocp.AsyncOptions(
-                # Runs in the writing thread after all files are written and before the commit.
+                # Runs in the writing thread, after all files are written and before the commit.
                 post_finalization_callback=self._write_checksums,
-                # If directories cannot be made, asynchronous creation waits for 20 minutes.
+                # Asynchronous creation waits for 20 minutes if it cannot create a directory.
                 create_directories_asynchronously=False,
             ),
         )
@@ -86,7 +89,7 @@ class Checkpoints:
 
     def _write_checksums(self) -> None:
         if is_first():
-            # orbax's name of a checkpoint before its commit.
+            # Orbax's name for a checkpoint that is not committed.
             (part,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
             integrity.write_checksums(part)
 
@@ -99,10 +102,10 @@ class Checkpoints:
         provenance: dict[str, Any],
         metrics: dict[str, float] | None,
     ) -> None:
-        """Start saving under the state's step; the state may be donated as soon as this returns.
+        """Start saving a checkpoint. The state may be donated as soon as this returns.
 
-        A full or read-only disk raises nothing: `failures` reports it, and earlier checkpoints are
-        kept.
+        Errors such as a full or read-only disk are not raised: `failures` reports them, and earlier
+        checkpoints are kept.
         """
         step, optimizer = int(state.step), {"step": state.step, "opt_state": state.opt_state}
         self.wait()
@@ -111,7 +114,7 @@ class Checkpoints:
         self._saving = step
         self._remove_incomplete()
         try:
-            if count() == 1:  # other processes would wait for the one that raises
+            if count() == 1:  # with several processes, the others would wait for one that raises
                 size = sum(x.nbytes for x in jax.tree.leaves(state))
                 checkpoint_errors.require_space(self.directory, size)
             self._manager.save(
@@ -130,10 +133,7 @@ class Checkpoints:
             self._abandon(e)
 
     def add_metrics(self, step: int, metrics: dict[str, float]) -> None:
-        """Add metrics to checkpoint `step` if it has none.
-
-        If that fails, the checkpoint still has none and `failures` reports why.
-        """
+        """Add metrics to checkpoint `step` if it has none. `failures` reports errors."""
         self.wait()
 
         def write() -> None:
@@ -155,7 +155,7 @@ class Checkpoints:
             self._manager.reload()
 
     def lacks_metrics(self, step: int) -> bool:
-        """Return whether there is a checkpoint `step` without metrics."""
+        """Return whether checkpoint `step` exists and has no metrics."""
         manager = self._manager
         return run_on_first(lambda: step in manager.all_steps() and manager.metrics(step) is None)
 
@@ -174,9 +174,9 @@ class Checkpoints:
         """Record a failed save, remove its files, and open a new manager."""
         reason = checkpoint_errors.describe(error)
         self._failures.append(f"checkpoint {self._saving} could not be saved: {reason}")
-        # A new manager, because the old one raises the errors of its other threads at the next
-        # save, and has dropped the checkpoints that the failed one was to replace. `close` raises
-        # one of these errors at a time.
+        # The old manager would raise errors of its other threads at the next save, and has already
+        # dropped the checkpoints that the failed one was to replace. Each call of `close` raises
+        # one of these errors.
         for _ in range(4):
             with contextlib.suppress(OSError, ValueError):
                 self._manager.close()
@@ -185,24 +185,24 @@ class Checkpoints:
         self._manager = self._open(create=False)
 
     def _remove_incomplete(self) -> None:
-        """Remove files of failed saves, whose threads may have written after an earlier removal."""
+        """Remove files of failed saves, including those that their threads wrote afterwards."""
         if is_first():
             for part in self.directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(part, ignore_errors=True)
 
     def failures(self) -> list[str]:
-        """Return a line for each save that failed since the last call; do not wait for a save."""
+        """Return a line for each save that failed since the last call. Does not wait for saves."""
         if count() == 1 and not self._manager.is_saving_in_progress():
             self.wait()
         failures, self._failures = self._failures, []
         return failures
 
     def restore(self, abstract: TrainState, step: int) -> tuple[TrainState, Position]:
-        """Return the state at `step` in the shardings of `abstract`, and the position.
+        """Return the state at `step`, with the shardings of `abstract`, and the position.
 
-        The files are not verified; `integrity.set_aside_damaged` did so before.
+        Files are not verified here, because `integrity.set_aside_damaged` has verified them.
 
-        Raises UserError, naming the arrays, if the checkpoint does not have those of `abstract`.
+        Raises UserError, naming the arrays, if the checkpoint has different arrays than `abstract`.
         """
         optimizer = {"step": abstract.step, "opt_state": abstract.opt_state}
         trees = {"weights": weights_tree(abstract), "optimizer": optimizer}
@@ -211,7 +211,7 @@ class Checkpoints:
         return state, Position(**run_on_first(lambda: got.position))
 
     def _restore(self, step: int, trees: dict[str, Any], **others: Any) -> Any:
-        """Restore items: `trees` of arrays in the shardings given, and `others` by their args."""
+        """Restore `trees` of abstract arrays with shardings, and `others`, given as Orbax args."""
         path = self.directory.absolute() / str(step)
         for item, tree in trees.items():
             checkpoint_errors.require_same_arrays(path / item, tree)
@@ -224,7 +224,7 @@ class Checkpoints:
             ) from e
 
     def steps(self) -> list[int]:
-        """Return the steps of the complete checkpoints, read from the directory, in order."""
+        """Return the steps of complete checkpoints in ascending order, read from the directory."""
 
         def read() -> list[int]:
             self._manager.reload()
@@ -233,7 +233,10 @@ class Checkpoints:
         return run_on_first(read)
 
     def find(self, which: str) -> int:
-        """Return the step that "latest", "best" or a number names; UserError if there is none."""
+        """Return the step of the checkpoint `which`: "latest", "best" or a number.
+
+        Raises UserError if there is none.
+        """
 
         def find_step() -> int:
             if not (steps := self.steps()):
@@ -262,9 +265,9 @@ class Checkpoints:
         return run_on_first(find_step)
 
     def find_several(self, which: str, count: int) -> list[int]:
-        """Return the steps of the `count` "latest" or "best" checkpoints, in order.
+        """Return the steps of the `count` latest or best checkpoints, in ascending order.
 
-        Raises UserError if `which` is a number, or if there are not as many checkpoints.
+        Raises UserError if `which` is neither "latest" nor "best", or if there are too few.
         """
 
         def find_steps() -> list[int]:
@@ -274,11 +277,11 @@ class Checkpoints:
                 steps = sorted((s for s in steps if scores[s] > -math.inf), key=scores.__getitem__)
                 kind = f"checkpoints with a finite {self._metric}"
             elif which != "latest":
-                raise UserError(f"--checkpoint={which} is one; several are 'latest' or 'best'")
+                raise UserError(f"--checkpoint={which}: use latest or best to average several")
             if len(steps) < count:
                 raise UserError(
                     f"{self.directory} has {len(steps)} {kind}, fewer than {count}; "
-                    "config.checkpoint.keep says how many of the last a run keeps"
+                    "config.checkpoint.keep sets how many a run keeps"
                 )
             return sorted(steps[-count:])
 
@@ -286,12 +289,12 @@ class Checkpoints:
 
 
 def weights_tree(state: TrainState) -> dict[str, Any]:
-    """Return the item "weights" of a checkpoint of `state`."""
+    """Return the content of the checkpoint item "weights" for `state`."""
     tree = state.weights("raw")
     return tree if state.ema is None else tree | {"ema": state.ema}
 
 
 def make_state(step: jax.Array, weights: dict[str, Any], opt_state: Any) -> TrainState:
-    """Return the state with the item "weights" of a checkpoint."""
+    """Return the state with the content of the checkpoint item "weights"."""
     params, batch_stats = weights["params"], weights["batch_stats"]
     return TrainState(step, params, batch_stats, opt_state, weights.get("ema"))

@@ -1,4 +1,4 @@
-"""Errors of checkpoints: a full disk, failed writes, and arrays that differ from the code's."""
+"""Checkpoint errors: full disks, failed writes, and arrays that do not fit the config."""
 
 import errno
 import os
@@ -14,14 +14,14 @@ from imagenet_jax.errors import UserError, one_line
 _DISK_ERRORS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO,
 )  # fmt: skip
-# Space for everything but the arrays: names, shapes, shardings and partly filled blocks.
+# Space for everything except the arrays: names, shapes, shardings and partly filled blocks.
 _OVERHEAD_BYTES = 2**20
 
 
 def require_space(directory: Path, size: int) -> None:
     """Raise OSError if the disk of `directory` has no space for arrays of `size` bytes.
 
-    Without this check, orbax would print an error for each array, from threads that go on writing.
+    Without this check, Orbax prints an error for each array, from threads that keep writing.
     """
     free, needed = shutil.disk_usage(directory).free, size + _OVERHEAD_BYTES
     if free < needed:
@@ -30,7 +30,7 @@ def require_space(directory: Path, size: int) -> None:
 
 
 def describe(error: Exception) -> str:
-    """Return one line; for a long message of tensorstore, the system's own words within it."""
+    """Return the error in one line; from long messages of tensorstore, only the system error."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = one_line(error, length=None)
@@ -39,7 +39,7 @@ def describe(error: Exception) -> str:
 
 
 def require_same_arrays(path: Path, expected: Any) -> None:
-    """Raise UserError if the arrays saved in `path` are not those of the tree `expected`."""
+    """Raise UserError if the arrays saved in `path` differ in name or type from `expected`."""
     try:
         with ocp.StandardCheckpointer() as reader:
             found = reader.metadata(path).item_metadata.tree
@@ -56,7 +56,7 @@ def require_same_arrays(path: Path, expected: Any) -> None:
 
 
 def list_changes(saved: Any, expected: Any) -> list[str]:
-    """Return one line per array that differs between two trees, with dtype[shape] in both."""
+    """Return a line for each array that differs between two trees, with dtype[shape] in both."""
     old, new = _describe_arrays(saved), _describe_arrays(expected)
     pairs = {n: (old.get(n, "absent"), new.get(n, "absent")) for n in sorted(old.keys() | new)}
     return [f"{n}: {a} in the checkpoint, {b} in the code" for n, (a, b) in pairs.items() if a != b]

@@ -1,10 +1,10 @@
 """The position of a run in its data: batches skipped after a NaN, and changes of the batch size.
 
-Step s of a run trains on the s-th batch of the data order that `rewinds.json` does not skip. After
-a NaN or infinite loss, a run rewinds: it continues from its last checkpoint and adds the batches
-before the failure to that list. What a step does is thus a function of (config, seed, list), and a
-run that is killed after a rewind continues in the same way. Chowdhery et al. 2022 (PaLM, section
-5.1) went back about 100 steps and skipped 200 to 500 batches.
+Step s of a run trains on batch s of its data order, not counting batches that `rewinds.json` skips.
+After a NaN or infinite loss, a run can rewind: it adds the batches before the failure to that file
+and continues from its last checkpoint. A step is therefore a function of config, seed and that
+file, and a run that is killed after a rewind continues the same way. Chowdhery et al. 2022 (PaLM,
+section 5.1) went back about 100 steps and skipped 200 to 500 batches.
 """
 
 import dataclasses
@@ -33,9 +33,8 @@ class Rewind:
     Attributes:
       nonfinite_step: the step whose loss, gradient or parameters were not finite.
       checkpoint: the step that training went back to; 0: the start.
-      skipped_batches: (first, last) batch that is skipped since then, in the run's data order,
-        counted from 0.
-      batch_size: of these batches.
+      skipped_batches: (first, last) batch to skip, counted from 0 in the run's data order.
+      batch_size: size of these batches.
     """
 
     nonfinite_step: int
@@ -45,14 +44,14 @@ class Rewind:
 
 
 class BatchOrder:
-    """The batch that each step trains on, without the skipped ones."""
+    """Maps steps to batches, leaving out the skipped ones."""
 
     def __init__(self, rewinds: list[Rewind]):
         windows = (range(first, last + 1) for first, last in (r.skipped_batches for r in rewinds))
         self._skipped = sorted(set().union(*windows))
 
     def batch_at(self, step: int) -> int:
-        """Return the batch, counted from 0, of a step, counted from 1."""
+        """Return the batch (counted from 0) of a step (counted from 1)."""
         batch = step - 1
         for skipped in self._skipped:
             batch += skipped <= batch
@@ -71,7 +70,7 @@ class BatchOrder:
 def plan_rewind(
     rewinds: list[Rewind], nonfinite_step: int, checkpoint: int, skip_steps: int, batch_size: int
 ) -> Rewind:
-    """Return the rewind that skips the `skip_steps` batches up to that of `nonfinite_step`.
+    """Return the rewind that skips `skip_steps` batches up to that of `nonfinite_step`.
 
     Batches before the checkpoint are not skipped.
     """
@@ -82,7 +81,7 @@ def plan_rewind(
 
 
 def read_rewinds(workdir: Path) -> list[Rewind]:
-    """Return the rewinds of a run so far, oldest first. Every process must call it."""
+    """Return the rewinds of a run, oldest first. Every process must call this."""
     path = workdir / REWINDS_FILE
     try:
         entries = run_on_first(lambda: read_json(path) if path.exists() else [])
@@ -94,7 +93,7 @@ def read_rewinds(workdir: Path) -> list[Rewind]:
 
 
 def check_rewinds(rewinds: list[Rewind], batch_size: int) -> None:
-    """Raise UserError if `rewinds` counts batches of another size than `batch_size`."""
+    """Raise UserError if `rewinds` counts batches of a size other than `batch_size`."""
     for rewind in rewinds:
         if rewind.batch_size != batch_size:
             raise UserError(
@@ -107,10 +106,10 @@ def check_rewinds(rewinds: list[Rewind], batch_size: int) -> None:
 def record_rewind(
     workdir: Path, error: NonFiniteError, checkpoint: int, config: ConfigDict
 ) -> None:
-    """Add a rewind from `error` to `checkpoint` to the list, as `config.nonfinite` says.
+    """Add a rewind from `error` to `checkpoint` to the file, according to `config.nonfinite`.
 
-    Raises NonFiniteError after config.nonfinite.max_rewinds of them, and UserError if the list
-    cannot be written.
+    Raises NonFiniteError if there are config.nonfinite.max_rewinds already, and UserError if the
+    file cannot be written.
     """
     rewinds, settings = read_rewinds(workdir), config.nonfinite
     if len(rewinds) >= settings.max_rewinds:
@@ -125,24 +124,25 @@ def record_rewind(
 
 
 def write_rewinds(workdir: Path, rewinds: list[Rewind]) -> None:
-    """Write the list of rewinds."""
+    """Write `rewinds.json`."""
     write_json(workdir / REWINDS_FILE, [dataclasses.asdict(rewind) for rewind in rewinds], indent=1)
 
 
 def find_unrecorded_rewinds(rewinds: list[Rewind], history: Path) -> list[dict[str, Any]]:
-    """Return the rewinds that metrics.jsonl lacks, as values of lines with split "rewind"."""
+    """Return the rewinds that are missing in metrics.jsonl, as the values of its lines."""
     lines = read_json_lines(history)
     known = sum(line["split"] == "rewind" for line in lines)
     return [dataclasses.asdict(rewind) for rewind in rewinds[known:]]
 
 
-_ORDER = ("seed", "repeats", "balance", "length")  # what the order of an epoch depends on
+# What the order of the records in an epoch depends on.
+_ORDER = ("seed", "repeats", "balance", "length")
 
 
 def get_data_position(sampler: Sampler, batch: int) -> dict[str, Any]:
     """Return the position that a checkpoint stores if `batch` is the next batch of the run.
 
-    "next_record": number of records of the whole run that were trained on or skipped.
+    "next_record" is the number of records that the run has trained on or skipped.
     """
     names = (*_ORDER, "batch_size", "records_per_epoch")
     own = {name: getattr(sampler, name) for name in names}
@@ -152,14 +152,14 @@ def get_data_position(sampler: Sampler, batch: int) -> dict[str, Any]:
 def resume_at(
     run: Experiment, position: Position, step: int, rewinds: list[Rewind]
 ) -> tuple[Experiment, str]:
-    """Return `run` continued after `step` at `position`, and a warning, "" if there is none.
+    """Return `run`, continued after `step` at `position`, and a warning or "".
 
     The next batch starts at the first record that was not trained on. Total steps, epochs and
-    schedules follow the records. The warning says that the order of an epoch in progress changed,
+    schedules are counted in records. The warning says that the order of the current epoch changed,
     so that some of its records are used twice and others not at all.
 
     Raises UserError if the batch size changed at a position where the remaining records are not
-    known exactly, and if config.epochs is less than what is already trained.
+    known exactly, or if config.epochs is less than what is already trained.
     """
     saved, sampler = position.data, run.sampler
     if "next_record" not in saved:
@@ -176,7 +176,7 @@ def resume_at(
         exact = exact and sampler.drops and done % sampler.batch_size == 0
         part = done if exact else round(done / per_epoch * sampler.records_per_epoch)
         target = epoch * sampler.records_per_epoch + part
-    if sampler.drops or sampler.repeats > 1:  # they work only with whole batches
+    if sampler.drops or sampler.repeats > 1:  # these need whole batches
         target -= target % sampler.batch_size
     next_batch = BatchOrder(rewinds).batch_at(step) + 1
     shift = target - next_batch * sampler.batch_size
@@ -201,9 +201,9 @@ def resume_at(
 
 
 def _suggest_epochs(target: int, size: int, sampler: Sampler) -> str:
-    """Return as text the epochs that end in the last batch, which has `size` records.
+    """Return config.epochs, as text, of a run whose last batch of `size` records ends at `target`.
 
-    The batch ends at record `target`. Rounding is upward: a few records less might end before it.
+    It is rounded up, because with fewer records, the run could end before that batch.
     """
     context = decimal.Context(prec=6, rounding=decimal.ROUND_CEILING)
     epochs = context.divide(decimal.Decimal(2 * target - size), 2 * sampler.records_per_epoch)
@@ -216,7 +216,7 @@ def _is_same_order(saved: dict[str, Any], sampler: Sampler) -> bool:
 
 
 def _require_exact(sampler: Sampler, epoch: int, done: int, size: int) -> None:
-    """Raise UserError if a change from batches of `size` would repeat or skip records."""
+    """Raise UserError if changing the batch size from `size` here would repeat or skip records."""
     trained = f"epoch {epoch + 1} has trained"
     if sampler.repeats > 1:
         reason = f"with config.data.repeated_aug = {sampler.repeats} a run "

@@ -1,4 +1,4 @@
-"""Evaluation: the evaluation step, and a pass over a split that counts every image once."""
+"""The evaluation step, and evaluation of a split, in which every image counts once."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -29,13 +29,13 @@ from imagenet_jax.training.step import Batch, Scalars
 
 Result = dict[str, Any]
 Batches = Iterator[dict[str, Any]]
-Watched = Callable[[Batches], Batches]  # wraps the batches of a pass; what it raises ends the pass
+Watched = Callable[[Batches], Batches]  # wraps the batches of an evaluation; may raise to end it
 
-_IN_FLIGHT = 2  # batches that are computed while the next one is read
+_IN_FLIGHT = 2  # batches being computed while the next one is read
 
 
 def eval_batches(evaluation: Evaluation) -> Batches:
-    """Yield the batches of the evaluation split on the mesh, as `pipeline.eval_batches` does."""
+    """Yield the batches of `pipeline.eval_batches` for the evaluation split, on the mesh."""
     batches = pipeline.eval_batches(
         evaluation.source,
         evaluation.config,
@@ -53,17 +53,17 @@ def eval_step(
     config: ConfigDict,
     outputs: np.ndarray | None = None,
 ) -> Scalars:
-    """Return sums of metrics over one batch, without its padding.
+    """Return the sums of the metrics over a batch, without its padding.
 
     Args:
       weights: {"params", "batch_stats"}.
       batch: "image" u8[B, H, W, 3], "label" i32[B], "mask" f32[B] (0 for padding).
-      outputs: i32[K], index of the logit of each of the K labels; other logits are ignored. None:
+      outputs: i32[K], index of the logit for each of the K labels; other logits are ignored. None:
         label i is logit i.
 
     Returns:
-      f32[] sums over the images: count, and `per_image` of every metric; the loss is the softmax
-      cross-entropy, regardless of config.loss.
+      f32[] sums over the images: "count", and `per_image` of each metric. The loss is the softmax
+      cross-entropy, whatever config.loss is.
     """
     model = fold_batch_norm(nnx.merge(graph, weights["params"], weights["batch_stats"]))
     pixels = normalize(batch["image"], config.data.mean, config.data.std, config.model.dtype)
@@ -71,7 +71,7 @@ def eval_step(
     mask = batch["mask"]
     per_image = {name: m.per_image(logits, batch["label"]) for name, m in METRICS.items()}
     per_image["count"] = jnp.ones_like(mask)
-    # where instead of a product: a padded row's loss may be infinite, and 0 * inf is NaN.
+    # jnp.where, not a product: the loss of a padded row may be infinite, and 0 * inf is NaN.
     return {k: jnp.sum(jnp.where(mask > 0, v, 0), dtype=jnp.float32) for k, v in per_image.items()}
 
 
@@ -83,14 +83,14 @@ def predict(
     config: ConfigDict,
     outputs: np.ndarray | None = None,
 ) -> jax.Array:
-    """Return class probabilities f32[B, C] of u8[B, H, W, 3]; f32[B, K] with `outputs`."""
+    """Return the class probabilities f32[B, C], or f32[B, K] with `outputs`, of u8[B, H, W, 3]."""
     model = fold_batch_norm(nnx.merge(graph, weights["params"], weights["batch_stats"]))
     pixels = normalize(jnp.asarray(images), config.data.mean, config.data.std, config.model.dtype)
     return jax.nn.softmax(_logits(model, pixels, config.eval.flip, outputs))
 
 
 def _logits(model: Any, pixels: jax.Array, flip: bool, outputs: np.ndarray | None) -> jax.Array:
-    """Return f32[B, C], or the K `outputs`; with `flip`, the mean over image and mirror image."""
+    """Return f32[B, C], or f32[B, K] with `outputs`. With `flip`, average over the mirror image."""
     logits = model(pixels, train=False)
     if flip:
         logits = (logits + model(pixels[:, :, ::-1], train=False)) / 2
@@ -98,7 +98,7 @@ def _logits(model: Any, pixels: jax.Array, flip: bool, outputs: np.ndarray | Non
 
 
 def compile_eval_step(evaluation: Evaluation) -> jax.stages.Wrapped:
-    """Return `eval_step` as one sharded program of (weights, batch); the sums are replicated."""
+    """Return `eval_step` as one sharded program of (weights, batch), with replicated sums."""
     step = functools.partial(
         eval_step, graph=evaluation.graph, config=evaluation.config, outputs=evaluation.outputs
     )
@@ -114,19 +114,22 @@ def compile_eval_step(evaluation: Evaluation) -> jax.stages.Wrapped:
 
 
 class Evaluator:
-    """Evaluates states of one shape with a program that is compiled once."""
+    """Evaluates states with a program that is compiled once."""
 
     def __init__(self, evaluation: Evaluation):
         self._evaluation, self._step = evaluation, compile_eval_step(evaluation)
 
     def __call__(self, state: TrainState, watched: Watched = iter) -> list[Result]:
-        """Return the results of the EMA weights, if the state has any, and of the raw weights.
+        """Evaluate the EMA weights, if the state has them, and the raw weights.
 
-        Returns:
-          {"weights": "ema" or "raw", "count": images, and the value of each of `METRICS`}.
-          If the data has only some classes of the model, also "classes" (how many) and
-          "of_classes"; the other classes' logits are left out. If images could not be decoded and
-          config.data.undecodable is "skip", also "skipped", their names; they are not counted.
+        Returns a dict for each, with these keys:
+          weights: "ema" or "raw".
+          count: number of images.
+          The names of `METRICS`.
+          classes, of_classes: number of classes in the data and in the model, if the data has only
+            some of them. The logits of the other classes are ignored.
+          skipped: names of images that could not be decoded, if config.data.undecodable is "skip".
+            They are not counted.
         """
         kinds = ["raw"] if state.ema is None else ["ema", "raw"]
         return [{"weights": kind} | self._measure(state.weights(kind), watched) for kind in kinds]
@@ -140,7 +143,7 @@ class Evaluator:
             jax.block_until_ready(per_batch[-_IN_FLIGHT - 1 : -_IN_FLIGHT])
         if config.data.undecodable == "skip":
             skipped = gather_names(skipped)
-        # Python's float and int: sums over a split would round in float32.
+        # Add in float64, because float32 would round sums over a split.
         sums = dict.fromkeys(per_batch[0], 0.0)
         for batch in jax.device_get(per_batch):
             for name, value in batch.items():

@@ -1,4 +1,4 @@
-"""Experiments: everything that training and evaluating a config need, checked for consistency."""
+"""What training and evaluating a config need, checked for consistency before any work is done."""
 
 import dataclasses
 import math
@@ -33,11 +33,11 @@ _MAX_STEPS = 2**31 - 1  # the step counter is an int32
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """Everything that evaluating a config's model needs.
+    """Everything that evaluating the model of a config needs.
 
     Attributes:
       abstract: shapes and shardings of the state, with an empty `opt_state`.
-      outputs: i32[K], index of the logit of each label of the data; None: label i is logit i.
+      outputs: i32[K], index of the logit for each label of the data; None: label i is logit i.
     """
 
     config: ConfigDict
@@ -70,23 +70,23 @@ class Experiment:
 
     @property
     def steps_per_epoch(self) -> Fraction:
-        """Batches in the training split; fractional if batches span two epochs."""
+        """Batches per epoch; fractional if batches can span two epochs."""
         return self.sampler.steps_per_epoch
 
     @property
     def frozen_steps(self) -> int:
-        """The step at which layers other than the head start to train; 0: they always train."""
+        """Steps that train only the head; 0: all layers train from the start."""
         shift = _shift(self.sampler)
         return make_fine_tuning(self.config, self.steps_per_epoch, shift).frozen_steps
 
     def epoch_at(self, step: int) -> float:
-        """Return how many epochs of images the first `step` steps train on."""
+        """Return the number of epochs after `step` steps."""
         return float((step + _shift(self.sampler)) / self.steps_per_epoch)
 
     def steps_at(self, every_epochs: float) -> set[int]:
-        """Return the steps that end every `every_epochs` epochs, plus the final step.
+        """Return the steps at the end of every `every_epochs` epochs, and the final step.
 
-        0: only the final step.
+        With `every_epochs` = 0, only the final step.
         """
         if not every_epochs:
             return {self.total_steps}
@@ -106,7 +106,7 @@ class Experiment:
         }
 
     def with_sampler(self, sampler: Sampler) -> "Experiment":
-        """Return this experiment with another sampler, and steps and schedules that follow it."""
+        """Return this experiment with another sampler, and the steps and schedules for it."""
         parts = make_step_parts(
             self.config, sampler.steps_per_epoch, self.mesh, shift=_shift(sampler)
         )
@@ -119,8 +119,8 @@ def make_evaluation(
 ) -> Evaluation:
     """Build everything that evaluating `config` needs.
 
-    `known` has the classes of weights that were trained elsewhere; the data may then have only some
-    of these classes, and in another order.
+    `known` are the classes of weights that were trained elsewhere. The data may have only some of
+    these classes, and in another order.
 
     Raises UserError if model, data and devices do not fit together.
     """
@@ -135,7 +135,7 @@ def make_evaluation(
 
 
 def make_experiment(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
-    """Build everything that training `config` needs; write nothing.
+    """Build everything that training `config` needs. No files are written.
 
     Raises UserError if model, data and devices do not fit together.
     """
@@ -168,8 +168,8 @@ def make_step_parts(
 ) -> StepParts:
     """Build the model, optimizer, schedule and EMA of the train step.
 
-    `mesh` has the devices that the step is compiled for; None: those of the default backend.
-    `shift` is `Sampler.shift` in steps: not 0 if an earlier part of the run had another batch size.
+    The step is compiled for the devices of `mesh`; None: those of the default backend. `shift` is
+    `Sampler.shift` in steps, which is nonzero if an earlier part of the run had another batch size.
     """
     schedule = schedules.make_schedule(
         config.optim,
@@ -200,8 +200,8 @@ def _shift(sampler: Sampler) -> Fraction:
 def _check_length(config: ConfigDict, source: sources.Source, total_steps: int) -> None:
     if total_steps < 1:
         raise UserError(
-            f"config.batch_size = {config.batch_size} leaves no step of the {len(source)} images "
-            f"of {config.data.train_split!r}"
+            f"config.batch_size = {config.batch_size} leaves no step: split "
+            f"{config.data.train_split!r} has {len(source)} images"
         )
     if total_steps > _MAX_STEPS:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Layer groups of a model (stem, stages, head): their norms, and fine-tuning group by group."""
+"""Layer groups of a model (stem, stages, head): norms, learning rates and freezing by group."""
 
 from collections.abc import Callable
 from fractions import Fraction
@@ -15,9 +15,9 @@ from imagenet_jax.models.base import Path
 
 
 def map_groups(function: Callable[[int], Any], params: Any, model: str) -> Any:
-    """Return a tree like the parameters of `model` with function(index of the group) at each leaf.
+    """Return a tree like the parameters of `model`, with function(index of its group) at each leaf.
 
-    Groups count from 0, at the input; the last is the head.
+    Groups are numbered from 0 at the input; the last one is the head.
     """
     groups = _groups(params, model)
 
@@ -29,7 +29,7 @@ def map_groups(function: Callable[[int], Any], params: Any, model: str) -> Any:
 
 
 def head_mask(params: Any, model: str) -> Any:
-    """Return a tree with True for the parameters of the head of `model`; "": no layer is a head."""
+    """Return a tree with True for parameters in the head of `model`; "": all are False."""
     if not model:
         return jax.tree.map(lambda _: False, params)
     last = len(_groups(params, model)) - 1
@@ -37,7 +37,7 @@ def head_mask(params: Any, model: str) -> Any:
 
 
 def _groups(params: Any, model: str) -> list[tuple[Path, ...]]:
-    """Return the groups of the family that have parameters, and the head."""
+    """Return the groups of the model's family that have parameters, and the head."""
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
     *body, head = models.family(model).groups
     return [*(group for group in body if any(_is_in(group, path) for path in paths)), head]
@@ -49,9 +49,9 @@ def _is_in(group: tuple[Path, ...], path: tuple[Any, ...]) -> bool:
 
 
 def named_groups(tree: Any, model: str) -> dict[str, list[Any]]:
-    """Return the leaves of a tree like the parameters, by group: {"conv1": [...], "layer1": ...}.
+    """Return the leaves of `tree`, which is like the parameters, by group: {"conv1": [...], ...}.
 
-    A group has the name of its first module: conv1 and bn1, a ResNet's stem, are "conv1".
+    A group is named after its first module: conv1 and bn1, the stem of a ResNet, are "conv1".
     """
     names = [".".join(map(str, places[0])) for places in _groups(tree, model)]
     groups: dict[str, list[Any]] = {name: [] for name in names}
@@ -62,15 +62,16 @@ def named_groups(tree: Any, model: str) -> dict[str, list[Any]]:
 
 
 def group_norms(model: str, grads: Any, updates: Any, params: Any) -> dict[str, jax.Array]:
-    """Return f32[] by name, for each layer group G of `model`. Pure: call it in the train step.
+    """Return f32[] scalars for each layer group G of `model`. Call it in the train step.
 
-    "grad_norm/G" and "param_norm/G" are Euclidean norms; their squares add up to those of the whole
-    model. "update_ratio/G" is the norm of the update over that of the parameters, 0 if they are all
-    0.
+    "grad_norm/G" and "param_norm/G" are Euclidean norms, whose squares add up to those of the whole
+    model. "update_ratio/G" is the norm of the update divided by the norm of the parameters, or 0 if
+    the latter is 0.
 
     Args:
-      grads, updates, params: trees like the parameters; `grads` before clipping, `params` after the
-        update.
+      grads: before clipping.
+      updates: of the optimizer.
+      params: after the update.
     """
 
     def norms(tree: Any) -> dict[str, jax.Array]:
@@ -90,7 +91,7 @@ class FineTuning(NamedTuple):
     Attributes:
       model: name of the model.
       layer_decay: see `layer_scales`; 1: the same learning rate for all layers.
-      frozen_steps: updates that train only the head.
+      frozen_steps: number of steps that train only the head.
     """
 
     model: str
@@ -104,7 +105,7 @@ NO_TUNING = FineTuning("", layer_decay=1.0, frozen_steps=0)
 def make_fine_tuning(
     config: ConfigDict, steps_per_epoch: Fraction | int, shift: Fraction | int = 0
 ) -> FineTuning:
-    """Return the options of `config`; `shift` is `Sampler.shift` in steps."""
+    """Return the fine-tuning options of `config`; `shift` is `Sampler.shift` in steps."""
     exact = in_steps(config.optim.freeze_epochs, steps_per_epoch)
     frozen = max(1, round(exact - shift)) if round(exact) and shift else round(exact)
     # The step counter is an int32.
@@ -112,18 +113,18 @@ def make_fine_tuning(
 
 
 def layer_scales(params: Any, model: str, decay: float) -> Any:
-    """Return the factor of the learning rate of each parameter: decay ** (groups from the head).
+    """Return the learning-rate factor of each parameter: decay ** (groups between it and the head).
 
-    The groups of `model`, a name, are the stem, the stages and the head. This is "discriminative
-    fine-tuning" (Howard & Ruder 2018, arXiv:1801.06146) in the form of Clark et al. 2020,
-    arXiv:2003.10555.
+    The factor is 1 in the head, `decay` in the last stage, and so on. This is discriminative
+    fine-tuning (Howard & Ruder 2018, arXiv:1801.06146) in the form of Clark et al. 2020
+    (arXiv:2003.10555).
     """
     last = len(_groups(params, model)) - 1
     return map_groups(lambda group: decay ** (last - group), params, model)
 
 
 def scale_layers(tuning: FineTuning) -> optax.GradientTransformation:
-    """Return the transformation that multiplies each update by its `layer_scales`."""
+    """Return a transformation that multiplies updates by `layer_scales`."""
 
     def scale(updates: Any, params: Any) -> Any:
         scales = layer_scales(updates, tuning.model, tuning.layer_decay)
@@ -135,10 +136,10 @@ def scale_layers(tuning: FineTuning) -> optax.GradientTransformation:
 def head_first(
     rule: optax.GradientTransformation, tuning: FineTuning
 ) -> optax.GradientTransformation:
-    """Return `rule` on the head from the first update, on all other layers after frozen_steps.
+    """Return `rule`, applied to layers other than the head only after frozen_steps updates.
 
-    Until then other layers do not change: no decay, no momentum. Only the statistics of batch norm
-    are updated.
+    Until then, the parameters of these layers have no updates, weight decay or momentum. Batch-norm
+    statistics are still updated.
     """
 
     def labels(params: Any) -> Any:
@@ -150,19 +151,19 @@ def head_first(
 
 
 def zero_frozen(tuning: FineTuning) -> optax.GradientTransformation:
-    """Return the transformation that zeroes gradients of frozen layers: clipping ignores them."""
+    """Return a transformation that zeroes the gradients of frozen layers, before clipping."""
     return head_first(optax.identity(), tuning)
 
 
 class _Frozen(NamedTuple):
-    """`step`: i32[], updates so far; `inner`: state of the rule."""
+    """The number of updates so far, i32[], and the state of the rule."""
 
     step: jax.Array
     inner: Any
 
 
 def _freeze_until(start: int, rule: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Return `rule` from update `start` on; before, updates are zero and its state is unchanged."""
+    """Return `rule` with zero updates and an unchanged state before update `start`."""
 
     def init(params: Any) -> _Frozen:
         return _Frozen(jnp.zeros((), jnp.int32), rule.init(params))
@@ -178,7 +179,7 @@ def _freeze_until(start: int, rule: optax.GradientTransformation) -> optax.Gradi
 
 
 def describe_frozen_phase(config: ConfigDict, frozen_steps: int, step: int) -> str:
-    """Return a line on the phase that trains only the head; "" if `step` is not in it."""
+    """Return a line that says how long only the head is trained; "" if `step` is past that."""
     if step >= frozen_steps:
         return ""
     return (

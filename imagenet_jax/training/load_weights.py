@@ -1,4 +1,4 @@
-"""Loading of trained weights: from a weights file, from checkpoints, and as initial weights."""
+"""Loading of trained weights from weights files and checkpoints, also as initial weights."""
 
 import dataclasses
 import functools
@@ -36,15 +36,15 @@ from imagenet_jax.weights import catalog, state_dicts, weight_file
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Weights, and what is needed to use them.
+    """Loaded weights, and what is needed to use them.
 
     Attributes:
-      config: of the run, or the one given with the file.
+      config: config of the run, or that given with the file.
       tree: {"params", "batch_stats"} of f32 arrays.
-      mesh: where the arrays live.
+      mesh: devices that have the arrays.
       class_names: readable name of each label; () if unknown.
-      origin: the file or checkpoint, for messages.
-      known: the classes, by the names they were trained with.
+      origin: file or checkpoint, for messages.
+      known: classes, by the names that they had in training.
       note: one line on what was chosen, renamed and skipped in a file; "" if nothing was.
     """
 
@@ -58,10 +58,10 @@ class Weights:
 
 
 def load_weights_file(path: Path, config: ConfigDict, key: str = "") -> Weights:
-    """Load a weights file for the model of `config`; `key` is that of `weight_file.read`.
+    """Load a weights file for the model of `config`; `key` is passed to `weight_file.read`.
 
-    Class names are those stored in the file, ImageNet's if it has 1000 classes, or those of the
-    data of `config` if it is on this machine.
+    Class names come from the file; otherwise, they are ImageNet's if there are 1000 classes, or
+    those of the data of `config` if it is on this machine.
 
     Raises UserError if the file cannot be read or does not fit the model.
     """
@@ -84,10 +84,10 @@ def known_to_run(workdir: Path, config: ConfigDict) -> KnownClasses:
 
 
 def check_data(weights: Weights) -> None:
-    """Raise UserError if the data of the config has equally many classes with different names.
+    """Raise UserError if the data of the config has as many classes but with other names.
 
-    Data that is missing, or that has another number of classes, is not checked: it is not the data
-    that the weights are for.
+    Data that is missing or has another number of classes is not checked, because the weights are
+    for other data.
     """
     source = _open_data(weights.config)
     if source and len(source.class_names) == weights.known.count:
@@ -113,11 +113,12 @@ def load_run_weights(
     overrides: Iterable[tuple[str, str]] = (),
     average: int = 1,
 ) -> Weights:
-    """Load a checkpoint ("latest", "best" or a step): its EMA weights if the run keeps them.
+    """Load the EMA weights, or else the raw weights, of a checkpoint ("latest", "best" or a step).
 
-    With `average` = N above 1, parameters and batch-norm statistics are the mean of those of the N
-    latest or N best checkpoints. The data is not needed. Raises UserError if there is no such
-    checkpoint.
+    With `average` = N above 1, parameters and batch-norm statistics are averaged over the N latest
+    or N best checkpoints. The data is not needed.
+
+    Raises UserError if there is no such checkpoint.
     """
     config = read_config(workdir, overrides)
     mesh = make_mesh(config.mesh.fsdp)
@@ -142,20 +143,20 @@ def load_run_weights(
 
 
 def place(tree: dict[str, Any], config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-    """Put NumPy arrays, equal in all processes, on the mesh, sharded as in training."""
+    """Put NumPy arrays that are equal in all processes on the mesh, sharded as in training."""
     abstract = abstract_state(config.model, optax.identity(), False, mesh).weights("raw")
     return jax.tree.map(_put_like, tree, abstract)
 
 
 def _put_like(array: Any, like: Any) -> jax.Array:
-    """Put `array`, equal in all processes, on devices in the sharding of `like`."""
+    """Put `array`, equal in all processes, on devices with the sharding of `like`."""
     if isinstance(array, jax.Array):
         return array
     return jax.make_array_from_callback(like.shape, like.sharding, lambda part: array[part])
 
 
 def _readable(names: tuple[str, ...], config: ConfigDict) -> tuple[str, ...]:
-    """Return words for WordNet ids; () if there are not as many names as classes."""
+    """Return words for WordNet ids; () unless there is a name for each class."""
     if names == imagenet_wnids():
         return imagenet_names()
     return names if len(names) == config.model.num_classes else ()
@@ -163,7 +164,7 @@ def _readable(names: tuple[str, ...], config: ConfigDict) -> tuple[str, ...]:
 
 def _open_data(config: ConfigDict) -> sources.Source | None:
     """Open the evaluation split of `config`; return None if it is not on this machine."""
-    if config.data.source in ("digits", "synthetic"):  # opening them would create them
+    if config.data.source in ("digits", "synthetic"):  # opening them would generate them
         return None
     try:
         return sources.open_source(config.data, config.data.eval_split)
@@ -172,15 +173,15 @@ def _open_data(config: ConfigDict) -> sources.Source | None:
 
 
 class CheckpointReader(Checkpoints):
-    """Checkpoints that another process may add and remove while they are read."""
+    """Reads checkpoints while another process may add and remove them."""
 
     def __init__(self, directory: Path, metric: str = "top1"):
         super().__init__(directory, metric=metric, write=False)
 
     def restore_chosen(self, abstract: TrainState, which: str) -> tuple[TrainState, int]:
-        """Return the state of "latest", "best" or a step as `restore_weights` does, and its step.
+        """Return (`restore_weights` of "latest", "best" or a step, its step).
 
-        If a run removes the latest or best checkpoint meanwhile, it is chosen again.
+        If the run removes the latest or best checkpoint meanwhile, choose again.
         """
         while True:
             step = self.find(which)
@@ -193,8 +194,8 @@ class CheckpointReader(Checkpoints):
     def restore_weights(self, abstract: TrainState, step: int) -> TrainState:
         """Return the state at `step` without the optimizer's state, for evaluation.
 
-        Raises RemovedCheckpoint if the checkpoint is removed meanwhile, and UserError if its files
-        are damaged or it has different arrays. Prints a warning if it cannot be verified.
+        Prints a warning if the checkpoint cannot be verified. Raises RemovedCheckpoint if it is
+        removed meanwhile, and UserError if its files are damaged or it has different arrays.
         """
         path = self.directory.absolute() / str(step)
         state, problem = run_on_first(lambda: integrity.check_item(path, "weights"))
@@ -224,9 +225,9 @@ class InitialWeights:
     """The content of a weights file that training starts from.
 
     Attributes:
-      params, batch_stats: nested dicts of f32 NumPy arrays; `params` lacks all heads if the file
-        has no classifier or one of another number of classes.
-      sha256: of the file, in hexadecimal.
+      params, batch_stats: nested dicts of f32 NumPy arrays. `params` has no heads if the file has
+        no classifier, or one with another number of classes.
+      sha256: SHA-256 of the file, in hexadecimal.
       summary: one line for the console.
       known: the classes of the file's head; None if the head is not used.
     """
@@ -239,7 +240,7 @@ class InitialWeights:
 
 
 def read_initial_weights(config: ConfigDict) -> InitialWeights:
-    """Read the file of `config.init.weights`, which must not be "".
+    """Read the weights that `config.init.weights` names; it must not be "".
 
     Raises UserError if the file cannot be read, or if more than the head does not fit the model.
     """
@@ -271,7 +272,7 @@ def read_initial_weights(config: ConfigDict) -> InitialWeights:
 
 
 def require_its_classes(weights: InitialWeights, source: sources.Source) -> None:
-    """Raise UserError if the head of the file is used and its classes differ from the data's."""
+    """Raise UserError if the head of the file is used and its classes are not those of the data."""
     if weights.known:
         try:
             require_same_labels(weights.known, source)
@@ -284,7 +285,7 @@ def start_from(
 ) -> TrainState:
     """Return `state` with new weights, EMA weights equal to them, and a new optimizer state.
 
-    Arrays that `weights` does not have keep their values. Shardings stay.
+    Arrays that are not in `weights`, and all shardings, stay as they are.
     """
     params = unflatten_dict(flatten_dict(state.params) | flatten_dict(weights.params))
     make = jax.jit(

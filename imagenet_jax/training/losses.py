@@ -10,9 +10,9 @@ from imagenet_jax.errors import UserError
 
 
 def per_image(logits: jax.Array, labels: jax.Array, loss: ConfigDict) -> jax.Array:
-    """Return f32[B], the loss that `config.loss` names.
+    """Return f32[B], the loss of each image according to `config.loss`.
 
-    `logits`: f32[B, C]; `labels`: i32[B], or target distributions f32[B, C].
+    `logits` is f32[B, C]; `labels` is i32[B], or target distributions f32[B, C].
     """
     if loss.name == "softmax":
         return cross_entropy(logits, labels, loss.label_smoothing, loss.class_weights)
@@ -41,7 +41,7 @@ def cross_entropy(
       labels: i32[B], or target distributions f32[B, C].
       smoothing: the target becomes (1 - smoothing) * target + smoothing / C
         (Szegedy et al. 2016, arXiv:1512.00567, section 7).
-      class_weights: C factors of the classes' terms, or (). With the row weights of
+      class_weights: a factor for the term of each class, or (). With the row weights of
         `normalized_weights`, the mean over a batch equals torch's CrossEntropyLoss(weight=...).
 
     Returns:
@@ -68,8 +68,8 @@ def binary_cross_entropy(
 
     Args:
       logits, labels, smoothing: as for `cross_entropy`.
-      class_weights: C factors of the classes' terms, or ().
-      threshold: smoothed or mixed targets above it become 1, the others 0; 0: no change.
+      class_weights: a factor for the term of each class, or ().
+      threshold: smoothed or mixed targets above it become 1, others 0; 0: targets stay as they are.
       reduction: "mean" or "sum" over the C classes.
 
     Returns:
@@ -88,15 +88,15 @@ def binary_cross_entropy(
 def normalized_weights(
     labels: jax.Array, loss: ConfigDict, weight: jax.Array | None
 ) -> jax.Array | None:
-    """Return the row weights of the mean loss over a batch: f32[B], or None for a plain mean.
+    """Return the row weights f32[B] for the mean loss over a batch; None for an unweighted mean.
 
-    As in torch, the softmax loss of labels i32[B] is divided by the sum of their class weights. The
-    softmax loss of distributions f32[B, C] and binary losses are divided by the number of rows.
-
-    The weights are normalized over the whole batch, so that micro-batches average to its mean.
+    As in torch, the softmax loss of labels i32[B] is divided by the sum of their class weights,
+    whereas the softmax loss of distributions f32[B, C], and binary losses, are divided by the
+    number of rows. The weights are normalized over the whole batch, so that the average over
+    micro-batches is the mean over the batch.
 
     Args:
-      weight: f32[B] of mean 1, or None: all rows have weight 1.
+      weight: f32[B] with mean 1; None: all rows have weight 1.
     """
     if not loss.class_weights or loss.name != "softmax" or labels.ndim == 2:
         return weight

@@ -1,4 +1,4 @@
-"""Means of the train step's metrics over logging intervals, computed without waiting for a step."""
+"""Means of training metrics over logging intervals, without waiting for the device at each step."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from imagenet_jax.training.metrics import finish_means
 
 
 class NonFiniteError(UserError):
-    """A loss, gradient or parameter norm was NaN or infinite after step `step`."""
+    """A metric, such as the loss or a norm, was NaN or infinite after `step`."""
 
     def __init__(self, message: str, step: int):
         super().__init__(message)
@@ -21,13 +21,13 @@ class NonFiniteError(UserError):
 
 @dataclasses.dataclass
 class Interval:
-    """Sums over the steps of one logging interval; saved with a checkpoint, to lose none.
+    """Sums over the steps of a logging interval. A checkpoint stores those of an unfinished one.
 
     Attributes:
-      count: steps.
-      sums: of each metric.
+      count: number of steps.
+      sums: sum of each metric.
       skipped: names of images that could not be decoded.
-      skipped_before: how many there were in earlier intervals.
+      skipped_before: number of such images in earlier intervals.
     """
 
     count: int = 0
@@ -36,14 +36,14 @@ class Interval:
     skipped_before: int = 0
 
     def add(self, values: dict[str, float], skipped: list[str]) -> None:
-        # Only what every step of the interval has: a restart may turn metrics on or off.
+        # Keep only metrics that every step of the interval has: a restart may turn some on or off.
         kept = self.sums if self.count else dict.fromkeys(values, 0.0)
         self.sums = {n: total + values[n] for n, total in kept.items() if n in values}
         self.count += 1
         self.skipped += skipped
 
     def summary(self) -> dict[str, Any]:
-        """Return the values of metrics over the interval and, if any, the skipped images' names."""
+        """Return the metrics over the interval and, if there are any, the skipped images."""
         means = {name: total / self.count for name, total in self.sums.items()}
         return finish_means(means) | ({"skipped": self.skipped} if self.skipped else {})
 
@@ -52,11 +52,11 @@ class Interval:
 
 
 class MetricWindow:
-    """Averages the metrics of steps, and leaves them on the device until they are computed.
+    """Averages training metrics, and leaves them on the device until they are needed.
 
-    `append` takes a step's device scalars without touching them; `fetch(upto)` brings over those
-    of steps <= upto and returns the intervals that are complete: every `every` steps, and at `end`.
-    `on_step` gets the values of each step that was brought over.
+    `append` stores the device scalars of a step. `fetch(upto)` copies those of steps <= upto to the
+    host, calls `on_step` with the values of each step, and returns the completed intervals, which
+    end every `every` steps and at step `end`.
     """
 
     def __init__(
@@ -71,11 +71,11 @@ class MetricWindow:
         self._interval = partial or Interval()
 
     def append(self, step: int, metrics: dict[str, jax.Array], skipped: list[str]) -> None:
-        """`skipped` are the images of the step's batch that could not be decoded."""
+        """Store the metrics of a step. `skipped` are names of images that could not be decoded."""
         self._pending.append((step, metrics, skipped))
 
     def fetch(self, upto: int) -> list[tuple[int, dict[str, Any]]]:
-        """Return [(last step, summary)] of each interval completed at a step <= upto.
+        """Return (last step, summary) of each interval that ends at a step <= upto.
 
         Raises NonFiniteError at the first step whose metrics are not all finite.
         """
@@ -88,7 +88,7 @@ class MetricWindow:
             self._on_step(int(step), values)
             self._interval.add(values, skipped)
             if step % self._every == 0 or step == self._end:
-                # The rate is a setting, not a measurement: the last one, not the mean.
+                # The learning rate is a setting: log the last one, not the mean.
                 last = {"learning_rate": values["learning_rate"]}
                 complete.append((int(step), self._interval.summary() | last))
                 self._interval = self._interval.next()
@@ -96,11 +96,11 @@ class MetricWindow:
 
     @property
     def skipped(self) -> int:
-        """How many images were skipped since the run began, counted again in each epoch."""
+        """Number of images skipped since the start of the run, counted again in each epoch."""
         return self._interval.skipped_before + len(self._interval.skipped)
 
     def partial(self) -> dict[str, Any]:
-        """Return the sums of the unfinished interval, as plain values (call `fetch` first)."""
+        """Return the unfinished interval as a dict of plain values. Call `fetch` first."""
         return dataclasses.asdict(self._interval)
 
 

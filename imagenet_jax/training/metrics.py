@@ -1,7 +1,7 @@
-"""Classification metrics, one entry each in `METRICS`.
+"""Classification metrics. To add a metric, add an entry to `METRICS`.
 
-To add a metric, add an entry. Evaluation and, with `in_training`, the train step compute it; the
-console, metrics.jsonl, TensorBoard, the eval files, tables, reports and model cards show it.
+Evaluation computes it, and so does the train step if it has `in_training`. The console,
+metrics.jsonl, TensorBoard, eval files, tables, reports and model cards then show it.
 """
 
 import dataclasses
@@ -16,10 +16,10 @@ from imagenet_jax.training.losses import cross_entropy
 
 
 def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return how many classes rank before the label in each row; 0 means top-1 is right.
+    """Return the number of classes that rank before the label in each row; 0: top-1 is correct.
 
-    Ties go to the lower class index, as in argmax, so equal logits earn nothing; a row with a NaN
-    ranks its label last.
+    Of equal logits, the lower class index ranks first, as in argmax. In a row with a NaN, the label
+    ranks last.
 
     Args:
       logits: f32[B, C].
@@ -37,21 +37,22 @@ def label_rank(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One metric: how it is computed from a batch, and how it is shown.
+    """How a metric is computed and shown.
 
-    Its value over a split or a logging interval is `finish(mean over the images of per_image)`.
+    Its value over a split or a logging interval is `finish(mean of per_image over the images)`.
 
     Attributes:
-      name: key in metrics.jsonl and the eval files; also the tag in TensorBoard.
+      name: key in metrics.jsonl and eval files, and tag in TensorBoard.
       label: name in tables and on the console.
       per_image: (logits f32[B, C], labels i32[B]) -> [B], a number or bool for each image.
-      format: how a value is printed; "%" formats mark shares of 1.
-      unit: of the value, such as "nats"; "" for a share or a pure number.
-      higher_is_better: the direction of improvement.
-      ranks_checkpoints: config.checkpoint.best_metric may name it (list it in that field, too).
-      in_training: the train step also computes it. The training loss is logged in any case.
-      min_classes: with fewer classes the value says nothing and is not printed; files keep it.
-      finish: applied to the mean, such as `math.exp` for a perplexity.
+      format: format of printed values; "%" formats are for fractions in [0, 1].
+      unit: unit of the value, such as "nats"; "" if it has none.
+      higher_is_better: whether larger values are better.
+      ranks_checkpoints: whether config.checkpoint.best_metric may name it; that field must list it
+        too.
+      in_training: whether the train step computes it. The training loss is always logged.
+      min_classes: with fewer classes, the metric is trivial and not printed, only written to files.
+      finish: function applied to the mean, such as `math.exp` for a perplexity.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Metric:
         return self.format.endswith("%")
 
     def text(self, value: float | None) -> str:
-        """Return `value` in the metric's format, or a dash if there is none."""
+        """Return `value` in the format of the metric, or a dash for None."""
         return "–" if value is None else format(value, self.format)
 
 
@@ -85,7 +86,7 @@ METRICS = {
         ),
         Metric(
             "top5", "top-5",
-            # At most C: a row with a NaN, which ranks its label C, is never right.
+            # Below C, so that a row with a NaN, whose label has rank C, is never correct.
             lambda logits, labels: label_rank(logits, labels) < min(5, logits.shape[-1]),
             min_classes=6,
         ),
@@ -94,24 +95,24 @@ METRICS = {
 }  # fmt: skip
 
 
-# Names of the two kinds of weights in text; files have the keys.
+# What the two kinds of weights are called in text; files have the keys.
 WEIGHTS_LABELS = {"raw": "raw", "ema": "EMA"}
 
 
 def shown_metrics(num_classes: int) -> list[Metric]:
-    """Return the metrics that are printed for a data set of `num_classes` classes."""
+    """Return the metrics to print for a data set with `num_classes` classes."""
     return [metric for metric in METRICS.values() if num_classes >= metric.min_classes]
 
 
 def finish_means(means: Mapping[str, float]) -> dict[str, float]:
-    """Return the values of metrics from means over images; names without an entry stay."""
+    """Apply `finish` to the mean of each metric; other values stay as they are."""
     return {n: METRICS[n].finish(mean) if n in METRICS else mean for n, mean in means.items()}
 
 
 def score(values: Mapping[str, Any], name: str) -> float:
-    """Return the value of the metric `name`, with the sign that makes higher better.
+    """Return the value of the metric `name`, negated if lower is better.
 
-    -inf for a value that is missing, NaN or infinite, so that it ranks last.
+    A missing, NaN or infinite value becomes -inf, so that it ranks last.
     """
     value = values.get(name)
     if value is None or not math.isfinite(value):

@@ -21,7 +21,7 @@ from imagenet_jax.training.layer_groups import (
 
 
 def decay_mask(params: Any) -> Any:
-    """Return a tree with True for kernels, False for biases, norm parameters and embeddings."""
+    """Return a tree with True for kernels and False for biases, norm parameters and embeddings."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)
 
 
@@ -30,13 +30,14 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Return the optimizer of `config.optim`.
 
-    In order: gradient clipping, L1, L2 decay, SGD or Adam, decoupled decay, learning rate. With
-    "l2" decay this is torch.optim.SGD / Adam (the decay enters the momentum); with "decoupled" it
-    is SGDW / AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), scaled by the learning rate. The
-    other optimizers are described at `lars`, `lamb`, `rmsprop`, `muon`, `schedule_free` and, for
-    Lion, in Chen et al. 2023 (arXiv:2302.06675).
+    It applies gradient clipping, L1 decay, L2 decay, the update rule, decoupled decay and the
+    learning rate, in this order. With "l2" decay, SGD and Adam equal torch.optim.SGD and Adam (the
+    decay enters the momentum); with "decoupled" decay, they are SGDW and AdamW (Loshchilov & Hutter
+    2019, arXiv:1711.05101), whose decay is scaled by the learning rate. The other rules are
+    described in `lars`, `lamb`, `rmsprop`, `muon` and `schedule_free`. Lion is that of Chen et al.
+    2023 (arXiv:2302.06675).
 
-    `tuning`: layers to freeze at first, and scales of their learning rates.
+    `tuning` has the layers that are frozen at first, and the factors of their learning rates.
     """
     mask = None if optim.decay_bias_and_norm else decay_mask
     parts = clipping(optim, tuning)
@@ -48,7 +49,7 @@ def make_optimizer(
     else:
         rule = optax.chain(*first, *_decayed_rule(optim, mask, tuning))
         parts.append(head_first(rule, tuning) if tuning.frozen_steps else rule)
-        # Not in `rule`, which counts steps: a frozen layer does not run it.
+        # Not in `rule`: the schedule counts steps, and frozen layers do not run `rule`.
         parts.append(optax.scale_by_learning_rate(schedule))
         if _is_tensorflow_rmsprop(optim):
             parts.append(optax.trace(decay=optim.momentum))
@@ -59,7 +60,7 @@ def make_optimizer(
 
 
 def gradient_point(params: Any, opt_state: Any) -> Any:
-    """Return the parameters to take the gradient at: `params`, unless the optimizer moves them."""
+    """Return the parameters at which to take the gradient: `params`, except in `schedule_free`."""
     if not isinstance(opt_state, optax.contrib.ScheduleFreeState):
         return params
     return optax.incremental_update(params, opt_state.z, opt_state.b1)
@@ -68,13 +69,16 @@ def gradient_point(params: Any, opt_state: Any) -> Any:
 def schedule_free(
     base: optax.GradientTransformation, schedule: optax.Schedule, b1: float
 ) -> optax.GradientTransformation:
-    """Return Schedule-Free learning (Defazio et al. 2024, arXiv:2405.15682) by the steps of `base`.
+    """Return Schedule-Free learning (Defazio et al. 2024, arXiv:2405.15682) with the rule `base`.
 
-    With the gradient g at y = (1 - b1) * z + b1 * x, learning rate r, and R the largest one so far,
-        z <- z + (step of `base` for g, y and r),    x <- x + R ** 2 / sum(R ** 2) * (z - x)
-    and `base` has no momentum. The parameters of the state, which are evaluated and saved, are x.
-    Those of `optax.contrib.schedule_free`, which does this, are y, and it reads the learning rate
-    of the next step; the authors' code reads the present one, as here.
+    Let g be the gradient at y = (1 - b1) * z + b1 * x, r the learning rate, and R the largest
+    learning rate so far. Then
+        z <- z + (update of `base` for g, y and r),    x <- x + R ** 2 / sum(R ** 2) * (z - x)
+    where `base` has no momentum. The parameters in the train state, which are evaluated and saved,
+    are x.
+
+    This wraps optax.contrib.schedule_free, whose parameters are y. It also reads the learning rate
+    of the next step; here, as in the authors' code, it is that of the current step.
     """
     inner = optax.contrib.schedule_free(base, lambda count: schedule(count - 1), b1)
 
@@ -89,21 +93,20 @@ def schedule_free(
 
 
 def _masked(inner: optax.GradientTransformation, mask: Any) -> optax.GradientTransformation:
-    """Return `inner` for the arrays in `mask`; for all arrays if it is None."""
+    """Return `inner` applied to the arrays in `mask`, or to all arrays if it is None."""
     return inner if mask is None else optax.masked(inner, mask)
 
 
 def clipping(
     optim: ConfigDict, tuning: FineTuning = NO_TUNING
 ) -> list[optax.GradientTransformation]:
-    """Return the clipping of gradients: by value, then by global norm, then adaptive.
+    """Return the gradient clipping: by value, then by global norm, then adaptive.
 
     Adaptive gradient clipping (Brock et al. 2021, arXiv:2102.06171, equation 3) replaces the
     gradient g of each unit by
         g * min(1, c * max(|w|, 0.001) / |g|)
-    with c = config.optim.agc. A unit is what makes one output of a layer: the weights w of one
-    output channel, or all of a bias or of a norm parameter. The head is not clipped, as in the
-    paper and in timm.
+    with c = config.optim.agc. A unit is the weights w of one output channel, or a whole bias or
+    norm parameter. As in the paper and in timm, the head is not clipped.
     """
     parts = []
     if optim.grad_clip_value:
@@ -147,7 +150,7 @@ def _decayed_rule(
     if not optim.weight_decay:
         return [rule]
     decay = optax.add_decayed_weights(optim.weight_decay, mask=mask)
-    # As in torch, AdamW is decoupled by definition, as are Lion and Muon.
+    # AdamW is decoupled by definition, as in torch; so are Lion and Muon.
     always = ("adamw", "lion", "muon", "schedule_free_adamw")
     decoupled = optim.weight_decay_form == "decoupled" or optim.name in always
     return [rule, decay] if decoupled else [decay, rule]
@@ -156,12 +159,12 @@ def _decayed_rule(
 def rmsprop(optim: ConfigDict) -> optax.GradientTransformation:
     """Return RMSprop (Tieleman & Hinton 2012) without the learning rate.
 
-    With gradient g, weights w, rate r, and s the average of g ** 2 with decay b2,
+    With gradient g, weights w, learning rate r, and s the average of g ** 2 with decay b2,
         tensorflow  s = 1 at first, v <- momentum * v + r * g / sqrt(s + eps),    w <- w - v
         torch       s = 0 at first, v <- momentum * v + g / (sqrt(s) + eps),      w <- w - r * v
     for config.optim.rmsprop_form. The first is tf.train.RMSPropOptimizer and timm's RMSpropTF, with
-    which EfficientNets were trained, the second torch.optim.RMSprop. The momentum of the first is
-    not in the returned rule: it follows the learning rate.
+    which EfficientNets were trained; the second is torch.optim.RMSprop. In the first, momentum
+    comes after the learning rate, so `make_optimizer` adds it.
     """
     if _is_tensorflow_rmsprop(optim):
         return optax.scale_by_rms(optim.b2, optim.eps, initial_scale=1.0, eps_in_sqrt=True)
@@ -176,10 +179,10 @@ def _is_tensorflow_rmsprop(optim: ConfigDict) -> bool:
 def muon(optim: ConfigDict, tuning: FineTuning = NO_TUNING) -> optax.GradientTransformation:
     """Return Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) as in optax.
 
-    The Nesterov momentum of a kernel, a matrix of inputs (of all pixels of the window) by outputs,
-    is replaced by the nearest semi-orthogonal matrix, times sqrt(max(1, outputs / inputs)).
-    The head, depthwise kernels, biases and norm parameters take steps of Adam with Nesterov
-    momentum, with b1, b2 and the same learning rate.
+    The Nesterov momentum of a kernel, reshaped to a matrix (height * width * inputs, outputs), is
+    replaced by the nearest semi-orthogonal matrix, times sqrt(max(1, columns / rows)). The head,
+    depthwise kernels, biases and norm parameters are updated by Adam with Nesterov momentum, with
+    b1, b2 and the same learning rate.
     """
     conv = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
     linear = optax.contrib.MuonDimensionNumbers(reduction_axis=0, output_axis=1)
@@ -209,15 +212,14 @@ def lars(
 
     With gradient g, weights w, trust coefficient c, decay d and learning rate r,
         v <- momentum * v + r * c * |w| / (|g| + d * |w|) * (g + d * w),    w <- w - v
-    and the factor c * |w| / (...) is 1 if |w| or |g| is 0. Unlike in this package's SGD, the
-    learning rate is applied before the momentum.
+    where the factor c * |w| / (...) is 1 if |w| or |g| is 0. Unlike in `make_optimizer`'s SGD, the
+    learning rate is applied before the momentum. optax.lars divides by |g + d * w| instead, unlike
+    the paper and MLPerf.
 
-    optax.lars divides by |g + d * w|, unlike the paper and MLPerf.
-
-    LARS and LAMB scale the learning rate of each array, which is one kernel, bias or norm parameter
-    ("layer" in the papers). Arrays outside `mask` (biases and norm parameters, see `decay_mask`)
-    have no weight decay and no scaling: they take plain momentum or Adam steps, as in the skip list
-    of MLPerf's reference and in LAMB's exclude_from_weight_decay.
+    LARS and LAMB scale the learning rate of each array (a kernel, bias or norm parameter), which
+    the papers call a layer. Arrays outside `mask` (biases and norm parameters, see `decay_mask`)
+    have no weight decay and no scaling, as in the skip list of MLPerf's reference and in LAMB's
+    exclude_from_weight_decay.
     """
     coefficient, decay = optim.trust_coefficient, optim.weight_decay
 
@@ -228,7 +230,7 @@ def lars(
         return jnp.where(usable, ratio, 1.0) * (g + decay * w)
 
     return optax.chain(
-        # stateless_with_tree_map skips masked arrays: each is an empty subtree.
+        # stateless_with_tree_map skips masked arrays, which are empty subtrees.
         _masked(optax.stateless_with_tree_map(scale), mask),
         optax.scale_by_learning_rate(schedule),
         optax.trace(decay=optim.momentum, nesterov=optim.nesterov),
@@ -240,10 +242,11 @@ def lamb(
 ) -> optax.GradientTransformation:
     """Return LAMB (You et al. 2019, arXiv:1904.00962, algorithm 2, with phi the identity).
 
-    With Adam's bias-corrected step a = m / (sqrt(v) + eps), weights w, decay d and rate r,
+    With Adam's bias-corrected update a = m / (sqrt(v) + eps), weights w, decay d and learning
+    rate r,
         u = a + d * w,    w <- w - r * |w| / |u| * u
-    and |w| / |u| is 1 if either norm is 0. timm's Lamb also clips the gradient to a global norm of
-    1; set config.optim.grad_clip_norm for that.
+    where |w| / |u| is 1 if either norm is 0. timm's Lamb also clips the gradient to a global norm
+    of 1; set config.optim.grad_clip_norm for that.
     """
     return optax.chain(
         optax.scale_by_adam(b1=optim.b1, b2=optim.b2, eps=optim.eps),

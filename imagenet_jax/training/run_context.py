@@ -1,4 +1,4 @@
-"""The run context: what protects a training run in its workdir and lets it stop and continue."""
+"""The run context protects a training run in its workdir, and lets it stop and continue."""
 
 import contextlib
 import dataclasses
@@ -36,13 +36,13 @@ class Start:
     """What training continues from.
 
     Attributes:
-      run: the experiment from here on: its sampler and length depend on the position in the data.
-      step: steps already trained; 0 for a new run.
+      run: the experiment from here on; its sampler and length depend on the position in the data.
+      step: number of steps already trained; 0 for a new run.
       state: the state after that step.
       position: the position that was saved with the state.
-      rewinds: the rewinds of the run so far.
-      warning: that the rest of the epoch cannot be trained exactly; "" if it can.
-      origin: the weights that a new run starts from; "" if they are random.
+      rewinds: rewinds of the run so far.
+      warning: why the rest of the epoch cannot be trained exactly; "" if it can.
+      origin: description of the weights that a new run starts from; "" if they are random.
     """
 
     run: Experiment
@@ -55,20 +55,22 @@ class Start:
 
 
 class RunContext:
-    """While entered, this process trains in the workdir.
+    """A context manager that is active while this process trains in the workdir.
 
-    The workdir is locked, damaged checkpoints are set aside, compiled programs are kept, stop
-    signals are recorded instead of ending the process, and the watchdog is running.
+    It locks the workdir, sets damaged checkpoints aside, caches compiled programs, records stop
+    signals instead of letting them end the process, and runs the watchdog.
 
     Attributes:
-      provenance: what the run's numbers depend on besides the config.
+      provenance: what the results of the run depend on besides the config.
       stop, watchdog, checkpoints: see their classes.
     """
 
     def __init__(self, run: Experiment, workdir: Path, *, strict_restore: bool = False):
-        """Raises UserError if the initial weights do not fit, or the processes differ.
+        """Read the initial weights, and compare config and provenance across processes.
 
-        `strict_restore`: entering raises UserError if a checkpoint is damaged.
+        With `strict_restore`, entering raises UserError if a checkpoint is damaged.
+
+        Raises UserError if the initial weights do not fit, or the processes differ.
         """
         self._run, self.workdir, self._strict_restore = run, workdir, strict_restore
         self.provenance = collect_provenance(run.fingerprints)
@@ -116,9 +118,9 @@ class RunContext:
             print(note)
 
     def restore(self) -> Start:
-        """Restore the last checkpoint, or create the first state.
+        """Restore the last checkpoint, or create the initial state.
 
-        Raises UserError if that is impossible.
+        Raises UserError if the checkpoint does not fit the config.
         """
         run, rewinds = self._run, read_rewinds(self.workdir)
         config = run.config
@@ -138,15 +140,15 @@ class RunContext:
         return Start(run, 0, state, Position(data={}, interval={}), rewinds, origin=origin)
 
     def record_start(self) -> None:
-        """Write the files that describe the run, once nothing can refuse this start any more."""
+        """Write the files that describe the run. Call it after all checks of the start."""
         run, workdir = self._run, self.workdir
         run_on_first(lambda: workdirs.record_start(workdir, run.config, self.provenance))
         run_on_first(lambda: workdirs.write_classes(workdir, run.source.class_names))
 
     def record_rewind(self, error: NonFiniteError) -> None:
-        """Plan to continue from the last checkpoint, without the batches before `error`.
+        """Record that the run goes back to its last checkpoint and skips batches before `error`.
 
-        Raises `error` if config.nonfinite does not allow that, or not once more.
+        Raises `error` if config.nonfinite allows no rewinds, or no more of them.
         """
         config = self._run.config
         if config.nonfinite.policy == "stop":
@@ -158,14 +160,14 @@ class RunContext:
     def check_stop(self, count: int) -> None:
         """Raise StopRequested if the processes have agreed to stop.
 
-        Every process must call it after each step, and after each batch of an evaluation; `count`
-        is the number of the step or batch.
+        Every process must call this after each step and after each evaluation batch, with the
+        number of the step or batch.
         """
         if number := self._agree(count, self.stop.received):
             raise StopRequested(number)
 
     def watch(self, batches: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield the batches of an evaluation; raise StopRequested between them if asked to stop."""
+        """Yield the batches of an evaluation. Raises StopRequested between two batches."""
         for count in itertools.count(1):
             with self.stop.interrupting():
                 batch = next(batches, None)

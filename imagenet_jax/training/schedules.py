@@ -1,4 +1,4 @@
-"""Learning-rate schedules: warm-up, then decay."""
+"""Learning-rate schedules: linear warm-up, then decay."""
 
 import itertools
 import math
@@ -17,10 +17,10 @@ from imagenet_jax.errors import UserError
 
 
 def peak_learning_rate(optim: ConfigDict, batch_size: int) -> float:
-    """Return the learning rate after warm-up: `base_lr` scaled to this batch size.
+    """Return the learning rate after warm-up: `base_lr` scaled to `batch_size`.
 
-    "linear" is Goyal et al. 2017 (arXiv:1706.02677, section 2.1); "sqrt" keeps the variance of
-    the update (Krizhevsky 2014, arXiv:1404.5997).
+    "linear" scaling is that of Goyal et al. 2017 (arXiv:1706.02677, section 2.1); "sqrt" keeps the
+    variance of the update constant (Krizhevsky 2014, arXiv:1404.5997).
     """
     return optim.base_lr * _scale(optim, batch_size)
 
@@ -41,19 +41,20 @@ def make_schedule(
 ) -> optax.Schedule:
     """Return the learning rate as a function of the step (0, 1, ...): linear warm-up, then decay.
 
-    With w warm-up steps, start s, peak p, end e and T total steps, the rate at step t >= w is
+    With w warm-up steps, initial rate s, peak rate p, final rate e and T total steps, the rate at
+    step t >= w is
         step        p * decay_factor ** (number of milestones m with t >= m * steps_per_epoch)
         exponential p * decay_factor ** floor(t / (decay_every_epochs * steps_per_epoch))
         cosine      e + (p - e) * (1 + cos(pi * u)) / 2   (arXiv:1608.03983)
         polynomial  e + (p - e) * (1 - u) ** power
         constant    p
-    and s + (p - s) * t / w at step t < w. u = max(0, t - d) / (T - d) with d from
+    and at step t < w it is s + (p - s) * t / w. Here u = max(0, t - d) / (T - d), where d is
     config.optim.decay_from, by default w. With config.optim.schedule_by = "epoch", t, w, d and T
-    are in epochs and the rate is constant within an epoch.
+    are in epochs, and the rate is constant within an epoch.
 
-    `shift` is added to each step. It is not 0, and may be fractional, if an earlier part of the run
-    had another batch size. A milestone or a new epoch changes the rate at the first step that
-    begins after it.
+    `shift` is added to each step. It is nonzero, and may be fractional, if an earlier part of the
+    run had another batch size. A milestone or a new epoch takes effect at the first step that
+    starts after it.
     """
     if optim.schedule_by == "epoch":
         epochs = (in_steps(epoch, steps_per_epoch) for epoch in itertools.count())
@@ -68,7 +69,7 @@ def make_schedule(
         total_steps,
         round(in_steps(optim.warmup_epochs, steps_per_epoch)),
         round(in_steps(optim.decay_from, steps_per_epoch)) if optim.decay_from >= 0 else -1,
-        # Integers, so that float32 rounding cannot move a milestone.
+        # Integers, because float32 rounding could move a milestone.
         [math.ceil(m - shift) for m in _milestones(optim, steps_per_epoch, total_steps)],
         float(shift),
     )
@@ -76,7 +77,7 @@ def make_schedule(
 
 
 def _milestones(optim: ConfigDict, steps_per_epoch: Fraction | float, total: int) -> list[Fraction]:
-    """Return the steps below `total` at which "step" and "exponential" multiply the rate."""
+    """Return the steps before `total` at which "step" and "exponential" reduce the rate."""
     if optim.schedule != "exponential":
         begins = (in_steps(epoch, steps_per_epoch) for epoch in optim.milestones)
         return [begin for begin in begins if begin < total]
@@ -89,8 +90,10 @@ class _Times(NamedTuple):
     """The times at which a schedule changes, in steps or in epochs.
 
     Attributes:
-      decay_from: -1: the end of the warm-up.
-      milestones: only those before `total`, already without `shift`.
+      total: length of the run.
+      warmup: end of the warm-up.
+      decay_from: start of the decay; -1: the end of the warm-up.
+      milestones: those before `total`, with `shift` already subtracted.
       shift: added to each step.
     """
 
@@ -106,7 +109,7 @@ def _curve(optim: ConfigDict, batch_size: int, times: _Times) -> optax.Schedule:
     scale = _scale(optim, batch_size)
     peak, start, end = (r * scale for r in (optim.base_lr, optim.warmup_start_lr, optim.end_lr))
     warmup, shift = times.warmup, times.shift
-    # How long before the end of the warm-up the decay begins.
+    # Time from the start of the decay to the end of the warm-up.
     early = 0 if times.decay_from < 0 else warmup - times.decay_from
     decay = max(1, times.total - warmup + early)
     if optim.schedule in ("step", "exponential"):
@@ -141,5 +144,5 @@ def _curve(optim: ConfigDict, batch_size: int, times: _Times) -> optax.Schedule:
 
 
 def _add(step: Any, more: float) -> Any:
-    """Return `step` + `more`; an integer step stays an integer if `more` is 0."""
+    """Return `step` + `more`, without converting an integer step if `more` is 0."""
     return step + more if more else step

@@ -13,11 +13,11 @@ from imagenet_jax.config.rules import use_multiple
 from imagenet_jax.errors import UserError
 
 DATA, FSDP = "data", "fsdp"
-AHEAD = 2  # batches being transferred to the devices
+AHEAD = 2  # batches that are transferred to the devices ahead of their use
 
 
 def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """Return a (data, fsdp) mesh: each group of `fsdp` devices shares one copy of the state.
+    """Return a (data, fsdp) mesh. Each group of `fsdp` devices shards one copy of the state.
 
     Raises UserError if `fsdp` does not divide the number of devices.
     """
@@ -35,9 +35,9 @@ def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
 def check_batch_size(
     field: str, batch_size: int, mesh: Mesh, parts: int = 1, group: int = 1
 ) -> None:
-    """Raise UserError unless each of `parts` micro-batches divides evenly among the devices.
+    """Raise UserError unless each of `parts` micro-batches divides equally among the devices.
 
-    The batch sizes that the message suggests also divide into batch-norm groups of `group` rows.
+    Batch sizes that the message suggests are also divisible into batch-norm groups of `group` rows.
     """
     if batch_size % (mesh.size * parts):
         unit = _unit(mesh.size, parts, group)
@@ -49,13 +49,13 @@ def check_batch_size(
 
 
 def check_train_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """Raise UserError unless config.batch_size divides among micro-batches and devices."""
+    """Raise UserError unless config.batch_size is divisible into micro-batches and by devices."""
     parts = config.optim.grad_accum_steps
     check_batch_size("batch_size", config.batch_size, mesh, parts, _group(config))
 
 
 def round_batch_size(config: ConfigDict, batch_size: float, devices: int) -> int:
-    """Return the largest possible config.batch_size up to `batch_size`; the smallest if none is."""
+    """Return the largest valid batch size up to `batch_size`, or else the smallest valid one."""
     unit = _unit(devices, config.optim.grad_accum_steps, _group(config))
     return max(1, int(batch_size // unit)) * unit
 
@@ -70,7 +70,7 @@ def _unit(devices: int, parts: int, group: int) -> int:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Return the sharding that splits the rows of a batch over all devices of both axes."""
+    """Return the sharding that splits the rows of a batch over all devices."""
     return NamedSharding(mesh, PartitionSpec((DATA, FSDP)))
 
 
@@ -80,9 +80,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(state: Any, mesh: Mesh) -> Any:
-    """Return a sharding for each leaf, which splits its largest axis divisible by `fsdp`, if any.
+    """Return a sharding for each leaf: split the largest axis that is divisible by `fsdp`, if any.
 
-    Momentum and EMA weights have the shapes, and therefore the shardings, of their parameters.
+    Momentum and EMA weights are sharded like their parameters, because they have the same shapes.
     """
     fsdp = mesh.shape[FSDP]
 
@@ -104,9 +104,10 @@ def get_shardings(tree: Any) -> Any:
 def prefetch_to_device(
     batches: Iterable[dict[str, Any]], mesh: Mesh, ahead: int = AHEAD
 ) -> Iterator[dict[str, Any]]:
-    """Yield batches as global arrays, made of every process's rows, `ahead` of their use.
+    """Yield batches as global arrays, and keep `ahead` of them in transfer.
 
-    Values that are not arrays, such as the names of skipped images, are passed through.
+    `batches` has the rows of this process. Values that are not arrays, such as the names of skipped
+    images, are passed through.
     """
     sharding = batch_sharding(mesh)
 

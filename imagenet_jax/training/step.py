@@ -1,4 +1,4 @@
-"""The train step: a pure function of (state, batch), compiled once."""
+"""The train step, a pure function of (state, batch) that is compiled once."""
 
 import dataclasses
 import functools
@@ -26,12 +26,14 @@ Scalars = dict[str, jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class StepParts:
-    """Everything a train step needs besides the state and a batch (`experiment.make_step_parts`).
+    """Everything that a train step needs besides its state and batch.
+
+    `experiment.make_step_parts` builds it.
 
     Attributes:
-      graph: the model's structure without its arrays.
+      graph: the model without its arrays.
       tx: the optimizer.
-      schedule: the learning rate of each step, only to report it; `tx` applies it.
+      schedule: learning rate of each step, for the metrics only; `tx` has its own.
       ema_step_size: how far the EMA moves toward the new weights at each step.
     """
 
@@ -47,15 +49,15 @@ def train_step(state: TrainState, batch: Batch, parts: StepParts) -> tuple[Train
 
     Args:
       state: the state before the step.
-      batch: "image" u8[B, H, W, 3] and "label" i32[B]; with config.data.undecodable = "skip" also
-        "mask" f32[B]: rows with mask 0 count in neither the loss nor the metrics.
+      batch: "image" u8[B, H, W, 3] and "label" i32[B]. With config.data.undecodable = "skip", also
+        "mask" f32[B]: rows where it is 0 are left out of the loss and the metrics.
 
     Returns:
-      The state after the step, and f32[] scalars: loss, with those of auxiliary heads, and the
-      metrics with `in_training`, means over the batch before the update, grad_norm (before
-      clipping), param_norm (after the update) and learning_rate; with config.log.group_norms also
-      those of `group_norms`. The label of a mixed image is the class with the larger weight (the
-      lower class index if both are 0.5).
+      The state after the step, and f32[] scalars: the loss, including auxiliary heads, and the
+      metrics with `in_training`, as means over the batch before the update; grad_norm before
+      clipping; param_norm after the update; learning_rate. With config.log.group_norms, also those
+      of `group_norms`. For metrics, the label of a mixed image is the class with the larger weight,
+      or the lower class index if both are 0.5.
     """
     config = parts.config
     grads, stats, means = gradient(state, batch, parts)
@@ -79,7 +81,7 @@ def train_step(state: TrainState, batch: Batch, parts: StepParts) -> tuple[Train
 
 
 def step_keys(seed: int, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the keys of augmentation and of dropout for the step that follows `step` steps."""
+    """Return the keys of augmentation and dropout for the step after `step` steps."""
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
     return augment_key, dropout_key
 
@@ -88,9 +90,9 @@ class Gradient(NamedTuple):
     """The gradient of the mean loss over a batch, as passed to the optimizer.
 
     Attributes:
-      grads: same tree as the parameters, before clipping, at `optim.gradient_point`.
+      grads: a tree like the parameters, before clipping, taken at `optim.gradient_point`.
       batch_stats: batch-norm statistics after the batch.
-      means: {"loss" and the metrics with `in_training`: f32[]}, over the batch.
+      means: {name: f32[]} of the loss and the metrics with `in_training`, over the batch.
     """
 
     grads: Any
@@ -99,10 +101,10 @@ class Gradient(NamedTuple):
 
 
 def gradient(state: TrainState, batch: Batch, parts: StepParts) -> Gradient:
-    """Return the gradient that `train_step` applies for the same arguments."""
+    """Return the gradient that `train_step` applies, given the same arguments."""
     config, graph = parts.config, parts.graph
     augment_key, dropout_key = step_keys(config.seed, state.step)
-    # Augment before splitting into micro-batches: an image is mixed with any other of the batch.
+    # Augment before splitting into micro-batches, so that any two images of the batch can be mixed.
     pixels, targets = augment.apply(
         batch["image"],
         batch["label"],
@@ -158,14 +160,14 @@ def gradient(state: TrainState, batch: Batch, parts: StepParts) -> Gradient:
 
 
 def _weights(mask: jax.Array) -> jax.Array:
-    """Return f32[B] of mean 1, so that micro-batches average to the mean over unmasked rows."""
+    """Return f32[B] with mean 1, so that micro-batches average to the mean over unmasked rows."""
     return mask / jnp.maximum(mask.mean(), 1.0 / len(mask))  # 0 if every row is masked
 
 
 def _split(x: jax.Array, count: int) -> jax.Array:
-    """Reshape [B, ...] to [count, B / count, ...], each micro-batch with rows of every device.
+    """Reshape [B, ...] to [count, B / count, ...], with rows of every device in each micro-batch.
 
-    Row i goes to micro-batch i % count, so that every row stays on its device.
+    Row i goes to micro-batch i % count, so that rows stay on their devices.
     """
     return x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
 
@@ -173,7 +175,7 @@ def _split(x: jax.Array, count: int) -> jax.Array:
 def _accumulate(micro_step: Callable, state: TrainState, micros: Any, count: int):
     """Return the batch statistics after `count` micro-batches, and the means of their results.
 
-    Memory holds one sum of gradients, not `count` gradients.
+    Only the sum of the gradients is in memory.
     """
     first = jax.tree.map(lambda x: x[0], micros)
     _, shapes = jax.eval_shape(micro_step, state.batch_stats, first)
@@ -183,13 +185,13 @@ def _accumulate(micro_step: Callable, state: TrainState, micros: Any, count: int
         stats, out = micro_step(stats, micro)
         return (stats, jax.tree.map(jnp.add, total, out)), None
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)  # one tree of gradients
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (stats, total), _ = jax.lax.scan(body, (state.batch_stats, zeros), micros)
     return stats, jax.tree.map(lambda x: x / count, total)
 
 
 def compile_train_step(parts: StepParts, abstract: TrainState, mesh: Mesh) -> jax.stages.Wrapped:
-    """Return `train_step` as one sharded program of (state, batch) that donates the state."""
+    """Return `train_step` as one sharded program of (state, batch), which donates the state."""
     shardings = get_shardings(abstract)
     return jax.jit(
         functools.partial(train_step, parts=parts),  # partial keeps the name for profiler traces

@@ -6,8 +6,8 @@
   python -m imagenet_jax.eval --weights=torchvision/resnet50.v2 --config.data.path=/data/imagenet
 
 Sizes are the shorter side after resizing and the center crop, in pixels. Accuracies are published
-ones on ImageNet's validation images, in percent. Files are downloaded at their first use, into
-IMAGENET_JAX_CACHE (default: imagenet_jax/ in the user's cache folder).
+values on ImageNet's validation images, in percent. Files are downloaded on first use to
+$IMAGENET_JAX_CACHE (default: imagenet_jax/ in the user's cache folder).
 """
 
 import dataclasses

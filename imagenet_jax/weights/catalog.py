@@ -1,7 +1,7 @@
-"""Published weights by name: `--weights=torchvision/resnet50.v2` wherever a weights file is read.
+"""Published weights by name, such as `--weights=torchvision/resnet50.v2`.
 
-catalog.json has one line for each entry. docs/make_catalog.py writes it from the tables of
-torchvision and timm. A file on this machine goes before an entry of the same name.
+A name can be given wherever a weights file can; a file of that name takes precedence. catalog.json
+has one line for each entry. docs/make_catalog.py writes it from the tables of torchvision and timm.
 """
 
 import dataclasses
@@ -25,16 +25,16 @@ class Entry:
     """Published weights.
 
     Attributes:
-      name: SOURCE/MODEL.TAG, or a repository of Hugging Face.
-      url: of the file, or of its repository on Hugging Face.
-      sha256: first digits of the file's SHA-256 that its publisher gives; "": none.
-      model: for config.model.name.
-      fields: other fields of config.model that differ from the family's defaults.
-      resize, image_size: pixels of the shorter side and of the center crop, in evaluation.
+      name: SOURCE/MODEL.TAG, or the name of a repository on Hugging Face.
+      url: URL of the file, or of its repository on Hugging Face.
+      sha256: first digits of the file's SHA-256, as published; "": not published.
+      model: value of config.model.name.
+      fields: other fields of config.model that differ from their defaults.
+      resize, image_size: pixels of the shorter side and of the center crop in evaluation.
       interpolation: "bilinear" or "bicubic".
-      mean, std: of RGB in [0, 1].
-      top1, top5: published accuracy on ImageNet's 50,000 validation images, percent; None: not
-        published with this preprocessing.
+      mean, std: mean and standard deviation of each channel in RGB, for pixels in [0, 1].
+      top1, top5: published accuracy on ImageNet's 50,000 validation images, in percent; None: not
+        published for this preprocessing.
       source: where the accuracy is published.
     """
 
@@ -53,7 +53,7 @@ class Entry:
     source: str
 
     def preprocessing(self) -> dict[str, Any]:
-        """Return the config fields that evaluation of these weights needs."""
+        """Return the config fields of the preprocessing that these weights expect."""
         return {
             "eval.resize": self.resize,
             "eval.image_size": self.image_size,
@@ -71,9 +71,10 @@ def entries() -> dict[str, Entry]:
 
 
 def find(text: str) -> Entry | None:
-    """Return the entry that --weights=TEXT names; None if it is a file.
+    """Return the entry that --weights=TEXT names; None if TEXT is a file.
 
-    Raises UserError, with the nearest name, if TEXT looks like a name but is not in the catalog.
+    Raises UserError, suggesting the nearest name, if TEXT looks like a name that is not in the
+    catalog.
     """
     path = expand_user(text)
     if path.exists():
@@ -108,25 +109,26 @@ def locate(text: str | Path) -> Path:
 def compare(measured: float, published: float, images: int) -> tuple[bool, float]:
     """Return (whether an accuracy agrees with the published one, its standard error).
 
-    The number of right predictions for `images` drawn at random is binomial, so that a measured
-    share has the standard error sqrt(p (1 - p) / images) around the published share p. They agree
-    if they differ by at most 1.96 of these, as 95 of 100 random samples do (normal approximation
-    to the binomial distribution; Wilson 1927, "Probable Inference", doi 10.2307/2276774). All
-    50,000 validation images of ImageNet are the ones that the published accuracy was measured on:
-    there a correct evaluation comes much closer.
+    The number of correct predictions on `images` random images is binomial. An accuracy measured on
+    them has the standard error sqrt(p (1 - p) / images) around the published accuracy p. The two
+    agree if they differ by at most 1.96 standard errors, as for 95 % of random samples (normal
+    approximation of the binomial distribution; Wilson 1927, "Probable Inference",
+    doi 10.2307/2276774). On all 50,000 validation images of ImageNet, on which the published
+    accuracy was measured too, a correct evaluation comes much closer.
 
     Args:
-      measured, published: shares of 1.
+      measured, published: accuracies in [0, 1].
     """
     error = math.sqrt(published * (1 - published) / images)
     return abs(measured - published) <= _Z * error, error
 
 
 def compare_with_published(entry: Entry, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {"name", "source", "top1", "top5"} for an evaluation with "top1", "top5", "count".
+    """Compare the accuracies of an evaluation record with the published ones.
 
-    "top1" and "top5" are {"published", "standard_error", "agrees"}; they are left out if nothing
-    is published, or if only some of the classes were evaluated ("classes" in `record`).
+    Returns {"name", "source", "top1", "top5"}. The last two are dicts with the keys "published",
+    "standard_error" and "agrees". They are missing if no accuracy is published, or if only some
+    classes were evaluated ("classes" in `record`).
     """
     result: dict[str, Any] = {"name": entry.name, "source": entry.source}
     for metric, percent in (("top1", entry.top1), ("top5", entry.top5)):
@@ -139,7 +141,7 @@ def compare_with_published(entry: Entry, record: Mapping[str, Any]) -> dict[str,
 
 
 def describe_comparison(record: Mapping[str, Any]) -> str:
-    """Return one line for the result of `compare_with_published` in `record["published"]`."""
+    """Return one line on `record["published"]`, the result of `compare_with_published`."""
     published, parts = record["published"], []
     for metric, label in (("top1", "top-1"), ("top5", "top-5")):
         if metric in published:

@@ -1,4 +1,4 @@
-"""Download of weights files into a cache: resumed, checked by hash, safe with several processes."""
+"""Download weights files into a cache: resumable, verified by hash, safe in several processes."""
 
 import contextlib
 import fcntl
@@ -14,17 +14,17 @@ from typing import BinaryIO
 from imagenet_jax.errors import UserError, expand_user, one_line, writing
 from imagenet_jax.progress import ProgressReporter, announce
 
-_ATTEMPTS = 4  # connections for one file; each continues where the one before was interrupted
-_SECONDS = 60.0  # without an answer, after which a connection counts as interrupted
+_ATTEMPTS = 4  # connections per file; each continues where the previous one was interrupted
+_TIMEOUT = 60.0  # seconds without data after which a connection counts as interrupted
 _CHUNK = 1 << 20  # bytes
 
 
 class _Interrupted(Exception):
-    """The connection ended before the file did; another attempt may finish it."""
+    """The connection closed before the end of the file; another attempt may finish it."""
 
 
 def cache_folder() -> Path:
-    """Return IMAGENET_JAX_CACHE, by default imagenet_jax/ in the user's cache folder."""
+    """Return $IMAGENET_JAX_CACHE, by default imagenet_jax/ in the user's cache folder."""
     if given := os.environ.get("IMAGENET_JAX_CACHE"):
         return expand_user(given)
     return expand_user(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "imagenet_jax"
@@ -33,25 +33,25 @@ def cache_folder() -> Path:
 def download(url: str, path: Path, sha256: str = "") -> None:
     """Download `url` to `path`, unless that file exists.
 
-    The data is received in a hidden file beside `path`, which a later call continues, and is
-    renamed once it is complete and its hash is right. A process that finds another one downloading
-    the same file waits for it.
+    Data goes to a hidden file next to `path`, which a later call continues. The file is renamed
+    once it is complete and its hash is correct. If another process is downloading the same file,
+    wait for it.
 
     Args:
-      sha256: first digits of the file's SHA-256 in hexadecimal; "": any content.
+      sha256: first digits of the file's SHA-256 in hexadecimal; "": do not check.
 
-    Raises UserError if the file cannot be received or written, or has another hash.
+    Raises UserError if the file cannot be downloaded or written, or has a different hash.
     """
     if path.is_file():
         return
     part = path.with_name(f".{path.name}.part")
     with _locked(path.with_name(f".{path.name}.lock")):
-        if path.is_file():  # another process was downloading it
+        if path.is_file():  # another process has downloaded it
             return
         resumed = part.is_file() and part.stat().st_size > 0
         _receive(url, part, path)
         digest = _hash(part)
-        if resumed and not digest.startswith(sha256):  # the server's file changed meanwhile
+        if resumed and not digest.startswith(sha256):  # the file on the server has changed
             part.unlink()
             _receive(url, part, path)
             digest = _hash(part)
@@ -59,18 +59,18 @@ def download(url: str, path: Path, sha256: str = "") -> None:
             part.unlink()
             raise UserError(
                 f"{url} has SHA-256 {digest[: max(len(sha256), 8)]}..., not {sha256}...: the file "
-                f"was changed or damaged on its way; {_by_hand(url, path)}"
+                f"was replaced, or damaged in transit; {_by_hand(url, path)}"
             )
         with writing(path):
             part.replace(path)
 
 
 def download_from_hub(repository: str, names: tuple[str, ...], folder: Path) -> Path:
-    """Download the first of `names` that a Hugging Face repository has; return its path.
+    """Download the first of `names` that a Hugging Face repository has, and return its path.
 
-    A file that is in `folder` is not downloaded again. huggingface_hub resumes and locks.
+    A file that exists in `folder` is not downloaded again. huggingface_hub resumes and locks.
 
-    Raises UserError if huggingface_hub is not installed, or for whatever it raises.
+    Raises UserError if huggingface_hub is not installed or the download fails.
     """
     for name in names:
         if (folder / name).is_file():
@@ -90,7 +90,7 @@ def download_from_hub(repository: str, names: tuple[str, ...], folder: Path) -> 
                 return Path(hf_hub_download(repository, name, local_dir=folder))
         except EntryNotFoundError as e:
             missing = e
-        except Exception as e:  # it passes on what its HTTP client and the disk raise
+        except Exception as e:  # of its HTTP client or the file system
             raise UserError(f"{url} cannot be downloaded: {one_line(e)}; {by_hand}") from e
     raise UserError(f"{repository} has none of {', '.join(names)} on Hugging Face") from missing
 
@@ -101,7 +101,7 @@ def _by_hand(url: str, path: Path) -> str:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path`, which the system releases if the process dies."""
+    """Hold an exclusive lock on `path`. The system releases it if the process dies."""
     with contextlib.ExitStack() as stack:
         with writing(f"cache {path.parent} (IMAGENET_JAX_CACHE)"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +112,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _receive(url: str, part: Path, path: Path) -> None:
-    """Complete the file `part`, and flush it to the disk."""
+    """Download the missing end of `part` and flush it to disk."""
     for attempt in range(_ATTEMPTS):
         try:
             with writing(part):
@@ -125,7 +125,7 @@ def _receive(url: str, part: Path, path: Path) -> None:
             return
         except urllib.error.HTTPError as e:
             by_hand = _by_hand(url, path)
-            raise UserError(f"{url} answers {e.code} {e.reason}; {by_hand}") from e
+            raise UserError(f"{url} returned {e.code} {e.reason}; {by_hand}") from e
         except (OSError, http.client.HTTPException, _Interrupted) as e:
             if attempt == _ATTEMPTS - 1:
                 reason = getattr(e, "reason", None) or e
@@ -136,19 +136,19 @@ def _receive(url: str, part: Path, path: Path) -> None:
 
 
 def _continue(url: str, file: BinaryIO, name: str) -> None:
-    """Append what `file` lacks of `url`, or start again if the server sends the whole file."""
+    """Append the rest of `url` to `file`, or start again if the server sends the whole file."""
     start = file.tell()
     request = urllib.request.Request(url, headers={"User-Agent": "imagenet_jax"})
     if start:
         request.add_header("Range", f"bytes={start}-")
     try:
-        response = urllib.request.urlopen(request, timeout=_SECONDS)
+        response = urllib.request.urlopen(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as e:
         if e.code != http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             raise
         with e:
             if e.headers.get("Content-Range") == f"bytes */{start}":
-                return  # it was complete
+                return  # the file is complete
         file.truncate(0)
         raise _Interrupted("the server's file is shorter than what was received") from e
     with response:

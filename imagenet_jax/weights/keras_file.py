@@ -1,8 +1,9 @@
-"""Reading of the weights of keras.applications: VGG and EfficientNet, in torch's names and layout.
+"""Reading of keras.applications weights of VGG and EfficientNet, into torch's names and layout.
 
-A file is of `Model.save_weights` (.weights.h5), or a .h5 of `Model.save` or of keras.applications
-(keras/src/saving/saving_lib.py, keras/src/legacy/saving/legacy_h5_format.py). The names of layers
-are those of keras/src/applications/{vgg16,vgg19,efficientnet}.py.
+Files are written by `Model.save_weights` (.weights.h5), `Model.save` (.h5), or published by
+keras.applications (.h5): see keras/src/saving/saving_lib.py and
+keras/src/legacy/saving/legacy_h5_format.py. Layer names are those of
+keras/src/applications/{vgg16,vgg19,efficientnet}.py.
 """
 
 import re
@@ -15,7 +16,7 @@ from imagenet_jax.models import vgg
 
 Layers = dict[str, dict[str, np.ndarray]]  # layer name -> variable name -> array
 
-# keras.applications.imagenet_utils, mode "caffe", in RGB; for VGG.
+# keras.applications.imagenet_utils, mode "caffe", in RGB order. For VGG.
 _CAFFE_MEAN = (123.68, 116.779, 103.939)
 _EFFICIENTNET_STD = (0.229, 0.224, 0.225)
 _PARTS = {
@@ -27,7 +28,7 @@ _ENDS = {
     "stem_conv": "_conv_stem", "stem_bn": "_bn0", "top_conv": "_conv_head", "top_bn": "_bn1",
     "predictions": "_fc",
 }  # fmt: skip
-# Variables by their names, and those of .weights.h5, which are numbered, by their count.
+# Variables by name. In .weights.h5 they are only numbered, so names follow from their count.
 _VARIABLES = {
     "kernel": "weight", "depthwise_kernel": "weight", "W": "weight", "bias": "bias", "b": "bias",
     "gamma": "weight", "beta": "bias",
@@ -40,53 +41,53 @@ _NUMBERED = {
 
 
 def read(path: Path, origin: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return (state dict of torchvision's or efficientnet_pytorch's names, notes).
+    """Return (state dict with torchvision's or efficientnet_pytorch's keys, notes).
 
-    Raises UserError, naming `origin`, if h5py is missing, or if the network is not supported.
+    Raises UserError, naming `origin`, if h5py is missing or the model is not supported.
     """
     layers = _read_layers(path, origin)
     if "conv2_block1_1_conv" in layers:
         raise UserError(
-            f"{origin} holds a ResNet of Keras, which is not supported: its bottlenecks have the "
+            f"{origin} has a ResNet of Keras, which is not supported: its bottlenecks have the "
             "stride in the first 1x1 convolution (v1), or norms before convolutions (v2)"
         )
     means, stds = [m / 255 for m in _CAFFE_MEAN], [1 / 255] * 3
     normalization = next((layers.pop(n) for n in [*layers] if n.startswith("normalization")), None)
-    if normalization:  # part of EfficientNet
+    if normalization:  # in EfficientNet
         means = normalization["mean"].ravel().tolist()
-        # Published weights have the deviation here and its square root in a layer without weights.
+        # Published files have the standard deviation here; a layer without weights takes its root.
         variance = normalization["variance"].ravel()
         published = np.allclose(variance, _EFFICIENTNET_STD)
         stds = (variance if published else np.sqrt(variance)).tolist()
     names = _efficientnet_names(layers) if "stem_conv" in layers else _vgg_names(layers)
     if unknown := [name for name in layers if name not in names]:
         raise UserError(
-            f"{origin} is of no VGG or EfficientNet of keras.applications: it has other layers: "
+            f"{origin} is not a VGG or EfficientNet of keras.applications: it has the layers "
             f"{shorten(unknown)}"
         )
     state_dict = {}
     for layer, arrays in layers.items():
         for variable, array in arrays.items():
             if variable not in _VARIABLES:
-                raise UserError(f"{origin}: variable {variable} of layer {layer} is not known")
+                raise UserError(f"{origin}: unknown variable {variable} in layer {layer}")
             key = f"{names[layer]}.{_VARIABLES[variable]}"
             state_dict[key] = _to_torch(layer, array) if _VARIABLES[variable] == "weight" else array
-    notes = [f"named {len(state_dict)} arrays of Keras as in torch"]
+    notes = [f"renamed {len(state_dict)} Keras arrays as in torch"]
     if not normalization and (kernel := state_dict.get("features.0.weight")) is not None:
         state_dict["features.0.weight"] = kernel[:, ::-1]
-        notes.append("reversed the first kernel from BGR, as Keras' VGG reads images, to RGB")
+        notes.append("reversed the first kernel from BGR, as Keras feeds VGG, to RGB")
     mean, std = (",".join(f"{value:.9g}" for value in values) for values in (means, stds))
     notes.append(f"Keras' preprocessing: --config.data.mean={mean} --config.data.std={std}")
     return state_dict, notes
 
 
 def _read_layers(path: Path, origin: str) -> Layers:
-    """Return all arrays but an optimizer's."""
+    """Return all arrays except those of the optimizer."""
     try:
         import h5py
     except ImportError as e:
         raise UserError(
-            f"{origin} is of Keras; reading it needs h5py: pip install 'imagenet_jax[keras]'"
+            f"{origin} was written by Keras; install h5py: pip install 'imagenet_jax[keras]'"
         ) from e
     layers: Layers = {}
 
@@ -95,7 +96,7 @@ def _read_layers(path: Path, origin: str) -> Layers:
             return
         _, *groups, variable = f"/{name}".split("/")
         layer = groups[-1] if groups else ""
-        if layer == "vars":  # .weights.h5, whose groups have the names of classes
+        if layer == "vars":  # .weights.h5, whose groups are named after classes
             layer = str(entry.parent.attrs.get("name", groups[-2] if groups[1:] else ""))
             number = len(entry.parent)
             variable = dict(enumerate(_NUMBERED.get(number, ()))).get(int(variable), variable)
@@ -108,12 +109,13 @@ def _read_layers(path: Path, origin: str) -> Layers:
     try:
         with h5py.File(path) as file:
             file.visititems(add)
-    except (OSError, RuntimeError) as e:  # h5py's
+    except (OSError, RuntimeError) as e:  # as h5py raises
         raise UserError(f"{origin} cannot be read: it is cut off or damaged ({e})") from e
     return layers
 
 
 def _to_torch(layer: str, array: np.ndarray) -> np.ndarray:
+    """Return the kernel `array` in torch's layout."""
     if layer == "fc1" and array.ndim == 2 and len(array) % vgg.POOLED**2 == 0:  # (H, W, C) in Keras
         array = array.reshape(vgg.POOLED, vgg.POOLED, -1, array.shape[-1])
         return array.transpose(3, 2, 0, 1).reshape(array.shape[-1], -1)
