@@ -1,1 +1,1 @@
-"""Tools that watch steps: NaNs, determinism, histograms, profiling, cost."""
+"""Tools to inspect training steps: NaNs, determinism, histograms, profiles, cost."""

@@ -1,4 +1,4 @@
-"""What a compiled program costs, read from its text: bytes, cycles, kernels and collectives."""
+"""The cost of a compiled program, read from its HLO: bytes, cycles, kernels and collectives."""
 
 import dataclasses
 import math
@@ -26,10 +26,9 @@ class ProgramCost:
     """The cost of running a program once on one device.
 
     Attributes:
-      kernels: instructions that read or write memory.
-      bytes: of their operands and results. A fusion counts as one kernel, so that this is the
-        traffic of a device without a cache.
-      cycles: the compiler's estimate, which only the compiler for TPUs makes; else 0.
+      kernels: number of instructions that read or write memory; a fusion counts as one.
+      bytes: bytes of their operands and results: the memory traffic of a device without a cache.
+      cycles: estimate of the compiler; 0 if it makes none, as on GPUs.
       collectives: kind -> number of instructions.
       collective_bytes: kind -> bytes of their results.
     """
@@ -58,13 +57,13 @@ class _Instruction(NamedTuple):
 
 
 def read_cost(text: str) -> ProgramCost:
-    """Return the cost of a program, given `jax.stages.Compiled.as_text()`."""
+    """Return the cost of the program with this `jax.stages.Compiled.as_text()`."""
     computations = dict(_computations(text))
     return _cost(computations["ENTRY"], computations)
 
 
 def _computations(text: str) -> Iterator[tuple[str, list[_Instruction]]]:
-    """Yield (name, [instructions]) of each computation; the main one is named ENTRY."""
+    """Yield (name, instructions) of each computation; the main one is named ENTRY."""
     name = ""
     instructions: list[_Instruction] = []
     for line in text.splitlines():
@@ -81,7 +80,7 @@ def _computations(text: str) -> Iterator[tuple[str, list[_Instruction]]]:
 
 
 def _split_shape(text: str) -> tuple[str, str]:
-    """Split "SHAPE opcode(...)": a shape is one word, or a tuple in parentheses."""
+    """Split "SHAPE opcode(...)", where SHAPE is a word or a tuple in parentheses."""
     if not text.startswith("("):
         shape, _, rest = text.partition(" ")
         return shape, rest
@@ -109,7 +108,7 @@ def _cost(
         if opcode in _FREE or opcode.endswith("-done"):
             continue
         operands = re.findall(r"%([\w.-]+)", rest.partition(")")[0])
-        # A u8 result of a call into a library is its scratch memory.
+        # The u8 result of a library call is its scratch memory.
         result = _size(shape, skip="u8" if opcode == "custom-call" else "")
         cost.kernels += 1
         cost.bytes += result + sum(_size(shapes.get(operand, "")) for operand in operands)
@@ -122,7 +121,7 @@ def _cost(
 
 
 def _size(shape: str, skip: str = "") -> float:
-    """Return the bytes of a shape or of all parts of a tuple, without parts of type `skip`."""
+    """Return the bytes of a shape or tuple of shapes, without those of dtype `skip`."""
     return sum(
         _BITS.get(dtype, 0) / 8 * math.prod(int(side) for side in sides.split(",") if side)
         for dtype, sides in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\]", shape)

@@ -1,6 +1,6 @@
 """The cost of a train step: floating-point operations, memory and time.
 
-`step_cost` runs the step on the present devices, `target_cost` compiles it for others.
+`step_cost` runs the step on the devices of this machine; `target_cost` compiles it for others.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from imagenet_jax.training.sharding import batch_sharding, check_train_batch, ma
 from imagenet_jax.training.state import TrainState, abstract_state, create_state
 from imagenet_jax.training.step import StepParts, compile_train_step
 
-# Any number will do: the schedule's length changes neither operations nor memory.
+# Arbitrary: the length of the schedule changes neither operations nor memory.
 _STEPS_PER_EPOCH = Fraction(1000)
 
 
@@ -39,9 +39,9 @@ class StepCost:
 
     Attributes:
       flops: operations of a step over all devices (`count_flops`).
-      state_bytes: memory of the arguments (the state and a batch) on each device.
-      temporary_bytes: memory of intermediate values on each device; 0 if XLA does not report it.
-      seconds: time of a step, one entry per measurement; () if nothing was timed.
+      state_bytes: bytes of the state and a batch on each device.
+      temporary_bytes: bytes of intermediate values on each device; 0 if XLA does not report them.
+      seconds: measured times of a step; () if it was not timed.
     """
 
     flops: float
@@ -59,7 +59,7 @@ class BareStep:
     """The train step of a config without its data.
 
     Attributes:
-      mesh: all devices.
+      mesh: mesh of all devices.
       abstract: shapes and shardings of the state.
       step: (state, batch) -> (state, metrics), sharded; it donates the state.
     """
@@ -78,7 +78,7 @@ class BareStep:
 
 
 def make_bare_step(config: ConfigDict, devices: list[jax.Device] | None = None) -> BareStep:
-    """Build the train step as training on `devices` does; raises UserError as training does."""
+    """Build the train step for `devices`. Raises UserError for the same reasons as training."""
     mesh = make_mesh(config.mesh.fsdp, devices)
     check_train_batch(config, mesh)
     parts = make_step_parts(config, _STEPS_PER_EPOCH, mesh)
@@ -87,7 +87,7 @@ def make_bare_step(config: ConfigDict, devices: list[jax.Device] | None = None) 
 
 
 def step_cost(config: ConfigDict, *, repeats: int = 5, steps: int = 10) -> StepCost:
-    """Compile the train step of `config` and time `steps` steps in a row, `repeats` times.
+    """Compile the train step of `config`, and time runs of `steps` steps `repeats` times.
 
     The batch is random and already on the device.
     """
@@ -105,7 +105,7 @@ def step_cost(config: ConfigDict, *, repeats: int = 5, steps: int = 10) -> StepC
 
 
 def repeat_step(bare: BareStep, step: Callable[..., Any], config: ConfigDict) -> Callable[[], Any]:
-    """Return a function that runs `step` on one random batch, each time from where it ended."""
+    """Return a function that runs `step` on a random batch, from the state of its last call."""
     state, batch = bare.create_state(), random_batch(config, bare.mesh)
 
     def again() -> Any:
@@ -117,14 +117,15 @@ def repeat_step(bare: BareStep, step: Callable[..., Any], config: ConfigDict) ->
 
 
 def temporary_bytes(compiled: jax.stages.Compiled) -> int:
-    """Return the memory of intermediate values on each device; 0 if XLA does not report it."""
+    """Return the bytes of intermediate values on each device; 0 if XLA does not report them."""
     return int(getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0))
 
 
 def time_steps(step: Callable[[], Any], *, repeats: int, steps: int) -> tuple[float, ...]:
-    """Return the seconds of a step, from `steps` in a row, `repeats` times.
+    """Return the mean seconds per step of each of `repeats` runs of `steps` steps.
 
-    `step` returns arrays, which only the end of a row waits for. Two untimed steps come first.
+    `step` returns arrays; only the last ones of a run are waited for. Two steps before the first
+    run are not timed.
     """
     jax.block_until_ready([step() for _ in range(2)][-1])
     seconds = []
@@ -139,12 +140,12 @@ def time_steps(step: Callable[[], Any], *, repeats: int, steps: int) -> tuple[fl
 
 @dataclasses.dataclass(frozen=True)
 class TargetCost:
-    """The cost of a train step on hardware that it was only compiled for.
+    """The cost of a train step on hardware that it is compiled for but not run on.
 
     Attributes:
-      memory: kind -> bytes on each device: parameters, batch statistics, optimizer, EMA, batch, and
-        temporary values, most of which are activations.
-      program: what each device runs.
+      memory: kind -> bytes on each device. The kinds are parameters, batch statistics, optimizer,
+        EMA, batch, and activations, which are all temporary values.
+      program: cost of the program of each device.
     """
 
     config: ConfigDict
@@ -154,7 +155,7 @@ class TargetCost:
 
     @property
     def batch_size(self) -> int:
-        """Images of a step, over all devices."""
+        """Images per step, over all devices."""
         return self.config.batch_size
 
     @property
@@ -164,14 +165,14 @@ class TargetCost:
 
     @property
     def used(self) -> float:
-        """Bytes that a device needs."""
+        """Bytes that each device needs."""
         return sum(self.memory.values())
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Lower bounds of the time of a step, by what bounds it.
+        """Lower bounds of the time of a step: "memory" and "arithmetic".
 
-        "cycles" is an estimate, not a bound; only the compiler for TPUs makes it.
+        "cycles", if present, is an estimate of the compiler, not a bound. Only TPUs have it.
         """
         target, device = self.target, self.target.devices[0]
         bounds = {"memory": self.program.bytes / target.bandwidth}
@@ -183,18 +184,19 @@ class TargetCost:
 
     @property
     def step_seconds(self) -> float:
-        """The compiler's estimate if it makes one, else the larger bound."""
+        """Estimate of the compiler, or else the larger bound."""
         return self.seconds.get("cycles") or max(self.seconds.values())
 
 
 class DoesNotFit(UserError):
-    """The compiler found no way to fit the step into the memory of the target."""
+    """The step does not fit into the memory of the target, according to the compiler."""
 
 
 def target_cost(config: ConfigDict, target: Target) -> TargetCost:
     """Compile the train step of `config` for `target`.
 
-    Raises DoesNotFit if the compiler says so, and UserError as training does.
+    Raises DoesNotFit if the step does not fit into memory, and UserError for the same reasons as
+    training.
     """
     bare = make_bare_step(config, target.devices)
     batch = abstract_batch(config, bare.mesh)
@@ -205,7 +207,7 @@ def target_cost(config: ConfigDict, target: Target) -> TargetCost:
             try:
                 compiled = lowered.compile(compiler_options=options)
             except RuntimeError as e:
-                # XLA tries no other tiles without a GPU to time them on.
+                # Without a GPU to time them on, XLA does not try other tile sizes.
                 if "tile sizes" not in str(e):
                     raise
                 options = {**options, "xla_gpu_enable_triton_gemm": False}
@@ -241,7 +243,7 @@ def device_bytes(tree: Any) -> float:
 
 
 def without_data(config: ConfigDict) -> ConfigDict:
-    """Return a copy with synthetic data: ImageNet's number of images, in the config's classes."""
+    """Return a copy with as many synthetic images as ImageNet has, in the classes of `config`."""
     return copy_config(
         config,
         {
@@ -269,7 +271,7 @@ def abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeSt
 
 
 def random_batch(config: ConfigDict, mesh: Mesh) -> dict[str, Any]:
-    """Return a batch of random images and labels, on the devices."""
+    """Return a batch of random images and labels on the devices."""
     shape, rng = image_shape(config), np.random.default_rng(0)
     batch = {
         "image": rng.integers(0, 256, shape, dtype=np.uint8),

@@ -1,6 +1,6 @@
-"""`--dry_run`: the recipe, the learning-rate curve and the cost of a run; nothing is written.
+"""`--dry_run`: print the recipe, the learning-rate curve and the cost of a run; write nothing.
 
-`--target` names hardware that is not here; the compiler then says what the run would cost there.
+`--target` names other hardware; the cost then comes from compiling the step for it.
 """
 
 from collections.abc import Callable
@@ -31,19 +31,22 @@ from imagenet_jax.logs.throughput import count_flops
 from imagenet_jax.training.experiment import Experiment, make_experiment
 from imagenet_jax.training.sharding import make_mesh, round_batch_size
 
-# A large step takes minutes on a CPU. If it has more operations than this, fewer images are timed.
+# A large step takes minutes on a CPU. Steps with more operations are timed with fewer images.
 _CPU_FLOPS, _CPU_ROWS = 1e12, 8
-_TRIES, _SMALLER = 4, 0.97  # of the largest batch: compilations, and how far below an estimate
+# Search for the largest batch: number of compilations, and margin below the estimate.
+_TRIES, _MARGIN = 4, 0.97
 _BARS = " ▁▂▃▄▅▆▇█"
 _WIDTH, _HEIGHT = 60, 5  # of the learning-rate curve, in characters
 
 
 def dry_run(config: ConfigDict, target_name: str = "", price: float | None = None) -> None:
-    """Print the recipe, then the cost of its train step; UserError as for training.
+    """Print the recipe and the cost of its train step.
 
     Args:
-      target_name: see `make_target`; "": compile for the present devices, and time a few steps.
-      price: dollars per hour of a TPU chip or GPU of the target; None: that of its table.
+      target_name: see `make_target`; "": compile for the devices of this machine, and time steps.
+      price: dollars per hour of a TPU chip or GPU of the target; None: that in `ACCELERATORS`.
+
+    Raises UserError for the same reasons as training.
     """
     target = make_target(target_name) if target_name else None
     run, note = _make_experiment(config, target)
@@ -69,7 +72,7 @@ def dry_run(config: ConfigDict, target_name: str = "", price: float | None = Non
 
 
 def _make_experiment(config: ConfigDict, target: Target | None) -> tuple[Experiment, str]:
-    """Return the experiment, and a warning if it is without its data: a target needs none."""
+    """Return the experiment, and a warning if the data is replaced because it is missing."""
     if target is None:
         return make_experiment(config), ""
     mesh = make_mesh(config.mesh.fsdp, target.devices)
@@ -82,12 +85,14 @@ def _make_experiment(config: ConfigDict, target: Target | None) -> tuple[Experim
                 f"--config.data.synthetic.classes={config.model.num_classes} "
                 "--config.data.synthetic.images=N"
             ) from e
-        run = make_experiment(without_data(config), mesh)  # raises what is not about the data
+        run = make_experiment(
+            without_data(config), mesh
+        )  # raises again if the error is not about the data
         return run, f"{one_line(e)}; assuming ImageNet's {len(run.source):,} training images"
 
 
 def _target_cost(config: ConfigDict, target: Target, console: Console) -> TargetCost:
-    """Return the cost of the step; of half the batch if the compiler refuses it, and so on."""
+    """Return the cost of the step. While it does not fit into memory, halve the batch."""
     try:
         return target_cost(config, target)
     except DoesNotFit as e:
@@ -99,7 +104,7 @@ def _target_cost(config: ConfigDict, target: Target, console: Console) -> Target
 
 
 def _largest_batch(config: ConfigDict, cost: TargetCost) -> str:
-    """Return a sentence about the largest batch: extrapolated from two, compiled to confirm it."""
+    """Return a sentence on the largest batch, extrapolated from two batches and compiled."""
     target, devices = cost.target, len(cost.target.devices)
     half = round_batch_size(config, cost.batch_size / 2, devices)
     other = half if half < cost.batch_size else 2 * cost.batch_size
@@ -107,17 +112,17 @@ def _largest_batch(config: ConfigDict, cost: TargetCost) -> str:
         second = target_cost(copy_config(config, {"batch_size": other}), target)
     except DoesNotFit:
         return f"largest batch: {cost.batch_size:,} images; {other:,} do not fit"
-    # Memory that does not grow is still that of the images.
+    # Memory grows at least by the bytes of the images.
     least = cost.memory["batch"] / cost.batch_size
     tried = f"extrapolated from {other:,} and {cost.batch_size:,} images"
     for _ in range(_TRIES):
         growth = (second.used - cost.used) / (second.batch_size - cost.batch_size)
         room = (target.memory - cost.used) / max(growth, least)
-        largest = round_batch_size(config, _SMALLER * (cost.batch_size + room), devices)
+        largest = round_batch_size(config, _MARGIN * (cost.batch_size + room), devices)
         try:
             second = target_cost(copy_config(config, {"batch_size": largest}), target)
         except DoesNotFit:
-            return f"largest batch: below {largest:,} images, {tried}; the compiler refuses these"
+            return f"largest batch: below {largest:,} images, {tried}, which do not fit"
         if second.used <= target.memory:
             return f"largest batch: about {largest:,} images, {tried} and compiled: they fit"
         tried = f"interpolated between {cost.batch_size:,} and {largest:,} images"
@@ -146,7 +151,7 @@ def _target_lines(run: Experiment, cost: TargetCost, price: float | None) -> lis
     return [
         f"memory of each device: {format_bytes(cost.used)} of {format_bytes(target.memory)} for a "
         f"batch of {cost.batch_size:,} ({kinds}); {advice}",
-        f"of an image: {format_flops(cost.flops / cost.batch_size)}, {traffic / 1e6:.1f} MB of "
+        f"each image: {format_flops(cost.flops / cost.batch_size)}, {traffic / 1e6:.1f} MB of "
         "memory traffic",
         f"time of a step: at least {times}",
         f"collectives: {exchanged} of {format_bytes(program.collective_bytes.total())} in a step"
@@ -160,9 +165,9 @@ def _target_lines(run: Experiment, cost: TargetCost, price: float | None) -> lis
 
 
 def draw_schedule(schedule: Callable[[int], Any], steps: int, epochs: float) -> list[str]:
-    """Return lines of text that draw the learning rate from 0 to its largest value."""
+    """Return lines of text that plot the learning rate."""
     rates = [float(schedule(int(i * (steps - 1) / (_WIDTH - 1)))) for i in range(_WIDTH)]
-    top = max(rates) or 1.0  # of the columns: a warm-up may peak between two of them
+    top = max(rates) or 1.0  # may be below the peak, which can lie between two columns
     levels = [round(rate / top * _HEIGHT * (len(_BARS) - 1)) for rate in rates]
     lines = []
     for row in reversed(range(_HEIGHT)):
@@ -197,7 +202,7 @@ def _cost_lines(run: Experiment) -> list[str]:
 
 
 def _shrink(config: ConfigDict) -> ConfigDict:
-    """Return the config with a batch that a CPU computes in seconds."""
+    """Return `config` with a batch that takes seconds on a CPU."""
     rows = min(config.batch_size, _CPU_ROWS * jax.device_count())
     small = copy_config(config, {"batch_size": rows, "optim.grad_accum_steps": 1})
     if "bn_group" in small.model:
@@ -206,10 +211,10 @@ def _shrink(config: ConfigDict) -> ConfigDict:
 
 
 def _compare_memory(device: jax.Device, cost: StepCost) -> str:
-    """Return the share of the device's memory that the step takes; "" if it is not known."""
+    """Return the fraction of the device memory that the step needs; "" if it is unknown."""
     limit = (device.memory_stats() or {}).get("bytes_limit")
     if not limit:
         return ""
     share = (cost.state_bytes + cost.temporary_bytes) / limit
     advice = "; it does not fit: raise config.optim.grad_accum_steps" if share > 1 else ""
-    return f": {share:.0%} of the {format_bytes(limit)} there are{advice}"
+    return f": {share:.0%} of {format_bytes(limit)}{advice}"

@@ -1,4 +1,4 @@
-"""Histograms of weights and gradients per layer group (config.log.histograms_every_epochs)."""
+"""Histograms of weights and gradients of each layer group (config.log.histograms_every_epochs)."""
 
 import functools
 from collections.abc import Callable
@@ -25,10 +25,10 @@ BINS = 64
 class Histograms(Hook):
     """Writes histograms every config.log.histograms_every_epochs.
 
-    For step N and each layer group G: of the gradients that N applies ("gradients/G", before
-    clipping) and of the weights after it ("weights/G"). The compiled step does not change; the
-    gradients are computed once more, and the devices are waited for, which takes about as long as
-    1.3 steps (benchmarks/RESULTS.md).
+    For each layer group G, there is a histogram of the gradients of the step before clipping
+    ("gradients/G") and of the weights after it ("weights/G"). The compiled step does not change.
+    Gradients are computed a second time, which takes about as long as 1.3 steps
+    (benchmarks/RESULTS.md).
     """
 
     def __init__(self, run: Experiment, recorder: Recorder):
@@ -55,7 +55,7 @@ class Histograms(Hook):
 def compile_histograms(
     parts: StepParts, mesh: Mesh
 ) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
-    """Return programs (state, batch) -> histograms of the gradients, params -> of the weights."""
+    """Return two programs: (state, batch) -> gradient histograms, params -> weight histograms."""
     model = parts.config.model.name
     compiled = functools.partial(
         jax.jit, out_shardings=replicated(mesh), compiler_options=xla.options()
@@ -69,12 +69,12 @@ def compile_histograms(
 def group_histograms(tree: Any, model: str) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Return (counts i32[64], edges f32[65]) of the values of each layer group of `model`.
 
-    The counts are those of `numpy.histogram` for these edges, which go from the smallest to the
-    largest value (0.5 below and above if all values are equal): each bin includes its lower edge,
-    the last one also its upper edge.
+    Edges go from the smallest to the largest value, or from 0.5 below to 0.5 above it if all values
+    are equal. Counts equal those of `numpy.histogram`: each bin includes its lower edge, and the
+    last one its upper edge too.
 
     Args:
-      tree: same structure as the parameters; it may be sharded, and is not gathered.
+      tree: a tree like the parameters. It may be sharded and is not gathered.
     """
     return {group: _histogram(leaves) for group, leaves in named_groups(tree, model).items()}
 
@@ -84,18 +84,18 @@ def _histogram(leaves: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
     high = jnp.stack([jnp.max(x) for x in leaves]).max()
     low, high = jnp.where(low == high, low - 0.5, low), jnp.where(low == high, high + 0.5, high)
     edges = low + (high - low) * jnp.arange(BINS + 1, dtype=low.dtype) / BINS
-    edges = edges.at[-1].set(high)  # despite rounding, the largest value is in the last bin
+    edges = edges.at[-1].set(high)  # rounding must not exclude the largest value
 
     def at_least(edge: jax.Array) -> jax.Array:
         return jnp.stack([jnp.sum(x >= edge, dtype=jnp.int32) for x in leaves]).sum()
 
-    # One pass over the values per edge takes no memory; a scatter would be sequential.
+    # A pass over the values for each edge needs no memory; a scatter would be sequential.
     reached = jax.lax.map(at_least, edges[:-1])
     return reached - jnp.append(reached[1:], 0), edges
 
 
 def _to_host(kind: str, groups: Any) -> dict[str, Histogram]:
-    """Return histograms by name, without those of NaN or infinite values, which have no range."""
+    """Return histograms by name, except those with NaN or infinite values, which have no range."""
     return {
         f"{kind}/{group}": (counts, edges)
         for group, (counts, edges) in jax.device_get(groups).items()

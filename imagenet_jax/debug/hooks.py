@@ -1,4 +1,4 @@
-"""Hooks: objects that watch training from outside the step. Config fields switch them on."""
+"""Hooks: objects that observe training from outside the step. Config fields enable them."""
 
 import contextlib
 import functools
@@ -27,14 +27,14 @@ from imagenet_jax.training.step import Batch, Scalars, train_step
 
 
 class Hook:
-    """Base class of hooks. The loop calls each method of all hooks, in every process."""
+    """Base class of hooks. The training loop calls each method of every hook, in every process."""
 
     def before_training(
         self, state: TrainState, train_step: Callable, make_batches: Callable[[int], Batches]
     ) -> None:
-        """Called once, before the first step of this start.
+        """Called once, before the first step after a start or restart.
 
-        `make_batches(last)` reads the batches from this state to step `last` in its own pipeline.
+        `make_batches(last)` returns the batches from here to step `last`, from a new pipeline.
         """
 
     def begin_step(self, step: int) -> None:
@@ -44,31 +44,31 @@ class Hook:
         """Called before `step` is dispatched, which donates `state`."""
 
     def after_update(self, step: int, state: TrainState, metrics: Scalars) -> None:
-        """Called after `step` is dispatched, with the results that it will have."""
+        """Called after `step` is dispatched, with its results, which may not be computed yet."""
 
     def end_step(self, step: int) -> None:
-        """Called after everything that follows `step`: logging, evaluation and saving."""
+        """Called after `step` and the logging, evaluation and saving that follow it."""
 
     def after_evaluation(self, step: int, state: TrainState, watch: Watched) -> None:
         """Called after an evaluation, before its results are recorded and the state is saved.
 
-        Passing batches of an evaluation through `watch` lets a stop signal end it.
+        A hook that evaluates must pass the batches through `watch`, so that stop signals end it.
         """
 
     def close(self) -> None:
         """Called once at the end, also after an error."""
 
 
-# Frames in these packages do not tell which line of the model asked for an operation.
+# Packages whose stack frames do not show which line of the model caused an operation.
 _LIBRARIES = tuple(path for package in (jax, flax, optax) for path in package.__path__)
 
 
 class NanCheck(Hook):
     """Raises UserError after a step whose results contain a NaN.
 
-    The compiled step and its results do not change, but each step is waited for, with a copy of the
-    state in memory. A step with a NaN runs again from that copy, with every operation checked by
-    `jax.experimental.checkify`; the message names the first one that fails.
+    The compiled step and its results do not change. Training waits for each step and keeps a copy
+    of the state from before it. A step with a NaN runs again from that copy, with each operation
+    checked by `jax.experimental.checkify`, and the message names the first operation that fails.
     """
 
     def __init__(self, run: Experiment):
@@ -88,7 +88,7 @@ class NanCheck(Hook):
 
 
 def _find_origin(run: Experiment, state: TrainState, batch: Batch) -> str:
-    """Return the operation that made the first NaN of the step from `state`, and its line."""
+    """Return the operation that produced the first NaN in the step from `state`, and its line."""
     step = functools.partial(train_step, parts=run.parts)
     checked = checkify.checkify(step, errors=checkify.nan_checks)
     locate = jax.jit(
@@ -99,14 +99,14 @@ def _find_origin(run: Experiment, state: TrainState, batch: Batch) -> str:
     error = locate(state, batch).get_exception()
     if error is None:
         return (
-            "not when the step ran again from the same state and batch, with every operation "
-            "checked; see --config.debug.determinism"
+            "it did not occur again when the step was repeated with each operation checked; see "
+            "--config.debug.determinism"
         )
     return f"first in the operation {error.prim}, or its gradient, at {_find_line(error)}"
 
 
 def _find_line(error: Any) -> str:
-    """Return "file:line (function)" of the innermost frame outside the libraries."""
+    """Return "file:line (function)" of the innermost stack frame outside `_LIBRARIES`."""
     frames = traceback.extract_tb(error.traceback_info.as_python_traceback())
     ours = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
     frame = (ours or frames)[-1]
@@ -114,16 +114,16 @@ def _find_line(error: Any) -> str:
 
 
 _ADVICE = (
-    "on GPUs start again with XLA_FLAGS=--xla_gpu_deterministic_ops=true in the environment; "
-    "elsewhere suspect the model or faulty memory"
+    "on GPUs, set XLA_FLAGS=--xla_gpu_deterministic_ops=true and start again; elsewhere, suspect "
+    "the model or faulty memory"
 )
 
 
 class DeterminismCheck(Hook):
-    """Runs the next config.debug.determinism steps twice before training and compares the bits.
+    """Before training, runs the next config.debug.determinism steps twice and compares the bits.
 
-    Batches, metrics and every array of the state are compared after each step. The state that
-    training continues from does not change; three states are in memory meanwhile.
+    Batches, metrics and all arrays of the state are compared after each step. Training continues
+    from the original state, so that three states are in memory during the check.
     """
 
     def __init__(self, run: Experiment, recorder: Recorder, watchdog: Watchdog):
@@ -133,7 +133,7 @@ class DeterminismCheck(Hook):
     def before_training(
         self, state: TrainState, train_step: Callable, make_batches: Callable[[int], Batches]
     ) -> None:
-        """Raises UserError that names the first step and array that differ, and a remedy."""
+        """Run the check. Raises UserError, naming the first step and array that differ."""
         first = int(state.step)
         last = min(first + self._run.config.debug.determinism, self._run.total_steps)
         if first >= last:
@@ -146,7 +146,7 @@ class DeterminismCheck(Hook):
             if names := self._find_different(a, b):
                 raise UserError(
                     f"batch {step} is not repeatable: {_summarize(names)} when the pipeline runs "
-                    "again; suspect the storage, or the library that decodes the images"
+                    "again; suspect the storage or the image decoder"
                 )
             one, metrics_one = train_step(one, a)
             two, metrics_two = train_step(two, b)
@@ -154,7 +154,7 @@ class DeterminismCheck(Hook):
                 names = [name.split(".", 1)[1] for name in names]  # without the index in the pair
                 raise UserError(
                     f"step {step} is not repeatable: {_summarize(names)} when it runs again from "
-                    f"the same state on the same batch; {_ADVICE}"
+                    f"the same state and batch; {_ADVICE}"
                 )
             self._watchdog.beat()
         self._recorder.say(f"repeatable: steps {first + 1} to {last} ran twice with the same bits")
@@ -182,23 +182,23 @@ def _summarize(names: list[str]) -> str:
 
 
 class Profiler(Hook):
-    """Traces the steps of config.profile.steps in this process; used only in process 0.
+    """Traces the steps of config.profile.steps. Used only in process 0.
 
-    workdir/profile gets plugins/profile/TIME/HOST.xplane.pb, for TensorBoard's profile plugin and
-    xprof with workdir/profile as their logdir, and HOST.trace.json.gz, for https://ui.perfetto.dev.
-    Each step is an annotation "train" with its step_num. It covers everything from reading the
-    batch to logging and saving.
+    Files are plugins/profile/TIME/HOST.xplane.pb in workdir/profile, which is the logdir for
+    TensorBoard's profile plugin and xprof, and HOST.trace.json.gz, for https://ui.perfetto.dev. The
+    annotation "train" of each step, with its step_num, covers reading the batch, logging and
+    saving.
     """
 
     def __init__(self, recorder: Recorder, directory: Path, window: tuple[int, int], steps: range):
-        """Trace the steps of `window` that are among the `steps` of this start."""
+        """Trace the steps of `window` that are in `steps`, which this start trains."""
         self._recorder, self._directory = recorder, directory
         self._first, self._last = window
         self._traced: list[int] = []  # steps in the running trace
         self._annotation = contextlib.ExitStack()
         if steps and self._last < steps[0]:
             recorder.say(
-                f"no trace: steps {self._first}:{self._last} lie before step {steps[0]}, where "
+                f"no trace: steps {self._first}:{self._last} are before step {steps[0]}, at which "
                 "this run continues"
             )
 
@@ -208,7 +208,7 @@ class Profiler(Hook):
         if not self._traced:
             self._recorder.throughput.drain()
             options = jax.profiler.ProfileOptions()
-            # Tracing every Python call gives a million events, more than the viewers can show.
+            # Python calls are a million events, more than the viewers can show.
             options.python_tracer_level = 0
             jax.profiler.start_trace(self._directory, profiler_options=options)
         self._traced.append(step)
@@ -221,7 +221,7 @@ class Profiler(Hook):
             self.close()
 
     def close(self) -> None:
-        """Write the running trace, if there is one; a failure does not stop training."""
+        """Write the trace in progress, if any. Errors are reported and do not stop training."""
         self._annotation.close()
         if not self._traced:
             return
@@ -232,7 +232,7 @@ class Profiler(Hook):
             newest = max(self._directory.glob("plugins/profile/*/*.trace.json.gz"))
             self._recorder.say(
                 f"trace of steps {steps}: open it with tensorboard --logdir={self._directory} "
-                f"(profile plugin), or open this file on https://ui.perfetto.dev: {newest}"
+                f"(profile plugin), or open this file at https://ui.perfetto.dev: {newest}"
             )
         except (OSError, RuntimeError, ValueError) as e:
             self._recorder.say(f"the trace of steps {steps} could not be written: {e}")
@@ -241,7 +241,7 @@ class Profiler(Hook):
 def make_hooks(
     run: Experiment, recorder: Recorder, watchdog: Watchdog, workdir: Path, first: int
 ) -> list[Hook]:
-    """Return the hooks that `run.config` switches on, for a run that continues after `first`."""
+    """Return the hooks that `run.config` enables, for a run that continues after step `first`."""
     config = run.config
     hooks: list[Hook] = []
     if config.debug.determinism:

@@ -1,4 +1,4 @@
-"""Pictures of a run: the inputs of its first step, and its worst mistakes at the end."""
+"""Pictures of a run: inputs of the first step, and the worst mistakes after the last one."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ Array = jax.Array | np.ndarray
 
 
 class Pictures(Hook):
-    """Writes config.log.images images: inputs of the first step, and mistakes of the last one."""
+    """Logs config.log.images inputs of the first step, and as many mistakes after the last step."""
 
     def __init__(self, run: Experiment, recorder: Recorder):
         self._run, self._recorder = run, recorder
@@ -59,9 +59,9 @@ def augment_first_batch(
 ) -> np.ndarray:
     """Return u8[N, H, W, 3]: the first `count` images of the first batch after augmentation.
 
-    This is the first step's own augmentation, applied to the whole batch because an image may be
-    mixed with any other; then the normalization is undone and values are clipped to bytes. Every
-    process must call it.
+    The augmentation is that of the first step. It is applied to the whole batch, because images are
+    mixed. Then normalization is undone, and values are clipped to bytes. Every process must call
+    this.
     """
 
     def augmented(images: jax.Array, labels: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -85,10 +85,10 @@ def augment_first_batch(
 
 
 class Mistakes(NamedTuple):
-    """The wrong predictions of the highest confidence, in descending order.
+    """The wrong predictions with the highest confidence, in descending order.
 
     Attributes:
-      pixels: u8[N, S, S, 3], as the model saw them.
+      pixels: u8[N, S, S, 3], the input of the model.
       labels: i32[N].
       predicted: i32[N].
       confidence: f32[N], the probability of the predicted class.
@@ -103,11 +103,11 @@ class Mistakes(NamedTuple):
 def find_mistakes(
     evaluation: Evaluation, state: TrainState, count: int, watch: Watched = iter
 ) -> Mistakes:
-    """Return the worst `count` mistakes of the evaluation split, or fewer if there are fewer.
+    """Return the (up to) `count` worst mistakes on the evaluation split.
 
-    Uses the EMA weights if the run keeps them, otherwise the raw weights. Takes as long as an
-    evaluation. `watch` wraps the batches; an exception that it raises ends the search. Every
-    process must call it.
+    Uses the EMA weights if the run keeps them, else the raw weights, and takes as long as an
+    evaluation. `watch` wraps the batches and may raise to end the search. Every process must call
+    this.
     """
     config, mesh, side = evaluation.config, evaluation.mesh, evaluation.config.eval.image_size
     weights = state.weights("raw" if state.ema is None else "ema")
@@ -138,15 +138,15 @@ def find_mistakes(
 
 
 _WHITE = 255
-_MIN_SIDE = 128  # pixels, so that the caption below a picture is readable
+_MIN_SIDE = 128  # pixels, so that captions are readable
 _LINE_HEIGHT = 14  # of captions, in pixels
 _FONT_SIZE = 11  # of captions, in points
 
 
 def make_grid(pictures: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
-    """Return the pictures u8[N, H, W, 3] as one grid u8[rows * (H + gap) + gap, ..., 3] on white.
+    """Return a grid u8[rows * (H + gap) + gap, ..., 3] of pictures u8[N, H, W, 3], on white.
 
-    `columns`: pictures per row; None: about as many as there are rows.
+    `columns` is the number of pictures per row; None: about as many as rows.
     """
     count, height, width, _ = pictures.shape
     columns = columns or math.ceil(math.sqrt(count))
@@ -159,10 +159,10 @@ def make_grid(pictures: np.ndarray, columns: int | None = None, gap: int = 2) ->
 
 
 def add_captions(pictures: np.ndarray, captions: Sequence[Sequence[str]]) -> np.ndarray:
-    """Return the pictures u8[N, H, W, 3] with captions below them: u8[N, H', W', 3].
+    """Return pictures u8[N, H, W, 3] with captions below them, as u8[N, H', W', 3].
 
-    Each line of a caption is cut to the width of its picture. Small pictures are enlarged by a
-    whole factor, without interpolation.
+    Lines of a caption are truncated to the width of the picture. Small pictures are enlarged by an
+    integer factor, without interpolation.
     """
     factor = math.ceil(_MIN_SIDE / min(pictures.shape[1:3]))
     large = pictures.repeat(factor, axis=1).repeat(factor, axis=2)

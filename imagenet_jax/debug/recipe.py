@@ -1,4 +1,4 @@
-"""A config as the table of a paper, for the dry run, model cards and reports."""
+"""A config as a table like those in papers, for the dry run, model cards and reports."""
 
 import jax
 from ml_collections import ConfigDict
@@ -7,7 +7,7 @@ from imagenet_jax.config import fields, flatten
 from imagenet_jax.training import optim, schedules
 from imagenet_jax.training.state import abstract_params, count_parameters
 
-# Fields and groups that have a row of their own, or that do not change what is trained.
+# Fields and groups that are part of a row, or that do not change what is trained.
 _SHOWN = (
     "seed", "epochs", "batch_size", "resume_with_changes", "model.name", "model.dtype",
     "model.num_classes", "augment.image_size", "augment.start_size", "augment.size_ramp",
@@ -16,21 +16,22 @@ _SHOWN = (
     "optim.b2", "optim.eps", "optim.weight_decay", "optim.decay_bias_and_norm",
     "data.", "eval.", "checkpoint.", "log.", "mesh.",
 )  # fmt: skip
-_SHOWN_LAST = ("data.repeated_aug", "data.balance")  # although their group is in _SHOWN
+# Exceptions in these groups, which are shown in rows of their own.
+_SHOWN_LAST = ("data.repeated_aug", "data.balance")
 
 
 def describe_recipe(
     config: ConfigDict, images: int | None, steps: int | None
 ) -> list[tuple[str, str]]:
-    """Return (name, value) rows: what a paper's table states, then every field not at its default.
+    """Return (name, value) rows: the usual rows of a paper, then fields that are not at default.
 
     Nothing is computed on a device.
 
     Args:
-      images: number of training images; None if it is not known.
-      steps: of the whole run; None if it is not known.
+      images: number of training images; None: unknown.
+      steps: number of steps of the whole run; None: unknown.
     """
-    # Only shapes: this machine may have different devices from the run's.
+    # Only shapes, because this machine may have other devices than the run.
     params = abstract_params(config.model)
     count, length = count_parameters(params), f"{config.epochs:g} epochs"
     decayed = params

@@ -1,4 +1,4 @@
-"""Accelerators that a train step can be compiled for without having one (`--dry_run --target`)."""
+"""Accelerators that a train step can be compiled for without one (`--dry_run --target`)."""
 
 import contextlib
 import dataclasses
@@ -16,18 +16,19 @@ from imagenet_jax.errors import UserError, check_choice
 
 @dataclasses.dataclass(frozen=True)
 class Accelerator:
-    """One chip or GPU.
+    """A TPU chip or a GPU.
 
     Attributes:
       memory: bytes of HBM.
-      bandwidth: of that memory, bytes/s.
-      dollars_per_hour: an assumption, to compare recipes; --price overrides it. TPUs: Google's list
-        price of a chip in US regions without a commitment, https://cloud.google.com/tpu/pricing,
-        2025. GPUs: within the usual range of clouds that specialize in them, for example
-        https://www.mercatus-ai.com/blog/cloud-gpu-pricing, May 2026; B200: a guess from these.
-      clock: Hz of a TPU's matrix units, in whose cycles its compiler estimates. It follows from
-        the peak: 4 or 8 units of 128^2 or 256^2 multiply-adds.
-      gpu: what XLA has to know about a GPU.
+      bandwidth: bandwidth of HBM in bytes/s.
+      dollars_per_hour: assumed price, for comparing recipes; --price overrides it. TPUs: Google's
+        list price of a chip in US regions without a commitment,
+        https://cloud.google.com/tpu/pricing, 2025. GPUs: within the usual range of GPU clouds, for
+        example https://www.mercatus-ai.com/blog/cloud-gpu-pricing, May 2026. B200: a guess based on
+        these.
+      clock: clock rate in Hz of the matrix units of a TPU, whose cycles the compiler estimates. It
+        follows from the peak rate: 4 or 8 units of 128^2 or 256^2 multiply-adds.
+      gpu: description of a GPU for XLA.
     """
 
     memory: float
@@ -40,7 +41,10 @@ class Accelerator:
 def _gpu(
     name: str, capability: int, cores: int, shared: int, l2: int, ghz: float, fpus: int
 ) -> str:
-    """Return XLA's GpuTargetConfigProto as text, without the memory. `shared` is KiB per core."""
+    """Return XLA's GpuTargetConfigProto as a text template; `shared` is in KiB per core.
+
+    Memory size and bandwidth are %-placeholders.
+    """
     return f"""
       gpu_device_info {{
         cuda_compute_capability {{ major: {capability} }}
@@ -79,7 +83,7 @@ ACCELERATORS = {
 class Target:
     """Hardware to compile for, such as v5e:2x4 or h100:8.
 
-    `devices` exist only in the compiler. A device of a v4 is one of the chip's two cores.
+    `devices` exist only in the compiler. On v4, a device is one of the two cores of a chip.
     """
 
     name: str
@@ -89,12 +93,12 @@ class Target:
 
     @property
     def share(self) -> float:
-        """The part of a chip that a device is."""
+        """Fraction of a chip that a device is."""
         return self.chips / len(self.devices)
 
     @property
     def compiler_options(self) -> Any:
-        """Options for `Lowered.compile`: there is nothing to time algorithms on."""
+        """Options for `Lowered.compile`. They disable autotuning, which needs the hardware."""
         return {"xla_gpu_autotune_level": 0} if self.accelerator.gpu else None
 
     @property
@@ -109,7 +113,7 @@ class Target:
 
 
 def make_target(name: str) -> Target:
-    """Return the hardware of a name: an accelerator and its topology or count, such as v5e:2x4.
+    """Return the hardware called `name`: an accelerator with topology or count, such as v5e:2x4.
 
     Raises UserError for an unknown name, or if the compiler for it is not installed.
     """
@@ -128,7 +132,7 @@ def make_target(name: str) -> Target:
         sides += [1] * (3 - len(sides))
         chips = sides[0] * sides[1] * sides[2]
         _require("libtpu", "TPUs", "'jax[tpu]'")
-    # Without this, JAX would look for devices of the compilers that are installed here.
+    # Otherwise JAX looks for devices of the installed compilers.
     jax.config.update("jax_platforms", "cpu")
     from jax.experimental import topologies
 
@@ -141,11 +145,11 @@ def make_target(name: str) -> Target:
                 "target_config": accelerator.gpu % vars(accelerator),
             }  # fmt: skip
         else:
-            # libtpu would ask the metadata server of a TPU VM, and complain that there is none.
+            # Otherwise libtpu looks for the metadata server of a TPU VM and complains.
             os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
             os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
             os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-            # Its lock, which is for devices, would refuse a second compilation at the same time.
+            # Otherwise its lock, which protects devices, prevents concurrent compilations.
             os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
             flat = kind in ("v5e", "v6e")
             topology = f"{kind}:{'x'.join(map(str, sides[:2] if flat else sides))}"
@@ -161,7 +165,7 @@ def make_target(name: str) -> Target:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Discard what compilers, which do not use sys.stderr, write to standard error."""
+    """Discard what compilers write to standard error, bypassing sys.stderr."""
     saved = os.dup(2)
     with Path(os.devnull).open("wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -175,6 +179,6 @@ def quiet() -> Iterator[None]:
 def _require(module: str, what: str, packages: str) -> None:
     if find_spec(module) is None:
         raise UserError(
-            f"the compiler for {what} is not installed: pip install {packages} (of the version of "
-            f"jax, {jax.__version__}; no accelerator is needed)"
+            f"the compiler for {what} is not installed: pip install {packages} (version "
+            f"{jax.__version__}, as jax; no accelerator is needed)"
         )

@@ -61,7 +61,7 @@ def test_trace_continues_after_a_restart_within_the_window_only(quick, tmp_path,
     quick.epochs = 0.3  # 9 steps
     quick.resume_with_changes = True
     assert loop.train(quick, tmp_path) == 0
-    assert "no trace: steps 3:5 lie before step 9" in capsys.readouterr().out
+    assert "no trace: steps 3:5 are before step 9" in capsys.readouterr().out
 
 
 @pytest.mark.full
