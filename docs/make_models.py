@@ -38,24 +38,24 @@ _TEXT = """\
 
 `python -m docs.make_models` writes this page.
 
-- Parameters: of the model with its number of classes, with auxiliary heads where it has any.
-- GFLOPs: multiply-adds of convolutions, linear layers and attention for one image in evaluation, in
-  billions, as torchvision counts them; the side of the image is beside it.
-- Weights: published top-1 accuracy in percent, from the [catalog](weights.md). Each name works as
-  `--weights=NAME`; in front of a tag stands `SOURCE/MODEL.`, as
-  `python -m imagenet_jax.weights --model=MODEL` lists it.
+- Parameters: number of parameters, including auxiliary heads, with the default number of classes.
+- GFLOPs: billions of multiply-adds in convolutions, linear layers and attention for one image in
+  evaluation, as torchvision counts them; in parentheses, the side of the image.
+- Weights: published top-1 accuracy in percent, from the [catalog](weights.md). Only the last part
+  of each name is shown: `python -m imagenet_jax.weights --model=MODEL` lists the whole names, which
+  `--weights=SOURCE/MODEL.TAG` takes.
 - Recipes: `--config=configs/FILE.py:VARIANT`, see [recipes](recipes.md).
 
 | model | parameters | GFLOPs | published weights, top-1 | recipes |
 | --- | --- | --- | --- | --- |
 {models}
 
-## Speed that compilers promise
+## Estimated speed
 
-Images per second of a train step, from the program that the compiler makes; nothing ran. H100: an
-upper bound, from the bytes that kernels read and write over the bandwidth, or the operations over
-the peak rate, whichever takes longer. v5e: the cycles that its compiler estimates. One device,
-bfloat16. The ratio is to ResNet-50. Empty: not compiled yet.
+Images per second of a train step on one device in bfloat16, estimated from compiled programs that
+were not run. H100: an upper bound, from the bytes that kernels read and write divided by the
+bandwidth, or the operations divided by the peak rate, whichever takes longer. v5e: the cycles that
+the compiler estimates. Ratios are relative to ResNet-50. Empty: not compiled yet.
 
 | config | model | image | {targets} |
 | --- | --- | --- | {rules} |
