@@ -1,9 +1,10 @@
-"""BiT-S R50x1 (Kolesnikov et al. 2020, arXiv:1912.11370): ResNet-v2 with group norm, on ImageNet.
+"""BiT-S R50x1 (Kolesnikov et al. 2020, arXiv:1912.11370) on ImageNet.
 
-Its kernels are standardized, and it has no batch norm. Sources: the paper on pre-training BiT-S;
-github.com/google-research/big_vision, bit_i1k.py, for the range of the pixels and for weight decay
-of kernels only. Published top-1: 76.0 % (the paper's comparison of norms on ResNet-50 at 4,096
-images: group norm with weight standardization). `--config.model.name=bit_r101x1` is a larger one.
+This is a ResNet v2 with group norm and weight standardization instead of batch norm. Sources: the
+paper, on pre-training of BiT-S; github.com/google-research/big_vision, bit_i1k.py, for the range of
+pixel values and for weight decay of kernels only. Published top-1: 76.0 % (from the paper's
+comparison of norms for ResNet-50 at batch size 4,096: group norm with weight standardization).
+`--config.model.name=bit_r101x1` is a larger model.
 
     batch   lr             schedule                    warm-up        momentum  weight decay  epochs
     4096    0.03 per 256   x0.1 at 30, 60 and 80       5,000 steps    0.9       1e-4          90

@@ -5,8 +5,8 @@
     python -m imagenet_jax.main --config=configs/convnext.py:torchvision_tiny
 
 tiny to large: github.com/facebookresearch/ConvNeXt, TRAINING.md and the defaults of main.py.
-torchvision_*: references/classification, where biases and layer scales decay too. Accuracies
-are with a single center crop of 224.
+torchvision_*: references/classification, where weight decay also applies to biases and layer
+scales. Accuracies are for a single center crop of 224.
 
                   batch  peak lr  schedule         weight decay  mixup, cutmix  erase  epochs
     tiny, ...     4096   4e-3     cosine by step   0.05          0.8, 1         0.25   300

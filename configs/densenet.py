@@ -2,13 +2,13 @@
 
     python -m imagenet_jax.main --config=configs/densenet.py:densenet121
 
-Accuracies are those of its authors (github.com/liuzhuang13/DenseNet) with a single center crop of
-224; they also jitter colors. torchvision's weights are theirs, converted.
+Accuracies are those of the authors (github.com/liuzhuang13/DenseNet) for a single center crop of
+224; they also jitter colors. torchvision's weights are the authors', converted.
 
     batch   lr     schedule           momentum        weight decay          epochs
     256     0.1    x0.1 at 30 and 60  0.9, Nesterov   1e-4, all parameters  90
 
-With little memory, --config.model.remat=blocks keeps the features of each layer only once.
+To save memory, --config.model.remat=blocks stores the features of each layer only once.
 """
 
 from ml_collections import ConfigDict

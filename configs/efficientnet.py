@@ -8,9 +8,9 @@
 b0: hfdocs/source/training_script.mdx of github.com/huggingface/pytorch-image-models, and the
     defaults of its train.py. 77.7 %, top-5 95.3 %.
 b0_paper: section 5.2 of the paper; warm-up, label smoothing and crops of its published code, from
-    memory. 77.1 %. Batch norm keeps torchvision's epsilon 1e-5 and momentum 0.9; the authors had
+    memory. 77.1 %. Batch norm has torchvision's epsilon 1e-5 and momentum 0.9; the authors used
     1e-3 and 0.99.
-lite0: the same recipe for Lite, which has no published one. Its authors' weights expect these
+lite0: the same recipe for Lite, for which no recipe is published. The authors' weights expect this
     data.mean and data.std. 75.1 %, from memory.
 v2_s: references/classification of github.com/pytorch/vision. 84.23 %, top-5 96.88 %, with images of
     384x384.
@@ -20,8 +20,8 @@ v2_s: references/classification of github.com/pytorch/vision. 84.23 %, top-5 96.
     b0_paper  4,096   0.256   x0.97 / 2.4 epochs  1e-5           AutoAugment     0       350
     v2_s      1,024   0.5     cosine by epoch     2e-5           TrivialAugment  0.1     600
 
-All smooth labels by 0.1, drop 0.2 before the last layer and up to 0.2 of the branches, and average
-the weights. b0 and b0_paper use RMSprop (decay 0.9, momentum 0.9, epsilon 1e-3). v2_s uses SGD with
+All have label smoothing 0.1, dropout 0.2 before the last layer, drop path up to 0.2, and EMA
+weights. b0 and b0_paper use RMSprop (decay 0.9, momentum 0.9, epsilon 1e-3). v2_s uses SGD with
 momentum 0.9, mixup 0.2, CutMix 1, and crops of 300x300, four from each image.
 """
 
@@ -43,14 +43,14 @@ def b0(c: ConfigDict) -> None:
 
 
 def b0_paper(c: ConfigDict) -> None:
-    """EfficientNet-B0: 77.1 %, of its paper (arXiv:1905.11946), with AutoAugment."""
+    """EfficientNet-B0: 77.1 %, the recipe of its paper (arXiv:1905.11946), with AutoAugment."""
     c.update(batch_size=4096, epochs=350.0)
     rmsprop(c, lr=0.256)
     c.augment.update(auto_augment="autoaugment")
 
 
 def lite0(c: ConfigDict) -> None:
-    """EfficientNet-Lite0, by the recipe of B0's paper."""
+    """EfficientNet-Lite0 by the recipe of B0's paper."""
     b0_paper(c)
     c.data.update(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 

@@ -3,15 +3,16 @@
     python -m imagenet_jax.main --config=configs/googlenet.py
 
 Source: quick_solver.prototxt and readme.md of bvlc_googlenet, github.com/BVLC/caffe (2,400,000
-steps); the dropout rates are from memory. 68.7 %, top-5 88.9 %, for a center crop of 224, without
-batch norm and with plain crops; here crops are the paper's. torchvision's weights come from
-TensorFlow and have no recipe: 69.78 %, 89.53 % for a crop of 224 from 256. They expect data.mean =
-data.std = (0.5, 0.5, 0.5), which torchvision calls transform_input=True.
+steps); the dropout rates are from memory. It reaches 68.7 %, top-5 88.9 %, for a center crop of
+224, without batch norm and with random crops of fixed size; this config has the crops of the paper.
+torchvision's weights come from TensorFlow, without a recipe: 69.78 %, top-5 89.53 %, for a crop of
+224 from 256. They expect data.mean = data.std = (0.5, 0.5, 0.5), as torchvision's
+transform_input=True does.
 
     batch   lr     schedule         momentum  weight decay   dropout            epochs
     32      0.01   square root      0.9       2e-4, kernels  0.4; heads: 0.7    59.94
 
-Two auxiliary heads, whose losses count 0.3 each.
+The losses of the two auxiliary heads have the factor 0.3.
 """
 
 from ml_collections import ConfigDict

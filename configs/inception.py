@@ -2,19 +2,20 @@
 
     python -m imagenet_jax.main --config=configs/inception.py
 
-Source: section 8 of the paper, from memory, with RMSprop, by which its best models were trained;
-RMSprop's momentum and form of research/inception/inception/inception_train.py in
-github.com/tensorflow/models; dropout and auxiliary head of TF-slim's inception_v3, the weight of
-its loss and weight decay of TF-slim from memory. The paper's 50 replicas with batches of 32 are one
-batch here. No accuracy is published for this recipe. torchvision's weights come from TensorFlow
-and have no recipe: 77.29 %, top-5 93.45 %, for a center crop of 299 from 342. They expect
-data.mean = data.std = (0.5, 0.5, 0.5), which torchvision calls transform_input=True.
+Sources: section 8 of the paper, from memory, with RMSprop, which trained its best models; the
+momentum and form of RMSprop from research/inception/inception/inception_train.py in
+github.com/tensorflow/models; dropout and auxiliary head from TF-slim's inception_v3; weight decay
+and the factor of the auxiliary loss from TF-slim, from memory. The 50 replicas of the paper, with
+32 images each, are one batch here. No accuracy is published for this recipe. torchvision's weights
+come from TensorFlow, without a recipe: 77.29 %, top-5 93.45 %, for a center crop of 299 from 342.
+They expect data.mean = data.std = (0.5, 0.5, 0.5), as torchvision's transform_input=True does.
 
     batch   lr      schedule            RMSprop                    weight decay   gradient norm
     1,600   0.045   x0.94 / 2 epochs    0.9, momentum 0.9, eps 1   4e-5, kernels  at most 2
 
-100 epochs, label smoothing 0.1, dropout 0.2, EMA 0.9999. The loss of the auxiliary head counts 0.4.
-Training with it needs images of 299x299; with --config.model.aux_weight=0, 75x75 are enough.
+100 epochs, label smoothing 0.1, dropout 0.2, EMA 0.9999. The loss of the auxiliary head has the
+factor 0.4. Training with it needs images of 299x299; with --config.model.aux_weight=0, 75x75 is
+enough.
 """
 
 from ml_collections import ConfigDict

@@ -17,8 +17,9 @@ Source: github.com/pytorch/vision, references/classification. With a single cent
     mobilenet_v3_   1,024   0.064   x0.973 / 2 epochs  1e-5           600
 
 All parameters decay; dropout is 0.2. V2 is trained by SGD with momentum 0.9, V3 by RMSprop (decay
-0.9, momentum 0.9, epsilon 0.0316) with AutoAugment and random erasing of 0.2. V3's published
-weights are the mean of the last three checkpoints that improved. The mean of the best three:
+0.9, momentum 0.9, epsilon 0.0316) with AutoAugment and random erasing of 0.2. The
+published weights of V3 are the mean of the last three checkpoints that improved. This command
+writes the mean of the best three:
 
     python -m imagenet_jax.convert --from=DIR --checkpoint=best --average=3 --to=FILE
 """

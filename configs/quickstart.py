@@ -1,6 +1,6 @@
-"""A small ResNet on scikit-learn's 1,797 scanned digits: the whole path in about a minute, no GPU.
+"""A small ResNet on scikit-learn's 1,797 scanned digits, trained in about a minute without a GPU.
 
-The digits are written once as PNG files in the format of ImageNet, and read by the same pipeline.
+The digits are written once as PNG files in the format of ImageNet and read by the same pipeline.
 
     model               images         batch  optimizer       schedule                 epochs
     ResNet-18, width/8  1,437 at 32x32 64     SGD, Nesterov   cosine, 1 epoch warm-up  16

@@ -3,10 +3,10 @@
     python -m imagenet_jax.main --config=configs/resnet50.py          v1
     python -m imagenet_jax.main --config=configs/resnet50.py:a3
 
-Each variant is the table of its source; what it does not set has its default, which --help_config
-prints. Accuracies are top-1 of one 224x224 center crop of the validation split, unless the variant
-says otherwise. Two things differ from the sources: recipes that do not decay norms do not decay the
-bias of the last layer either, and every run starts from torchvision's initial weights.
+Each variant reads like the table of its source. Other fields have their defaults, which
+--help_config prints. Accuracies are top-1 for a single 224x224 center crop of the validation split,
+unless stated otherwise. Two things differ from the sources: recipes without weight decay of norms
+do not decay the bias of the last layer either, and initial weights are always torchvision's.
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +33,7 @@ def v1(c: ConfigDict) -> None:
 
 
 def adam(c: ConfigDict) -> None:
-    """v1 with Adam (Kingma & Ba 2014, arXiv:1412.6980): an ablation, no published accuracy."""
+    """v1 with Adam (Kingma & Ba 2014, arXiv:1412.6980), an ablation without published accuracy."""
     c.update(batch_size=256, epochs=90.0)
     c.optim.update(name="adam", base_lr=0.001, b1=0.9, b2=0.999, eps=1e-8)
     c.optim.update(schedule="step", milestones=(30.0, 60.0), decay_factor=0.1)
@@ -65,8 +65,8 @@ def flax(c: ConfigDict) -> None:
 def nvidia90(c: ConfigDict) -> None:
     """77.15 %: NVIDIA DeepLearningExamples, resnet50v1.5 in PyTorch, 90 epochs on 8 GPUs.
 
-    The README also gives 77.12 +- 0.11 (8 A100) and 77.10 +- 0.06 (16 V100). The warm-up of 8
-    epochs has 1/8 of the peak in the first epoch and the peak in the last.
+    The README also gives 77.12 +- 0.11 (8 A100) and 77.10 +- 0.06 (16 V100). During warm-up of 8
+    epochs, the learning rate rises from 1/8 of the peak in the first epoch to the peak in the last.
     """
     c.update(batch_size=2048, epochs=90.0)
     c.model.update(bn_group=256)
@@ -109,8 +109,8 @@ def ffcv88(c: ConfigDict) -> None:
 def _ffcv(c: ConfigDict, *, epochs: float, growth: tuple[float, float]) -> None:
     """Set the recipe of github.com/libffcv/ffcv-imagenet, rn50_configs, on 8 GPUs.
 
-    The learning rate falls in a straight line from epoch 2, and crops grow from 160 to 192 pixels.
-    Images are evaluated with their mirror image at 256x256, cropped from 7/8 of the shorter side.
+    The learning rate decreases linearly from epoch 2, and crops grow from 160 to 192 pixels.
+    Evaluation averages each 256x256 crop, 7/8 of the shorter side, with its mirror image.
     """
     c.update(batch_size=4096, epochs=epochs)
     c.model.update(blur_pool="ffcv", bn_group=512)
@@ -126,7 +126,7 @@ def _ffcv(c: ConfigDict, *, epochs: float, growth: tuple[float, float]) -> None:
 def v2(c: ConfigDict) -> None:
     """80.858 %, top-5 95.434 %, trained at 176x176: torchvision, IMAGENET1K_V2.
 
-    128 images on each of 8 GPUs. The published weights are the averaged ones.
+    128 images on each of 8 GPUs. The published weights are the EMA weights.
     """
     c.update(batch_size=1024, epochs=600.0)
     c.model.update(bn_group=128)
@@ -142,54 +142,54 @@ def v2(c: ConfigDict) -> None:
     c.eval.update(resize=232)
 
 
-# Wightman et al. 2021, arXiv:2110.00476, table 2, on 4 GPUs. RandAugment is rand-m7-mstd0.5-inc1
-# (m6 in A3). timm's cosine spans the warm-up too, and the rate changes once an epoch. "sqrt" is the
-# rule of LAMB's paper, should the batch size be another.
-
-
 def a1(c: ConfigDict) -> None:
     """80.38 %: Wightman et al. 2021, A1, 600 epochs."""
-    c.update(batch_size=2048, epochs=600.0)
-    c.model.update(zero_init_residual=True, drop_path=0.05, bn_group=512)
-    c.optim.update(name="lamb", base_lr=5e-3, base_batch_size=2048, lr_scaling="sqrt", eps=1e-6)
-    c.optim.update(schedule="cosine", schedule_by="epoch", decay_from=0.0, end_lr=1e-6)
-    c.optim.update(warmup_epochs=5.0, warmup_start_lr=1e-4, grad_clip_norm=1.0)
-    c.optim.update(weight_decay=0.01, decay_bias_and_norm=False)
-    c.data.update(interpolation="bicubic", repeated_aug=3, remainder="drop")
-    c.augment.update(image_size=224, auto_augment="randaugment_timm")
-    c.augment.update(auto_magnitude=7, auto_magnitude_std=0.5, mixup=0.2, cutmix=1.0)
-    c.loss.update(name="bce", label_smoothing=0.1)  # a bce_threshold would undo the smoothing
-    c.eval.update(resize=235, image_size=224)  # crop ratio 0.95
+    _strikes_back(c, lr=5e-3)
+    c.epochs = 600.0
+    c.model.drop_path = 0.05
+    c.optim.weight_decay = 0.01
+    c.data.repeated_aug = 3
+    c.augment.update(image_size=224, auto_magnitude=7, mixup=0.2)
+    c.loss.update(label_smoothing=0.1)  # a bce_threshold would undo the smoothing
 
 
 def a2(c: ConfigDict) -> None:
     """79.83 %: Wightman et al. 2021, A2, 300 epochs."""
-    c.update(batch_size=2048, epochs=300.0)
-    c.model.update(zero_init_residual=True, drop_path=0.05, bn_group=512)
-    c.optim.update(name="lamb", base_lr=5e-3, base_batch_size=2048, lr_scaling="sqrt", eps=1e-6)
-    c.optim.update(schedule="cosine", schedule_by="epoch", decay_from=0.0, end_lr=1e-6)
-    c.optim.update(warmup_epochs=5.0, warmup_start_lr=1e-4, grad_clip_norm=1.0)
-    c.optim.update(weight_decay=0.02, decay_bias_and_norm=False)
-    c.data.update(interpolation="bicubic", repeated_aug=3, remainder="drop")
-    c.augment.update(image_size=224, auto_augment="randaugment_timm")
-    c.augment.update(auto_magnitude=7, auto_magnitude_std=0.5, mixup=0.1, cutmix=1.0)
-    c.loss.update(name="bce", bce_threshold=0.2)
-    c.eval.update(resize=235, image_size=224)
+    _strikes_back(c, lr=5e-3)
+    c.epochs = 300.0
+    c.model.drop_path = 0.05
+    c.optim.weight_decay = 0.02
+    c.data.repeated_aug = 3
+    c.augment.update(image_size=224, auto_magnitude=7, mixup=0.1)
+    c.loss.update(bce_threshold=0.2)
 
 
 def a3(c: ConfigDict) -> None:
     """78.05 %, trained at 160x160: Wightman et al. 2021, A3, 100 epochs."""
-    c.update(batch_size=2048, epochs=100.0)
+    _strikes_back(c, lr=8e-3)
+    c.epochs = 100.0
+    c.optim.weight_decay = 0.02
+    c.augment.update(image_size=160, auto_magnitude=6, mixup=0.1)
+    c.loss.update(bce_threshold=0.2)
+
+
+def _strikes_back(c: ConfigDict, *, lr: float) -> None:
+    """Set what A1, A2 and A3 share (arXiv:2110.00476, table 2), on 4 GPUs.
+
+    RandAugment is rand-m7-mstd0.5-inc1 (m6 in A3). As in timm, the cosine includes the warm-up, and
+    the learning rate changes once per epoch. At another batch size, it is scaled by the square
+    root, as in the paper of LAMB.
+    """
+    c.batch_size = 2048
     c.model.update(zero_init_residual=True, bn_group=512)
-    c.optim.update(name="lamb", base_lr=8e-3, base_batch_size=2048, lr_scaling="sqrt", eps=1e-6)
+    c.optim.update(name="lamb", base_lr=lr, base_batch_size=2048, lr_scaling="sqrt", eps=1e-6)
     c.optim.update(schedule="cosine", schedule_by="epoch", decay_from=0.0, end_lr=1e-6)
     c.optim.update(warmup_epochs=5.0, warmup_start_lr=1e-4, grad_clip_norm=1.0)
-    c.optim.update(weight_decay=0.02, decay_bias_and_norm=False)
+    c.optim.update(decay_bias_and_norm=False)
     c.data.update(interpolation="bicubic", remainder="drop")
-    c.augment.update(image_size=160, auto_augment="randaugment_timm")
-    c.augment.update(auto_magnitude=6, auto_magnitude_std=0.5, mixup=0.1, cutmix=1.0)
-    c.loss.update(name="bce", bce_threshold=0.2)
-    c.eval.update(resize=235, image_size=224)
+    c.augment.update(auto_augment="randaugment_timm", auto_magnitude_std=0.5, cutmix=1.0)
+    c.loss.update(name="bce")
+    c.eval.update(resize=235, image_size=224)  # crop ratio 0.95
 
 
 VARIANTS = {

@@ -2,8 +2,8 @@
 
     python -m imagenet_jax.main --config=configs/squeezenet.py:squeezenet1_1
 
-Source: solver.prototxt of github.com/forresti/SqueezeNet (170,000 steps). Accuracies: the paper's,
-and those of the weights that torchvision distributes, for a center crop of 224 from 256.
+Source: solver.prototxt of github.com/forresti/SqueezeNet (170,000 steps). Accuracies are
+those of the paper, and of torchvision's weights for a center crop of 224 from 256.
 
     batch   lr     schedule      momentum  weight decay          dropout  epochs
     512     0.04   linear to 0   0.9       2e-4, all parameters  0.5      67.94

@@ -1,9 +1,9 @@
-"""Vision Transformers trained on ImageNet-1k alone, by five recipes.
+"""Vision Transformers trained only on ImageNet-1k, by five recipes.
 
     python -m imagenet_jax.main --config=configs/vit.py             vit_s16_90ep
     python -m imagenet_jax.main --config=configs/vit.py:deit3_s
 
-Sources and published top-1, with a single center crop of 224, are at the recipes below.
+Each recipe below gives its source and published top-1, for a single center crop of 224.
 
              batch  peak lr  warm-up       weight decay  mixup, cutmix  other augmentation  epochs
     vit_s16  1024   1e-3     10,000 steps  1e-4 / lr     0.2, 0         RandAugment 2, 10   90, 300
@@ -11,7 +11,7 @@ Sources and published top-1, with a single center crop of 224, are at the recipe
     deit_s   1024   1e-3     5 epochs      0.05          0.8, 1         RandAugment, erase  300
     deit3_s  2048   4e-3     5 epochs      0.05          0.8, 1         3-Augment, jitter   800
 
-The schedules of the last two start here with the first epoch; their code is an epoch behind.
+Schedules of the last two start with the first epoch here, and one epoch later in the authors' code.
 """
 
 from ml_collections import ConfigDict
@@ -41,7 +41,7 @@ def vit_s16_90ep(c: ConfigDict) -> None:
     c.model.update(pool="mean", positions="sincos2d", head="mlp", init="big_vision")
     c.optim.update(name="adamw", base_lr=1e-3, base_batch_size=1024, grad_clip_norm=1.0)
     c.optim.update(warmup_epochs=10_000 * 1024 / 1_281_167)
-    # There it is 1e-4, which the learning rate does not multiply.
+    # big_vision's 1e-4 is not multiplied by the learning rate.
     c.optim.update(weight_decay=1e-4 / 1e-3, decay_bias_and_norm=False)
     c.data.update(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     c.augment.update(crop_scale=(0.05, 1.0), mixup=0.2)
@@ -84,8 +84,8 @@ def deit_s(c: ConfigDict) -> None:
 def deit3_s(c: ConfigDict) -> None:
     """ViT-S/16: 81.4 %, DeiT III (Touvron et al. 2022, arXiv:2204.07118).
 
-    Source: facebookresearch/deit, README_revenge.md. Clipping and the crop of evaluation are those
-    of the paper's table, from memory.
+    Source: facebookresearch/deit, README_revenge.md. Clipping and the evaluation crop are from the
+    table of the paper, from memory.
     """
     c.update(batch_size=2048, epochs=800.0)
     c.model.update(init="timm", positions="learned_patches", layer_scale=1e-4)
@@ -93,12 +93,12 @@ def deit3_s(c: ConfigDict) -> None:
     c.optim.update(name="lamb", base_lr=4e-3, base_batch_size=2048, grad_clip_norm=1.0)
     _cosine_of_timm(c)
     c.augment.update(auto_augment="three_augment", color_jitter=(0.3, 0.3, 0.3, 0.0))
-    c.loss.update(name="bce", bce_threshold=1e-6)  # every class in the mixture is a target
+    c.loss.update(name="bce", bce_threshold=1e-6)  # every class in a mixed image is a target
     c.eval.update(resize=224)
 
 
 def _cosine_of_timm(c: ConfigDict) -> None:
-    """Set what DeiT and DeiT III have in common."""
+    """Set what DeiT and DeiT III share."""
     c.optim.update(schedule_by="epoch", decay_from=0.0, end_lr=1e-5)
     c.optim.update(warmup_epochs=5.0, warmup_start_lr=1e-6)
     c.optim.update(weight_decay=0.05, decay_bias_and_norm=False)
