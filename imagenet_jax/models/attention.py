@@ -1,4 +1,4 @@
-"""Layers of transformers: multi-head attention, MLP, layer scale."""
+"""Layers of transformers: patch embedding, multi-head attention, MLP, layer scale."""
 
 from functools import partial
 
@@ -6,7 +6,32 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from imagenet_jax.models.windows import convolve
+
 ZEROS = nnx.initializers.zeros_init()
+
+
+def patch_conv(
+    inputs: int,
+    outputs: int,
+    side: int,
+    *,
+    kernel_init: nnx.Initializer,
+    dtype: jnp.dtype | None,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """Return a convolution that maps each patch of `side` x `side` pixels to `outputs` channels."""
+    return nnx.Conv(
+        inputs,
+        outputs,
+        (side, side),
+        strides=side,
+        padding="VALID",
+        kernel_init=kernel_init,
+        conv_general_dilated=convolve,
+        dtype=dtype,
+        rngs=rngs,
+    )
 
 
 class Mlp(nnx.Module):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from imagenet_jax.models.attention import Mlp
+from imagenet_jax.models.attention import Mlp, patch_conv
 from imagenet_jax.models.base import Activations, Family, Model, Path, count_blocks, count_outputs
 from imagenet_jax.models.layers import (
     DROP_PATH,
@@ -22,7 +22,6 @@ from imagenet_jax.models.layers import (
     global_average_pool,
 )
 from imagenet_jax.models.norms import LayerNorm
-from imagenet_jax.models.windows import convolve
 
 # name -> (blocks in each of the four stages, channels of the first stage); each stage doubles them
 VARIANTS = {
@@ -80,20 +79,7 @@ class ConvNeXt(Model):
         channels = round(channels * width)
         rates = drop_path_rates(drop_path, sum(depths))
         norm = partial(LayerNorm, eps=EPSILON)
-
-        def patches(inputs: int, outputs: int, size: int) -> nnx.Conv:
-            return nnx.Conv(
-                inputs,
-                outputs,
-                (size, size),
-                strides=size,
-                padding="VALID",
-                kernel_init=INIT,
-                conv_general_dilated=convolve,
-                dtype=dtype,
-                rngs=rngs,
-            )
-
+        patches = partial(patch_conv, kernel_init=INIT, dtype=dtype, rngs=rngs)
         features: list[Any] = [nnx.List([patches(3, channels, 4), norm(channels)])]
         for i, depth in enumerate(depths):
             if i:

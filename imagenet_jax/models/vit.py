@@ -22,7 +22,7 @@ from flax import nnx
 
 from imagenet_jax.config.fields import ON, Field
 from imagenet_jax.errors import UserError
-from imagenet_jax.models.attention import ZEROS, Attention, LayerScale, Mlp
+from imagenet_jax.models.attention import ZEROS, Attention, LayerScale, Mlp, patch_conv
 from imagenet_jax.models.base import Activations, Family, Model, Path
 from imagenet_jax.models.layers import (
     DROP_PATH,
@@ -31,7 +31,6 @@ from imagenet_jax.models.layers import (
     uniform_conv,
 )
 from imagenet_jax.models.norms import LayerNorm
-from imagenet_jax.models.windows import convolve
 
 HEAD_CHANNELS = 64  # channels of each attention head
 EPSILON = 1e-6  # of layer norm, in all three forms; the library transformers has 1e-12
@@ -193,17 +192,7 @@ class VisionTransformer(Model):
             )
         proj = uniform_conv(3, features, patch, patch, dtype=dtype, rngs=rngs)
         if inits.patch is not None:
-            proj = nnx.Conv(
-                3,
-                features,
-                (patch, patch),
-                strides=patch,
-                padding="VALID",
-                kernel_init=inits.patch,
-                conv_general_dilated=convolve,
-                dtype=dtype,
-                rngs=rngs,
-            )
+            proj = patch_conv(3, features, patch, kernel_init=inits.patch, dtype=dtype, rngs=rngs)
         self.patch_embed = nnx.Dict(proj=proj)
         normal = nnx.initializers.normal(features**-0.5 if init == "big_vision" else 0.02)
 
