@@ -134,7 +134,7 @@ class ConvNorm(NamedTuple):
         if self.norm is None:
             x = self.conv(x)
         elif train and isinstance(self.conv, PointwiseConv) and self.conv.widens:
-            x = self.norm.of_product(*self.conv.operands(x))
+            x = self.norm.normalize_product(*self.conv.operands(x))
         else:
             x = self.norm(self.conv(x), train=train)
         return x if activation is None else activation(x)

@@ -63,7 +63,7 @@ class BatchNorm(nnx.Module):
         self._track(mean, var, n)
         return self._normalize(grouped, mean, var).reshape(x.shape)
 
-    def of_product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    def normalize_product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """Return `self(x @ kernel, train=True)`, without computing `x @ kernel`."""
         grouped, n = self._grouped(x)
         norm = partial(product_norm, eps=self.eps)

@@ -137,7 +137,7 @@ def max_pool_tracked(x: jax.Array, window: int, stride: int, pads: Pads) -> jax.
     return _reduce_window(x, window, stride, pads)
 
 
-def _track(
+def _max_pool_forward(
     x: jax.Array, window: int, stride: int, pads: Pads
 ) -> tuple[jax.Array, tuple[jax.Array, tuple[int, ...]]]:
     """Return (pooled, (position u8[B, h, w, C] of each maximum in its window, shape of x))."""
@@ -175,7 +175,7 @@ def _flip(bits: jax.Array) -> jax.Array:
     return bits ^ ((bits >> 31) & 0x7FFF)
 
 
-def _spread(
+def _max_pool_backward(
     window: int,
     stride: int,
     pads: Pads,
@@ -211,4 +211,4 @@ def _spread(
     return (spread[:, top : top + height, left : left + width],)
 
 
-max_pool_tracked.defvjp(_track, _spread)
+max_pool_tracked.defvjp(_max_pool_forward, _max_pool_backward)
