@@ -22,6 +22,7 @@ from pathlib import Path
 
 from imagenet_jax import cli
 from imagenet_jax.errors import UserError, expand_user
+from imagenet_jax.progress import announce
 from imagenet_jax.weights import catalog
 
 
@@ -58,16 +59,17 @@ def main(argv: Sequence[str]) -> int:
     if args.weights_key and source.is_dir():
         raise UserError(f"--weights_key goes with a file, and {source} is a folder")
 
-    from imagenet_jax.training.state import count_parameters
-    from imagenet_jax.weights import state_dicts, weight_file
+    with announce(f"converting {source}"):
+        from imagenet_jax.training.state import count_parameters
+        from imagenet_jax.weights import state_dicts, weight_file
 
-    if source.is_dir():
-        checkpoint = args.checkpoint or "latest"
-        config, trees, names = _read_workdir(source, args.model, checkpoint, args.average)
-    else:
-        config, trees, names = _read_file(source, args.model, args.weights_key or "")
-    params, batch_stats = trees
-    weight_file.save(state_dicts.to_torch(params, batch_stats, config), target, names)
+        if source.is_dir():
+            checkpoint = args.checkpoint or "latest"
+            config, trees, names = _read_workdir(source, args.model, checkpoint, args.average)
+        else:
+            config, trees, names = _read_file(source, args.model, args.weights_key or "")
+        params, batch_stats = trees
+        weight_file.save(state_dicts.to_torch(params, batch_stats, config), target, names)
     width = "" if config.width == 1 else f", width {config.width:g}"
     print(
         f"{target}: {config.name}{width}, {config.num_classes:,} classes, "

@@ -79,7 +79,7 @@ class ProgressReporter:
             self._bar.update(self._task, completed=self._done)
         elif seconds >= self._next_line or (self._done == self._total and self._always_ends):
             self._always_ends = True
-            self._next_line = seconds + min(_LAST_INTERVAL, max(_FIRST_LINE, seconds / 4))
+            self._next_line = seconds + _interval(seconds)
             self._console.print(self._line(seconds))
 
     def _line(self, seconds: float) -> str:
@@ -96,22 +96,35 @@ class ProgressReporter:
 def announce(work: str, *, quiet: bool = False) -> Iterator[None]:
     """Name `work` on standard error if the block takes more than two seconds.
 
-    A terminal shows a spinner until the block ends; a log gets one line.
+    A terminal shows a spinner until the block ends; a log gets lines with the time so far.
     """
     console = Console(highlight=False, soft_wrap=True, quiet=quiet, stderr=True)
-    status = console.status(f"{work} ...") if console.is_terminal else None
-    timer = threading.Timer(
-        _SLOW_SECONDS, status.start if status else lambda: console.print(f"{work} ...")
-    )
-    timer.daemon = True
-    timer.start()
+    ended = threading.Event()
+
+    def show() -> None:
+        start = time.monotonic()
+        if ended.wait(_SLOW_SECONDS):
+            return
+        if console.is_terminal:
+            with console.status(f"{work} ..."):
+                ended.wait()
+            return
+        console.print(f"{work} ...")
+        while not ended.wait(_interval(time.monotonic() - start)):
+            console.print(f"{work}: {format_duration(time.monotonic() - start)} so far")
+
+    thread = threading.Thread(target=show, daemon=True)
+    thread.start()
     try:
         yield
     finally:
-        timer.cancel()
-        timer.join()  # it may be printing
-        if status:
-            status.stop()
+        ended.set()
+        thread.join()  # it may be printing
+
+
+def _interval(seconds: float) -> float:
+    """Return the seconds to the next line in a log, after `seconds` of work."""
+    return min(_LAST_INTERVAL, max(_FIRST_LINE, seconds / 4))
 
 
 def track(

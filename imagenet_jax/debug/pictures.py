@@ -143,13 +143,13 @@ _LINE_HEIGHT = 14  # of captions, in pixels
 _FONT_SIZE = 11  # of captions, in points
 
 
-def make_grid(pictures: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
+def make_grid(pictures: np.ndarray, gap: int = 2) -> np.ndarray:
     """Return a grid u8[rows * (H + gap) + gap, ..., 3] of pictures u8[N, H, W, 3], on white.
 
-    `columns` is the number of pictures per row; None: about as many as rows.
+    A row has about as many pictures as there are rows.
     """
     count, height, width, _ = pictures.shape
-    columns = columns or math.ceil(math.sqrt(count))
+    columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     before = ((0, rows * columns - count), (gap, 0), (gap, 0), (0, 0))
     cells = np.pad(pictures, before, constant_values=_WHITE)

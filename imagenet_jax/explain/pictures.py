@@ -94,13 +94,13 @@ def scale_channels(maps: np.ndarray, limit: int = 64) -> np.ndarray:
     return (shown - low) / np.where(high > low, high - low, 1)
 
 
-def feature_maps(maps: np.ndarray, side: int = 32) -> np.ndarray:
+def feature_maps(maps: np.ndarray) -> np.ndarray:
     """Return the strongest channels of f[h, w, K] as a grid u8[H, W, 3]. Brighter is larger.
 
-    Each map is enlarged, without smoothing, to at least `side` pixels.
+    Each map is enlarged, without smoothing, to at least 32 pixels.
     """
     tiles = _to_u8(matplotlib.colormaps["viridis"](scale_channels(maps))[..., :3])
-    return grid(tiles, -(-side // min(maps.shape[:2])))
+    return grid(tiles, -(-32 // min(maps.shape[:2])))
 
 
 def grid(tiles: np.ndarray, zoom: int) -> np.ndarray:

@@ -234,7 +234,9 @@ class ConsoleWriter(Writer):
             f"lr {v['learning_rate']:.3g}{skipped}",
         ]
         if rate := v.get("images_per_second"):
-            parts += [*_describe_speed(v), f"ETA {self._panel.estimate_time_left(step, rate)}"]
+            parts += _describe_speed(v)
+            if step < self._panel.total_steps:
+                parts.append(f"ETA {self._panel.estimate_time_left(step, rate)}")
         return "  ".join(parts)
 
     def flush(self) -> None:

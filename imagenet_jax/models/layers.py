@@ -216,12 +216,11 @@ class SqueezeExcite(nnx.Module):
         *,
         activation: Callable[[jax.Array], jax.Array] = nnx.relu,
         gate: Callable[[jax.Array], jax.Array] = nnx.sigmoid,
-        kernel_init: nnx.Initializer = HE_NORMAL,
         dtype: jnp.dtype | None = None,
         rngs: nnx.Rngs,
     ):
         """`squeezed` is the number of hidden channels; `gate` is the activation of the output."""
-        make = partial(nnx.Conv, kernel_size=(1, 1), kernel_init=kernel_init, dtype=dtype)
+        make = partial(nnx.Conv, kernel_size=(1, 1), kernel_init=HE_NORMAL, dtype=dtype)
         self.fc1 = make(channels, squeezed, rngs=rngs)
         self.fc2 = make(squeezed, channels, rngs=rngs)
         self.activation, self.gate = activation, gate

@@ -109,7 +109,7 @@ class GroupNorm(nnx.Module):
     Epsilon 1e-5 is the default of torch and the value in BiT.
     """
 
-    def __init__(self, features: int, *, eps: float = 1e-5):
+    def __init__(self, features: int):
         """Create the norm. Raises UserError unless `features` is a multiple of 32."""
         if features % GROUPS:
             raise UserError(
@@ -118,7 +118,6 @@ class GroupNorm(nnx.Module):
             )
         self.scale = nnx.Param(jnp.ones((features,), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((features,), jnp.float32))
-        self.eps = eps
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """f[B, H, W, C] -> f[B, H, W, C] in the dtype of x."""
@@ -126,7 +125,7 @@ class GroupNorm(nnx.Module):
         grouped = wide.reshape(x.shape[0], -1, GROUPS, x.shape[-1] // GROUPS)
         mean = jnp.mean(grouped, (1, 3), keepdims=True)
         var = jnp.mean(jnp.square(grouped - mean), (1, 3), keepdims=True)
-        normal = ((grouped - mean) * jax.lax.rsqrt(var + self.eps)).reshape(x.shape)
+        normal = ((grouped - mean) * jax.lax.rsqrt(var + 1e-5)).reshape(x.shape)
         return (normal * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 

@@ -18,7 +18,6 @@ from imagenet_jax.training.metrics import METRICS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FORMATS = ("text", "markdown", "latex", "csv")
 _NONE = "–"
 _LATEX = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
@@ -28,7 +27,7 @@ _TRIAL, _MEAN, _BASE, _SIGNIFICANT = "0.6", "tab:blue", "0.2", "tab:orange"  # c
 
 
 def format_table(rows: Sequence[Row], metric: str, notes: Sequence[str], style: str) -> str:
-    """Return the table in one of FORMATS. CSV has plain numbers and no notes."""
+    """Return the table as text, markdown, latex or csv. CSV has plain numbers and no notes."""
     fields = _list_numbers if style == "csv" else _list_cells
     cells = [fields(row, metric) for row in rows]
     table = [[name for name, _ in cells[0]], *([value for _, value in row] for row in cells)]

@@ -101,10 +101,8 @@ def get_shardings(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def prefetch_to_device(
-    batches: Iterable[dict[str, Any]], mesh: Mesh, ahead: int = AHEAD
-) -> Iterator[dict[str, Any]]:
-    """Yield batches as global arrays, and keep `ahead` of them in transfer.
+def prefetch_to_device(batches: Iterable[dict[str, Any]], mesh: Mesh) -> Iterator[dict[str, Any]]:
+    """Yield batches as global arrays, and keep AHEAD of them in transfer.
 
     `batches` has the rows of this process. Values that are not arrays, such as the names of skipped
     images, are passed through.
@@ -118,6 +116,6 @@ def prefetch_to_device(
     queue: list[dict[str, Any]] = []
     for batch in batches:
         queue.append({name: put(value) for name, value in batch.items()})
-        if len(queue) > ahead:
+        if len(queue) > AHEAD:
             yield queue.pop(0)
     yield from queue

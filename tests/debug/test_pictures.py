@@ -23,7 +23,7 @@ from imagenet_jax.training.step import train_step
 def _first_batch(run):
     config = run.config
     batches = pipeline.train_batches(run.source, run.sampler, config, start_step=0, total_steps=1)
-    return next(iter(prefetch_to_device(batches, run.mesh, ahead=0)))
+    return next(iter(prefetch_to_device(batches, run.mesh)))
 
 
 class _Seen(Exception):

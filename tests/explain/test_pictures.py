@@ -47,7 +47,7 @@ def test_the_strongest_maps_keep_their_order():
 
 def test_feature_maps_go_from_dark_to_bright():
     maps = np.arange(16.0).reshape(4, 4, 1)
-    sheet = pictures.feature_maps(maps, side=8)
-    assert sheet.shape == (8, 8, 3)
-    brightness = sheet[::2, ::2].sum(-1, dtype=int).ravel()
+    sheet = pictures.feature_maps(maps)
+    assert sheet.shape == (32, 32, 3)
+    brightness = sheet[::8, ::8].sum(-1, dtype=int).ravel()
     assert (np.diff(brightness) > 0).all()

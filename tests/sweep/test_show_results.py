@@ -13,7 +13,7 @@ from scipy import stats
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.sweep.results import SettingResult, compare
-from imagenet_jax.sweep.show_results import FORMATS, escape_latex, format_table, plot_sweep
+from imagenet_jax.sweep.show_results import escape_latex, format_table, plot_sweep
 
 BASE, BETTER, PART, BROKEN = (
     {0: 0.700, 1: 0.710, 2: 0.690},
@@ -21,6 +21,7 @@ BASE, BETTER, PART, BROKEN = (
     {0: 0.720, 2: 0.700},
     {},
 )
+FORMATS = ("text", "markdown", "latex", "csv")
 NOTES = ["a note of 5 % & _more_"]
 
 
