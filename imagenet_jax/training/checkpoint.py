@@ -277,7 +277,7 @@ class Checkpoints:
                 steps = sorted((s for s in steps if scores[s] > -math.inf), key=scores.__getitem__)
                 kind = f"checkpoints with a finite {self._metric}"
             elif which != "latest":
-                raise UserError(f"--checkpoint={which}: use latest or best to average several")
+                raise UserError(f"--checkpoint={which}: to average several, use 'latest' or 'best'")
             if len(steps) < count:
                 raise UserError(
                     f"{self.directory} has {len(steps)} {kind}, fewer than {count}; "

@@ -62,7 +62,7 @@ def read(path: Path, origin: str) -> tuple[dict[str, np.ndarray], list[str]]:
     names = _efficientnet_names(layers) if "stem_conv" in layers else _vgg_names(layers)
     if unknown := [name for name in layers if name not in names]:
         raise UserError(
-            f"{origin} is not a VGG or EfficientNet of keras.applications: it has the layers "
+            f"{origin} is not a VGG or EfficientNet of keras.applications; it has other layers: "
             f"{shorten(unknown)}"
         )
     state_dict = {}
@@ -87,7 +87,7 @@ def _read_layers(path: Path, origin: str) -> Layers:
         import h5py
     except ImportError as e:
         raise UserError(
-            f"{origin} was written by Keras; install h5py: pip install 'imagenet_jax[keras]'"
+            f"{origin} is a Keras file; reading it needs h5py: pip install 'imagenet_jax[keras]'"
         ) from e
     layers: Layers = {}
 

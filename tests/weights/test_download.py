@@ -143,7 +143,7 @@ def test_a_wrong_hash_leaves_no_file(server, path):
 
 @pytest.mark.parametrize(("name", "code"), [("missing", 404), ("busy", 503)])
 def test_an_error_of_the_server_is_one_line(server, path, name, code):
-    with pytest.raises(UserError, match=f"{name} answers {code} .*put it at {path}") as error:
+    with pytest.raises(UserError, match=f"{name} returned {code} .*put it at {path}") as error:
         download.download(server.url(name), path)
     assert "\n" not in str(error.value)
     assert server.requests == [(f"/{name}", None)]
