@@ -275,7 +275,8 @@ FIELDS = {
         read_by={"optim.name": ("sgd", "adam", "adamw", "lion", "muon")}),
     "optim.decay_bias_and_norm": Field(True, "Also decay biases and norm scales, as torch does by "
         "default; lars and lamb: also scale their learning rates", aliases=("norm_weight_decay",)),
-    "optim.freeze_epochs": Field(0.0, "Epochs at the start that train only the head", at_least=0,
+    "optim.freeze_epochs": Field(0.0, "Epochs at the start that train only the head; all epochs: "
+        "a linear probe, whose steps have no other backward pass", at_least=0,
         read_by={"optim.name": ("sgd", "adam", "adamw", "rmsprop", "lion", "muon")},
         aliases=("freeze", "freeze_backbone")),
     "optim.layer_decay": Field(1.0, "Learning rate of a layer group, relative to the group after "

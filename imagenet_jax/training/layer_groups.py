@@ -13,6 +13,8 @@ from imagenet_jax import models
 from imagenet_jax.data.sampler import in_steps
 from imagenet_jax.models.base import Path
 
+_LAST_STEP = 2**31 - 1  # the step counter is an int32
+
 
 def map_groups(function: Callable[[int], Any], params: Any, model: str) -> Any:
     """Return a tree like the parameters of `model`, with function(index of its group) at each leaf.
@@ -106,10 +108,16 @@ def make_fine_tuning(
     config: ConfigDict, steps_per_epoch: Fraction | int, shift: Fraction | int = 0
 ) -> FineTuning:
     """Return the fine-tuning options of `config`; `shift` is `Sampler.shift` in steps."""
+    if is_linear_probe(config):
+        return FineTuning(config.model.name, config.optim.layer_decay, _LAST_STEP)
     exact = in_steps(config.optim.freeze_epochs, steps_per_epoch)
     frozen = max(1, round(exact - shift)) if round(exact) and shift else round(exact)
-    # The step counter is an int32.
-    return FineTuning(config.model.name, config.optim.layer_decay, min(frozen, 2**31 - 1))
+    return FineTuning(config.model.name, config.optim.layer_decay, min(frozen, _LAST_STEP))
+
+
+def is_linear_probe(config: ConfigDict) -> bool:
+    """Return whether only the head is ever trained."""
+    return config.optim.freeze_epochs >= config.epochs
 
 
 def layer_scales(params: Any, model: str, decay: float) -> Any:
@@ -155,6 +163,18 @@ def zero_frozen(tuning: FineTuning) -> optax.GradientTransformation:
     return head_first(optax.identity(), tuning)
 
 
+def freeze_body(params: Any, model: str) -> Any:
+    """Return `params` for a linear probe: layers other than the head get no gradients.
+
+    XLA then leaves out their backward pass, most of a step's work.
+    """
+
+    def freeze(param: jax.Array, is_head: bool) -> jax.Array:
+        return param if is_head else jax.lax.stop_gradient(param)
+
+    return jax.tree.map(freeze, params, head_mask(params, model))
+
+
 class _Frozen(NamedTuple):
     """The number of updates so far, i32[], and the state of the rule."""
 
@@ -182,7 +202,7 @@ def describe_frozen_phase(config: ConfigDict, frozen_steps: int, step: int) -> s
     """Return a line that says how long only the head is trained; "" if `step` is past that."""
     if step >= frozen_steps:
         return ""
-    return (
-        f"training only the head up to step {frozen_steps:,} "
-        f"(config.optim.freeze_epochs = {config.optim.freeze_epochs:g}), then all layers"
-    )
+    field = f"(config.optim.freeze_epochs = {config.optim.freeze_epochs:g})"
+    if is_linear_probe(config):
+        return f"training only the head {field}"
+    return f"training only the head up to step {frozen_steps:,} {field}, then all layers"

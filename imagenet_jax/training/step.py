@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from imagenet_jax.data import augment
 from imagenet_jax.runtime import xla
 from imagenet_jax.training import losses
+from imagenet_jax.training.layer_groups import freeze_body, group_norms, is_linear_probe
 from imagenet_jax.training.metrics import METRICS
 from imagenet_jax.training.optim import gradient_point
 from imagenet_jax.training.sharding import batch_sharding, get_shardings, replicated
@@ -74,8 +75,6 @@ def train_step(state: TrainState, batch: Batch, parts: StepParts) -> tuple[Train
         "learning_rate": jnp.asarray(parts.schedule(state.step), jnp.float32),
     }
     if config.log.group_norms:
-        from imagenet_jax.training.layer_groups import group_norms
-
         metrics |= group_norms(config.model.name, grads, updates, params)
     return TrainState(state.step + 1, params, stats, opt_state, average), metrics
 
@@ -127,6 +126,8 @@ def gradient(state: TrainState, batch: Batch, parts: StepParts) -> Gradient:
         params: Any, stats: Any, pixels: jax.Array, targets: jax.Array, weights: Any, key: Any
     ):
         weight, loss_weight = weights
+        if is_linear_probe(config):
+            params = freeze_body(params, config.model.name)
         model = nnx.merge(graph, params, stats)
         logits, auxiliary = model.training_logits(pixels, rngs=nnx.Rngs(dropout=key))
         loss = mean(losses.per_image(logits, targets, config.loss), loss_weight)

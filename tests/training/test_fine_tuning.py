@@ -125,8 +125,18 @@ def test_freezing_random_weights_and_freezing_under_lars_are_errors():
         config_io.check(config)
 
 
+def test_a_linear_probe_freezes_the_body_to_the_last_step():
+    config = tiny_config("x")
+    config.epochs = config.optim.freeze_epochs = 2.5  # 312.5 steps, which training rounds up
+    tuning = layer_groups.make_fine_tuning(config, 125)
+    assert tuning.frozen_steps > 313
+    text = describe_frozen_phase(config, tuning.frozen_steps, 0)
+    assert text == "training only the head (config.optim.freeze_epochs = 2.5)"
+
+
 def test_the_frozen_phase_is_announced_with_its_end():
     config = tiny_config("x")
+    config.epochs = 5.0
     config.optim.freeze_epochs = 2.5
     text = describe_frozen_phase(config, 1250, 0)
     assert "only the head up to step 1,250" in text

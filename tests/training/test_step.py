@@ -1,5 +1,6 @@
 """The train step: sharding, accumulation, EMA, masks and dtypes."""
 
+import dataclasses
 import functools
 
 import jax
@@ -174,6 +175,27 @@ def test_schedule_free_sgd_takes_the_gradient_between_the_weights_and_their_aver
         x = jax.tree.map(lambda x, z, share=share: x + share * (z - x), x, z)
     _assert_close(got.params, x, rtol=1e-4, atol=1e-6)
     assert not np.allclose(_flat(z), _flat(x), rtol=1e-3)
+
+
+def test_a_linear_probe_has_the_gradient_of_the_head_and_no_other_backward_pass(quick):
+    """The gradient of the head is that of a step that trains all layers."""
+    quick.model.name = "small_cnn"
+    parts = make_step_parts(quick, steps_per_epoch=10)
+    state = random_state(abstract_state(quick.model, parts.tx, False, make_mesh(1)))
+    batch = _batch(8, quick.augment.image_size)
+    found, operations = [], []
+    for epochs in (0.0, quick.epochs):
+        config = quick.copy_and_resolve_references()
+        config.optim.freeze_epochs = epochs
+        one = dataclasses.replace(parts, config=config)
+        compiled = jax.jit(functools.partial(gradient, parts=one)).lower(state, batch).compile()
+        found.append(jax.device_get(compiled(state, batch).grads))
+        operations.append(compiled.cost_analysis()["flops"])
+    whole, probe = found
+    _assert_close(probe.pop("fc2"), whole.pop("fc2"), 1e-5, 1e-7)
+    assert not np.any(_flat(probe))
+    assert np.all([np.any(x) for x in jax.tree.leaves(whole)])
+    assert operations[1] < operations[0] / 2
 
 
 def test_no_ema_by_default(quick):
