@@ -107,7 +107,6 @@ class _Loop:
                 stack.callback(hook.close)
             for hook in self.hooks:
                 hook.before_training(self.state, self.train_step, self.make_batches)
-            recorder.say("compiling the train step ...")
             recorder.start()
             try:
                 self.repeat_lost_evaluation()
@@ -145,12 +144,15 @@ class _Loop:
         with throughput.waiting(), self.context.stop.interrupting():
             batch = next(batches)
         skipped = batch.pop("skipped", [])
+        compiling: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if batch["image"].shape != self.image_shape:  # the step is compiled for each shape
             throughput.drain()
             self.image_shape = batch["image"].shape
+            compiling = self.recorder.compiling()
         for hook in self.hooks:
             hook.before_update(step, self.state, batch)
-        self.state, metrics = self.train_step(self.state, batch)
+        with compiling:
+            self.state, metrics = self.train_step(self.state, batch)
         self.step, self.results = step, None
         self.context.watchdog.beat()
         throughput.dispatched(metrics["loss"], count_flops(self.config, self.image_shape))

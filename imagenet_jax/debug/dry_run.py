@@ -28,6 +28,7 @@ from imagenet_jax.debug.targets import Target, make_target
 from imagenet_jax.errors import UserError, one_line
 from imagenet_jax.formatting import format_bytes, format_duration, format_flops
 from imagenet_jax.logs.throughput import count_flops
+from imagenet_jax.progress import announce
 from imagenet_jax.training.experiment import Experiment, make_experiment
 from imagenet_jax.training.sharding import make_mesh, round_batch_size
 
@@ -60,8 +61,9 @@ def dry_run(config: ConfigDict, target_name: str = "", price: float | None = Non
     curve = draw_schedule(run.parts.schedule, run.total_steps, config.epochs)
     console.print("learning rate", *curve, sep="\n")
     if target is None:
-        console.print("compiling the train step and timing it ...")
-        console.print(*_cost_lines(run), sep="\n")
+        with announce("compiling the train step and timing it"):
+            lines = _cost_lines(run)
+        console.print(*lines, sep="\n")
         return
     takes = "seconds" if target.accelerator.gpu else "minutes"
     console.print(f"compiling the train step for {target.name}, which takes {takes} ...")

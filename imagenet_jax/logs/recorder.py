@@ -7,7 +7,7 @@ saver writes checkpoints, and reports failed saves without stopping.
 import datetime
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,10 @@ class Recorder(Writers):
         seconds = self._seconds_before + time.monotonic() - self._began
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         return {"seconds": round(seconds, 3), "time": now}
+
+    def compiling(self) -> AbstractContextManager[None]:
+        """Show on the console that the train step is being compiled."""
+        return announce("compiling the train step", quiet=not self._console.prints_lines)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
