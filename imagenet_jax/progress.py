@@ -93,12 +93,12 @@ class ProgressReporter:
 
 
 @contextlib.contextmanager
-def announce(work: str, *, quiet: bool = False) -> Iterator[None]:
-    """Name `work` on standard error if the block takes more than two seconds.
+def announce(work: str, *, quiet: bool = False, stderr: bool = True) -> Iterator[None]:
+    """Name `work` on standard error (or output) if the block takes more than two seconds.
 
     A terminal shows a spinner until the block ends; a log gets lines with the time so far.
     """
-    console = Console(highlight=False, soft_wrap=True, quiet=quiet, stderr=True)
+    console = Console(highlight=False, soft_wrap=True, quiet=quiet, stderr=stderr)
     ended = threading.Event()
 
     def show() -> None:

@@ -144,13 +144,17 @@ class Recorder(Writers):
 
     def compiling(self) -> AbstractContextManager[None]:
         """Show on the console that the train step is being compiled."""
-        return announce("compiling the train step", quiet=not self._console.prints_lines)
+        return self._announce_work("compiling the train step")
+
+    def _announce_work(self, work: str) -> AbstractContextManager[None]:
+        # On standard output, like the other lines. The panel shows its status itself.
+        return announce(work, quiet=not self._console.prints_lines, stderr=False)
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Show on the console that an evaluation is running."""
         self._panel.status = "evaluating"
-        with announce("evaluating", quiet=not self._console.prints_lines):
+        with self._announce_work("evaluating"):
             yield
         self._panel.status = "training"
 
