@@ -61,7 +61,7 @@ def train(
 
         run_on_first(functools.partial(require_services, config))
     experiment = make_experiment(config)
-    with RunContext(experiment, workdir, strict_restore=strict_restore) as context:
+    with RunContext(experiment, workdir, strict_restore=strict_restore, quiet=quiet) as context:
         start = context.restore()
         context.record_start()
         while True:

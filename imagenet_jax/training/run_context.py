@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imagenet_jax import config as config_io
+from imagenet_jax.progress import announce
 from imagenet_jax.runtime import workdir as workdirs
 from imagenet_jax.runtime import xla
 from imagenet_jax.runtime.integrity import set_aside_damaged
 from imagenet_jax.runtime.lock import Lock
-from imagenet_jax.runtime.processes import StopAgreement, require_same, run_on_first
+from imagenet_jax.runtime.processes import StopAgreement, is_first, require_same, run_on_first
 from imagenet_jax.runtime.provenance import SAME_IN_EVERY_PROCESS, collect_provenance
 from imagenet_jax.runtime.stopping import StopRequested, StopSignal, Watchdog
 from imagenet_jax.training.checkpoint import Checkpoints, Position
@@ -65,14 +66,18 @@ class RunContext:
       stop, watchdog, checkpoints: see their classes.
     """
 
-    def __init__(self, run: Experiment, workdir: Path, *, strict_restore: bool = False):
+    def __init__(
+        self, run: Experiment, workdir: Path, *, strict_restore: bool = False, quiet: bool = False
+    ):
         """Read the initial weights, and compare config and provenance across processes.
 
-        With `strict_restore`, entering raises UserError if a checkpoint is damaged.
+        With `strict_restore`, entering raises UserError if a checkpoint is damaged. With `quiet`,
+        no progress is printed.
 
         Raises UserError if the initial weights do not fit, or the processes differ.
         """
         self._run, self.workdir, self._strict_restore = run, workdir, strict_restore
+        self._quiet = quiet or not is_first()
         self.provenance = collect_provenance(run.fingerprints)
         self._initial = self._read_initial_weights()
         shared = {name: self.provenance.get(name) for name in SAME_IN_EVERY_PROCESS}
@@ -122,6 +127,10 @@ class RunContext:
 
         Raises UserError if the checkpoint does not fit the config.
         """
+        with announce("creating or restoring the state", quiet=self._quiet, stderr=False):
+            return self._restore()
+
+    def _restore(self) -> Start:
         run, rewinds = self._run, read_rewinds(self.workdir)
         config = run.config
         check_rewinds(rewinds, config.batch_size)
