@@ -67,10 +67,10 @@ def printable(text: str) -> str:
     )
 
 
-def shorten(names: list[str], most: int = 3) -> str:
-    """Return "a, b, c and 2 more": the first `most` names, and the number of others."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def shorten(names: list[str]) -> str:
+    """Return "a, b, c and 2 more": the first three names, and the number of others."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def check_choice(what: str, value: object, choices: Iterable[str]) -> None:

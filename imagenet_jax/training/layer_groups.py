@@ -108,10 +108,10 @@ def make_fine_tuning(
     config: ConfigDict, steps_per_epoch: Fraction | int, shift: Fraction | int = 0
 ) -> FineTuning:
     """Return the fine-tuning options of `config`; `shift` is `Sampler.shift` in steps."""
-    if is_linear_probe(config):
-        return FineTuning(config.model.name, config.optim.layer_decay, _LAST_STEP)
     exact = in_steps(config.optim.freeze_epochs, steps_per_epoch)
     frozen = max(1, round(exact - shift)) if round(exact) and shift else round(exact)
+    if is_linear_probe(config):
+        frozen = _LAST_STEP  # training rounds its steps up
     return FineTuning(config.model.name, config.optim.layer_decay, min(frozen, _LAST_STEP))
 
 
