@@ -22,6 +22,7 @@ from imagenet_jax.models.layers import (
     global_average_pool,
 )
 from imagenet_jax.models.norms import LayerNorm
+from imagenet_jax.models.windows import convolve
 
 # name -> (blocks in each of the four stages, channels of the first stage); each stage doubles them
 VARIANTS = {
@@ -51,6 +52,7 @@ class Block(nnx.Module):
             padding=3,
             feature_group_count=channels,
             kernel_init=INIT,
+            conv_general_dilated=convolve,
             dtype=dtype,
             rngs=rngs,
         )

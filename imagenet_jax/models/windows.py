@@ -1,18 +1,19 @@
-"""Convolution and max pooling, with faster algorithms on GPUs where XLA's kernels are slow.
+"""Convolution and max pooling, with faster algorithms where XLA's kernels are slow.
 
 A step of ResNet-50 on an H100 spent 13 % of its time in two operations with slow kernels: the
 convolution of the image, whose 3 channels do not fill tensor cores, and the gradient of max
-pooling, a scatter (benchmarks/RESULTS.md). The results equal XLA's up to the order of sums.
+pooling, a scatter. On CPUs, XLA computes depthwise convolutions at a hundredth of the peak rate.
+See benchmarks/RESULTS.md. The results equal XLA's up to the order of sums.
 """
 
 import functools
-import itertools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 _FEW_CHANNELS = 3  # those of RGB images
@@ -29,29 +30,34 @@ def convolve(
 ) -> jax.Array:
     """Return `lax.conv_general_dilated` of the same arguments; an argument for `nnx.Conv`.
 
-    On NVIDIA GPUs, strided convolutions of at most 3 channels are computed by `convolve_blocks`.
+    On NVIDIA GPUs, strided convolutions of at most 3 channels are computed by `convolve_blocks`;
+    on CPUs, depthwise convolutions are computed by `convolve_depthwise`.
 
     Args:
       images: f[B, H, W, I].
-      kernel: f[h, w, I, O].
+      kernel: f[h, w, I / groups, O].
     """
 
     def plain(images: jax.Array, kernel: jax.Array) -> jax.Array:
         return lax.conv_general_dilated(images, kernel, window_strides, padding, **options)
 
-    grouped = kernel.shape[2] != images.shape[-1]
-    if grouped or images.shape[-1] > _FEW_CHANNELS or min(window_strides) == 1:
+    channels, outputs = images.shape[-1], kernel.shape[-1]
+    grouped = kernel.shape[2] != channels
+    depthwise = grouped and kernel.shape[2] == 1 and outputs == channels
+    if not depthwise and (grouped or channels > _FEW_CHANNELS or min(window_strides) == 1):
         return plain(images, kernel)
-    if isinstance(padding, str):
-        pads = lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], window_strides, padding)
-    else:
-        pads = list(padding)
-
-    def blocks(images: jax.Array, kernel: jax.Array) -> jax.Array:
-        rows, columns = window_strides
-        return convolve_blocks(images, kernel, (rows, columns), (pads[0], pads[1]))
-
-    return lax.platform_dependent(images, kernel, cuda=blocks, default=plain)
+    rows, columns = (
+        lax.padtype_to_pads(images.shape[1:3], kernel.shape[:2], window_strides, padding)
+        if isinstance(padding, str)
+        else padding
+    )
+    fast = partial(
+        convolve_depthwise if depthwise else convolve_blocks,
+        strides=(window_strides[0], window_strides[1]),
+        pads=(rows, columns),
+    )
+    platform = {"cpu" if depthwise else "cuda": fast}
+    return lax.platform_dependent(images, kernel, **platform, default=plain)
 
 
 def convolve_blocks(
@@ -95,6 +101,92 @@ def convolve_blocks(
     return lax.conv_general_dilated(
         to_channels(images), kernel, (1, 1), block_pads, dimension_numbers=layout
     )
+
+
+def convolve_depthwise(
+    images: jax.Array, kernel: jax.Array, strides: tuple[int, int], pads: Pads
+) -> jax.Array:
+    """Return a convolution of each channel with its own kernel, as a sum of shifted images.
+
+    Sums are in float32 or float64.
+
+    Args:
+      images: f[B, H, W, C].
+      kernel: f[h, w, 1, C].
+      strides, pads: those of `convolve_blocks`.
+    """
+    wide = jnp.promote_types(images.dtype, jnp.float32)
+    padded = jnp.pad(images, ((0, 0), *pads, (0, 0))).astype(wide)
+    return _depthwise(padded, kernel[:, :, 0].astype(wide), strides).astype(images.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _depthwise(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
+    """f[B, H, W, C], f[h, w, C] -> f[B, y, x, C]: a depthwise convolution without padding."""
+    shape = _outputs(x, kernel.shape, strides)
+
+    # The loop is over the rows of the kernel, because larger programs take longer to compile.
+    def add_row(i: jax.Array, total: jax.Array) -> jax.Array:
+        pixels = lax.dynamic_slice_in_dim(x, i, strides[0] * (shape[0] - 1) + 1, 1)
+        for j in range(kernel.shape[1]):
+            total += _at(pixels, (0, j), shape, strides) * kernel[i, j]
+        return total
+
+    zeros = jnp.zeros((len(x), *shape, x.shape[-1]), x.dtype)
+    return lax.fori_loop(0, len(kernel), add_row, zeros)
+
+
+def _depthwise_backward(
+    strides: tuple[int, int], operands: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = operands
+    (rows, columns), width = gradient.shape[1:3], kernel.shape[1]
+    pads = [
+        (size - 1, side - stride * (count - 1) - 1, stride - 1)
+        for size, side, stride, count in zip(
+            kernel.shape[:2], x.shape[1:3], strides, (rows, columns), strict=True
+        )
+    ]
+    spread = lax.pad(gradient, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    d_x = _depthwise(spread, kernel[::-1, ::-1], (1, 1))
+
+    # XLA sums over pixels slowly, channel after channel. This adds whole rows of all images, for
+    # all columns of the kernel at once. The loop is not over images, which devices divide.
+    def kernel_row(i: jax.Array) -> jax.Array:
+        def add_row(y: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
+            pixels = lax.dynamic_slice_in_dim(x, y * strides[0] + i, 1, 1)
+            factors = lax.dynamic_slice_in_dim(gradient, y, 1, 1)
+            return [
+                total + _at(pixels, (0, j), (1, columns), strides) * factors
+                for j, total in enumerate(sums)
+            ]
+
+        sums = lax.fori_loop(0, rows, add_row, [jnp.zeros_like(gradient[:, :1])] * width)
+        return jnp.stack([jnp.sum(total, (0, 1, 2)) for total in sums])
+
+    return d_x, lax.map(kernel_row, jnp.arange(len(kernel)))
+
+
+_depthwise.defvjp(
+    lambda x, kernel, strides: (_depthwise(x, kernel, strides), (x, kernel)), _depthwise_backward
+)
+
+
+def _outputs(x: jax.Array, window: Sequence[int], strides: tuple[int, int]) -> tuple[int, int]:
+    """Return the numbers of rows and columns of windows in the images x, f[B, H, W, C]."""
+    height, width = x.shape[1:3]
+    return (height - window[0]) // strides[0] + 1, (width - window[1]) // strides[1] + 1
+
+
+def _at(
+    x: jax.Array, place: tuple[int, ...], shape: tuple[int, int], strides: tuple[int, int]
+) -> jax.Array:
+    """Return f[B, *shape, C]: the pixels of x at one `place` (row, column) of each window."""
+    rows, columns = (
+        slice(start, start + stride * (count - 1) + 1, stride)
+        for start, count, stride in zip(place, shape, strides, strict=True)
+    )
+    return x[:, rows, columns]
 
 
 def max_pool(
@@ -142,22 +234,14 @@ def _max_pool_forward(
 ) -> tuple[jax.Array, tuple[jax.Array, tuple[int, ...]]]:
     """Return (pooled, (position u8[B, h, w, C] of each maximum in its window, shape of x))."""
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)), constant_values=-jnp.inf)
-    height, width = ((side - window) // stride for side in padded.shape[1:3])
-    places = itertools.product(range(window), repeat=2)
+    strides = (stride, stride)
+    shape = _outputs(padded, (window, window), strides)
     # One maximum finds both value and position: it is taken over integers whose high bits order the
     # pixels, and whose low bits prefer the first position.
     last = window**2 - 1
     keys = [
-        _ordered(
-            padded[
-                :,
-                row : row + stride * height + 1 : stride,
-                column : column + stride * width + 1 : stride,
-            ]
-        )
-        * (last + 1)
-        + (last - i)
-        for i, (row, column) in enumerate(places)
+        _ordered(_at(padded, place, shape, strides)) * (last + 1) + (last - i)
+        for i, place in enumerate(np.ndindex(window, window))
     ]
     best = functools.reduce(jnp.maximum, keys)
     order = best // (last + 1)

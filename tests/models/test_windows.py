@@ -1,4 +1,6 @@
-"""Convolution and max pooling in the forms for GPUs, beside XLA's own."""
+"""Convolution and max pooling in the forms for GPUs and CPUs, beside XLA's own."""
+
+import re
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +50,64 @@ def test_a_convolution_of_blocks_equals_the_strided_one(sides, size, strides, pa
     expected = with_gradients(plain, images, kernel)
     for ours, theirs in zip(with_gradients(blocks, images, kernel), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("sides", "size", "strides", "pads"),
+    [
+        ((8, 9), (3, 3), (1, 1), ((1, 1), (1, 1))),
+        ((12, 9), (5, 5), (2, 2), ((2, 2), (2, 2))),
+        ((7, 8), (3, 3), (2, 2), ((1, 1), (0, 1))),  # TensorFlow's padding
+        ((9, 7), (7, 7), (1, 1), ((3, 3), (3, 3))),  # ConvNeXt
+        ((10, 11), (2, 4), (3, 2), ((0, 0), (2, 1))),  # pixels that no window covers
+    ],
+)
+def test_a_depthwise_convolution_of_shifted_images_equals_xla_s(sides, size, strides, pads):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(3, *sides, 5)).astype(np.float32)
+    kernel = rng.normal(size=(*size, 1, 5)).astype(np.float32)
+
+    def plain(images, kernel):
+        layout = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            images, kernel, strides, pads, dimension_numbers=layout, feature_group_count=5
+        )
+
+    def shifted(images, kernel):
+        return windows.convolve_depthwise(images, kernel, strides, pads)
+
+    expected = with_gradients(plain, images, kernel)
+    for ours, theirs in zip(with_gradients(shifted, images, kernel), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_depthwise_convolution_of_bfloat16_sums_in_float32():
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(2, 6, 6, 4)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 1, 4)), jnp.bfloat16)
+    pads = ((1, 1), (1, 1))
+    out = windows.convolve_depthwise(images, kernel, (1, 1), pads)
+    wide = windows.convolve_depthwise(
+        images.astype(jnp.float32), kernel.astype(jnp.float32), (1, 1), pads
+    )
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out, wide.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu", "cpu"])
+def test_only_programs_for_cpus_shift_images_of_depthwise_convolutions(platform):
+    config = defaults("mobilenet_v2").model
+    config.width = 0.125
+    graph, params, stats = models.outline(config)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+
+    def logits(params, stats, images):
+        return nnx.merge(graph, params, stats)(images, train=False)
+
+    program = jax.jit(logits).trace(params, stats, images)
+    program = program.lower(lowering_platforms=(platform,)).as_text()
+    grouped = re.findall(r"feature_group_count = (\d+)", program)
+    assert ({"1"} == set(grouped)) == (platform == "cpu")
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
