@@ -98,8 +98,8 @@ class DenseNet(Model):
     def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
         self.require_pixels(images, MIN_SIDE)
         parts, depths = self.features, VARIANTS[self.name].depths
-        x = ConvNorm(parts.conv0, parts.norm0)(images, train=train)
-        x = max_pool(x, 3, padding=1)
+        pool = partial(max_pool, window=3, padding=1)
+        x = ConvNorm(parts.conv0, parts.norm0)(images, train=train, max_pool=pool)
         yield "stem", x
         for i, depth in enumerate(depths, 1):
             # Layers read a tuple and concatenate it themselves, so that remat "blocks" stores each

@@ -23,6 +23,7 @@ from imagenet_jax.models.layers import (
     global_average_pool,
     uniform_linear,
 )
+from imagenet_jax.models.norms import Pool
 from imagenet_jax.models.windows import max_pool
 
 STEM = 64  # channels of the first convolution
@@ -52,9 +53,9 @@ class ConvBlock(nnx.Module):
         """Arguments are those of ConvNorm.make."""
         self.conv, self.bn = ConvNorm.make(*args, eps=1e-3, **options)
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """f[B, H, W, I] -> f[B, h, w, O]."""
-        return ConvNorm(self.conv, self.bn)(x, train=train)
+    def __call__(self, x: jax.Array, *, train: bool, max_pool: Pool | None = None) -> jax.Array:
+        """f[B, H, W, I] -> f[B, h, w, O]; `max_pool` is that of ConvNorm."""
+        return ConvNorm(self.conv, self.bn)(x, train=train, max_pool=max_pool)
 
 
 def scaled(channels: int, width: float) -> int:
@@ -140,8 +141,9 @@ class GoogLeNet(Model):
 
     def activations(self, images: jax.Array, *, train: bool, rngs: nnx.Rngs | None) -> Activations:
         self.require_pixels(images, MIN_SIDE)
-        x = max_pool(self.conv1(images, train=train), 3, ceil=True)
-        x = max_pool(self.conv3(self.conv2(x, train=train), train=train), 3, ceil=True)
+        pool = partial(max_pool, window=3, ceil=True)
+        x = self.conv1(images, train=train, max_pool=pool)
+        x = self.conv3(self.conv2(x, train=train), train=train, max_pool=pool)
         yield "stem", x
         for stage, blocks in STAGES.items():
             for letter in blocks:

@@ -182,9 +182,8 @@ class InceptionV3(Model):
         self.require_pixels(images, MIN_SIDE)
         x = images
         for layer in STEM:
-            x = getattr(self, layer)(x, train=train)
-            if layer in POOL_AFTER:
-                x = max_pool(x, 3)
+            pool = partial(max_pool, window=3) if layer in POOL_AFTER else None
+            x = getattr(self, layer)(x, train=train, max_pool=pool)
         yield "stem", x
         for stage in STAGES:
             for layer in _blocks(stage):

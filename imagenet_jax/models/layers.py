@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.config.fields import Field
-from imagenet_jax.models.norms import BatchNorm
+from imagenet_jax.models.norms import BatchNorm, Pool
 from imagenet_jax.models.windows import convolve
 
 # Config fields of every family with batch norm.
@@ -129,14 +129,22 @@ class ConvNorm(NamedTuple):
         *,
         train: bool,
         activation: Callable[[jax.Array], jax.Array] | None = relu,
+        max_pool: Pool | None = None,
     ) -> jax.Array:
-        """f[B, H, W, I] -> f[B, h, w, O]. Training uses and updates batch statistics."""
+        """f[B, H, W, I] -> f[B, h, w, O]. Training uses and updates batch statistics.
+
+        `max_pool` pools the result. It is computed before the norm and the activation, which then
+        read fewer values; the activation must not decrease.
+        """
         if self.norm is None:
             x = self.conv(x)
-        elif train and isinstance(self.conv, PointwiseConv) and self.conv.widens:
+            x = x if max_pool is None else max_pool(x)
+        elif (
+            train and max_pool is None and isinstance(self.conv, PointwiseConv) and self.conv.widens
+        ):
             x = self.norm.normalize_product(*self.conv.operands(x))
         else:
-            x = self.norm(self.conv(x), train=train)
+            x = self.norm(self.conv(x), train=train, max_pool=max_pool)
         return x if activation is None else activation(x)
 
 

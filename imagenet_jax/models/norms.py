@@ -1,5 +1,6 @@
 """Norms that the model families share: batch norm, group norm and layer norm, as in torch."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -8,6 +9,7 @@ from flax import nnx
 
 from imagenet_jax.errors import UserError
 
+Pool = Callable[[jax.Array], jax.Array]  # f[B, H, W, C] -> f[B, h, w, C]
 GROUPS = 32  # of channels in group norm, as in its paper and in BiT
 
 
@@ -46,22 +48,34 @@ class BatchNorm(nnx.Module):
         self.eps, self.momentum = eps, momentum
         self.images_per_group = images_per_group
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, max_pool: Pool | None = None) -> jax.Array:
         """f[B, ..., C] -> f[B, ..., C] in the dtype of x. Training updates the running statistics.
+
+        With `max_pool`, return max_pool(norm(x)), but pool first and normalize fewer values.
+        Normalization keeps the order of values where the scale is positive. It reverses the order
+        where the scale is negative, so those channels are negated before they are pooled.
 
         Raises UserError in training if a channel has only one value, whose variance is undefined,
         or if the batch is not divisible by `images_per_group`.
         """
-        if not train:
-            return self._normalize(x, self.mean[...], self.var[...])
-        grouped, n = self._grouped(x)
-        wide = grouped.astype(jnp.promote_types(x.dtype, jnp.float32))
-        axes = tuple(range(grouped.ndim - x.ndim, grouped.ndim - 1))
-        mean = jnp.mean(wide, axes, keepdims=grouped.ndim > x.ndim)
-        square = jnp.mean(jnp.square(wide), axes, keepdims=grouped.ndim > x.ndim)
-        var = jnp.maximum(square - jnp.square(mean), 0.0)
-        self._track(mean, var, n)
-        return self._normalize(grouped, mean, var).reshape(x.shape)
+        scale, mean, var = self.scale[...], self.mean[...], self.var[...]
+        if max_pool is not None:
+            sign = jnp.where(scale < 0, -1.0, 1.0)
+            x, scale, mean = x * sign.astype(x.dtype), scale * sign, mean * sign
+        if train:
+            grouped, n = self._grouped(x)
+            wide = grouped.astype(jnp.promote_types(x.dtype, jnp.float32))
+            axes = tuple(range(grouped.ndim - x.ndim, grouped.ndim - 1))
+            mean = jnp.mean(wide, axes, keepdims=grouped.ndim > x.ndim)
+            square = jnp.mean(jnp.square(wide), axes, keepdims=grouped.ndim > x.ndim)
+            var = jnp.maximum(square - jnp.square(mean), 0.0)
+            self._track(mean if max_pool is None else mean * sign, var, n)
+        if max_pool is not None:
+            x = max_pool(x)
+        scale = scale * jax.lax.rsqrt(var + self.eps)
+        shift = self.bias[...] - mean * scale
+        grouped = self._grouped(x)[0] if train else x
+        return (grouped * scale + shift).astype(x.dtype).reshape(x.shape)
 
     def normalize_product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """Return `self(x @ kernel, train=True)`, without computing `x @ kernel`."""
@@ -83,24 +97,19 @@ class BatchNorm(nnx.Module):
             )
         groups = x.shape[0] // size
         n = x.size // x.shape[-1] // groups
-        if n < 2:
-            raise UserError(
-                "batch norm sees one value per channel (one image, reduced to 1x1): use a "
-                "larger config.batch_size, config.augment.image_size or config.model.bn_group"
-            )
         # A leading axis of size 1 would keep XLA from compiling a plain sum.
         return (x if groups == 1 else x.reshape(groups, size, *x.shape[1:])), n
 
     def _track(self, mean: jax.Array, var: jax.Array, n: int) -> None:
         """Update the running statistics with those of groups of `n` values per channel."""
+        if n < 2:
+            raise UserError(
+                "batch norm sees one value per channel (one image, reduced to 1x1): use a "
+                "larger config.batch_size, config.augment.image_size or config.model.bn_group"
+            )
         for average, value in ((self.mean, mean), (self.var, var * (n / (n - 1)))):
             value = jnp.mean(value.reshape(-1, value.shape[-1]), 0) if value.ndim > 1 else value
             average[...] = self.momentum * average[...] + (1 - self.momentum) * value
-
-    def _normalize(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-        scale = self.scale[...] * jax.lax.rsqrt(var + self.eps)
-        shift = self.bias[...] - mean * scale
-        return (x * scale + shift).astype(x.dtype)
 
 
 class GroupNorm(nnx.Module):

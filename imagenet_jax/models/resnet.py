@@ -229,9 +229,8 @@ class ResNet(Model):
             conv, bn, _, conv2, bn2, _, last = last
             x = ConvNorm(conv, bn)(x, train=train)
             x = ConvNorm(conv2, bn2)(x, train=train)
-        x = ConvNorm(last, self.bn1)(x, train=train)
-        if not self.small_stem:
-            x = max_pool(x, 3, padding=1)
+        pool = None if self.small_stem else partial(max_pool, window=3, padding=1)
+        x = ConvNorm(last, self.bn1)(x, train=train, max_pool=pool)
         yield "stem", x
         for i, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)):
             for block in stage:

@@ -51,9 +51,10 @@ class Stage(nnx.List[Any]):
 
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """f[B, H, W, I] -> f[B, H / 2, W / 2, O]."""
-        for layer in self:
-            x = ConvNorm(layer.conv, layer.bn)(x, train=train)
-        return max_pool(x, 2)
+        for i, layer in enumerate(self, 1):
+            pool = partial(max_pool, window=2) if i == len(self) else None
+            x = ConvNorm(layer.conv, layer.bn)(x, train=train, max_pool=pool)
+        return x
 
 
 class VGG(Model):

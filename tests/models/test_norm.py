@@ -1,5 +1,6 @@
 """Batch norm against its formula in float64 NumPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.models.norms import BatchNorm
+from imagenet_jax.models.windows import max_pool
 
 
 def made(channels: int, rng: np.random.Generator) -> BatchNorm:
@@ -97,3 +99,34 @@ def test_holds_parameters_and_statistics_alone():
     graph, params, stats = nnx.split(BatchNorm(4), nnx.Param, nnx.BatchStat)
     assert set(nnx.to_pure_dict(params)) == {"scale", "bias"}
     assert set(nnx.to_pure_dict(stats)) == {"mean", "var"}
+
+
+@pytest.mark.parametrize("images_per_group", [0, 2])
+@pytest.mark.parametrize("train", [True, False])
+def test_pooling_before_the_norm_equals_pooling_after_it(train, images_per_group):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(1.0, 2.0, (4, 6, 7, 4)).astype(np.float32))
+
+    def pool(x):
+        return max_pool(x, 3, padding=1)
+
+    def run(early, scale, x):
+        norm = made(4, np.random.default_rng(1))
+        norm.scale[...], norm.images_per_group = scale, images_per_group
+        y = norm(x, train=train, max_pool=pool) if early else pool(norm(x, train=train))
+        return nnx.relu(y), (norm.mean[...], norm.var[...])
+
+    scale = jnp.array([1.5, -0.5, 0.0, -2.0])
+    (late, statistics), (early, found) = (run(early, scale, x) for early in (False, True))
+    np.testing.assert_array_equal(early, late)
+    for ours, theirs in zip(found, statistics, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6)
+    weights = jnp.asarray(rng.normal(size=late.shape), jnp.float32)
+    # Without the channel of scale 0: all of its pixels are equal, and any may have the gradient.
+    gradients = [
+        jax.grad(lambda s, x, early=early: jnp.sum(weights * run(early, s, x)[0]), (0, 1))(scale, x)
+        for early in (False, True)
+    ]
+    for theirs, ours in zip(*gradients, strict=True):
+        varied = np.array([0, 1, 3])
+        np.testing.assert_allclose(ours[..., varied], theirs[..., varied], atol=1e-4)
