@@ -1,6 +1,6 @@
 """Layers that the model families share: convolutions, pools, drop path, initializers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from imagenet_jax.config.fields import Field
-from imagenet_jax.models.norms import BatchNorm, Pool
+from imagenet_jax.models.norms import BatchNorm, Pool, normalize_products
 from imagenet_jax.models.windows import convolve
 
 # Config fields of every family with batch norm.
@@ -139,13 +139,30 @@ class ConvNorm(NamedTuple):
         if self.norm is None:
             x = self.conv(x)
             x = x if max_pool is None else max_pool(x)
-        elif (
-            train and max_pool is None and isinstance(self.conv, PointwiseConv) and self.conv.widens
-        ):
-            x = self.norm.normalize_product(*self.conv.operands(x))
+        elif train and max_pool is None and (product := self.as_product(x)):
+            x = normalize_products(*zip(*[product], strict=True))
         else:
             x = self.norm(self.conv(x), train=train, max_pool=max_pool)
         return x if activation is None else activation(x)
+
+    def as_product(self, x: jax.Array) -> tuple[BatchNorm, jax.Array, jax.Array] | None:
+        """Return operands of `normalize_products`, if training uses it, or else None."""
+        conv, norm = self
+        if norm is None or not isinstance(conv, PointwiseConv) or not conv.widens:
+            return None
+        return norm, *conv.operands(x)
+
+
+def add_layers(layers: Sequence[tuple[ConvNorm, jax.Array]], *, train: bool) -> jax.Array:
+    """Return the sum of `layer(x, train=train, activation=None)` over pairs (layer, x).
+
+    If training computes all of them as products, only their sum is stored.
+    """
+    products = [p for layer, x in layers if train and (p := layer.as_product(x))]
+    if len(products) == len(layers):
+        return normalize_products(*zip(*products, strict=True))
+    first, *others = (layer(x, train=train, activation=None) for layer, x in layers)
+    return sum(others, first)
 
 
 class PointwiseConv(nnx.Conv):

@@ -1,6 +1,6 @@
 """Norms that the model families share: batch norm, group norm and layer norm, as in torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -76,16 +76,6 @@ class BatchNorm(nnx.Module):
         shift = self.bias[...] - mean * scale
         grouped = self._grouped(x)[0] if train else x
         return (grouped * scale + shift).astype(x.dtype).reshape(x.shape)
-
-    def normalize_product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """Return `self(x @ kernel, train=True)`, without computing `x @ kernel`."""
-        grouped, n = self._grouped(x)
-        norm = partial(product_norm, eps=self.eps)
-        if grouped.ndim > x.ndim:
-            norm = jax.vmap(norm, in_axes=(0, None, None, None))
-        out, mean, var = norm(grouped, kernel, self.scale[...], self.bias[...])
-        self._track(mean, var, n)
-        return out.reshape(*x.shape[:-1], -1)
 
     def _grouped(self, x: jax.Array) -> tuple[jax.Array, int]:
         """Return (x, values per channel in each group); several groups add a leading axis to x."""
@@ -163,10 +153,34 @@ class LayerNorm(nnx.Module):
 _matmul = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
-def product_norm(
-    x: jax.Array, kernel: jax.Array, scale: jax.Array, bias: jax.Array, eps: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Return the batch norm of `x @ kernel` over all axes but the last, in training.
+def normalize_products(
+    norms: Sequence[BatchNorm], xs: Sequence[jax.Array], kernels: Sequence[jax.Array]
+) -> jax.Array:
+    """Return the sum of `norm(x @ kernel, train=True)`, without computing any `x @ kernel`.
+
+    All norms have the same `images_per_group`.
+    """
+    grouped, counts = zip(
+        *(norm._grouped(x) for norm, x in zip(norms, xs, strict=True)), strict=True
+    )
+    add = partial(product_norms, eps=tuple(norm.eps for norm in norms))
+    if grouped[0].ndim > xs[0].ndim:
+        add = jax.vmap(add, in_axes=(0, None, None, None))
+    scales, biases = [norm.scale[...] for norm in norms], [norm.bias[...] for norm in norms]
+    out, moments = add(list(grouped), list(kernels), scales, biases)
+    for norm, (mean, var), n in zip(norms, moments, counts, strict=True):
+        norm._track(mean, var, n)
+    return out.reshape(*xs[0].shape[:-1], -1)
+
+
+def product_norms(
+    xs: list[jax.Array],
+    kernels: list[jax.Array],
+    scales: list[jax.Array],
+    biases: list[jax.Array],
+    eps: tuple[float, ...],
+) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+    """Return the sum of the batch norms of `x @ kernel` over all axes but the last, in training.
 
     A step of ResNet-50 is limited by memory bandwidth. Its widest arrays are the outputs of 1x1
     convolutions, which batch norm reads twice and the backward pass once more. But y = x W is
@@ -186,60 +200,69 @@ def product_norm(
         G = u'd                 db = sum(d)             dg = r diag(W'G)
         k = a r dg / n          dW = G a - n S W k      dx = d (W a)' - u (W k W') - db (W a)' / n
 
-    x is centered first because a variance far below the squared mean would lose its digits.
+    x is centered first because a variance far below the squared mean would lose its digits. The sum
+    of several outputs is one product, of all channels of u with all rows of W a, so that neither of
+    a residual branch and its shortcut is stored alone.
 
     Args:
-      x: f[..., C], in the compute dtype.
-      kernel: f[C, K].
-      scale, bias: f[K].
-      eps: added to the variance.
+      xs: f[..., C] each, in the compute dtype.
+      kernels: f[C, K] each.
+      scales, biases: f[K] each.
+      eps: added to the variances.
 
     Returns:
-      The output f[..., K] in the dtype of x, and the mean and biased variance f[K] of `x @ kernel`
-      in float32 or float64, through which no gradients flow.
+      The sum f[..., K] in the dtype of x, and the mean and biased variance f[K] of each
+      `x @ kernel` in float32 or float64, through which no gradients flow.
     """
-    out, mean, var = _product_norm(x, kernel, scale, bias, eps)
-    return out, jax.lax.stop_gradient(mean), jax.lax.stop_gradient(var)
+    return _product_norms(xs, kernels, scales, biases, eps)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _product_norm(x, kernel, scale, bias, eps):
-    return _product_forward(x, kernel, scale, bias, eps)[0]
+def _product_norms(xs, kernels, scales, biases, eps):
+    return _products_forward(xs, kernels, scales, biases, eps)[0]
 
 
-def _product_forward(x, kernel, scale, bias, eps):
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    n = x.size // x.shape[-1]
-    mean = jnp.mean(x, range(x.ndim - 1), dtype=wide)
-    centered = (x - mean).astype(x.dtype)
-    moments_kernel = _matmul(_sum_of_products(centered, centered) / n, kernel)  # S W
-    var = jnp.sum(kernel * moments_kernel, 0)
-    root = jax.lax.rsqrt(var + eps)
-    out = (centered @ (kernel * scale * root).astype(x.dtype) + bias).astype(x.dtype)
-    return (out, _matmul(mean, kernel), var), (centered, kernel, scale, moments_kernel, root)
+def _products_forward(xs, kernels, scales, biases, eps):
+    moments, weights, saved = [], [], []
+    for x, kernel, scale, epsilon in zip(xs, kernels, scales, eps, strict=True):
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        n = x.size // x.shape[-1]
+        mean = jnp.mean(x, range(x.ndim - 1), dtype=wide)
+        centered = (x - mean).astype(x.dtype)
+        moments_kernel = _matmul(_sum_of_products(centered, centered) / n, kernel)  # S W
+        var = jnp.sum(kernel * moments_kernel, 0)
+        root = jax.lax.rsqrt(var + epsilon)
+        moments.append((_matmul(mean, kernel), var))
+        weights.append((kernel * scale * root).astype(x.dtype))
+        saved.append((centered, kernel, scale, moments_kernel, root))
+    centered = jnp.concatenate([first for first, *_ in saved], -1)
+    out = (centered @ jnp.concatenate(weights) + sum(biases)).astype(centered.dtype)
+    return (out, moments), saved
 
 
-def _product_backward(eps, saved, gradients):
-    centered, kernel, scale, moments_kernel, root = saved
-    d = gradients[0]
+def _products_backward(eps, saved, gradients):
+    d = gradients[0]  # the moments have none
     n = d.size // d.shape[-1]
     wide = jnp.promote_types(d.dtype, jnp.float32)
     d_bias = jnp.sum(d, range(d.ndim - 1), dtype=wide)
-    products = _sum_of_products(centered, d)  # G
-    d_scale = root * jnp.sum(kernel * products, 0)
-    factor = scale * root  # a
-    correction = factor * root * d_scale / n  # k
-    d_kernel = products * factor - n * moments_kernel * correction
-    forward = (kernel * factor).astype(d.dtype)  # W a, as the forward pass rounds it
-    d_x = (
-        d @ forward.T
-        - centered @ _matmul(kernel * correction, kernel.T).astype(d.dtype)
-        - jnp.sum(forward * d_bias, 1) / n
-    )
-    return d_x.astype(d.dtype), d_kernel, d_scale, d_bias
+    found = []
+    for centered, kernel, scale, moments_kernel, root in saved:
+        products = _sum_of_products(centered, d)  # G
+        d_scale = root * jnp.sum(kernel * products, 0)
+        factor = scale * root  # a
+        correction = factor * root * d_scale / n  # k
+        d_kernel = products * factor - n * moments_kernel * correction
+        forward = (kernel * factor).astype(d.dtype)  # W a, as the forward pass rounds it
+        d_x = (
+            d @ forward.T
+            - centered @ _matmul(kernel * correction, kernel.T).astype(d.dtype)
+            - jnp.sum(forward * d_bias, 1) / n
+        )
+        found.append((d_x.astype(d.dtype), d_kernel, d_scale, d_bias))
+    return tuple(map(list, zip(*found, strict=True)))
 
 
-_product_norm.defvjp(_product_forward, _product_backward)
+_product_norms.defvjp(_products_forward, _products_backward)
 
 
 def _sum_of_products(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -27,6 +27,7 @@ from imagenet_jax.models.layers import (
     NORM_IMPL,
     ConvNorm,
     SqueezeExcite,
+    add_layers,
     drop_branch,
     drop_path_rates,
     global_average_pool,
@@ -102,7 +103,7 @@ class Block(nnx.Module):
     """A residual branch, which drop path may skip in training, plus a shortcut; then ReLU."""
 
     expansion: int  # output channels over `features`
-    last_norm: str  # attribute name of the last norm in the branch
+    depth: int  # convolutions in the branch: conv1, conv2 ...
     downsample: nnx.List[Any] | None = None
     se: SqueezeExcite | None = None  # at the end of the branch
     rate = 0.0  # probability of dropping the branch
@@ -120,63 +121,61 @@ class Block(nnx.Module):
         """Create the layers of the branch."""
         raise NotImplementedError
 
-    def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """f[B, H, W, I] -> f[B, h, w, O]."""
-        raise NotImplementedError
+    def layer(self, i: int) -> ConvNorm:
+        """Return the convolution `i` of the branch, from 1, and its norm."""
+        return ConvNorm(getattr(self, f"conv{i}"), getattr(self, f"bn{i}"))
 
     def __call__(self, x: jax.Array, *, train: bool, rngs: nnx.Rngs | None = None) -> jax.Array:
         """f[B, H, W, I] -> f[B, h, w, O].
 
         Raises ValueError in training if there is a drop path rate but no `rngs`.
         """
-        y = self.branch(x, train=train)
-        if self.se is not None:
-            y = self.se(y)
-        y = drop_branch(y, self.rate, train=train, rngs=rngs)
+        y = x
+        for i in range(1, self.depth):
+            y = self.layer(i)(y, train=train)
+        last = self.layer(self.depth)
         if self.downsample is not None:
             if self.pools:
                 # Windows at the end of an odd side have fewer pixels.
                 odd = tuple((0, side % 2) for side in x.shape[1:3])
                 x = nnx.avg_pool(x, (2, 2), (2, 2), odd, count_include_pad=False)  # pyright: ignore
             *_, conv, norm = self.downsample
-            x = ConvNorm(conv, norm)(x, train=train, activation=None)
-        return relu(y + x)
+            shortcut = ConvNorm(conv, norm)
+            if self.se is None and not self.rate:
+                return relu(add_layers([(last, y), (shortcut, x)], train=train))
+            x = shortcut(x, train=train, activation=None)
+        y = last(y, train=train, activation=None)
+        if self.se is not None:
+            y = self.se(y)
+        return relu(drop_branch(y, self.rate, train=train, rngs=rngs) + x)
 
     def zero_last_scale(self) -> None:
         """Zero the scale of the last norm (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
-        scale = getattr(self, self.last_norm).scale
-        scale[...] = jnp.zeros_like(scale[...])
+        norm = self.layer(self.depth).norm
+        assert norm is not None
+        norm.scale[...] = jnp.zeros_like(norm.scale[...])
 
 
 class BasicBlock(Block):
     """Two 3x3 convolutions."""
 
-    expansion, last_norm = 1, "bn2"
+    expansion, depth = 1, 2
 
     def build(self, inputs: int, features: int, stride: int, make: Make, variant: Variant) -> None:
         self.conv1, self.bn1 = make(inputs, features, 3, stride)
         self.conv2, self.bn2 = make(features, features, 3)
 
-    def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = ConvNorm(self.conv1, self.bn1)(x, train=train)
-        return ConvNorm(self.conv2, self.bn2)(x, train=train, activation=None)
-
 
 class Bottleneck(Block):
     """1x1, 3x3 and 1x1 convolutions; the last has four times the channels."""
 
-    expansion, last_norm = 4, "bn3"
+    expansion, depth = 4, 3
 
     def build(self, inputs: int, features: int, stride: int, make: Make, variant: Variant) -> None:
         inner = variant.inner(features)
         self.conv1, self.bn1 = make(inputs, inner, 1)
         self.conv2, self.bn2 = make(inner, inner, 3, stride, groups=variant.groups)
         self.conv3, self.bn3 = make(inner, 4 * features, 1)
-
-    def branch(self, x: jax.Array, *, train: bool) -> jax.Array:
-        x = ConvNorm(self.conv1, self.bn1)(x, train=train)
-        x = ConvNorm(self.conv2, self.bn2)(x, train=train)
-        return ConvNorm(self.conv3, self.bn3)(x, train=train, activation=None)
 
 
 class ResNet(Model):

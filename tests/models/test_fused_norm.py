@@ -16,14 +16,14 @@ from imagenet_jax import models
 from imagenet_jax.errors import UserError
 from imagenet_jax.models import resnet
 from imagenet_jax.models.layers import ConvNorm, PointwiseConv
-from imagenet_jax.models.norms import BatchNorm, product_norm
+from imagenet_jax.models.norms import BatchNorm, product_norms
 from imagenet_jax.training.sharding import batch_sharding, make_mesh, replicated
 
 EPS = 1e-5
 
 
 def plain_norm(x, kernel, scale, bias):
-    """Return what `product_norm` returns, computed as a convolution and BatchNorm compute it."""
+    """Return what `product_norms` returns, computed as a convolution and BatchNorm compute it."""
     norm = BatchNorm(kernel.shape[1], momentum=0.0)
     norm.scale[...], norm.bias[...] = scale, bias
     out = norm(x @ kernel.astype(x.dtype), train=True)
@@ -42,9 +42,15 @@ def results_and_gradients(norm, x, kernel, scale, bias, d):
     return [out, *moments, *vjp(d.astype(out.dtype))]
 
 
+def one_product(*arguments):
+    """Return (out, mean, var) of `product_norms` of one product."""
+    out, [(mean, var)] = product_norms(*([a] for a in arguments), eps=(EPS,))
+    return out, mean, var
+
+
 @jax.jit
 def from_moments(*arguments):
-    return results_and_gradients(lambda *a: product_norm(*a, EPS), *arguments)
+    return results_and_gradients(one_product, *arguments)
 
 
 @jax.jit
@@ -100,8 +106,32 @@ def test_gradients_equal_finite_differences():
     x, kernel, scale, bias, d = draw(0, (2, 3, 3, 4), 6, 1.0, 1.0)
     with jax.enable_x64(True):
         arguments = tuple(map(jnp.asarray, (x, kernel, scale, bias)))
-        norm = jax.jit(lambda *a: product_norm(*a, EPS)[0] * d)
+        norm = jax.jit(lambda *a: one_product(*a)[0] * d)
         check_grads(norm, arguments, order=1, modes=["rev"])
+
+
+def test_a_sum_of_products_is_the_sum_of_its_terms():
+    first, second = (draw(i, (2, 3, 3, 3 + i), 6, 1.0, 1.0)[:4] for i in range(2))
+    d = np.random.default_rng(2).normal(size=(2, 3, 3, 6))
+
+    def together(first, second):
+        terms = [list(pair) for pair in zip(first, second, strict=True)]
+        return product_norms(*terms, eps=(EPS, 10 * EPS))
+
+    def apart(first, second):
+        (out, a), (out2, b) = (
+            product_norms(*([a] for a in term), eps=(eps,))
+            for term, eps in ((first, EPS), (second, 10 * EPS))
+        )
+        return out + out2, [*a, *b]
+
+    def compute(form):
+        out, vjp, moments = jax.vjp(form, first, second, has_aux=True)
+        return jax.tree.leaves((out, moments, vjp(jnp.asarray(d))))
+
+    with jax.enable_x64(True):
+        for ours, theirs in zip(compute(together), compute(apart), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 @settings(max_examples=30)
