@@ -68,7 +68,7 @@ def from_torch(
     for key, (path, shape) in wanted.items():
         if key in given:
             given[key] = family.fit(path, given[key], shape)
-    _check_keys_and_shapes(given, wanted, config, origin)
+    _check_keys_and_shapes(given, wanted, config, origin, has_head=has_head)
     arrays = {}
     for key, (path, shape) in wanted.items():
         array = _to_float32(given[key], f"{origin}: {key}")
@@ -87,6 +87,8 @@ def _check_keys_and_shapes(
     wanted: Mapping[str, tuple[Path, tuple[int, ...]]],
     config: Config,
     origin: str,
+    *,
+    has_head: bool,
 ) -> None:
     """Raise UserError unless `given` has the keys of `wanted`, in torch's shapes.
 
@@ -107,7 +109,7 @@ def _check_keys_and_shapes(
     if any(keys for _, keys in problems):
         reasons = (f"{len(keys)} {what}: {shorten(keys)}" for what, keys in problems if keys)
         raise UserError(
-            _describe_mismatch(given, config, origin)
+            _describe_mismatch(given, config, origin, has_head=has_head)
             or f"{origin} does not fit {config['name']} with {config['num_classes']} classes, "
             f"width {config['width']:g}: {'; '.join(reasons)}"
         )
@@ -207,8 +209,13 @@ def count_classes(state_dict: Mapping[str, np.ndarray], name: str) -> int:
     return 0 if kernel is None or not kernel.ndim else len(kernel)
 
 
-def _describe_mismatch(state_dict: Mapping[str, np.ndarray], config: Config, origin: str) -> str:
-    """Return an error message if a state dict is of a known model that is not `config`, else ""."""
+def _describe_mismatch(
+    state_dict: Mapping[str, np.ndarray], config: Config, origin: str, *, has_head: bool
+) -> str:
+    """Return an error message if a state dict is of a known model that is not `config`, else "".
+
+    Without `has_head`, any number of classes is right.
+    """
     try:
         found = identify(state_dict)
     except UserError:
@@ -218,7 +225,9 @@ def _describe_mismatch(state_dict: Mapping[str, np.ndarray], config: Config, ori
     different = [
         field
         for field, value in found.items()
-        if config.get(field) != value and not (field == "width" and same_width)
+        if config.get(field) != value
+        and not (field == "width" and same_width)
+        and (field != "num_classes" or has_head)
     ]
     if not different:
         return ""

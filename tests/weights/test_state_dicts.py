@@ -228,6 +228,9 @@ def test_another_model_is_named_instead_of_its_keys():
         "classes; config.model has name=resnet18: set --config.model.name=resnet34"
     )
     assert "layer1" not in message
+    # Fine-tuning keeps its own number of classes, whatever the head of the file.
+    with pytest.raises(UserError, match="name=resnet18: set --config.model.name=resnet34$"):
+        state_dicts.from_torch(whole, dict(config) | {"num_classes": 3}, has_head=False)
     del whole["fc.weight"], whole["fc.bias"]
     message = refusal(whole, other)
     assert "holds resnet34, width 0.0625, stem imagenet, without a classifier" in message
