@@ -139,8 +139,7 @@ class Block(nnx.Module):
                 # Windows at the end of an odd side have fewer pixels.
                 odd = tuple((0, side % 2) for side in x.shape[1:3])
                 x = nnx.avg_pool(x, (2, 2), (2, 2), odd, count_include_pad=False)  # pyright: ignore
-            *_, conv, norm = self.downsample
-            shortcut = ConvNorm(conv, norm)
+            shortcut = ConvNorm(*list(self.downsample)[-2:])
             if self.se is None and not self.rate:
                 return relu(add_layers([(last, y), (shortcut, x)], train=train))
             x = shortcut(x, train=train, activation=None)
@@ -151,9 +150,8 @@ class Block(nnx.Module):
 
     def zero_last_scale(self) -> None:
         """Zero the scale of the last norm (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
-        norm = self.layer(self.depth).norm
-        assert norm is not None
-        norm.scale[...] = jnp.zeros_like(norm.scale[...])
+        scale = getattr(self, f"bn{self.depth}").scale
+        scale[...] = jnp.zeros_like(scale[...])
 
 
 class BasicBlock(Block):
