@@ -123,7 +123,7 @@ def _decode(image: LooseImage, weights: Weights) -> tuple[str, np.ndarray] | Fai
             interpolation=config.data.interpolation, resampling=config.data.resampling,
         )  # fmt: skip
     except UserError as e:
-        return Failure(image.name, f"image {image.name} cannot be decoded: {e}")
+        return Failure(image.name, f"image {image.name} cannot be decoded: {e}; replace the file")
     return image.name, pixels
 
 

@@ -153,7 +153,10 @@ def _read(
         except decode.UndecodableImage as e:
             if skip:
                 continue
-            raise UserError(f"image {record['id']} cannot be decoded: {e}") from e
+            raise UserError(
+                f"image {record['id']} cannot be decoded: {e}; --config.data.undecodable=skip "
+                "leaves it out"
+            ) from e
         encoded.append(record["image"])
         reading, decoding = reading + read - start, decoding + time.perf_counter() - read
         if decoding > seconds:

@@ -174,7 +174,8 @@ def write_shard(
                 try:
                     stored = to_store(files[image.id], storage)
                 except UndecodableImage as e:
-                    raise UserError(f"{image.name} in {root} cannot be decoded: {e}") from e
+                    what = f"{image.name} in {root} cannot be decoded"
+                    raise UserError(f"{what}: {e}; replace or remove the file") from e
                 except (OSError, ValueError) as e:  # from Pillow, for a side of 70,000 pixels
                     what = f"{image.name} in {root} cannot be stored as {storage.encoding}"
                     raise UserError(f"{what}: {e}") from e
