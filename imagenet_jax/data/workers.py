@@ -72,6 +72,7 @@ class Pool:
 
     def __init__(self, workers: int):
         self._workers = workers
+        resource_tracker.ensure_running()  # starting it unblocks the signals
         self._executor = ProcessPoolExecutor(
             workers, multiprocessing.get_context("spawn"), initializer=_init_pool_worker
         )
@@ -96,7 +97,7 @@ class Pool:
             while True:
                 # A few more tasks than workers, so that no worker waits for its next task.
                 for key, arguments in itertools.islice(source, self._workers + 2 - len(waiting)):
-                    waiting[self._executor.submit(function, *arguments)] = key
+                    waiting[self._submit(function, arguments)] = key
                 if not waiting:
                     return
                 ready, _ = wait_for(waiting, return_when=FIRST_COMPLETED)
@@ -108,9 +109,25 @@ class Pool:
                 "--workers; finished work is kept"
             ) from e
 
+    def _submit(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
+        """Submit a task, which may start a worker. Ctrl-C waits for that, in both processes."""
+        interrupts: list[int] = []
+        # Another thread may receive the signal, and the main thread would raise an exception.
+        handler = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit it
+        try:
+            task = self._executor.submit(function, *arguments)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            signal.signal(signal.SIGINT, handler)
+        if interrupts:
+            raise KeyboardInterrupt
+        return task
+
 
 def _init_pool_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a traceback
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _end_with_parent()
 
 

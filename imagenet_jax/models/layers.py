@@ -133,17 +133,20 @@ class ConvNorm(NamedTuple):
     ) -> jax.Array:
         """f[B, H, W, I] -> f[B, h, w, O]. Training uses and updates batch statistics.
 
-        `max_pool` pools the result. It is computed before the norm and the activation, which then
-        read fewer values; the activation must not decrease.
+        `max_pool` pools the result. Training pools before the norm and the activation, which then
+        read fewer values; the activation must not decrease. Evaluation keeps the usual order, on
+        which guided backpropagation depends.
         """
+        early, late = (max_pool, None) if train else (None, max_pool)
         if self.norm is None:
             x = self.conv(x)
-            x = x if max_pool is None else max_pool(x)
-        elif train and max_pool is None and (product := self.as_product(x)):
+            x = early(x) if early else x
+        elif train and not early and (product := self.as_product(x)):
             x = normalize_products(*zip(*[product], strict=True))
         else:
-            x = self.norm(self.conv(x), train=train, max_pool=max_pool)
-        return x if activation is None else activation(x)
+            x = self.norm(self.conv(x), train=train, max_pool=early)
+        x = activation(x) if activation else x
+        return late(x) if late else x
 
     def as_product(self, x: jax.Array) -> tuple[BatchNorm, jax.Array, jax.Array] | None:
         """Return operands of `normalize_products`, if training uses it, or else None."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
@@ -94,7 +95,8 @@ def test_a_restart_after_a_kill_rewrites_no_finished_shard(tmp_path, workers):
     assert hashes(path) == hashes(prepare(tars, tmp_path / "whole"))
 
 
-def test_interrupted_ends_at_once_without_a_traceback(tmp_path):
+@pytest.mark.parametrize("moment", ["workers start", "workers work"])
+def test_interrupted_ends_at_once_without_a_traceback(moment, tmp_path):
     """Ctrl-C reaches the workers too."""
     tars = tmp_path / "tars"
     write_tars(tars, *content(per_class=200))
@@ -104,7 +106,14 @@ def test_interrupted_ends_at_once_without_a_traceback(tmp_path):
         cwd=REPOSITORY, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     manifest = tmp_path / "out" / "imagenet2012" / ".5.1.0.part" / "prepared.json"
-    while process.poll() is None and not manifest.exists():
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+
+    def reached() -> bool:
+        if moment == "workers work":
+            return manifest.exists()
+        return len(children.read_text().split()) > 1  # the first is the resource tracker
+
+    while process.poll() is None and not reached():
         time.sleep(0.002)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=20)
