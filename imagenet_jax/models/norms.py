@@ -201,8 +201,8 @@ def product_norms(
         k = a r dg / n          dW = G a - n S W k      dx = d (W a)' - u (W k W') - db (W a)' / n
 
     x is centered first because a variance far below the squared mean would lose its digits. The sum
-    of several outputs is one product, of all channels of u with all rows of W a, so that neither of
-    a residual branch and its shortcut is stored alone.
+    of several outputs is one product, of all channels of u with all rows of W a. Of a residual
+    branch and its shortcut, only the sum is stored.
 
     Args:
       xs: f[..., C] each, in the compute dtype.

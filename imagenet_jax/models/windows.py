@@ -2,8 +2,8 @@
 
 A step of ResNet-50 on an H100 spent 13 % of its time in two operations with slow kernels: the
 convolution of the image, whose 3 channels do not fill tensor cores, and the gradient of max
-pooling, a scatter. On CPUs, XLA computes depthwise convolutions at a hundredth of the peak rate.
-See benchmarks/RESULTS.md. The results equal XLA's up to the order of sums.
+pooling, a scatter. On CPUs, XLA's depthwise convolutions are slow (benchmarks/RESULTS.md). The
+results equal XLA's up to the order of sums.
 """
 
 import functools
