@@ -105,6 +105,9 @@ def reference(name: str, *, branch: tuple[float, float], timm: str = ""):
                 last.weight.uniform_(*branch)
             if type(module).__name__ in ("MBConv", "FusedMBConv") and module.use_res_connect:
                 module.block[-1][1].weight.uniform_(*branch)
+            if getattr(module, "has_skip", False):  # in timm's MobileNets and EfficientNets
+                *_, last = (m for m in module.children() if isinstance(m, torch.nn.BatchNorm2d))
+                last.weight.uniform_(*branch)
             if isinstance(module, torchvision.ops.StochasticDepth):
                 module.p = 0.0
             elif isinstance(module, torch.nn.LayerNorm):
@@ -197,7 +200,8 @@ def test_forward_in_float64(name, images, parity_table):
     ],
 )
 def test_mobile_networks_of_timm_in_float64(name, timm, images, parity_table):
-    theirs = reference(name, branch=(0.1, 0.5), timm=timm).double()
+    # Stronger branches of b5 turn float64's 1e-16 into 1e-8 on photographs, whose logits are large.
+    theirs = reference(name, branch=(0.05, 0.2), timm=timm).double()
     if timm.startswith("tf_"):  # timm trains them on with torch's momentum
         for module in theirs.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
