@@ -5,6 +5,7 @@
 - ResNet-D (He et al. 2018, arXiv:1812.01187) has a stem of three 3x3 convolutions, and shortcuts
   with 2x2 average pooling.
 - SE-ResNet (Hu et al. 2017, arXiv:1709.01507) ends each branch with squeeze-and-excitation.
+- ResNet v1, as in the first paper and in Keras, has the stride in the first 1x1 of bottlenecks.
 
 Semantics, initial weights and module names follow torchvision.models.resnet, and timm.models.resnet
 for ResNet-D and SE-ResNet; arrays are NHWC.
@@ -65,6 +66,7 @@ class Variant(NamedTuple):
       group_width: channels of each group in the first stage, at width 1.
       deep: is a ResNet-D.
       squeeze: has squeeze-and-excitation.
+      v1: is a ResNet v1.
     """
 
     depths: tuple[int, ...]
@@ -73,6 +75,7 @@ class Variant(NamedTuple):
     group_width: int = 64
     deep: bool = False
     squeeze: bool = False
+    v1: bool = False
 
     def inner(self, features: int) -> int:
         """Return the channels of the 3x3 convolution of a bottleneck."""
@@ -96,7 +99,12 @@ VARIANTS = {
     "resnet101d": Variant((3, 4, 23, 3), deep=True),
     "resnet152d": Variant((3, 8, 36, 3), deep=True),
     "seresnet50": Variant((3, 4, 6, 3), squeeze=True),
+    "resnet50_v1": Variant((3, 4, 6, 3), v1=True),
+    "resnet101_v1": Variant((3, 4, 23, 3), v1=True),
+    "resnet152_v1": Variant((3, 8, 36, 3), v1=True),
 }
+# In state dicts of v1, so that they are not read as v1.5: names and shapes of arrays are the same.
+V1_MARK = {"layer2.0.conv1.stride": np.array(2)}
 
 
 class Block(nnx.Module):
@@ -171,8 +179,9 @@ class Bottleneck(Block):
 
     def build(self, inputs: int, features: int, stride: int, make: Make, variant: Variant) -> None:
         inner = variant.inner(features)
-        self.conv1, self.bn1 = make(inputs, inner, 1)
-        self.conv2, self.bn2 = make(inner, inner, 3, stride, groups=variant.groups)
+        first, second = (stride, 1) if variant.v1 else (1, stride)
+        self.conv1, self.bn1 = make(inputs, inner, 1, first)
+        self.conv2, self.bn2 = make(inner, inner, 3, second, groups=variant.groups)
         self.conv3, self.bn3 = make(inner, 4 * features, 1)
 
 
@@ -250,6 +259,7 @@ def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         bottleneck="layer1.0.conv3.weight" in arrays,
         deep=shortcut is not None and shortcut.ndim == 4,
         squeeze="layer1.0.se.fc1.weight" in arrays,
+        v1=arrays.keys() >= V1_MARK.keys(),
     )
     is_small = "conv1.weight" in arrays and stem.shape[-1] == 3
     shape = middle.shape[0], middle.shape[0] // middle.shape[1]  # channels and groups
@@ -268,4 +278,5 @@ FAMILY = Family(
     groups=((("conv1",), ("bn1",)), *(((f"layer{i}",),) for i in (1, 2, 3, 4)), (("fc",),)),
     first="conv1",
     identify=identify,
+    constants=lambda name: V1_MARK if VARIANTS[name].v1 else {},
 )

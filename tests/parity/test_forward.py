@@ -177,7 +177,7 @@ def test_forward(name, images, parity_table):
     ],
 )
 def test_forward_in_float64(name, images, parity_table):
-    theirs = reference(name, branch=(0.1, 0.5) if name in DEEP else (0.5, 1.5)).double()
+    theirs = reference(name, branch=(0.05, 0.2) if name in DEEP else (0.5, 1.5)).double()
     with jax.enable_x64(True):
         compare(name, theirs, images.astype(np.float64), parity_table)
 

@@ -13,7 +13,8 @@ from imagenet_jax.weights import state_dicts, weight_file
 
 pytestmark = [pytest.mark.parity, pytest.mark.full]
 CAFFE_MEAN = np.array((123.68, 116.779, 103.939)) / 255
-NAMES = ["VGG16", "VGG19", *(f"EfficientNetB{i}" for i in range(8))]
+NAMES = ["VGG16", "VGG19", "ResNet50", "ResNet101", "ResNet152"]
+NAMES += [f"EfficientNetB{i}" for i in range(8)]
 
 
 @pytest.fixture
