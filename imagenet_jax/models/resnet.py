@@ -44,9 +44,7 @@ FIELDS = {
         "imagenet", "imagenet: 7x7 convolution of stride 2 and max-pool; small: 3x3 of stride 1",
         choices=("imagenet", "small"),
     ),
-    "zero_init_residual": Field(
-        False, "Initialize the scale of the last norm of each block to 0 (Goyal 2017)"
-    ),
+    "zero_init_residual": Field(False, "Initialize the last scale of each block to 0 (Goyal 2017)"),
     "drop_path": DROP_PATH,
     "blur_pool": Field(
         "none", "ffcv: low-pass filter before strided convolutions", choices=("none", "ffcv")
@@ -156,11 +154,6 @@ class Block(nnx.Module):
             y = self.se(y)
         return relu(drop_branch(y, self.rate, train=train, rngs=rngs) + x)
 
-    def zero_last_scale(self) -> None:
-        """Zero the scale of the last norm (Goyal et al. 2017, arXiv:1706.02677, section 5.1)."""
-        scale = getattr(self, f"bn{self.depth}").scale
-        scale[...] = jnp.zeros_like(scale[...])
-
 
 class BasicBlock(Block):
     """Two 3x3 convolutions."""
@@ -221,8 +214,9 @@ class ResNet(Model):
                 if variant.squeeze:
                     squeezed = 8 * max(1, round(channels / 128))  # 1/16, rounded as in timm
                     block.se = SqueezeExcite(channels, squeezed, dtype=dtype, rngs=rngs)
-                if zero_init_residual:
-                    block.zero_last_scale()
+                if zero_init_residual:  # Goyal et al. 2017, arXiv:1706.02677, section 5.1
+                    scale = getattr(block, f"bn{block.depth}").scale
+                    scale[...] = jnp.zeros_like(scale[...])
                 blocks.append(block)
             stages.append(nnx.List(blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages

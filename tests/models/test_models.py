@@ -36,6 +36,10 @@ PARAMETERS = {
     "resnet101d": 44_568_392,
     "resnet152d": 60_212_040,
     "seresnet50": 28_088_024,
+    # As v1.5: only a stride is elsewhere.
+    "resnet50_v1": 25_557_032,
+    "resnet101_v1": 44_549_160,
+    "resnet152_v1": 60_192_808,
     "mobilenet_v2": 3_504_872,
     "mobilenet_v3_small": 2_542_856,
     "mobilenet_v3_large": 5_483_032,

@@ -105,6 +105,19 @@ def test_blur_pool(side):
     assert_close(got, want)
 
 
+@pytest.mark.parametrize("train", [False, True])
+def test_v1_has_the_stride_in_the_first_convolution(train):
+    model = perturbed(torchvision.models.resnet50()).train(train)
+    for stage in (model.layer2, model.layer3, model.layer4):
+        block = stage[0]
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
+    given = {k: v.clone() for k, v in model.state_dict().items()}
+    images = IMAGES[:, :, :47]
+    with torch.no_grad():
+        want = model(to_torch(images))
+    assert_close(ours(given, name="resnet50_v1", train=train, images=images), want)
+
+
 @pytest.mark.parametrize("rate", [0.2, 0.7])
 def test_drop_path_is_stochastic_depth_by_rows(rate):
     """Both take each row to 0 or to the same multiple of itself, at the same frequency."""

@@ -71,6 +71,57 @@ def test_vgg(tmp_path, form):
         np.testing.assert_array_equal(params["classifier"][i]["bias"], layers[name][1])
 
 
+@pytest.mark.parametrize(
+    ("form", "epsilon"), [("today", 1.001e-5), ("keras 1", 1e-3), ("weights", 1.001e-5)]
+)
+def test_resnet(tmp_path, form, epsilon):
+    """The networks of keras/src/applications/resnet.py and of Keras 1, at few channels."""
+    h5py = pytest.importorskip("h5py")
+    rng = np.random.default_rng(0)
+    # Name today, in Keras 1, and in torch; shape of the kernel, or channels of the norm.
+    layers = [
+        ("conv1_conv", "conv1", "conv1", (7, 7, 3, 4)),
+        ("conv1_bn", "bn_conv1", "bn1", 4),
+        ("conv2_block1_0_conv", "res2a_branch1", "layer1.0.downsample.0", (1, 1, 4, 16)),
+        ("conv2_block1_0_bn", "bn2a_branch1", "layer1.0.downsample.1", 16),
+        ("conv4_block6_2_conv", "res4f_branch2b", "layer3.5.conv2", (3, 3, 8, 8)),
+        ("conv4_block6_2_bn", "bn4f_branch2b", "layer3.5.bn2", 8),
+        ("probs" if form == "today" else "predictions", "fc1000", "fc", (16, 5)),
+    ]  # fmt: skip
+    want, bias = {"layer2.0.conv1.stride": np.array(2)}, np.zeros(0)
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        for i, (today, first, torch, shape) in enumerate(layers):
+            is_norm, is_linear = isinstance(shape, int), torch == "fc"
+            if is_norm:
+                scale, shift, mean, var = arrays = rng.uniform(0.5, 2, (4, shape))
+                names = ("gamma", "beta", "moving_mean", "moving_variance")
+                olds = ("gamma", "beta", "running_mean", "running_std")
+                want |= {f"{torch}.weight": scale, f"{torch}.bias": shift}
+                want[f"{torch}.running_mean"] = mean - bias
+                want[f"{torch}.running_var"] = var + epsilon - 1e-5
+            else:
+                kernel, bias = arrays = rng.normal(size=shape), rng.normal(size=shape[-1])
+                names, olds = ("kernel", "bias"), ("W", "b")
+                want[f"{torch}.weight"] = kernel.transpose((1, 0) if is_linear else (3, 2, 0, 1))
+                if is_linear:
+                    want["fc.bias"] = bias
+            if form == "weights":
+                file.create_group(f"layers/layer_{i}/vars").attrs["name"] = today
+            for j, array in enumerate(arrays):
+                path = {
+                    "today": f"{today}/{today}/{names[j]}:0",
+                    "keras 1": f"{first}/{first}_{olds[j]}:0",
+                    "weights": f"layers/layer_{i}/vars/{j}",
+                }[form]
+                file[path] = array
+    want["conv1.weight"] = want["conv1.weight"][:, ::-1]  # BGR in Keras
+    got = weight_file.read(tmp_path / "w.h5")
+    assert "--config.data.mean=0.485019608,0.457956863,0.407603922 " in got.note
+    assert got.arrays.keys() == want.keys()
+    for key, value in want.items():
+        np.testing.assert_allclose(got.arrays[key], value, rtol=1e-12, err_msg=key)
+
+
 def test_efficientnet(tmp_path):
     h5py = pytest.importorskip("h5py")
     rng = np.random.default_rng(0)
@@ -105,7 +156,8 @@ def test_efficientnet(tmp_path):
 @pytest.mark.parametrize(
     ("shapes", "words"),
     [
-        ({"conv1_conv": (7, 7, 3, 4), "conv2_block1_1_conv": (1, 1, 4, 4)}, "ResNet of Keras"),
+        # ResNet v2's
+        ({"conv1_conv": (7, 7, 3, 4), "conv2_block1_preact_bn": (1,)}, "conv2_block1_preact_bn"),
         ({**VGG16, "dense_7": (10, 2)}, "other layers: dense_7"),
         # EfficientNetV2's
         ({"stem_conv": (3, 3, 3, 4), "block4a_dwconv2": (3, 3, 4, 1)}, "layers: block4a_dwconv2"),

@@ -237,6 +237,20 @@ def test_another_model_is_named_instead_of_its_keys():
     assert "imagenet_jax.main --weights=FILE" in message
 
 
+def test_v1_is_told_from_v1_5_by_a_mark():
+    config, other = config_of("resnet50_v1"), config_of("resnet50")
+    trees = random_trees(config)
+    v1 = state_dicts.to_torch(*trees, config)
+    plain = state_dicts.to_torch(*trees, other)
+    assert v1.keys() - plain.keys() == {"layer2.0.conv1.stride"}
+    assert same(state_dicts.from_torch(v1, config), trees)
+    assert state_dicts.identify(v1)["name"] == "resnet50_v1"
+    assert state_dicts.identify(plain)["name"] == "resnet50"
+    assert refusal(v1, other).endswith("set --config.model.name=resnet50_v1")
+    # Caffe's weights under torchvision's names have no mark; the config says what they are.
+    assert same(state_dicts.from_torch(plain, config), trees)
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
