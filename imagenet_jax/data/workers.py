@@ -32,19 +32,12 @@ def iterate_in_workers(dataset: grain.MapDataset, workers: int, ahead: int) -> I
     per_worker = max(1, min(ahead // workers - 1, 4))
     options = grain.MultiprocessingOptions(workers, per_worker_buffer_size=per_worker)
     one_by_one = dataset.to_iter_dataset(grain.ReadOptions(num_threads=0))
-    return _start_with_blocked_signals(iter(one_by_one.mp_prefetch(options, _init_grain_worker)))
+    return _yield_from_workers(iter(one_by_one.mp_prefetch(options, _init_grain_worker)))
 
 
-def _start_with_blocked_signals(elements: Iterator[Any]) -> Iterator[Any]:
-    """Yield `elements`, and start their worker processes with stop signals blocked.
-
-    A signal to the process group must not end a worker, even before the worker ignores signals.
-    Threads and processes inherit the signal mask of the thread that starts them.
-    """
-    resource_tracker.ensure_running()  # starting it unblocks the signals
-    starter = ThreadPoolExecutor(
-        1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, _STOP_SIGNALS)
-    )
+def _yield_from_workers(elements: Iterator[Any]) -> Iterator[Any]:
+    """Yield `elements`, whose worker processes start at the first."""
+    starter = _make_starter()
     try:
         first = starter.submit(next, elements, None).result()
         if first is not None:
@@ -61,6 +54,18 @@ def _start_with_blocked_signals(elements: Iterator[Any]) -> Iterator[Any]:
         starter.shutdown(wait=False)
 
 
+def _make_starter() -> ThreadPoolExecutor:
+    """Return a thread with blocked stop signals, in which to start workers.
+
+    Processes inherit the signal mask of the thread that starts them. A signal to the process group
+    must not reach a worker before the worker has chosen what to do with it.
+    """
+    resource_tracker.ensure_running()  # starting it unblocks the signals
+    return ThreadPoolExecutor(
+        1, initializer=signal.pthread_sigmask, initargs=(signal.SIG_BLOCK, _STOP_SIGNALS)
+    )
+
+
 def _init_grain_worker(index: int, count: int) -> None:
     for number in _STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -72,7 +77,7 @@ class Pool:
 
     def __init__(self, workers: int):
         self._workers = workers
-        resource_tracker.ensure_running()  # starting it unblocks the signals
+        self._starter = _make_starter()
         self._executor = ProcessPoolExecutor(
             workers, multiprocessing.get_context("spawn"), initializer=_init_pool_worker
         )
@@ -81,6 +86,7 @@ class Pool:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._starter.shutdown(wait=True)
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def run(
@@ -97,7 +103,9 @@ class Pool:
             while True:
                 # A few more tasks than workers, so that no worker waits for its next task.
                 for key, arguments in itertools.islice(source, self._workers + 2 - len(waiting)):
-                    waiting[self._submit(function, arguments)] = key
+                    # Submitting may start a worker.
+                    started = self._starter.submit(self._executor.submit, function, *arguments)
+                    waiting[started.result()] = key
                 if not waiting:
                     return
                 ready, _ = wait_for(waiting, return_when=FIRST_COMPLETED)
@@ -109,25 +117,10 @@ class Pool:
                 "--workers; finished work is kept"
             ) from e
 
-    def _submit(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Future[Any]:
-        """Submit a task, which may start a worker. Ctrl-C waits for that, in both processes."""
-        interrupts: list[int] = []
-        # Another thread may receive the signal, and the main thread would raise an exception.
-        handler = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # workers inherit it
-        try:
-            task = self._executor.submit(function, *arguments)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            signal.signal(signal.SIGINT, handler)
-        if interrupts:
-            raise KeyboardInterrupt
-        return task
-
 
 def _init_pool_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends a worker without a traceback
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
     _end_with_parent()
 
 

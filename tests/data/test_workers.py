@@ -86,7 +86,7 @@ def test_a_worker_that_was_killed_is_one_line():
             "Worker process was terminated unexpectedly with exit code -9. Search the logs above"
         )
 
-    rows = workers._start_with_blocked_signals(batches())
+    rows = workers._yield_from_workers(batches())
     assert next(rows) == {"label": [1]}
     with pytest.raises(UserError, match=r"memory.*exit code -9.*[Ff]ewer workers"):
         next(rows)
@@ -96,4 +96,4 @@ def test_a_worker_that_was_killed_is_one_line():
         raise RuntimeError("something else")
 
     with pytest.raises(RuntimeError, match="something else"):
-        list(workers._start_with_blocked_signals(defect()))
+        list(workers._yield_from_workers(defect()))
