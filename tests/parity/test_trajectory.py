@@ -31,14 +31,15 @@ from imagenet_jax.training.experiment import make_step_parts  # noqa: E402
 pytestmark = pytest.mark.parity
 
 SIDE = 64
-# ResNet-18 is compared at 64 in float64, with mixup. In float32 it meets a kink in the fourth step
-# there (losses then part to 2e-3 in ten steps, 2e-2 in fifty), and later at 32.
-SMALLER = {("resnet18", "float64", "unmixed"): 32, ("resnet18", "float32", "mixed"): 32}
+# In float32, ResNet-18 meets a kink within five steps at other sizes, or with mixup. So does torch
+# in float32 beside torch in float64, whose losses are then 3e-4 apart after ten steps at 48.
+SMALLER = {("resnet18", "float64", "unmixed"): 32, ("resnet18", "float32", "unmixed"): 32}
 STEPS, WARMUP = 50, 10
 # Relative, of the losses up to the end of the warm-up and of all of them.
 TOLERANCE = {
     ("float64", "unmixed"): (1e-8, 1e-8),
     ("float64", "mixed"): (1e-8, 1e-8),
+    ("float32", "unmixed"): (1e-4, 5e-2),
     ("float32", "mixed"): (1e-4, 5e-2),
 }
 ROWS = 8
@@ -51,7 +52,7 @@ EVERY = 4  # steps between two updates of the average
     [
         pytest.param("resnet18", "float64", "unmixed", marks=pytest.mark.full),
         ("resnet18", "float64", "mixed"),
-        pytest.param("resnet18", "float32", "mixed", marks=pytest.mark.full),
+        pytest.param("resnet18", "float32", "unmixed", marks=pytest.mark.full),
         pytest.param("vgg11_bn", "float64", "unmixed", marks=pytest.mark.full),
         pytest.param("vgg11_bn", "float64", "mixed", marks=pytest.mark.full),
         pytest.param("vgg11_bn", "float32", "mixed", marks=pytest.mark.full),
