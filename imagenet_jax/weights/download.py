@@ -50,17 +50,10 @@ def download(url: str, path: Path, sha256: str = "") -> None:
             return
         resumed = part.is_file() and part.stat().st_size > 0
         _receive(url, part, path)
-        digest = _hash(part)
-        if resumed and not digest.startswith(sha256):  # the file on the server has changed
+        if resumed and not _hash(part).startswith(sha256):  # the file on the server has changed
             part.unlink()
             _receive(url, part, path)
-            digest = _hash(part)
-        if not digest.startswith(sha256):
-            part.unlink()
-            raise UserError(
-                f"{url} has SHA-256 {digest[: max(len(sha256), 8)]}..., not {sha256}...: the file "
-                f"was replaced, or damaged in transit; {_by_hand(url, path)}"
-            )
+        _require_hash(part, sha256, url, path)
         with writing(path):
             part.replace(path)
 
@@ -68,9 +61,10 @@ def download(url: str, path: Path, sha256: str = "") -> None:
 def download_from_hub(repository: str, names: tuple[str, ...], folder: Path) -> Path:
     """Download the first of `names` that a Hugging Face repository has, and return its path.
 
-    A file that exists in `folder` is not downloaded again. huggingface_hub resumes and locks.
+    A file that exists in `folder` is not downloaded again. huggingface_hub resumes and locks. The
+    file must have the SHA-256 that Hugging Face names.
 
-    Raises UserError if huggingface_hub is not installed or the download fails.
+    Raises UserError if huggingface_hub is not installed, the download fails, or the hash differs.
     """
     for name in names:
         if (folder / name).is_file():
@@ -78,7 +72,7 @@ def download_from_hub(repository: str, names: tuple[str, ...], folder: Path) -> 
     url = f"https://huggingface.co/{repository}/resolve/main/{names[0]}"
     by_hand = _by_hand(url, folder / names[0])
     try:
-        from huggingface_hub import hf_hub_download
+        from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
         from huggingface_hub.errors import EntryNotFoundError
     except ImportError as e:
         raise UserError(
@@ -87,11 +81,19 @@ def download_from_hub(repository: str, names: tuple[str, ...], folder: Path) -> 
     for name in names:
         try:
             with announce(f"downloading {repository}"):
-                return Path(hf_hub_download(repository, name, local_dir=folder))
+                found = get_hf_file_metadata(hf_hub_url(repository, name))
+                path = Path(
+                    hf_hub_download(repository, name, revision=found.commit_hash, local_dir=folder)
+                )
         except EntryNotFoundError as e:
             missing = e
         except Exception as e:  # of its HTTP client or the file system
             raise UserError(f"{url} cannot be downloaded: {one_line(e)}; {by_hand}") from e
+        else:
+            # The ETag of a file in Git LFS, as of all large files, is its SHA-256.
+            etag = found.etag or ""
+            _require_hash(path, etag if len(etag) == 64 else "", url, path)
+            return path
     raise UserError(f"{repository} has none of {', '.join(names)} on Hugging Face") from missing
 
 
@@ -168,6 +170,17 @@ def _continue(url: str, file: BinaryIO, name: str) -> None:
                 progress.advance(len(chunk))
     if done < total:
         raise _Interrupted(f"the connection ended after {done:,} of {total:,} bytes")
+
+
+def _require_hash(file: Path, sha256: str, url: str, path: Path) -> None:
+    """Delete `file` and raise UserError unless its SHA-256 starts with the digits `sha256`."""
+    digest = _hash(file)
+    if not digest.startswith(sha256):
+        file.unlink()
+        raise UserError(
+            f"{url} has SHA-256 {digest[: max(len(sha256), 8)]}..., not {sha256}...: the file was "
+            f"replaced, or damaged in transit; {_by_hand(url, path)}"
+        )
 
 
 def _hash(path: Path) -> str:

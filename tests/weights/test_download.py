@@ -18,8 +18,11 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 class Server(ThreadingHTTPServer):
     """Serves CONTENT at every path, except for /moved, /missing and /busy.
 
+    Answers HEAD as Hugging Face does for repositories that have only w.bin.
+
     Attributes:
       content: what it serves.
+      etag: the ETag that it names.
       cut: the next answers end after this many bytes each.
       ranges: whether it knows the header Range.
       requests: the (path, Range) that it got.
@@ -27,7 +30,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.cut, self.ranges = CONTENT, [], True
+        self.content, self.etag, self.cut, self.ranges = CONTENT, SHA256, [], True
         self.requests = []
 
     def url(self, name):
@@ -42,6 +45,19 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+    def do_HEAD(self):
+        self.server.requests.append((self.path, "HEAD"))
+        is_there = self.path.endswith("/w.bin")
+        self.send_response(200 if is_there else 404)
+        headers = {
+            "X-Repo-Commit": "c" * 40,
+            "X-Linked-ETag": f'"{self.server.etag}"',
+            "Content-Length": str(len(self.server.content)),
+        }
+        for name, value in (headers if is_there else {"X-Error-Code": "EntryNotFound"}).items():
+            self.send_header(name, value)
+        self.end_headers()
 
     def do_GET(self):
         server, span = self.server, self.headers.get("Range")
@@ -238,32 +254,42 @@ class TestHub:
         wanted.write_bytes(b"x")
         assert catalog.locate("microsoft/resnet-50") == wanted
 
-    def test_the_second_name_is_tried_if_the_first_does_not_exist(self, monkeypatch, tmp_path):
-        hub = pytest.importorskip("huggingface_hub")
-        asked = []
+    @pytest.fixture
+    def hub(self, server, monkeypatch):
+        constants = pytest.importorskip("huggingface_hub.constants")
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.url("")[:-1])
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url(template[1:]))
+        return server
 
-        def hf_hub_download(repository, name, *, local_dir):
-            asked.append((repository, name))
-            if name == "model.safetensors":
-                raise hub.errors.EntryNotFoundError("no such file")
-            (local_dir / name).parent.mkdir(parents=True, exist_ok=True)
-            (local_dir / name).write_bytes(b"x")
-            return str(local_dir / name)
-
-        monkeypatch.setattr(hub, "hf_hub_download", hf_hub_download)
+    def test_the_second_name_is_tried_if_the_first_does_not_exist(self, hub, tmp_path):
         for _ in range(2):  # the second call finds the file
             found = download.download_from_hub("a/b", ("model.safetensors", "w.bin"), tmp_path)
             assert found == tmp_path / "w.bin"
-        assert asked == [("a/b", "model.safetensors"), ("a/b", "w.bin")]
+            assert found.read_bytes() == CONTENT
+        paths = [path for path, _ in hub.requests if path.startswith("/a/b/")]
+        assert paths[:2] == [f"/a/b/resolve/main/{n}" for n in ("model.safetensors", "w.bin")]
+        assert set(paths[2:]) == {f"/a/b/resolve/{'c' * 40}/w.bin"}
+        assert [kind for _, kind in hub.requests].count(None) <= 2  # GET: of the file, of the API
         with pytest.raises(UserError, match="a/b has none of model.safetensors on Hugging Face"):
             download.download_from_hub("a/b", ("model.safetensors",), tmp_path)
+
+    def test_another_hash_than_the_hub_names_is_refused(self, hub, tmp_path):
+        hub.content = CONTENT[:-1] + b"x"
+        with pytest.raises(UserError, match=f"has SHA-256 .*, not {SHA256}.*put it at"):
+            download.download_from_hub("a/b", ("w.bin",), tmp_path)
+        assert not (tmp_path / "w.bin").exists()
+
+    def test_a_small_file_has_no_hash(self, hub, tmp_path):
+        hub.etag = "d" * 40  # git's name of its content
+        assert download.download_from_hub("a/b", ("w.bin",), tmp_path).read_bytes() == CONTENT
 
     def test_without_a_network_the_error_says_what_to_do_by_hand(self, monkeypatch, tmp_path):
         hub = pytest.importorskip("huggingface_hub")
 
-        def hf_hub_download(*_, **__):
+        def get_hf_file_metadata(*_, **__):
             raise ConnectionError("no route to host")
 
-        monkeypatch.setattr(hub, "hf_hub_download", hf_hub_download)
+        monkeypatch.setattr(hub, "get_hf_file_metadata", get_hf_file_metadata)
         with pytest.raises(UserError, match=r"(no route|cannot be).*put it at .*m\.safetensors"):
             download.download_from_hub("a/b", ("m.safetensors",), tmp_path)
