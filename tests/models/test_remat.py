@@ -49,10 +49,11 @@ def test_results_are_those_without(name, remat):
     with jax.enable_x64(True):
         plain, arguments = gradient(name, "none", np.float64, **fields)
         again, _ = gradient(name, remat, np.float64, **fields)
-        for got, want in zip(
-            jax.tree.leaves(again(*arguments)), jax.tree.leaves(plain(*arguments)), strict=True
-        ):
-            np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
+        wanted = jax.tree.leaves(plain(*arguments))
+        # Gradients of biases that a batch norm follows are sums of large numbers to 0.
+        atol = max(1e-12, 1e-15 * max(np.abs(x).max() for x in wanted))
+        for got, want in zip(jax.tree.leaves(again(*arguments)), wanted, strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-9, atol=atol)
 
 
 @pytest.mark.parametrize("name", ["resnet18", pytest.param("densenet121", marks=full)])
