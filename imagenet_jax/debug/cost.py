@@ -213,12 +213,15 @@ def target_cost(config: ConfigDict, target: Target) -> TargetCost:
                 options = {**options, "xla_gpu_enable_triton_gemm": False}
                 compiled = lowered.compile(compiler_options=options)
     except RuntimeError as e:
-        found = re.search(r"Used (\S+) of (\S+)", str(e))
-        if not found or "RESOURCE_EXHAUSTED" not in str(e):
+        if "RESOURCE_EXHAUSTED" not in str(e):
             raise
+        sizes = re.findall(
+            r"\b\d[\d.]*[KMGT]\b", str(e)
+        )  # first what is needed, then what there is
+        needs = f"{sizes[0]} of the {sizes[1]}" if len(sizes) > 1 else "more than the memory"
         raise DoesNotFit(
-            f"config.batch_size = {config.batch_size} does not fit: a step needs {found[1]} of "
-            f"the {found[2]} of a device of {target.name}"
+            f"config.batch_size = {config.batch_size} does not fit: a step needs {needs} of a "
+            f"device of {target.name}"
         ) from e
     state = bare.abstract
     memory = {
