@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from imagenet_jax.training.load_weights import Weights
+    from imagenet_jax.weights.catalog import Entry
 
 Overrides = list[tuple[str, str]]
 
@@ -154,17 +155,42 @@ def load_weights_config(args: argparse.Namespace, overrides: Overrides) -> "Conf
     entry = catalog.find(args.weights)
     if entry is None:
         return config_io.load(args.config, overrides)
-    given = {field for field, _ in overrides}
-    changes = [(k, str(v)) for k, v in entry.preprocessing().items() if k not in given]
+    changes, note = _preprocessing(entry, overrides)
     if is_first():
-        settings = ", ".join(f"{field} = {text}" for field, text in changes)
-        print(f"{entry.name} ({entry.model}) sets {settings}", file=sys.stderr)
+        print(note, file=sys.stderr)
     if args.config:
         return config_io.load(args.config, [*changes, *overrides])
     config = defaults(entry.model)
     config.model.update(entry.fields)
     config_io.apply_overrides(config, [*changes, *overrides])
     return config_io.check(config)
+
+
+def match_initial_weights(overrides: Overrides) -> tuple[Overrides, str]:
+    """Return (`overrides` after those for the pixels that published initial weights expect, a note).
+
+    These are data.mean, data.std and data.interpolation. Image sizes remain those of the config.
+    The note is "" if the initial weights are not published ones.
+    """
+    weights = dict(overrides).get("init.weights")
+    if not weights:
+        return overrides, ""
+    from imagenet_jax.weights import catalog
+
+    entry = catalog.find(weights)
+    if entry is None:
+        return overrides, ""
+    changes, note = _preprocessing(entry, overrides, "data.")
+    return [*changes, *overrides], note
+
+
+def _preprocessing(entry: "Entry", overrides: Overrides, group: str = "") -> tuple[Overrides, str]:
+    """Return (the preprocessing of `entry` that `overrides` does not set, a note)."""
+    given = {field for field, _ in overrides}
+    wanted = {k: v for k, v in entry.preprocessing().items() if k.startswith(group)}
+    changes = [(field, str(value)) for field, value in wanted.items() if field not in given]
+    settings = ", ".join(f"{field} = {text}" for field, text in changes)
+    return changes, f"{entry.name} ({entry.model}) sets {settings or 'nothing'}"
 
 
 def open_weights(args: argparse.Namespace, overrides: Overrides) -> "Weights":

@@ -29,7 +29,8 @@ def main(argv: Sequence[str]) -> int:
     # fmt: off
     flag("--workdir", metavar="DIR", help="folder of the run, created if needed")
     flag("--weights", metavar="FILE|NAME",
-        help="initial weights; short for --config.init.weights=FILE")
+        help="initial weights; short for --config.init.weights=FILE. A NAME sets data.mean, "
+        "data.std and data.interpolation too")
     cli.add_weights_key(parser)
     flag("--dry_run", action="store_true",
         help="print the recipe, its memory and its training time, and write nothing; if the data "
@@ -60,6 +61,9 @@ def main(argv: Sequence[str]) -> int:
     from imagenet_jax.runtime import processes
     from imagenet_jax.train import train
 
+    overrides, note = cli.match_initial_weights(overrides)
+    if note:
+        say(note)
     config = config_io.load(args.config, overrides)
     say(f"opening the data of {args.config} and creating the model ...")
     if args.dry_run:

@@ -8,6 +8,7 @@ import pytest
 from conftest import REPOSITORY
 
 from imagenet_jax import cli, convert, models
+from imagenet_jax import config as config_io
 from imagenet_jax import eval as eval_command
 from imagenet_jax import predict as predict_command
 from imagenet_jax.config import fields
@@ -176,6 +177,17 @@ def test_flags_go_before_what_a_name_sets(published, capsys):
     args.config = f"{REPOSITORY}/configs/resnet50.py"
     config = cli.load_weights_config(args, [])
     assert (config.model.name, config.eval.resize, config.data.std[2]) == ("resnet50", 16, 0.125)
+
+
+def test_training_from_a_name_sets_its_pixels(published):
+    given = [("init.weights", published), ("data.std", "(1.0,1.0,1.0)"), ("eval.resize", "240")]
+    overrides, note = cli.match_initial_weights(given)
+    assert note.endswith("sets data.interpolation = bicubic, data.mean = (0.25, 0.5, 0.75)")
+    config = config_io.load(f"{REPOSITORY}/configs/transfer.py", overrides)
+    assert (config.data.interpolation, config.data.mean) == ("bicubic", (0.25, 0.5, 0.75))
+    assert (config.data.std, config.eval.resize, config.eval.image_size) == ((1.0,) * 3, 240, 224)
+    assert cli.match_initial_weights([("init.weights", "w.safetensors")])[1] == ""
+    assert cli.match_initial_weights([]) == ([], "")
 
 
 def test_a_file_still_needs_a_config(fails):
