@@ -173,7 +173,7 @@ def test_forward(name, images, parity_table):
     "name",
     [
         *(f"resnet{n}" for n in (18, 34, 50, 101, 152)),
-        *(pytest.param(name, marks=pytest.mark.full) for name in DEEP),
+        *in_tiers(DEEP),
     ],
 )
 def test_forward_in_float64(name, images, parity_table):
