@@ -167,10 +167,10 @@ def load_weights_config(args: argparse.Namespace, overrides: Overrides) -> "Conf
 
 
 def match_initial_weights(overrides: Overrides) -> tuple[Overrides, str]:
-    """Return (`overrides` after those for the pixels that published initial weights expect, a note).
+    """Return (overrides, a note), with the preprocessing that published initial weights expect.
 
-    These are data.mean, data.std and data.interpolation. Image sizes remain those of the config.
-    The note is "" if the initial weights are not published ones.
+    This sets data.mean, data.std and data.interpolation before `overrides`. Image sizes remain
+    those of the config. The note is "" if the initial weights are not published ones.
     """
     weights = dict(overrides).get("init.weights")
     if not weights:

@@ -179,6 +179,8 @@ def _is_tensorflow_rmsprop(optim: ConfigDict) -> bool:
 def muon(optim: ConfigDict, tuning: FineTuning = NO_TUNING) -> optax.GradientTransformation:
     """Return Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) as in optax.
 
+    Unlike the authors and timm, optax corrects the momentum for its start at 0, as in NAdam.
+
     The Nesterov momentum of a kernel, reshaped to a matrix (height * width * inputs, outputs), is
     replaced by the nearest semi-orthogonal matrix, times sqrt(max(1, columns / rows)). The head,
     depthwise kernels, biases and norm parameters are updated by Adam with Nesterov momentum, with

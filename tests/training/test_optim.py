@@ -195,6 +195,21 @@ def _orthogonalized(matrix):
     return x.T if transposed else x
 
 
+def test_momentum_of_muon():
+    """With the corrections of NAdam (Dozat 2016), which optax has and the authors do not."""
+    tx = optim.make_optimizer(_optim(name="muon", momentum=0.9), lambda step: 0.01)
+    rng = np.random.default_rng(0)
+    grads = [10.0**i * rng.normal(size=(3, 3, 2, 4)) for i in range(4)]
+    params = {"conv": {"kernel": jnp.zeros((3, 3, 2, 4))}}
+    state, average = tx.init(params), 0.0
+    for t, g in enumerate(grads, start=1):
+        updates, state = tx.update({"conv": {"kernel": jnp.float32(g)}}, state, params)
+        average = 0.9 * average + 0.1 * g
+        direction = 0.9 * average / (1 - 0.9 ** (t + 1)) + 0.1 * g / (1 - 0.9**t)
+        want = -0.01 * _orthogonalized(direction.reshape(-1, 4)).reshape(g.shape)
+        np.testing.assert_allclose(updates["conv"]["kernel"], want, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_muon_orthogonalizes_kernels_outside_the_head(name):
     config = _optim(name="muon", momentum=0.95, weight_decay=0.1, decay_bias_and_norm=False)
