@@ -3,13 +3,15 @@
 import pytest
 
 pytest.importorskip("torch")
-pytest.importorskip("torchvision")
+library = pytest.importorskip("torchvision").models
 pytest.importorskip("timm")
 
 from docs import make_catalog  # noqa: E402
+from imagenet_jax import models  # noqa: E402
 from imagenet_jax.config.fields import defaults  # noqa: E402
 from imagenet_jax.errors import UserError  # noqa: E402
 from imagenet_jax.files import read_json  # noqa: E402
+from imagenet_jax.models.operations import count_multiply_adds  # noqa: E402
 from imagenet_jax.weights import library_names, state_dicts  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -47,3 +49,12 @@ def test_the_arrays_of_an_entry_fit_its_model(name, model):
     config = defaults(found["name"]).model
     config.update(found)
     state_dicts.from_torch(arrays, config)
+
+
+@pytest.mark.full
+def test_operations_of_models_are_those_that_torchvision_publishes():
+    for name in filter(library.list_models(module=library).__contains__, models.names()):
+        published = next(iter(library.get_model_weights(name)))
+        side = published.transforms().crop_size[0]
+        counted = count_multiply_adds(defaults(name).model, side) / 1e9
+        assert counted == pytest.approx(published.meta["_ops"], abs=1e-3), name
