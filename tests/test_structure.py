@@ -7,6 +7,8 @@ import sys
 
 from conftest import REPOSITORY
 
+from imagenet_jax import models
+
 READING_ORDER = re.compile("<!-- reading order -->(.*)<!-- /reading order -->", re.DOTALL)
 
 
@@ -35,6 +37,8 @@ def test_training_imports_few_modules(digits_path, tmp_path):
     modules = [name for name in done.stdout.splitlines()[-1].split()[1:] if _has_code(name)]
     assert "imagenet_jax.training.step" in modules
     assert len(modules) <= 60, modules
+    families = {f"imagenet_jax.models.{module}" for module in models._MODULES}
+    assert families & set(modules) == {"imagenet_jax.models.small_cnn"}
 
 
 def test_the_reading_order_is_short_and_its_line_counts_are_true():
