@@ -4,6 +4,8 @@ Networks are torchvision's own, changed only by hooks, so that their
 state dicts keep their keys; BiT, which torchvision lacks, is written in torch.nn.functional.
 """
 
+import collections
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,6 +169,23 @@ def test_bit():
     want = bit_in_torch(weights, to_torch(IMAGES))
     for train in (True, False):
         assert_close(ours(weights, name="bit_r50x1", train=train), want)
+
+
+@pytest.mark.parametrize("side", [28, 32])
+def test_small_cnn(side):
+    """The network of Flax's MNIST example, for color images, in torch."""
+    nn = torch.nn
+    layers = {
+        "conv1": nn.Conv2d(3, 32, 3, padding=1), "relu1": nn.ReLU(), "pool1": nn.AvgPool2d(2),
+        "conv2": nn.Conv2d(32, 64, 3, padding=1), "relu2": nn.ReLU(), "pool2": nn.AvgPool2d(2),
+        "pool": nn.AdaptiveAvgPool2d(7), "flatten": nn.Flatten(),
+        "fc1": nn.Linear(64 * 7 * 7, 256), "relu3": nn.ReLU(), "fc2": nn.Linear(256, 1000),
+    }  # fmt: skip
+    model = perturbed(nn.Sequential(collections.OrderedDict(layers)))
+    images = np.random.default_rng(0).normal(size=(4, side, side, 3)).astype(np.float32)
+    for train in (False, True):
+        got = ours(model.state_dict(), name="small_cnn", train=train, images=images)
+        assert_close(got, model(to_torch(images)))
 
 
 @pytest.mark.parametrize(
