@@ -9,11 +9,26 @@ from imagenet_jax import models
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.files import read_json
 from imagenet_jax.models.operations import count_multiply_adds
+from imagenet_jax.weights import catalog
 
 
 def test_every_model_is_on_the_page():
     names = re.findall(r"^\| `(\w+)` \|", make_models.PAGE.read_text(), re.MULTILINE)
     assert names == models.names()
+
+
+def test_weights_of_the_same_tag_have_the_name_of_their_model():
+    names = (
+        "torchvision/vit_b_16.v1",
+        "timm/vit_base_patch16_224.augreg_in1k",
+        "timm/deit_base_patch16_224.fb_in1k",
+        "timm/deit3_base_patch16_224.fb_in1k",
+        "google/vit-base-patch16-224",
+    )
+    assert make_models.list_weights([catalog.entries()[name] for name in names]) == (
+        "torchvision: v1 81.07; timm: augreg_in1k 79.15, deit_base_patch16_224.fb_in1k 81.98, "
+        "deit3_base_patch16_224.fb_in1k 83.80; google: vit-base-patch16-224"
+    )
 
 
 @pytest.mark.full
@@ -36,5 +51,8 @@ def test_operations_are_those_that_torchvision_publishes():
     for name in filter(library.list_models(module=library).__contains__, models.names()):
         published = next(iter(library.get_model_weights(name)))
         side = published.transforms().crop_size[0]
-        counted = count_multiply_adds(defaults(name).model, side) / 1e9
+        config = defaults(name).model
+        if "image_size" in config:  # positions of another size would be interpolated
+            config.image_size = side
+        counted = count_multiply_adds(config, side) / 1e9
         assert counted == pytest.approx(published.meta["_ops"], abs=1e-3), name
