@@ -2,10 +2,11 @@
 
   python -m docs.make_catalog     # needs the extra parity
 
-The catalog has every ImageNet weight of torchvision, and those of timm and transformers that are
-listed here, whose model is one of ours: `identify` finds it from the keys and shapes of an empty
-model. torchvision's table gives file, hash prefix, preprocessing and accuracy. timm's table gives
-the repository, the normalization and the interpolation.
+The catalog has every ImageNet weight of torchvision's models that we have, and the weights of timm
+and transformers that are listed here. `identify` finds our model from the keys and shapes of an
+empty model; a listed model that we do not have is an error. torchvision's table gives file, hash
+prefix, preprocessing and accuracy. timm's table gives the repository, the normalization and the
+interpolation.
 """
 
 import json
@@ -137,13 +138,16 @@ _TIMM_SOURCE = "timm results/results-imagenet.csv, 2026-08-08"
 
 # Repository, model, image size, shorter side before the center crop, interpolation, and whose mean
 # and deviation, by preprocessor_config.json. No accuracy is published for them. transformers makes
-# images of google/vit square without a crop.
+# images of google/vit and microsoft/swin square without a crop.
 _TRANSFORMERS = """
     microsoft/resnet-18 resnet18 224 256 bicubic imagenet
     microsoft/resnet-34 resnet34 224 256 bicubic imagenet
     microsoft/resnet-50 resnet50 224 256 bicubic imagenet
     microsoft/resnet-101 resnet101 224 256 bicubic imagenet
     microsoft/resnet-152 resnet152 224 256 bicubic imagenet
+    microsoft/swin-tiny-patch4-window7-224 swin_t 224 224 bicubic imagenet
+    microsoft/swin-small-patch4-window7-224 swin_s 224 224 bicubic imagenet
+    microsoft/swin-base-patch4-window7-224 swin_b 224 224 bicubic imagenet
     facebook/convnext-tiny-224 convnext_tiny 224 256 bicubic imagenet
     facebook/convnext-small-224 convnext_small 224 256 bicubic imagenet
     facebook/convnext-base-224 convnext_base 224 256 bicubic imagenet
@@ -172,7 +176,9 @@ def _torchvision() -> Iterator[dict[str, Any]]:
 
     # RegNets, which are not ours, cannot be built without memory.
     for model in library.list_models(module=library, exclude="regnet*"):
-        if (found := _identify(f"torchvision/{model}")) is None:
+        try:
+            found = _identify(f"torchvision/{model}")
+        except UserError:  # not one of our models
             continue
         for weight in library.get_model_weights(model):
             transforms, metrics = weight.transforms(), weight.meta["_metrics"]["ImageNet-1K"]
@@ -204,20 +210,19 @@ def _timm() -> Iterator[dict[str, Any]]:
         cfg = get_pretrained_cfg(name)
         assert cfg is not None, name
         model = name.partition(".")[0]
-        if (found := _identify(f"timm/{model}")) is not None:
-            yield found | {
-                "name": f"timm/{name}",
-                "url": f"https://huggingface.co/{cfg.hf_hub_id}",
-                "sha256": "",
-                "resize": math.floor(int(size) / float(crop)),  # as timm's transforms_factory.py
-                "image_size": int(size),
-                "interpolation": cfg.interpolation,
-                "mean": list(cfg.mean),
-                "std": list(cfg.std),
-                "top1": float(top1),
-                "top5": float(top5),
-                "source": _TIMM_SOURCE,
-            }
+        yield _identify(f"timm/{model}") | {
+            "name": f"timm/{name}",
+            "url": f"https://huggingface.co/{cfg.hf_hub_id}",
+            "sha256": "",
+            "resize": math.floor(int(size) / float(crop)),  # as timm's transforms_factory.py
+            "image_size": int(size),
+            "interpolation": cfg.interpolation,
+            "mean": list(cfg.mean),
+            "std": list(cfg.std),
+            "top1": float(top1),
+            "top5": float(top5),
+            "source": _TIMM_SOURCE,
+        }
 
 
 def _transformers() -> Iterator[dict[str, Any]]:
@@ -264,15 +269,15 @@ def empty_state_dict(name: str) -> dict[str, np.ndarray]:
     return {k: np.broadcast_to(zero, tuple(v.shape)) for k, v in network.state_dict().items()}
 
 
-def _identify(name: str) -> dict[str, Any] | None:
-    """Return {"model", "fields"} of a model of another library; None if we do not have it."""
+def _identify(name: str) -> dict[str, Any]:
+    """Return {"model", "fields"} of a model of another library.
+
+    Raises UserError if we do not have it.
+    """
     given = empty_state_dict(name)
-    try:
-        names, _note = rename(given, origin=name)
-        state_dict = {new: given[old] for old, new in names.items()}
-        found = identify(state_dict, _SAME_KEYS.get(name.removeprefix("timm/"), ""))
-    except UserError:
-        return None
+    names, _note = rename(given, origin=name)
+    state_dict = {new: given[old] for old, new in names.items()}
+    found = identify(state_dict, _SAME_KEYS.get(name.removeprefix("timm/"), ""), origin=name)
     usual = defaults(found["name"]).model
     fields = {k: v for k, v in found.items() if k != "name" and usual.get(k) != v}
     return {"model": found["name"], "fields": fields}

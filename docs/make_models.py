@@ -41,9 +41,9 @@ _TEXT = """\
 - Parameters: number of parameters, including auxiliary heads, with the default number of classes.
 - GFLOPs: billions of multiply-adds in convolutions, linear layers and attention for one image in
   evaluation, as torchvision counts them; in parentheses, the side of the image.
-- Weights: published top-1 accuracy in percent, from the [catalog](weights.md). Only the last part
-  of each name is shown: `python -m imagenet_jax.weights --model=MODEL` lists the whole names, which
-  `--weights=SOURCE/MODEL.TAG` takes.
+- Weights: published top-1 accuracy in percent, from the [catalog](weights.md). Names are
+  SOURCE/MODEL.TAG. Only the tag is shown, unless several weights have the same tag:
+  `python -m imagenet_jax.weights --model=MODEL` lists the whole names, which `--weights` takes.
 - Recipes: `--config=configs/FILE.py:VARIANT`, see [recipes](recipes.md).
 
 | model | parameters | GFLOPs | published weights, top-1 | recipes |
@@ -83,23 +83,35 @@ def count_parameters(config: ConfigDict) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(models.outline(config)[1]))
 
 
+def list_weights(entries: Sequence[catalog.Entry]) -> str:
+    """Return "SOURCE: TAG TOP1, ...; ...", with MODEL.TAG if several have this source and tag."""
+    sources: dict[str, list[tuple[str, str, str]]] = {}
+    for entry in entries:
+        source, _, name = entry.name.partition("/")
+        top1 = "" if entry.top1 is None else f" {entry.top1:.2f}"
+        sources.setdefault(source, []).append((name, name.rpartition(".")[2], top1))
+    cells = []
+    for source, weights in sources.items():
+        tags = [tag for _, tag, _ in weights]
+        shown = ((tag if tags.count(tag) == 1 else name) + top1 for name, tag, top1 in weights)
+        cells.append(f"{source}: {', '.join(shown)}")
+    return "; ".join(cells)
+
+
 def _model_rows(configs: dict[str, ConfigDict]) -> Iterator[str]:
     for name in models.names():
         own = {spec: config for spec, config in configs.items() if config.model.name == name}
         config = next(iter(own.values()), defaults(name))
         entries = [entry for entry in catalog.entries().values() if entry.model == name]
-        # The size of the first recipe, without one that of the first weights.
-        side = entries[0].image_size if entries and not own else config.eval.image_size
-        weights: dict[str, list[str]] = {}
-        for entry in entries:
-            source, _, tag = entry.name.partition("/")
-            top1 = "" if entry.top1 is None else f" {entry.top1:.2f}"
-            weights.setdefault(source, []).append(f"{tag.rpartition('.')[2]}{top1}")
+        parameters, side = count_parameters(config.model), config.eval.image_size
+        if entries and not own:  # the size of the first weights
+            side = entries[0].image_size
+            config.model.update(entries[0].fields)
         cells = (
             f"`{name}`",
-            f"{count_parameters(config.model):,}",
+            f"{parameters:,}",
             f"{count_multiply_adds(config.model, side) / 1e9:.2f} ({side})",
-            "; ".join(f"{source}: {', '.join(tags)}" for source, tags in weights.items()),
+            list_weights(entries),
             ", ".join(f"`{Path(spec).name}`" for spec in own),
         )
         yield f"| {' | '.join(cells)} |"

@@ -32,17 +32,20 @@ from imagenet_jax.models.layers import (
 )
 from imagenet_jax.models.norms import LayerNorm
 
-HEAD_CHANNELS = 64  # channels of each attention head
 EPSILON = 1e-6  # of layer norm, in all three forms; the library transformers has 1e-12
 TEMPERATURE = 10_000.0  # of the sine and cosine embeddings
 
 
 class Variant(NamedTuple):
-    """Side of a patch in pixels, number of blocks, attention heads of each block."""
+    """Side of a patch in pixels, number of blocks, attention heads of each block.
+
+    `head_channels` is the number of channels of each attention head at width 1.
+    """
 
     patch: int
     depth: int
     heads: int
+    head_channels: int = 64
 
 
 VARIANTS = {
@@ -51,6 +54,8 @@ VARIANTS = {
     "vit_b16": Variant(16, 12, 12),
     "vit_b32": Variant(32, 12, 12),
     "vit_l16": Variant(16, 24, 16),
+    "vit_l32": Variant(32, 24, 16),
+    "vit_h14": Variant(14, 32, 16, 80),
 }
 DEEPEST = max(variant.depth for variant in VARIANTS.values())
 
@@ -182,9 +187,9 @@ class VisionTransformer(Model):
         Raises UserError if the channels do not divide into the four parts of sincos2d.
         """
         self.name = name
-        patch, depth, heads = VARIANTS[name]
+        patch, depth, heads, head_channels = VARIANTS[name]
         inits = INITS[init]
-        features = heads * max(1, round(HEAD_CHANNELS * width))
+        features = heads * max(1, round(head_channels * width))
         if positions == "sincos2d" and (features % 4 or features < 8):
             raise UserError(
                 "config.model.positions = 'sincos2d' needs a multiple of 4 channels, at least 8, "
@@ -319,9 +324,9 @@ def identify(arrays: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
         form["positions"] = "learned" if has_token else "learned_patches"
         form["image_size"] = side * patch
     return [
-        {"name": name, "width": features / (heads * HEAD_CHANNELS), **form}
-        for name, (known_patch, depth, heads) in VARIANTS.items()
-        if (known_patch, depth) == (patch, len(blocks)) and features % heads == 0
+        {"name": name, "width": features / (known.heads * known.head_channels), **form}
+        for name, known in VARIANTS.items()
+        if (known.patch, known.depth) == (patch, len(blocks)) and features % known.heads == 0
     ]
 
 

@@ -1,9 +1,10 @@
 """Names that other libraries and training scripts give to weights, turned into torchvision's.
 
-Sources: torch's DataParallel, AveragedModel and compile; ResNet, ConvNeXt and ViT of transformers
-(modeling_resnet.py, ...); mmpretrain's ImageClassifier; github.com/facebookresearch/ConvNeXt; the
-published code of DeiT III, MoCo, SimSiam, SimCLR, DINO, SwAV and Barlow Twins. ViTs get timm's
-names, which our modules have.
+Sources: torch's DataParallel, AveragedModel and compile; ResNet, ConvNeXt, Swin and ViT of
+transformers (modeling_resnet.py, ...); mmpretrain's ImageClassifier; Swin of timm;
+github.com/facebookresearch/ConvNeXt; github.com/microsoft/Swin-Transformer; the published code of
+DeiT III, MoCo, SimSiam, SimCLR, DINO, SwAV and Barlow Twins. ViTs get timm's names, which our
+modules have.
 """
 
 import re
@@ -40,7 +41,9 @@ class _Rule(NamedTuple):
     unless: str = ""
 
 
-def _rules_if(where: str, *changes: tuple[str, str | None]) -> list[_Rule]:
+def _rules_if(
+    where: str, *changes: tuple[str, str | Callable[[re.Match[str]], str] | None]
+) -> list[_Rule]:
     """Return a rule with this `where` for each (pattern, to); patterns begin at a dot or the start.
 
     A change that renames the entry that `where` matches must come last.
@@ -53,6 +56,7 @@ _CONVNEXT = r"stages\.\d+\.(?:(?:blocks|layers)\.)?\d+\.(?:dwconv|conv_dw)\.weig
 _CONVNEXT_PARTS = r"features\.\d+\.\d+\.(?:dwconv|conv_dw)\.weight$"
 _TORCHVISION_CONVNEXT = r"features\.1\.0\.block\.0\.weight$"
 _BLOCK = r"(?<=features)(\.\d+\.\d+)\."
+_SWIN = r"layers\.\d+\.blocks\.\d+\.attn\.relative_position_bias_table$"
 
 _RULES = (
     # Prefixes of torch's DataParallel, DistributedDataParallel, AveragedModel and compile.
@@ -104,6 +108,41 @@ _RULES = (
         r"^(layer\d+\.\d+)\.layer\.(\d+)\.normalization\.", lambda m: f"{m[1]}.bn{int(m[2]) + 1}."
     ),
     _Rule(r"^classifier\.1\.", "fc.", where=r"^conv1\.weight$"),
+    # Swin of transformers, in its authors' names.
+    *_rules_if(
+        r"\.attention\.self\.relative_position_bias_table$",
+        (r"swin\.", ""),
+        (r"embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+        (r"embeddings\.norm\.", "patch_embed.norm."),
+        (r"encoder\.layers\.", "layers."),
+        (r"layernorm_before\.", "norm1."),
+        (r"layernorm_after\.", "norm2."),
+        (r"layernorm\.", "norm."),
+        (r"attention\.output\.dense\.", "attn.proj."),
+        (r"intermediate\.dense\.", "mlp.fc1."),
+        (r"output\.dense\.", "mlp.fc2."),
+        (r"classifier\.", "head."),
+        (r"attention\.self\.query\.(\w+)$", r"attn.qkv.\1[0]"),
+        (r"attention\.self\.key\.(\w+)$", r"attn.qkv.\1[1]"),
+        (r"attention\.self\.value\.(\w+)$", r"attn.qkv.\1[2]"),
+        (r"attention\.self\.", "attn."),
+    ),
+    # Swin of its authors, who merge patches at the end of a stage, and of timm, at the start.
+    *_rules_if(
+        r"(?:^|\.)layers\.0\.downsample\.reduction\.weight$",
+        (r"layers\.(\d+)\.downsample\.", lambda m: f"features.{2 * int(m[1]) + 2}."),
+    ),
+    *_rules_if(
+        _SWIN,
+        (r"layers\.(\d+)\.downsample\.", lambda m: f"features.{2 * int(m[1])}."),
+        (r"patch_embed\.proj\.", "features.0.0."),
+        (r"patch_embed\.norm\.", "features.0.2."),
+        (r"head\.fc\.", "head."),
+        (r"mlp\.fc1\.", "mlp.0."),
+        (r"mlp\.fc2\.", "mlp.3."),
+        (r"attn_mask$", None),
+        (r"layers\.(\d+)\.blocks\.", lambda m: f"features.{2 * int(m[1]) + 1}."),
+    ),
     # ViT of torchvision, the authors of DeiT III and transformers, in timm's names.
     *_rules_if(
         r"(?:^|\.)conv_proj\.weight$",

@@ -30,6 +30,7 @@ def test_the_catalog_is_what_the_script_writes():
         ("timm/resnet18", ""),
         ("timm/resnetv2_50x1_bit", ""),
         ("timm/resnet34", ""),
+        ("timm/swin_tiny_patch4_window7_224", ""),
         ("timm/mobilenetv2_100", ""),
         ("timm/mobilenetv3_large_100", "timm_mobilenet_v3_large"),
         ("timm/efficientnet_b0", "efficientnet_b0"),
@@ -51,10 +52,28 @@ def test_the_arrays_of_an_entry_fit_its_model(name, model):
     state_dicts.from_torch(arrays, config)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm/tf_efficientnetv2_s",  # TensorFlow's padding
+        "timm/efficientnetv2_rw_s",
+        "timm/swinv2_tiny_window8_256",
+        "timm/swin_large_patch4_window7_224",
+        "torchvision/swin_v2_t",
+    ],
+)
+def test_models_that_we_do_not_have_are_refused(name):
+    with pytest.raises(UserError, match=f"{name} is not a state dict"):
+        make_catalog._identify(name)
+
+
 @pytest.mark.full
 def test_operations_of_models_are_those_that_torchvision_publishes():
     for name in filter(library.list_models(module=library).__contains__, models.names()):
         published = next(iter(library.get_model_weights(name)))
         side = published.transforms().crop_size[0]
-        counted = count_multiply_adds(defaults(name).model, side) / 1e9
+        config = defaults(name).model
+        if "image_size" in config:  # positions of another size would be interpolated
+            config.image_size = side
+        counted = count_multiply_adds(config, side) / 1e9
         assert counted == pytest.approx(published.meta["_ops"], abs=1e-3), name

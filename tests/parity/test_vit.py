@@ -24,7 +24,6 @@ pytestmark = pytest.mark.parity
 
 TOLERANCE = 1e-4  # of the largest logit
 SIDE = 64
-IMAGES = np.random.default_rng(0).normal(size=(3, SIDE, SIDE, 3)).astype(np.float32)
 TINY = {"img_size": SIDE, "embed_dim": 192, "num_heads": 3, "num_classes": 10}
 
 
@@ -67,6 +66,13 @@ CASES = {
     "vit_l_16": (
         lambda: torchvision.models.vit_l_16(image_size=SIDE, num_classes=10), {"name": "vit_l16"}
     ),
+    "vit_l_32": (
+        lambda: torchvision.models.vit_l_32(image_size=SIDE, num_classes=10), {"name": "vit_l32"}
+    ),
+    "vit_h_14": (  # needs 9 GB of memory
+        lambda: torchvision.models.vit_h_14(image_size=70, num_classes=10),
+        {"name": "vit_h14", "image_size": 70},
+    ),
 }  # fmt: skip
 IN_CI = ("torchvision",)
 
@@ -103,7 +109,12 @@ def forward(arrays, config):
         model = nnx.merge(graph, *trees)
         return [model(images, train=train) for train in (False, True)]
 
-    return both(trees, jnp.asarray(IMAGES))
+    return both(trees, jnp.asarray(images(config)))
+
+
+def images(config):
+    shape = (3, config.image_size, config.image_size, 3)
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 @pytest.mark.parametrize(
@@ -116,15 +127,15 @@ def test_forward(case, parity_table):
     config = fields.defaults(found["name"]).model
     config.update({"image_size": SIDE, "num_classes": 10, **fields_found})
     assert {**config.to_dict(), **found} == config.to_dict()
-    compare(model, forward(arrays, config), case, parity_table)
+    compare(model, arrays, config, case, parity_table)
     back = state_dicts.to_torch(*state_dicts.from_torch(arrays, config), config)
     assert back.keys() == arrays.keys()
     assert all(np.array_equal(back[key], arrays[key]) for key in back)
 
 
-def compare(model, ours, case, parity_table):
-    pixels = torch.from_numpy(np.ascontiguousarray(IMAGES.transpose(0, 3, 1, 2)))
-    for mode, got in zip(("eval", "train"), ours, strict=True):
+def compare(model, arrays, config, case, parity_table):
+    pixels = torch.from_numpy(np.ascontiguousarray(images(config).transpose(0, 3, 1, 2)))
+    for mode, got in zip(("eval", "train"), forward(arrays, config), strict=True):
         with torch.no_grad():
             want = model.train(mode == "train")(pixels).numpy()
         error = np.abs(got - want).max() / np.abs(want).max()
@@ -156,9 +167,9 @@ def test_forward_of_the_plain_vit(parity_table):
     arrays = {k.replace("fc_norm.0", "pre_logits.fc"): v for k, v in renamed(model).items()}
     del arrays["pos_embed"]
     config = fields.defaults("vit_ti16").model
-    config.update(state_dicts.identify(arrays), init="big_vision")
+    config.update(state_dicts.identify(arrays), init="big_vision", image_size=SIDE)
     assert (config.pool, config.positions, config.head) == ("mean", "sincos2d", "mlp")
-    compare(model, forward(arrays, config), "plain", parity_table)
+    compare(model, arrays, config, "plain", parity_table)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 2), (3, 9)])

@@ -120,3 +120,43 @@ def test_convnext_of_other_libraries():
         ours, (_, config) = forward(arrays)
         assert (config.name, config.width) == ("convnext_tiny", 1 / 8), library
         agree(model, ours, (64, 64))
+
+
+def names_of_the_authors_of_swin(name):
+    """The names of github.com/microsoft/Swin-Transformer, of timm's."""
+    name = re.sub(
+        r"^layers\.(\d)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", name
+    )
+    return name.replace("head.fc", "head")
+
+
+@pytest.mark.parametrize(
+    ("timms", "ours_name"),
+    [
+        ("swin_tiny_patch4_window7_224", "swin_t"),
+        pytest.param("swin_small_patch4_window7_224", "swin_s", marks=pytest.mark.full),
+        pytest.param("swin_base_patch4_window7_224", "swin_b", marks=pytest.mark.full),
+    ],
+)
+def test_swin_of_other_libraries(timms, ours_name):
+    model = with_large_weights(timm.create_model(timms, num_classes=10))
+    state_dict = to_numpy(model.state_dict())
+    given = {
+        "timm": {name: name for name in state_dict},
+        "authors": {name: names_of_the_authors_of_swin(name) for name in state_dict},
+        "wrapped": {name: f"module.model.{name}" for name in state_dict},
+    }
+    # timm reads the authors' files.
+    of_authors = {given["authors"][name]: value for name, value in model.state_dict().items()}
+    buffers = ("layers.0.blocks.1.attn_mask", "layers.0.blocks.1.attn.relative_position_index")
+    of_authors |= dict.fromkeys(buffers, torch.zeros(1))
+    read = timm.models.swin_transformer.checkpoint_filter_fn(of_authors, model)
+    assert read.keys() == state_dict.keys()
+    for library, names in given.items():
+        extra = buffers if library == "authors" else ()
+        renamed, _ = library_names.rename([*names.values(), *extra], origin=library)
+        arrays = {renamed[names[name]]: array for name, array in state_dict.items()}
+        arrays |= {renamed[name]: np.zeros(1) for name in extra if name in renamed}
+        ours, (_, config) = forward(arrays)
+        assert (config.name, config.width) == (ours_name, 1), library
+        agree(model, ours, (224, 224))

@@ -52,6 +52,10 @@ KNOWN = {
     ),
     "timm/deit3_small_patch16_224.fb_in1k": ("vit_s16", 248, 224, "bicubic", 0.485, 81.382),
     "google/vit-base-patch16-384": ("vit_b16", 384, 384, "bilinear", 0.5, None),
+    "torchvision/vit_l_32.v1": ("vit_l32", 256, 224, "bilinear", 0.485, 76.972),
+    "torchvision/vit_h_14.swag_e2e_v1": ("vit_h14", 518, 518, "bicubic", 0.485, 88.552),
+    "timm/swin_tiny_patch4_window7_224.ms_in1k": ("swin_t", 248, 224, "bicubic", 0.485, 81.388),
+    "microsoft/swin-tiny-patch4-window7-224": ("swin_t", 224, 224, "bicubic", 0.485, None),
     "microsoft/resnet-50": ("resnet50", 256, 224, "bicubic", 0.485, None),
 }  # fmt: skip
 

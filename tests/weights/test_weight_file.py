@@ -200,9 +200,9 @@ def test_entries_beside_the_network_are_skipped_and_reported():
     )
 
 
-def vit_ti16(**fields):
-    """Random arrays of a narrow ViT by timm's names, and its config."""
-    config = defaults("vit_ti16").model
+def narrow(name, **fields):
+    """Random arrays of a narrow model by the names that `to_torch` gives, and its config."""
+    config = defaults(name).model
     config.update(width=1 / 16, **fields)
     rng = np.random.default_rng(0)
     trees = jax.tree.map(
@@ -223,7 +223,7 @@ def assert_same(arrays, want):
 
 
 def test_layer_scales_of_the_authors_of_deit_3(tmp_path):
-    want, _ = vit_ti16(layer_scale=1e-4)
+    want, _ = narrow("vit_ti16", layer_scale=1e-4)
     given = {re.sub(r"ls(\d)\.gamma", r"gamma_\1", name): array for name, array in want.items()}
     assert "blocks.11.gamma_2" in given
     assert_same(read_back(given, tmp_path / "w.safetensors").arrays, want)
@@ -231,7 +231,7 @@ def test_layer_scales_of_the_authors_of_deit_3(tmp_path):
 
 def test_vit_of_transformers(tmp_path):
     """Names of ViTModel and ViTForImageClassification in modeling_vit.py."""
-    want, config = vit_ti16()
+    want, config = narrow("vit_ti16")
     given = {
         "vit.embeddings.cls_token": want["cls_token"],
         "vit.embeddings.position_embeddings": want["pos_embed"],
@@ -267,6 +267,48 @@ def test_vit_of_transformers(tmp_path):
     backbone = {name: array for name, array in given.items() if not name.startswith("classifier")}
     found = state_dicts.identify(read_back(backbone, tmp_path / "w.safetensors").arrays)
     assert (found["name"], found["num_classes"]) == ("vit_ti16", 0)
+
+
+def test_swin_of_transformers(tmp_path):
+    """Names of SwinForImageClassification in modeling_swin.py."""
+    want, _ = narrow("swin_t")
+    given = {}
+    for name, array in want.items():
+        for pattern, theirs in (
+            (r"^features\.0\.0\.", "swin.embeddings.patch_embeddings.projection."),
+            (r"^features\.0\.2\.", "swin.embeddings.norm."),
+            (
+                r"^features\.([246])\.",
+                lambda m: f"swin.encoder.layers.{int(m[1]) // 2 - 1}.downsample.",
+            ),
+            (
+                r"^features\.([1357])\.",
+                lambda m: f"swin.encoder.layers.{int(m[1]) // 2}.blocks.",
+            ),
+            (r"^norm\.", "swin.layernorm."),
+            (r"^head\.", "classifier."),
+            (r"norm1\.", "layernorm_before."),
+            (r"norm2\.", "layernorm_after."),
+            (r"attn\.proj\.", "attention.output.dense."),
+            (r"attn\.", "attention.self."),
+            (r"mlp\.0\.", "intermediate.dense."),
+            (r"mlp\.3\.", "output.dense."),
+        ):
+            name = re.sub(pattern, theirs, name)
+        if ".qkv." in name:
+            for part, third in zip(("query", "key", "value"), np.split(array, 3), strict=True):
+                given[name.replace("qkv", part)] = third
+        else:
+            given[name] = array
+    assert "swin.encoder.layers.2.blocks.5.attention.self.query.bias" in given
+    assert "swin.encoder.layers.2.downsample.norm.bias" in given
+    arrays = read_back(given, tmp_path / "w.safetensors").arrays
+    assert_same(arrays, want)
+    found = state_dicts.identify(arrays)
+    assert (found["name"], found["width"], found["num_classes"]) == ("swin_t", 1 / 16, 1000)
+    backbone = {name: array for name, array in given.items() if not name.startswith("classifier")}
+    found = state_dicts.identify(read_back(backbone, tmp_path / "w.safetensors").arrays)
+    assert (found["name"], found["num_classes"]) == ("swin_t", 0)
 
 
 def test_two_entries_of_one_name_are_refused():
