@@ -73,7 +73,7 @@ def download_from_hub(repository: str, names: tuple[str, ...], folder: Path) -> 
     by_hand = _by_hand(url, folder / names[0])
     try:
         from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
     except ImportError as e:
         raise UserError(
             f"{repository} is on Hugging Face: pip install 'imagenet_jax[hub]', or {by_hand}"
@@ -85,10 +85,11 @@ def download_from_hub(repository: str, names: tuple[str, ...], folder: Path) -> 
                 path = Path(
                     hf_hub_download(repository, name, revision=found.commit_hash, local_dir=folder)
                 )
-        except EntryNotFoundError as e:
+        except Exception as e:  # of the library, its HTTP client or the file system
+            # LocalEntryNotFoundError, a subclass, means that there is no network.
+            if isinstance(e, LocalEntryNotFoundError) or not isinstance(e, EntryNotFoundError):
+                raise UserError(f"{url} cannot be downloaded: {one_line(e)}; {by_hand}") from e
             missing = e
-        except Exception as e:  # of its HTTP client or the file system
-            raise UserError(f"{url} cannot be downloaded: {one_line(e)}; {by_hand}") from e
         else:
             # The ETag of a file in Git LFS, as of all large files, is its SHA-256.
             etag = found.etag or ""

@@ -284,12 +284,27 @@ class TestHub:
         hub.etag = "d" * 40  # git's name of its content
         assert download.download_from_hub("a/b", ("w.bin",), tmp_path).read_bytes() == CONTENT
 
-    def test_without_a_network_the_error_says_what_to_do_by_hand(self, monkeypatch, tmp_path):
-        hub = pytest.importorskip("huggingface_hub")
+    @pytest.mark.parametrize("offline", [False, True])
+    def test_without_a_network_the_error_says_what_to_do_by_hand(
+        self, hub, offline, monkeypatch, tmp_path, capfd
+    ):
+        import huggingface_hub
 
-        def get_hf_file_metadata(*_, **__):
-            raise ConnectionError("no route to host")
+        if offline:
+            monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+        hub.server_close()  # nothing listens there
+        with pytest.raises(UserError, match=r"cannot be downloaded: .*put it at .*m\.safetensors"):
+            download.download_from_hub("a/b", ("m.safetensors", "w.bin"), tmp_path)
+        assert "Retrying" not in capfd.readouterr().err
 
-        monkeypatch.setattr(hub, "get_hf_file_metadata", get_hf_file_metadata)
-        with pytest.raises(UserError, match=r"(no route|cannot be).*put it at .*m\.safetensors"):
-            download.download_from_hub("a/b", ("m.safetensors",), tmp_path)
+    def test_a_network_that_fails_during_the_download_is_not_a_missing_file(
+        self, hub, monkeypatch, tmp_path
+    ):
+        import huggingface_hub
+
+        def hf_hub_download(*_, **__):
+            raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+        with pytest.raises(UserError, match=r"cannot be downloaded: no connection; .*put it at"):
+            download.download_from_hub("a/b", ("w.bin",), tmp_path)
