@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from imagenet_jax import cli
-from imagenet_jax.errors import check_choice
+from imagenet_jax.errors import UserError, check_choice
 from imagenet_jax.files import dump_json
 from imagenet_jax.weights.catalog import entries
 
@@ -27,7 +27,11 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     chosen = list(entries().values())
     if args.model is not None:
-        check_choice("--model", args.model, sorted({e.model for e in chosen}))
+        if args.model not in {e.model for e in chosen}:
+            from imagenet_jax import models  # takes seconds
+
+            check_choice("--model", args.model, models.names())
+            raise UserError(f"--model = {args.model!r}: no published weights of it have a name")
         chosen = [e for e in chosen if e.model == args.model]
     if args.source is not None:
         check_choice("--source", args.source, sorted({_source(e.name) for e in entries().values()}))

@@ -5,18 +5,20 @@ has one line for each entry. docs/make_catalog.py writes it from the tables of t
 """
 
 import dataclasses
+import difflib
 import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from imagenet_jax.errors import check_choice, expand_user
+from imagenet_jax.errors import UserError, expand_user
 from imagenet_jax.files import read_json
 
 FILE = Path(__file__).with_name("catalog.json")
 _Z = 1.96  # standard errors of a 95 % confidence interval
 _HUB = "https://huggingface.co/"
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".h5", ".ckpt", ".tar", ".npz")  # of files
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin")  # by preference
 
 
@@ -73,18 +75,21 @@ def entries() -> dict[str, Entry]:
 def find(text: str) -> Entry | None:
     """Return the entry that --weights=TEXT names; None if TEXT is a file.
 
-    Raises UserError, suggesting the nearest name, if TEXT looks like a name that is not in the
-    catalog.
+    Raises UserError, suggesting the nearest name, if TEXT looks like a name, SOURCE/MODEL.TAG, but
+    is not in the catalog.
     """
     path = expand_user(text)
     if path.exists():
         return None
     if text in entries():
         return entries()[text]
-    sources = {name.partition("/")[0] for name in entries()}
-    if text.partition("/")[0] in sources and not path.parent.exists():
-        near = [name for name in entries() if name.split(".")[0] == text.split(".")[0]]
-        check_choice("--weights", text, near or ["python -m imagenet_jax.weights lists all"])
+    if text.count("/") == 1 and not path.parent.exists() and path.suffix not in _SUFFIXES:
+        near = difflib.get_close_matches(text, entries(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(
+            f"{text!r} is neither a weights file nor a name that python -m imagenet_jax.weights "
+            f"lists{hint}"
+        )
     return None
 
 

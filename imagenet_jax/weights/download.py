@@ -35,14 +35,22 @@ def download(url: str, path: Path, sha256: str = "") -> None:
 
     Data goes to a hidden file next to `path`, which a later call continues. The file is renamed
     once it is complete and its hash is correct. If another process is downloading the same file,
-    wait for it.
+    wait for it. The hash of a file that was put there by hand is checked once.
 
     Args:
       sha256: first digits of the file's SHA-256 in hexadecimal; "": do not check.
 
     Raises UserError if the file cannot be downloaded or written, or has a different hash.
     """
+    checked = path.with_name(f".{path.name}.checked")
     if path.is_file():
+        if not checked.exists():
+            if difference := _compare_hash(path, sha256):
+                raise UserError(
+                    f"{path} {difference}: remove it, or give its path instead of the name"
+                )
+            with contextlib.suppress(OSError):  # a cache that others write
+                checked.touch()
         return
     part = path.with_name(f".{path.name}.part")
     with _locked(path.with_name(f".{path.name}.lock")):
@@ -50,12 +58,13 @@ def download(url: str, path: Path, sha256: str = "") -> None:
             return
         resumed = part.is_file() and part.stat().st_size > 0
         _receive(url, part, path)
-        if resumed and not _hash(part).startswith(sha256):  # the file on the server has changed
+        if resumed and _compare_hash(part, sha256):  # the file on the server has changed
             part.unlink()
             _receive(url, part, path)
-        _require_hash(part, sha256, url, path)
+        _require_download_hash(part, sha256, url, path)
         with writing(path):
             part.replace(path)
+            checked.touch()
 
 
 def download_from_hub(repository: str, names: tuple[str, ...], folder: Path) -> Path:
@@ -93,7 +102,7 @@ def download_from_hub(repository: str, names: tuple[str, ...], folder: Path) -> 
         else:
             # The ETag of a file in Git LFS, as of all large files, is its SHA-256.
             etag = found.etag or ""
-            _require_hash(path, etag if len(etag) == 64 else "", url, path)
+            _require_download_hash(path, etag if len(etag) == 64 else "", url, path)
             return path
     raise UserError(f"{repository} has none of {', '.join(names)} on Hugging Face") from missing
 
@@ -173,15 +182,22 @@ def _continue(url: str, file: BinaryIO, name: str) -> None:
         raise _Interrupted(f"the connection ended after {done:,} of {total:,} bytes")
 
 
-def _require_hash(file: Path, sha256: str, url: str, path: Path) -> None:
-    """Delete `file` and raise UserError unless its SHA-256 starts with the digits `sha256`."""
-    digest = _hash(file)
-    if not digest.startswith(sha256):
+def _require_download_hash(file: Path, sha256: str, url: str, path: Path) -> None:
+    """Delete `file`, downloaded from `url` for `path`, and raise UserError if its hash differs."""
+    if difference := _compare_hash(file, sha256):
         file.unlink()
         raise UserError(
-            f"{url} has SHA-256 {digest[: max(len(sha256), 8)]}..., not {sha256}...: the file was "
-            f"replaced, or damaged in transit; {_by_hand(url, path)}"
+            f"{url} {difference}: the file was replaced, or damaged in transit; "
+            f"{_by_hand(url, path)}"
         )
+
+
+def _compare_hash(file: Path, sha256: str) -> str:
+    """Return "", or how the SHA-256 of `file` differs from one that starts with `sha256`."""
+    digest = _hash(file)
+    if digest.startswith(sha256):
+        return ""
+    return f"has SHA-256 {digest[: max(len(sha256), 8)]}..., not {sha256}..."
 
 
 def _hash(path: Path) -> str:

@@ -17,8 +17,8 @@ from imagenet_jax.errors import UserError, shorten
 from imagenet_jax.models import families
 
 # The first convolution of a model, and the prefixes of its name if the model is part of a module.
-TIMM_FIRST = "conv_stem"  # in timm's MobileNets and EfficientNets
-_FIRSTS = (TIMM_FIRST, *(family.first for family in families()))
+TIMM_FIRST = "conv_stem"  # in timm's MobileNets and EfficientNets; others write _conv_stem
+_FIRSTS = (TIMM_FIRST, f"_{TIMM_FIRST}", *(family.first for family in families()))
 _FIRST = rf"(?:{'|'.join(map(re.escape, _FIRSTS))})(?:\.0)?\.weight$"
 _PREFIX = r"((?:(?:model|net|network|backbone|resnet|vgg|encoder_q|base_encoder|encoder)\.)+)"
 _HEAD = r"(?:fc|last_linear|classifier|head)\.(?:weight|bias)$"

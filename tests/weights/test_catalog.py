@@ -10,9 +10,11 @@ from conftest import REPOSITORY
 from imagenet_jax import cli, convert, models
 from imagenet_jax import config as config_io
 from imagenet_jax import eval as eval_command
+from imagenet_jax import main as main_command
 from imagenet_jax import predict as predict_command
 from imagenet_jax.config import fields
 from imagenet_jax.errors import UserError
+from imagenet_jax.explain import __main__ as explain_command
 from imagenet_jax.training.load_weights import read_initial_weights
 from imagenet_jax.weights import __main__ as listing
 from imagenet_jax.weights import catalog
@@ -92,14 +94,35 @@ def test_the_list_has_filters(capsys):
     assert (row["name"], row["top1"]) == ("microsoft/resnet-18", None)
     with pytest.raises(UserError, match="did you mean 'timm'"):
         listing.main(["--source=tim"])
+    with pytest.raises(UserError, match="did you mean 'resnet18'"):
+        listing.main(["--model=resnet-18"])
+    with pytest.raises(UserError, match="no published weights of it have a name"):
+        listing.main(["--model=small_cnn"])
 
 
-def test_a_misspelled_name_is_not_taken_for_a_file():
-    with pytest.raises(UserError, match=r"torchvision/resnet50.v1 \| torchvision/resnet50.v2"):
-        catalog.find("torchvision/resnet50.v3")
-    with pytest.raises(UserError, match="python -m imagenet_jax.weights lists all"):
-        catalog.find("timm/no_such_model")
-    assert catalog.find("somewhere/else.pth") is None
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("torchvision/resnet50.v3", "torchvision/resnet50.v2"),
+        ("torchvison/resnet50.v2", "torchvision/resnet50.v2"),
+        ("microsoft/resnet50", "microsoft/resnet-50"),
+        ("qqqq/zzzz", ""),
+    ],
+)
+def test_a_misspelled_name_is_not_taken_for_a_file(text, nearest, fails):
+    hint = f"; did you mean {nearest!r}?" if nearest else ""
+    message = f"{text!r} is neither a weights file nor a name that python -m imagenet_jax.weights "
+    for command, flags in (
+        (predict_command, ["photo.png", f"--weights={text}"]),
+        (convert, [f"--from={text}", "--to=w.safetensors"]),
+        (main_command, ["--config=configs/resnet50.py", "--dry_run", f"--weights={text}"]),
+    ):
+        fails(command, flags, f"{message}lists{hint}")
+
+
+def test_files_are_not_taken_for_names(tmp_path):
+    for text in ("somewhere/else.pth", "a/b/c", "w", f"{tmp_path}/w"):
+        assert catalog.find(text) is None
 
 
 def test_a_file_goes_before_an_entry(tmp_path, monkeypatch):
@@ -132,7 +155,8 @@ def published(saved_run, tmp_path, monkeypatch):
     path = folder / "tiny-01234567.safetensors"
     convert.main([f"--from={saved_run.workdir}", f"--to={path}"])
     entry = catalog.Entry(
-        "torchvision/tiny.v1", "http://127.0.0.1:9/tiny-01234567.safetensors", "01234567",
+        "torchvision/tiny.v1", "http://127.0.0.1:9/tiny-01234567.safetensors",
+        hashlib.sha256(path.read_bytes()).hexdigest()[:8],
         content.name, {k: v for k, v in content.items() if k != "name"},
         16, 16, "bicubic", (0.25, 0.5, 0.75), (0.5, 0.25, 0.125), 90.0, 99.0, "a table",
     )  # fmt: skip
@@ -162,6 +186,8 @@ def test_a_name_works_offline_wherever_a_file_does(published, tmp_path, digits_p
 
     picture = REPOSITORY / "docs" / "quickstart.png"
     assert predict_command.main([str(picture), f"--weights={published}"]) == 0
+    shown = [f"--weights={published}", "--methods=gradcam", f"--out={tmp_path}/shown.png"]
+    assert explain_command.main([str(picture), *shown]) == 0
     assert convert.main([f"--from={published}", f"--to={tmp_path}/w.safetensors"]) == 0
     config = fields.defaults(ENTRIES[published].model)
     config.model.update(ENTRIES[published].fields)

@@ -99,7 +99,9 @@ def path(tmp_path):
 
 
 def files(path):
-    return sorted(p.name for p in path.parent.iterdir() if not p.name.endswith(".lock"))
+    """Return the names of files, except for locks and marks."""
+    names = [p.name for p in path.parent.iterdir()]
+    return sorted(name for name in names if not name.endswith((".lock", ".checked")))
 
 
 def test_a_file_is_downloaded_once(server, path):
@@ -108,6 +110,20 @@ def test_a_file_is_downloaded_once(server, path):
     assert path.read_bytes() == CONTENT
     assert server.requests == [("/w.pth", None)]
     assert files(path) == ["w.pth"]
+    assert path.with_name(".w.pth.checked").exists()
+
+
+def test_a_file_put_there_by_hand_is_checked_once(server, path, monkeypatch):
+    path.parent.mkdir()
+    path.write_bytes(b"something else")
+    with pytest.raises(UserError, match=r"w\.pth has SHA-256 \w{8}\.\.\., not .*: remove it, or"):
+        download.download(server.url("w.pth"), path, SHA256[:8])
+    assert path.read_bytes() == b"something else"
+    path.write_bytes(CONTENT)
+    download.download(server.url("w.pth"), path, SHA256[:8])
+    monkeypatch.setattr(download, "_hash", None)
+    download.download(server.url("w.pth"), path, SHA256[:8])
+    assert not server.requests
 
 
 def test_a_redirect_is_followed(server, path):

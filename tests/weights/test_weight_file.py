@@ -177,6 +177,17 @@ def test_other_names_of_the_classifier():
     assert list(renamed.values()) == ["conv1.weight", "fc.weight", "fc.bias"]
 
 
+@pytest.mark.parametrize("family", [*models.families()], ids=lambda f: f.model.__name__)
+@pytest.mark.parametrize(
+    "prefix", ["module.", "model.", "net.", "network.", "backbone.", "encoder.", "module.model."]
+)
+def test_prefixes_of_every_family(prefix, family):
+    for first in {family.first, "conv_stem", "_conv_stem"}:
+        names = [f"{first}.weight", f"{first}.bias", "another.weight"]
+        renamed, _ = library_names.rename([prefix + name for name in names], origin="f")
+        assert list(renamed.values()) == names
+
+
 @pytest.mark.parametrize("head", ["fc", "classifier", "head", "last_linear"])
 @pytest.mark.parametrize("prefix", ["backbone.", "encoder.", "model.encoder_q."])
 def test_a_classifier_beside_a_network_without_one(prefix, head):
