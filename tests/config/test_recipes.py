@@ -140,6 +140,14 @@ def test_v2_averages_as_torchvision_does():
     assert (c.ema.decay, c.ema.every_steps, c.ema.form) == (0.99998, 32, "torchvision")
 
 
+@pytest.mark.parametrize("model", ["resnet101", "resnet152", "resnext50_32x4d"])
+def test_v2_is_one_recipe_for_several_models(model):
+    v2, other = load("resnet50.py:v2"), load(f"resnet.py:{model}_v2")
+    assert other.model.name == model
+    other.model.name = "resnet50"
+    assert config_io.differences(v2, other) == []
+
+
 def test_variants_reach_the_other_resnets():
     spec = str(CONFIGS / "resnet50.py:a2")
     c = config_io.load(spec, [("model.name", "resnet18")])
