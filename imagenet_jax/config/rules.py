@@ -139,8 +139,9 @@ def _check_augment(value: Values) -> None:
 
 def check_sides(value: Values, multiple: int) -> None:
     """Raise UserError unless image sides are multiples of `multiple`, which the model needs."""
-    sides = ("augment.image_size", "augment.start_size", "augment.size_multiple",
-             "eval.image_size", "model.image_size")  # fmt: skip
+    sides = ["augment.image_size", "augment.start_size", "eval.image_size", "model.image_size"]
+    if value["augment.start_size"]:
+        sides.append("augment.size_multiple")
     for leaf in sides:
         side = value.get(leaf, 0)
         if side % multiple:

@@ -14,6 +14,7 @@ from flax import nnx
 from configs import resnet50
 from imagenet_jax import config as config_io
 from imagenet_jax import models
+from imagenet_jax.config.fields import defaults
 from imagenet_jax.config.python_files import list_configs
 from imagenet_jax.errors import UserError
 from imagenet_jax.training import optim, schedules
@@ -341,3 +342,11 @@ def test_patches_that_do_not_fill_the_image_are_one_line(field):
     words = rf"config\.{field} = 220 is not a multiple of 16.*config\.{field}=224"
     with pytest.raises(UserError, match=words):
         config_io.load(str(CONFIGS / "vit.py"), [(field, "220")])
+
+
+def test_growing_crops_are_filled_by_patches():
+    config = defaults("vit_h14")
+    config_io.check(config)  # the crops do not grow
+    config.augment.update(start_size=168, size_ramp=(1.0, 2.0))
+    with pytest.raises(UserError, match=r"augment\.size_multiple = 32 is not a multiple of 14"):
+        config_io.check(config)
