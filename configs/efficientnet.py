@@ -39,6 +39,7 @@ def b0(c: ConfigDict) -> None:
     c.optim.update(warmup_start_lr=1e-6, schedule_by="epoch")
     c.data.update(remainder="drop")
     c.augment.update(auto_augment="randaugment_timm", auto_magnitude=9, auto_magnitude_std=0.5)
+    c.augment.update(auto_increasing=False)  # --aa rand-m9-mstd0.5, without inc1
     c.augment.update(random_erase=0.2, random_erase_fill="noise")
 
 

@@ -182,6 +182,8 @@ FIELDS = {
         at_most=30, was="rand_magnitude", read_by={"augment.auto_augment": _RAND}),
     "augment.auto_magnitude_std": Field(0.0, "Standard deviation of the magnitude of an operation",
         at_least=0, was="rand_deviation", read_by={"augment.auto_augment": ("randaugment_timm",)}),
+    "augment.auto_increasing": Field(True, "All operations become stronger with the magnitude, as "
+        "in timm's inc1", read_by={"augment.auto_augment": ("randaugment_timm",)}),
     "augment.color_jitter": Field((0.0, 0.0, 0.0, 0.0), "Strength of random brightness, contrast, "
         "saturation and hue; 0: off", length=4, at_least=0, was="jitter", aliases=("colorjitter",)),
     "augment.lighting": Field(0.0, "Standard deviation of AlexNet's color noise along the "

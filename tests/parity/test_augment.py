@@ -280,3 +280,22 @@ def test_erased_boxes_are_drawn_as_torchvisions():
     error = 5 * theirs.std(axis=0) / np.sqrt(1500)  # of the difference of two means
     assert (np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) < error).all()
     np.testing.assert_allclose(ours.std(axis=0), theirs.std(axis=0), rtol=0.06)
+
+
+@pytest.mark.parametrize("negative", [False, True])
+@pytest.mark.parametrize("increasing", [False, True])
+def test_amounts_of_timms_randaugment(increasing, negative, monkeypatch):
+    timm = pytest.importorskip("timm.data.auto_augment")
+    monkeypatch.setattr(timm, "_randomly_negate", lambda value: -value if negative else value)
+    suffix = "Increasing" if increasing else ""
+    for level in (0.0, 1.7, 5.0, 9.0, 10.0):
+        draws = np.full(1, level), np.full(1, negative)
+        ours = {k: float(v[0]) for k, v in policies.timm_amounts(*draws, 1, 1, increasing).items()}
+        theirs = {
+            name: timm.LEVEL_TO_ARG[name + suffix](level, {})[0]
+            for name in ("Posterize", "Solarize", "Color", "Contrast", "Brightness", "Sharpness")
+        }
+        assert ours["posterize"] == theirs.pop("Posterize")
+        assert 255 * ours["solarize"] + 0.5 == pytest.approx(theirs.pop("Solarize"), abs=1e-4)
+        for name, factor in theirs.items():
+            assert 1 + ours[name.lower()] == pytest.approx(factor)

@@ -47,6 +47,7 @@ ON_BYTES = (  # u8[B, H, W, 3]
     _policy(
         "randaugment.randaugment_timm",
         "auto_num_ops", "auto_magnitude", "auto_magnitude_std", "auto_interpolation", "mean_color",
+        "auto_increasing",
     ),
     _policy("randaugment_plain.randaugment_plain", "auto_num_ops", "auto_magnitude"),
     _policy("randaugment.trivialaugment", "auto_interpolation"),

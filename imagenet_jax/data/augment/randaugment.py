@@ -203,6 +203,7 @@ def randaugment_timm(
     deviation: float = 0.5,
     interpolation: str = "bilinear",
     fill: tuple[float, ...] | None = None,
+    increasing: bool = True,
 ) -> jax.Array:
     """Draw `num_ops` operations for each image, and apply each with probability 1/2.
 
@@ -216,6 +217,7 @@ def randaugment_timm(
       magnitude, deviation: mean and standard deviation of the magnitude, which is drawn for each
         image and operation, and clipped to 0..10.
       fill: color of areas that are moved in from outside; timm uses the mean of the data.
+      increasing: timm's `inc1`; see `timm_amounts`.
     """
     count, height, width = images.shape[:3]
 
@@ -223,7 +225,8 @@ def randaugment_timm(
         which, done, sign, normal = jax.random.split(key, 4)
         level = magnitude + deviation * jax.random.normal(normal, (count,))
         negative = jax.random.bernoulli(sign, 0.5, (count,))
-        values = timm_amounts(jnp.clip(level, 0.0, TIMM_HIGHEST), negative, height, width)
+        level = jnp.clip(level, 0.0, TIMM_HIGHEST)
+        values = timm_amounts(level, negative, height, width, increasing)
         index = jax.random.randint(which, (count,), 0, len(TIMM_OPERATIONS))
         amount = jnp.stack([values[name] for name in TIMM_OPERATIONS])[index, jnp.arange(count)]
         operation = jnp.asarray([EVERY.index(name) for name in TIMM_OPERATIONS])[index]
@@ -234,23 +237,30 @@ def randaugment_timm(
 
 
 def timm_amounts(
-    magnitude: jax.Array, negative: jax.Array, height: int, width: int
+    magnitude: jax.Array, negative: jax.Array, height: int, width: int, increasing: bool = True
 ) -> dict[str, jax.Array]:
     """Return the amount of each of TIMM_OPERATIONS, as `apply` takes it.
 
     Args:
       magnitude: f32[B], 0 to 10.
       negative: bool[B], whether operations with a sign have a negative amount.
+      increasing: stronger magnitudes make all operations stronger, as in timm's `inc1`. Otherwise,
+        posterize and solarize become weaker, and the factors of color, contrast, brightness and
+        sharpness rise from 0.1 to 1.9, as in TensorFlow's code for EfficientNet.
     """
     share = magnitude / TIMM_HIGHEST
     signed = jnp.where(negative, -share, share)
-    change = jnp.maximum(0.1 - 1.0, 0.9 * signed)  # the factor 1 + change is at least 0.1
+    bits, threshold = jnp.floor(4.0 * share), jnp.floor(256.0 * share)
+    change = 1.8 * share - 0.9
+    if increasing:
+        bits, threshold = 4.0 - bits, 256.0 - threshold
+        change = jnp.maximum(0.1 - 1.0, 0.9 * signed)  # the factor 1 + change is at least 0.1
     return {
         **dict.fromkeys(("autocontrast", "equalize", "invert"), jnp.zeros_like(share)),
         "rotate": 30.0 * signed,
-        "posterize": 4.0 - jnp.floor(4.0 * share),
+        "posterize": bits,
         # The threshold is an integer; subtract half a level to stay away from rounding.
-        "solarize": (255.5 - jnp.floor(256.0 * share)) / 255.0,
+        "solarize": (threshold - 0.5) / 255.0,
         "solarize_add": jnp.floor(110.0 * share),
         **dict.fromkeys(("color", "contrast", "brightness", "sharpness"), change),
         **dict.fromkeys(("shear_x", "shear_y"), 0.3 * signed),

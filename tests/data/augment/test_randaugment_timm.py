@@ -25,14 +25,18 @@ def _images():
 IMAGES = _images()
 unoptimized = partial(jax.jit, compiler_options=xla.options(optimize=False))
 APPLY = unoptimized(partial(policies.apply, interpolation="bilinear", fill=FILL))
-AMOUNTS = unoptimized(policies.timm_amounts)
+AMOUNTS = jax.jit(
+    policies.timm_amounts, static_argnums=4, compiler_options=xla.options(optimize=False)
+)
 MOVES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 
 
-def _by_pillow(name, image, level, sign):
+def _by_pillow(name, image, level, sign, increasing):
     """One operation as timm's auto_augment.py calls Pillow for it."""
     share = level / 10
-    factor = max(0.1, 1 + sign * 0.9 * share)
+    factor = max(0.1, 1 + sign * 0.9 * share) if increasing else share * 1.8 + 0.1
+    bits = 4 - int(share * 4) if increasing else int(share * 4)
+    threshold = 256 - int(share * 256) if increasing else int(share * 256)
 
     def moved(*matrix):
         return image.transform(
@@ -53,8 +57,8 @@ def _by_pillow(name, image, level, sign):
                 sign * 30 * share, Image.Resampling.BILINEAR, fillcolor=FILL
             ),
             # Which Pillow did for 0 bits, too, when timm was written.
-            "posterize": lambda: image.point(lambda v: v & (0xFF00 >> 4 - int(share * 4)) & 255),
-            "solarize": lambda: ImageOps.solarize(image, 256 - int(share * 256)),
+            "posterize": lambda: image.point(lambda v: v & (0xFF00 >> bits) & 255),
+            "solarize": lambda: ImageOps.solarize(image, threshold),
             "solarize_add": solarize_add,
             "color": lambda: ImageEnhance.Color(image).enhance(factor),
             "contrast": lambda: ImageEnhance.Contrast(image).enhance(factor),
@@ -68,15 +72,17 @@ def _by_pillow(name, image, level, sign):
     )
 
 
+@pytest.mark.parametrize("increasing", [True, False])
 @pytest.mark.parametrize("name", policies.TIMM_OPERATIONS)
-def test_each_operation_is_timms(name):
+def test_each_operation_is_timms(name, increasing):
     operation = np.full(2, policies.EVERY.index(name))
     for level in (0.0, 3.3, 7.0, 10.0):
         for sign in (1, -1):
-            amount = AMOUNTS(np.full(2, level), np.full(2, sign < 0), HEIGHT, WIDTH)[name]
+            amounts = AMOUNTS(np.full(2, level), np.full(2, sign < 0), HEIGHT, WIDTH, increasing)
+            amount = amounts[name]
             ours = APPLY(IMAGES, operation, amount)
             theirs = np.stack(
-                [_by_pillow(name, Image.fromarray(image), level, sign) for image in IMAGES]
+                [_by_pillow(name, Image.fromarray(x), level, sign, increasing) for x in IMAGES]
             )
             difference = np.abs(np.asarray(ours).astype(int) - theirs)
             if (
