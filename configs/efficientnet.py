@@ -8,8 +8,7 @@
 b0: hfdocs/source/training_script.mdx of github.com/huggingface/pytorch-image-models, and the
     defaults of its train.py. 77.7 %, top-5 95.3 %.
 b0_paper: section 5.2 of the paper; warm-up, label smoothing and crops of its published code, from
-    memory. 77.1 %. Batch norm has torchvision's epsilon 1e-5 and momentum 0.9; the authors used
-    1e-3 and 0.99.
+    memory. 77.1 %. Padding and batch norm are those of the authors (tf_efficientnet_b0).
 lite0: the same recipe for Lite, for which no recipe is published. The authors' weights expect this
     data.mean and data.std. 75.1 %, from memory.
 v2_s: references/classification of github.com/pytorch/vision. 84.23 %, top-5 96.88 %, with images of
@@ -86,7 +85,7 @@ VARIANTS = {"b0": b0, "b0_paper": b0_paper, "lite0": lite0, "v2_s": v2_s}
 
 def get_config(variant: str = "b0") -> ConfigDict:
     recipe = pick_variant(variant, VARIANTS)
-    c = defaults("efficientnet_" + variant.removesuffix("_paper"))
+    c = defaults("tf_efficientnet_b0" if recipe is b0_paper else f"efficientnet_{variant}")
     c.model.update(dropout=0.2, drop_path=0.2, dtype="bfloat16")
     c.loss.update(label_smoothing=0.1)
     recipe(c)

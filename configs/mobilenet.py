@@ -19,7 +19,7 @@ Source: github.com/pytorch/vision, references/classification. With a single cent
 All parameters decay; dropout is 0.2. V2 is trained by SGD with momentum 0.9, V3 by RMSprop (decay
 0.9, momentum 0.9, epsilon 0.0316) with AutoAugment and random erasing of 0.2. The
 published weights of V3 are the mean of the last three checkpoints that improved. This command
-writes the mean of the best three:
+writes the mean of the best three that the run has kept, which are the best one and the last ones:
 
     python -m imagenet_jax.convert --from=DIR --checkpoint=best --average=3 --to=FILE
 """

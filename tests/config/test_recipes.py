@@ -4,6 +4,7 @@ The tables are typed from the papers and from the command lines of the reference
 
 import functools
 import operator
+import re
 from pathlib import Path
 
 import jax
@@ -222,6 +223,68 @@ def test_mobile_networks_have_the_published_hyper_parameters(spec):
     of_torch = spec.startswith("mobilenet")
     assert c.optim.rmsprop_form == ("torch" if of_torch else "tensorflow")
     assert c.optim.decay_bias_and_norm == of_torch
+
+
+# What the tables leave out. Sources: timm's training_script.mdx; EfficientNet's paper, section 5.2,
+# and the constants of its code; torchvision's README; main.py of DeiT III; vit_s16_i1k.py of
+# big_vision; solver.prototxt of SqueezeNet.
+OTHER = {
+    "efficientnet.py:b0": {
+        "model.name": "efficientnet_b0", "ema.decay": 0.9999, "augment.auto_magnitude": 9,
+        "augment.auto_magnitude_std": 0.5, "augment.auto_increasing": False,
+        "augment.random_erase_fill": "noise",
+    },
+    "efficientnet.py:b0_paper": {"model.name": "tf_efficientnet_b0", "ema.decay": 0.9999},
+    "efficientnet.py:v2_s": {
+        "augment.mixup": 0.2, "augment.cutmix": 1.0, "data.repeated_aug": 4,
+        "ema.decay": 0.99998, "ema.every_steps": 32,
+    },
+    "vit.py:deit3_s": {"augment.color_jitter": (0.3, 0.3, 0.3, 0.0)},
+    "vit.py:vit_s16_90ep": {"augment.crop_scale": (0.05, 1.0), "data.mean": (0.5, 0.5, 0.5)},
+    "alexnet.py": {
+        "model.dropout": 0.5, "optim.decay_bias_and_norm": True, "eval.resize": 256,
+        "eval.image_size": 224,
+    },
+    "mobilenet.py:mobilenet_v2": {
+        "model.dropout": 0.2, "optim.decay_bias_and_norm": True, "eval.resize": 256,
+        "eval.image_size": 224,
+    },
+    "squeezenet.py:squeezenet1_0": {
+        "batch_size": 512, "optim.name": "sgd", "optim.base_lr": 0.04, "optim.momentum": 0.9,
+        "optim.weight_decay": 2e-4, "optim.schedule": "polynomial", "optim.power": 1.0,
+        "epochs": pytest.approx(170_000 * 512 / IMAGES, rel=1e-3),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", OTHER)
+def test_other_settings_are_the_published_ones(spec):
+    config = load(spec)
+    for field, value in OTHER[spec].items():
+        got = functools.reduce(operator.getitem, field.split("."), config)
+        assert got == value, field
+
+
+# Published top-1 accuracies that torchvision's tables do not have (tests/parity/test_catalog.py).
+PUBLISHED = {
+    "resnet50.py:goyal8k": 76.26, "resnet50.py:flax": 76.37, "resnet50.py:nvidia90": 77.15,
+    "resnet50.py:mlperf_lars": 75.9, "resnet50.py:ffcv16": 73.8, "resnet50.py:ffcv32": 76.6,
+    "resnet50.py:ffcv88": 78.4, "resnet50.py:a1": 80.38, "resnet50.py:a2": 79.83,
+    "resnet50.py:a3": 78.05, "efficientnet.py": 77.7, "efficientnet.py:b0_paper": 77.1,
+    "efficientnet.py:lite0": 75.1, "densenet.py:densenet121": 75.0, "densenet.py:densenet169": 76.4,
+    "densenet.py:densenet201": 77.5, "densenet.py:densenet161": 77.8, "googlenet.py": 68.7,
+    "inception.py": 77.29, "bit.py": 76.0, "squeezenet.py:squeezenet1_0": 57.5,
+    "squeezenet.py:squeezenet1_1": 58.18, "convnext.py:tiny": 82.1, "convnext.py:small": 83.1,
+    "convnext.py:base": 83.8, "convnext.py:large": 84.3, "vit.py:vit_s16_90ep": 76.5,
+    "vit.py:vit_s16_300ep": 80.0, "vit.py:deit_s": 79.9, "vit.py:deit3_s": 81.4,
+}  # fmt: skip
+
+
+def test_published_accuracies():
+    page = (CONFIGS.parent / "docs" / "recipes.md").read_text()
+    rows = re.findall(r"^\| `configs/(\S+)` \|[^|]*\|([^|]*)\| ([\d.]+) % \|", page, re.MULTILINE)
+    others = {spec: float(top1) for spec, recipe, top1 in rows if "torchvision" not in recipe}
+    assert others == PUBLISHED
 
 
 @pytest.mark.parametrize("depth", [121, 169, 201, 161])

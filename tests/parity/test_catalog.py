@@ -1,5 +1,7 @@
 """The catalog of published weights against the tables of torchvision and timm."""
 
+import re
+
 import pytest
 
 pytest.importorskip("torch")
@@ -7,6 +9,7 @@ library = pytest.importorskip("torchvision").models
 pytest.importorskip("timm")
 
 from docs import make_catalog  # noqa: E402
+from imagenet_jax import config as config_io  # noqa: E402
 from imagenet_jax import models  # noqa: E402
 from imagenet_jax.config.fields import defaults  # noqa: E402
 from imagenet_jax.errors import UserError  # noqa: E402
@@ -77,3 +80,18 @@ def test_operations_of_models_are_those_that_torchvision_publishes():
             config.image_size = side
         counted = count_multiply_adds(config, side) / 1e9
         assert counted == pytest.approx(published.meta["_ops"], abs=1e-3), name
+
+
+def test_accuracies_of_recipes_are_those_that_torchvision_publishes():
+    root = make_catalog.FILE.parents[2]
+    pattern = r"^\| `(configs/\S+)` \|[^|]*\| torchvision(.*?)\| ([\d.]+) % \| ([\d.]+) % \|"
+    rows = re.findall(pattern, (root / "docs" / "recipes.md").read_text(), re.MULTILINE)
+    assert len(rows) > 30
+    for spec, recipe, *accuracies in rows:
+        name = config_io.load(str(root / spec)).model.name.replace("vit_b16", "vit_b_16")
+        weights = library.get_model_weights(name)
+        version = "IMAGENET1K_V2" if "V2" in recipe else "IMAGENET1K_V1"
+        published = weights[version].meta["_metrics"]["ImageNet-1K"]
+        for text, metric in zip(accuracies, ("acc@1", "acc@5"), strict=True):
+            digits = len(text.partition(".")[2])
+            assert round(published[metric], digits) == pytest.approx(float(text), abs=0.0051), spec
