@@ -17,7 +17,9 @@ from imagenet_jax import config as config_io
 from imagenet_jax import models
 from imagenet_jax.config.fields import defaults
 from imagenet_jax.config.python_files import list_configs
+from imagenet_jax.debug import cost, recipe
 from imagenet_jax.errors import UserError
+from imagenet_jax.logs import throughput
 from imagenet_jax.training import optim, schedules
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -57,6 +59,21 @@ def test_every_recipe_makes_its_schedule_its_optimizer_and_its_update(spec):
     assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
     head = functools.reduce(operator.getitem, models.family(config.model.name).head, params)
     assert head["bias"].shape == (config.model.num_classes,)
+
+
+@pytest.mark.parametrize(
+    "spec", [s if ":" not in s else pytest.param(s, marks=pytest.mark.full) for s in SPECS]
+)
+def test_every_recipe_has_a_price_and_takes_a_step(spec):
+    """The step is traced: its shapes are computed, nothing is compiled."""
+    config = cost.without_data(load(spec))
+    bare = cost.make_bare_step(config, jax.devices()[:1])
+    batch = cost.abstract_batch(config, bare.mesh)
+    state, metrics = jax.eval_shape(bare.step, bare.abstract, batch)
+    assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, bare.abstract)
+    assert metrics["loss"].shape == ()
+    assert throughput.count_flops(config, cost.image_shape(config)) > 1e6 * config.batch_size
+    assert recipe.describe_recipe(config, IMAGES, 1000)
 
 
 # variant: batch, epochs, peak rate at that batch, momentum, weight decay, norms decay too,
