@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import hashlib
 import http.client
+import logging
 import os
 import urllib.error
 import urllib.request
@@ -31,26 +32,19 @@ def cache_folder() -> Path:
 
 
 def download(url: str, path: Path, sha256: str = "") -> None:
-    """Download `url` to `path`, unless that file exists.
+    """Download `url` to `path`, unless that file exists and has the hash.
 
-    Data goes to a hidden file next to `path`, which a later call continues. The file is renamed
-    once it is complete and its hash is correct. If another process is downloading the same file,
-    wait for it. The hash of a file that was put there by hand is checked once.
+    A file is hashed once, and again only if it changes. Data goes to a hidden file next to `path`,
+    which a later call continues. The file is renamed once it is complete and its hash is correct.
+    If another process is downloading the same file, wait for it.
 
     Args:
       sha256: first digits of the file's SHA-256 in hexadecimal; "": do not check.
 
     Raises UserError if the file cannot be downloaded or written, or has a different hash.
     """
-    checked = path.with_name(f".{path.name}.checked")
     if path.is_file():
-        if not checked.exists():
-            if difference := _compare_hash(path, sha256):
-                raise UserError(
-                    f"{path} {difference}: remove it, or give its path instead of the name"
-                )
-            with contextlib.suppress(OSError):  # a cache that others write
-                checked.touch()
+        _check_copy(path, sha256, url)
         return
     part = path.with_name(f".{path.name}.part")
     with _locked(path.with_name(f".{path.name}.lock")):
@@ -58,13 +52,13 @@ def download(url: str, path: Path, sha256: str = "") -> None:
             return
         resumed = part.is_file() and part.stat().st_size > 0
         _receive(url, part, path)
-        if resumed and _compare_hash(part, sha256):  # the file on the server has changed
+        if resumed and not _hash(part).startswith(sha256):  # the file on the server has changed
             part.unlink()
             _receive(url, part, path)
-        _require_download_hash(part, sha256, url, path)
+        _require_hash(part, sha256, url, path)
         with writing(path):
             part.replace(path)
-            checked.touch()
+        _record_check(path, sha256)
 
 
 def download_from_hub(repository: str, names: tuple[str, ...], folder: Path) -> Path:
@@ -89,26 +83,39 @@ def download_from_hub(repository: str, names: tuple[str, ...], folder: Path) -> 
         ) from e
     for name in names:
         try:
-            with announce(f"downloading {repository}"):
+            with announce(f"downloading {repository}"), _silent("huggingface_hub"):
                 found = get_hf_file_metadata(hf_hub_url(repository, name))
                 path = Path(
                     hf_hub_download(repository, name, revision=found.commit_hash, local_dir=folder)
                 )
-        except Exception as e:  # of the library, its HTTP client or the file system
-            # LocalEntryNotFoundError, a subclass, means that there is no network.
-            if isinstance(e, LocalEntryNotFoundError) or not isinstance(e, EntryNotFoundError):
-                raise UserError(f"{url} cannot be downloaded: {one_line(e)}; {by_hand}") from e
-            missing = e
-        else:
-            # The ETag of a file in Git LFS, as of all large files, is its SHA-256.
-            etag = found.etag or ""
-            _require_download_hash(path, etag if len(etag) == 64 else "", url, path)
-            return path
+        except Exception as e:  # of its HTTP client or the file system
+            # LocalEntryNotFoundError: the server cannot be reached.
+            if isinstance(e, EntryNotFoundError) and not isinstance(e, LocalEntryNotFoundError):
+                missing = e
+                continue
+            reason = one_line(e).rstrip(".") or type(e).__name__
+            raise UserError(f"{url} cannot be downloaded: {reason}; {by_hand}") from e
+        # The ETag of a file in Git LFS, as of all large files, is its SHA-256.
+        etag = found.etag or ""
+        _require_hash(path, etag if len(etag) == 64 else "", url, path)
+        return path
     raise UserError(f"{repository} has none of {', '.join(names)} on Hugging Face") from missing
 
 
 def _by_hand(url: str, path: Path) -> str:
     return f"to use a copy, download {url} elsewhere and put it at {path}"
+
+
+@contextlib.contextmanager
+def _silent(library: str) -> Iterator[None]:
+    """Log only critical errors of `library`: its warnings repeat the error that it raises."""
+    logger = logging.getLogger(library)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -182,22 +189,45 @@ def _continue(url: str, file: BinaryIO, name: str) -> None:
         raise _Interrupted(f"the connection ended after {done:,} of {total:,} bytes")
 
 
-def _require_download_hash(file: Path, sha256: str, url: str, path: Path) -> None:
-    """Delete `file`, downloaded from `url` for `path`, and raise UserError if its hash differs."""
-    if difference := _compare_hash(file, sha256):
+def _require_hash(file: Path, sha256: str, url: str, path: Path) -> None:
+    """Delete `file` and raise UserError unless its SHA-256 starts with the digits `sha256`."""
+    digest = _hash(file)
+    if not digest.startswith(sha256):
         file.unlink()
         raise UserError(
-            f"{url} {difference}: the file was replaced, or damaged in transit; "
-            f"{_by_hand(url, path)}"
+            f"{url} has SHA-256 {digest[: max(len(sha256), 8)]}..., not {sha256}...: the file was "
+            f"replaced, or damaged in transit; {_by_hand(url, path)}"
         )
 
 
-def _compare_hash(file: Path, sha256: str) -> str:
-    """Return "", or how the SHA-256 of `file` differs from one that starts with `sha256`."""
-    digest = _hash(file)
-    if digest.startswith(sha256):
-        return ""
-    return f"has SHA-256 {digest[: max(len(sha256), 8)]}..., not {sha256}..."
+def _check_copy(path: Path, sha256: str, url: str) -> None:
+    """Raise UserError if the file, which may be put there by hand, has another hash than `url`."""
+    record = _record_of(path)
+    if sha256 and not (record.is_file() and record.read_text() == _describe(path, sha256)):
+        with announce(f"checking {path.name}"):
+            digest = _hash(path)
+        if not digest.startswith(sha256):
+            raise UserError(
+                f"{path} is not the file at {url}: its SHA-256 is {digest[: len(sha256)]}..., not "
+                f"{sha256}...; remove it, or replace it with a copy of that file"
+            )
+        _record_check(path, sha256)
+
+
+def _record_check(path: Path, sha256: str) -> None:
+    """Record that the file has the hash. Without a record, it is hashed at each start."""
+    with contextlib.suppress(OSError):
+        _record_of(path).write_text(_describe(path, sha256))
+
+
+def _record_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.checked")
+
+
+def _describe(path: Path, sha256: str) -> str:
+    """Return a text that changes if the file or its expected hash changes."""
+    found = path.stat()
+    return f"{sha256} {found.st_size} {found.st_mtime_ns}"
 
 
 def _hash(path: Path) -> str:

@@ -2,11 +2,15 @@
 
 import errno
 import hashlib
+import logging
 import multiprocessing
+import re
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from huggingface_hub import constants
 
 from imagenet_jax.errors import UserError
 from imagenet_jax.weights import catalog, download
@@ -23,6 +27,8 @@ class Server(ThreadingHTTPServer):
     Attributes:
       content: what it serves.
       etag: the ETag that it names.
+      commit_of_main_only: whether it names no commit in answers about a commit, as proxies do.
+      warning: a warning for huggingface_hub to log; "": none.
       cut: the next answers end after this many bytes each.
       ranges: whether it knows the header Range.
       requests: the (path, Range) that it got.
@@ -31,6 +37,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.etag, self.cut, self.ranges = CONTENT, SHA256, [], True
+        self.commit_of_main_only, self.warning = False, ""
         self.requests = []
 
     def url(self, name):
@@ -55,8 +62,12 @@ class Handler(BaseHTTPRequestHandler):
             "X-Linked-ETag": f'"{self.server.etag}"',
             "Content-Length": str(len(self.server.content)),
         }
+        if self.server.commit_of_main_only and "/main/" not in self.path:
+            del headers["X-Repo-Commit"]
         for name, value in (headers if is_there else {"X-Error-Code": "EntryNotFound"}).items():
             self.send_header(name, value)
+        if self.server.warning:
+            self.send_header("X-HF-Warning", self.server.warning)
         self.end_headers()
 
     def do_GET(self):
@@ -99,9 +110,7 @@ def path(tmp_path):
 
 
 def files(path):
-    """Return the names of files, except for locks and marks."""
-    names = [p.name for p in path.parent.iterdir()]
-    return sorted(name for name in names if not name.endswith((".lock", ".checked")))
+    return sorted(p.name for p in path.parent.iterdir() if p.suffix not in (".lock", ".checked"))
 
 
 def test_a_file_is_downloaded_once(server, path):
@@ -110,20 +119,6 @@ def test_a_file_is_downloaded_once(server, path):
     assert path.read_bytes() == CONTENT
     assert server.requests == [("/w.pth", None)]
     assert files(path) == ["w.pth"]
-    assert path.with_name(".w.pth.checked").exists()
-
-
-def test_a_file_put_there_by_hand_is_checked_once(server, path, monkeypatch):
-    path.parent.mkdir()
-    path.write_bytes(b"something else")
-    with pytest.raises(UserError, match=r"w\.pth has SHA-256 \w{8}\.\.\., not .*: remove it, or"):
-        download.download(server.url("w.pth"), path, SHA256[:8])
-    assert path.read_bytes() == b"something else"
-    path.write_bytes(CONTENT)
-    download.download(server.url("w.pth"), path, SHA256[:8])
-    monkeypatch.setattr(download, "_hash", None)
-    download.download(server.url("w.pth"), path, SHA256[:8])
-    assert not server.requests
 
 
 def test_a_redirect_is_followed(server, path):
@@ -171,6 +166,56 @@ def test_a_wrong_hash_leaves_no_file(server, path):
     with pytest.raises(UserError, match=f"SHA-256 {SHA256[:8]}..., not 01234567..."):
         download.download(server.url("w.pth"), path, "01234567")
     assert files(path) == []
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """The names of the files that are hashed."""
+    names = []
+    original = download._hash
+    monkeypatch.setattr(download, "_hash", lambda path: names.append(path.name) or original(path))
+    return names
+
+
+def test_a_file_put_there_by_hand_is_hashed_once(path, hashed):
+    path.parent.mkdir()
+    path.write_bytes(CONTENT)
+    for _ in range(2):
+        download.download("http://127.0.0.1:9/w.pth", path, SHA256[:8])
+    assert hashed == ["w.pth"]
+    path.write_bytes(CONTENT[1:])
+    with pytest.raises(UserError, match=f"is not the file at .*, not {SHA256[:8]}...; remove it"):
+        download.download("http://127.0.0.1:9/w.pth", path, SHA256[:8])
+    assert path.read_bytes() == CONTENT[1:]
+
+
+def test_a_wrong_file_put_there_by_hand_is_refused_each_time(path):
+    path.parent.mkdir()
+    path.write_bytes(b"x")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"w\.pth is not the file at .*; remove it") as error:
+            download.download("http://127.0.0.1:9/w.pth", path, SHA256[:8])
+        assert "\n" not in str(error.value)
+    assert files(path) == ["w.pth"]
+
+
+def test_a_downloaded_file_is_not_hashed_again(server, path, hashed):
+    for _ in range(2):
+        download.download(server.url("w.pth"), path, SHA256[:8])
+    assert hashed == [".w.pth.part"]
+
+
+def test_a_copy_in_a_folder_that_cannot_be_written_is_checked(path, hashed, monkeypatch):
+    path.parent.mkdir()
+    path.write_bytes(CONTENT)
+
+    def write_text(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(type(path), "write_text", write_text)
+    for _ in range(2):
+        download.download("http://127.0.0.1:9/w.pth", path, SHA256[:8])
+    assert hashed == ["w.pth", "w.pth"]
 
 
 @pytest.mark.parametrize(("name", "code"), [("missing", 404), ("busy", 503)])
@@ -272,11 +317,17 @@ class TestHub:
 
     @pytest.fixture
     def hub(self, server, monkeypatch):
-        constants = pytest.importorskip("huggingface_hub.constants")
         template = "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", server.url("")[:-1])
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url(template[1:]))
         return server
+
+    @pytest.fixture
+    def log(self, hub, caplog, monkeypatch):
+        """What huggingface_hub logs."""
+        logger = logging.getLogger("huggingface_hub")
+        monkeypatch.setattr(logger, "handlers", [caplog.handler])
+        return caplog
 
     def test_the_second_name_is_tried_if_the_first_does_not_exist(self, hub, tmp_path):
         for _ in range(2):  # the second call finds the file
@@ -300,27 +351,32 @@ class TestHub:
         hub.etag = "d" * 40  # git's name of its content
         assert download.download_from_hub("a/b", ("w.bin",), tmp_path).read_bytes() == CONTENT
 
-    @pytest.mark.parametrize("offline", [False, True])
-    def test_without_a_network_the_error_says_what_to_do_by_hand(
-        self, hub, offline, monkeypatch, tmp_path, capfd
-    ):
-        import huggingface_hub
-
-        if offline:
-            monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        hub.server_close()  # nothing listens there
-        with pytest.raises(UserError, match=r"cannot be downloaded: .*put it at .*m\.safetensors"):
+    def test_without_a_network_it_fails_at_the_first_try(self, hub, log, tmp_path):
+        hub.shutdown()
+        hub.server_close()
+        start = time.monotonic()
+        with pytest.raises(UserError) as error:
             download.download_from_hub("a/b", ("m.safetensors", "w.bin"), tmp_path)
-        assert "Retrying" not in capfd.readouterr().err
+        assert time.monotonic() - start < 5
+        assert re.search(r"cannot be downloaded: .*refused; .*put it at .*m\.s", str(error.value))
+        assert "\n" not in str(error.value)
+        assert not log.records
 
-    def test_a_network_that_fails_during_the_download_is_not_a_missing_file(
-        self, hub, monkeypatch, tmp_path
+    def test_with_the_offline_mode_of_the_library_nothing_is_requested(
+        self, hub, tmp_path, monkeypatch
     ):
-        import huggingface_hub
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(UserError, match="HF_HUB_OFFLINE` environment variable; .*put it at"):
+            download.download_from_hub("a/b", ("m.safetensors", "w.bin"), tmp_path)
+        assert not hub.requests
 
-        def hf_hub_download(*_, **__):
-            raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
-
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-        with pytest.raises(UserError, match=r"cannot be downloaded: no connection; .*put it at"):
+    def test_a_server_that_is_lost_after_the_first_answer_has_the_file(self, hub, tmp_path):
+        hub.commit_of_main_only = True
+        with pytest.raises(UserError, match=r"w\.bin cannot be downloaded: .*put it at .*w\.bin"):
             download.download_from_hub("a/b", ("w.bin",), tmp_path)
+
+    def test_the_log_of_the_library_is_not_shown(self, hub, log, tmp_path):
+        hub.warning = "a topic; a warning"
+        download.download_from_hub("a/b", ("m.safetensors", "w.bin"), tmp_path)
+        assert not log.records
+        assert logging.getLogger("huggingface_hub").isEnabledFor(logging.WARNING)
