@@ -6,7 +6,8 @@
 
 tiny to large: github.com/facebookresearch/ConvNeXt, TRAINING.md and the defaults of main.py.
 torchvision_*: references/classification, where weight decay also applies to biases and layer
-scales. Accuracies are for a single center crop of 224.
+scales. Accuracies are for a single center crop of 224. RandAugment of the paper's code shears and
+rotates images with bicubic interpolation; here it is bilinear.
 
                   batch  peak lr  schedule         weight decay  mixup, cutmix  erase  epochs
     tiny, ...     4096   4e-3     cosine by step   0.05          0.8, 1         0.25   300

@@ -4,7 +4,8 @@
     python -m imagenet_jax.main --config=configs/swin.py:swin_s
 
 Source: github.com/pytorch/vision, pull request 6048. Accuracies are with a single center crop of
-224, from images resized to 232, 246 and 238 pixels.
+224, from images resized to 232, 246 and 238 pixels. torchvision also shears and rotates images with
+bicubic interpolation; here it is bilinear.
 
     batch  peak lr  last lr  schedule  weight decay             clipping  mixup, cutmix  epochs
     1024   0.001    1e-5     cosine    0.05, not of the biases  5         0.8, 1         300

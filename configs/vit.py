@@ -12,6 +12,7 @@ Each recipe below gives its source and published top-1, for a single center crop
     deit3_s  2048   4e-3     5 epochs      0.05          0.8, 1         3-Augment, jitter   800
 
 Schedules of the last two start with the first epoch here, and one epoch later in the authors' code.
+RandAugment of deit_s shears and rotates with bilinear interpolation here, bicubic in the authors'.
 """
 
 from ml_collections import ConfigDict

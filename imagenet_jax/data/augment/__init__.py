@@ -45,9 +45,8 @@ def _policy(function: str, *arguments: str) -> Augmentation:
 ON_BYTES = (  # u8[B, H, W, 3]
     _policy("randaugment.randaugment", "auto_num_ops", "auto_magnitude", "auto_interpolation"),
     _policy(
-        "randaugment.randaugment_timm",
-        "auto_num_ops", "auto_magnitude", "auto_magnitude_std", "auto_interpolation", "mean_color",
-        "auto_increasing",
+        "randaugment.randaugment_timm", "auto_num_ops", "auto_magnitude", "auto_magnitude_std",
+        "auto_interpolation", "mean_color", "auto_increasing",
     ),
     _policy("randaugment_plain.randaugment_plain", "auto_num_ops", "auto_magnitude"),
     _policy("randaugment.trivialaugment", "auto_interpolation"),
