@@ -175,9 +175,12 @@ SOURCES = {
     **{f"resnet.py:wide_resnet{depth}_2": v1(0.1) for depth in (50, 101)},
     "resnet.py:resnext50_32x4d": v1(0.1),
     "resnet.py:resnext101_32x8d": v1(0.1),
-    "resnet.py:resnet101_v2": torchvision_v2,
-    "resnet.py:resnet152_v2": torchvision_v2,
-    "resnet.py:resnext50_32x4d_v2": torchvision_v2,
+    **{f"resnet.py:resnet{depth}_v2": torchvision_v2 for depth in (101, 152)},
+    **{f"resnet.py:wide_resnet{depth}_2_v2": torchvision_v2 for depth in (50, 101)},
+    **{
+        f"resnet.py:resnext{kind}_v2": torchvision_v2
+        for kind in ("50_32x4d", "101_32x8d", "101_64x4d")
+    },
     "googlenet.py": caffe_root,
     "inception.py": lambda epochs, _: 0.045 * 0.94 ** (epochs // 2),
     "mobilenet.py:mobilenet_v2": lambda epochs, _: 0.045 * 0.98 ** np.floor(epochs),

@@ -159,12 +159,27 @@ def test_v2_averages_as_torchvision_does():
     assert (c.ema.decay, c.ema.every_steps, c.ema.form) == (0.99998, 32, "torchvision")
 
 
-@pytest.mark.parametrize("model", ["resnet101", "resnet152", "resnext50_32x4d"])
-def test_v2_is_one_recipe_for_several_models(model):
-    v2, other = load("resnet50.py:v2"), load(f"resnet.py:{model}_v2")
-    assert other.model.name == model
-    other.model.name = "resnet50"
-    assert config_io.differences(v2, other) == []
+# The recipe of each weights enum of torchvision's models/resnet.py, and the commands of issue 3995
+# and pull requests 4964 and 5935: training crop, copies of an image.
+TORCHVISION_V2 = {
+    "resnet101": (224, 1),
+    "resnet152": (224, 1),
+    "resnext50_32x4d": (224, 1),
+    "resnext101_32x8d": (176, 1),
+    "resnext101_64x4d": (176, 4),
+    "wide_resnet50_2": (176, 1),
+    "wide_resnet101_2": (224, 1),
+}
+
+
+@pytest.mark.parametrize("model", TORCHVISION_V2)
+def test_the_other_resnets_train_by_torchvisions_v2_recipe(model):
+    c = load(f"resnet.py:{model}_v2")
+    assert (c.augment.image_size, c.data.repeated_aug) == TORCHVISION_V2[model]
+    c.augment.image_size, c.data.repeated_aug = 176, 4
+    of_resnet50 = load("resnet50.py:v2")
+    of_resnet50.model.name = model
+    assert c == of_resnet50
 
 
 def test_variants_reach_the_other_resnets():
