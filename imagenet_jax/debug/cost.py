@@ -215,9 +215,8 @@ def target_cost(config: ConfigDict, target: Target) -> TargetCost:
     except RuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in str(e):
             raise
-        sizes = re.findall(
-            r"\b\d[\d.]*[KMGT]\b", str(e)
-        )  # first what is needed, then what there is
+        # First what is needed, then what there is.
+        sizes = re.findall(r"\b\d[\d.]*[KMGT]\b", str(e))
         needs = f"{sizes[0]} of the {sizes[1]}" if len(sizes) > 1 else "more than the memory"
         raise DoesNotFit(
             f"config.batch_size = {config.batch_size} does not fit: a step needs {needs} of a "

@@ -61,11 +61,13 @@ def read(path: Path, origin: str) -> tuple[dict[str, np.ndarray], list[str]]:
         variance = normalization["variance"].ravel()
         published = np.allclose(variance, _EFFICIENTNET_STD)
         stds = (variance if published else np.sqrt(variance)).tolist()
-    is_resnet = not layers.keys().isdisjoint(_RESNET_EPSILON)
-    if is_resnet:
+    epsilon = next((_RESNET_EPSILON[name] for name in layers if name in _RESNET_EPSILON), None)
+    if epsilon:
         names = _resnet_names(layers)
+    elif "stem_conv" in layers:
+        names = _efficientnet_names(layers)
     else:
-        names = _efficientnet_names(layers) if "stem_conv" in layers else _vgg_names(layers)
+        names = _vgg_names(layers)
     if unknown := [name for name in layers if name not in names]:
         raise UserError(
             f"{origin} is not a VGG, ResNet (v1) or EfficientNet of keras.applications; it has "
@@ -79,12 +81,11 @@ def read(path: Path, origin: str) -> tuple[dict[str, np.ndarray], list[str]]:
             key = f"{names[layer]}.{_VARIABLES[variable]}"
             state_dict[key] = _to_torch(layer, array) if _VARIABLES[variable] == "weight" else array
     notes = [f"renamed {len(state_dict)} Keras arrays as in torch"]
-    if is_resnet:
-        epsilon = next(_RESNET_EPSILON[name] for name in layers if name in _RESNET_EPSILON)
+    if epsilon:
         _fold_into_norms(state_dict, epsilon)
         state_dict |= resnet.V1_MARK
         notes.append("moved biases of convolutions into running means")
-    first = "conv1.weight" if is_resnet else "features.0.weight"
+    first = "conv1.weight" if epsilon else "features.0.weight"
     if not normalization and first in state_dict:
         state_dict[first] = state_dict[first][:, ::-1]
         notes.append("reversed the first kernel from BGR, as Keras feeds this network, to RGB")
@@ -167,7 +168,7 @@ def _fold_into_norms(state_dict: dict[str, np.ndarray], epsilon: float) -> None:
     difference in epsilon.
     """
     for key in [key for key in state_dict if ".running_" in key]:
-        convolution = re.sub(r"downsample\.1", "downsample.0", key).replace("bn", "conv")
+        convolution = key.replace("downsample.1", "downsample.0").replace("bn", "conv")
         if key.endswith("mean"):
             bias = state_dict.pop(f"{convolution.removesuffix('running_mean')}bias", 0.0)
             state_dict[key] = state_dict[key] - bias
